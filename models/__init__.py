@@ -1,0 +1,27 @@
+"""The encoders, by the arch names that configs use: `getattr(models, config.model.arch)(**config.model.model_args)`.
+
+`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST. The defaults are those of the two classes: frequency-first
+[B, 1, 80, 200] inputs; the paper's configs choose time-first ones.
+"""
+from functools import partial
+
+from models.ssam import MambaSSAST
+from models.ssast import SSAST
+
+# depth, width, heads: ViT's sizes (Dosovitskiy et al. 2021), with the paper's own medium (Yadav and Tan 2024).
+SIZES = {
+    "tiny": (12, 192, 3),
+    "small": (12, 384, 6),
+    "medium": (12, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+    "huge": (32, 1280, 16),
+}
+
+ARCHS = {}
+for _size, (_depth, _width, _heads) in SIZES.items():
+    ARCHS[f"mamba_ssast_{_size}"] = partial(MambaSSAST, depth=_depth, embed_dim=_width)
+    ARCHS[f"ssast_{_size}"] = partial(SSAST, depth=_depth, embed_dim=_width, num_heads=_heads)
+globals().update(ARCHS)
+
+__all__ = ["ARCHS", "SIZES", "SSAST", "MambaSSAST", *ARCHS]

@@ -1,0 +1,146 @@
+"""What SSAM and SSAST share: a masked autoencoder of spectrograms without a decoder stack.
+
+Symbols: B batch, T frames, M mel bands, T' x M' grid of patches, L = T'*M' patches, P values per patch, D channels.
+"""
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import masking
+from models.patches import PatchEmbed, patchify, unpatchify
+from models.pos_embed import sincos_position_embedding
+
+
+class MaskedSpectrogramEncoder(nn.Module, ABC):
+    """Reads a spectrogram as patches, replaces the masked ones by one learned token, and predicts them all.
+
+    Args:
+        img_size: the spectrogram's size in the order of the input: (T, M), or (M, T) if `frequency_first`.
+        patch_size: likewise.
+        in_chans: channels of the spectrogram.
+        mask_ratio: share of patches that `random_masking` hides, in [0, 1).
+        masking_mode: "unstructured" or "timestep", see `models.masking`.
+        use_cls_token: put a learned token, which is always visible, before the patches.
+        frequency_first: inputs are [B, C, M, T] instead of [B, C, T, M]. Tokens, positions, masks and features are
+            those of a time-first model on the transposed input.
+
+    ValueError where the patches do not tile the spectrogram and for values out of range.
+    """
+
+    def __init__(self, embed_dim: int, depth: int, img_size: tuple[int, int], patch_size: tuple[int, int],
+                 in_chans: int, mask_ratio: float, masking_mode: str, use_cls_token: bool, frequency_first: bool):
+        super().__init__()
+        img_size, patch_size = tuple(img_size), tuple(patch_size)
+        if any(size % patch for size, patch in zip(img_size, patch_size, strict=True)):
+            raise ValueError(f"patch_size {patch_size} does not divide img_size {img_size}")
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}")
+        if masking_mode not in masking.MODES:
+            raise ValueError(f"unknown masking_mode {masking_mode!r}; choose from {', '.join(masking.MODES)}")
+        self.img_size, self.embed_dim, self.depth, self.in_chans = img_size, embed_dim, depth, in_chans
+        self.mask_ratio, self.masking_mode, self.frequency_first = mask_ratio, masking_mode, frequency_first
+        self._patch_size = patch_size
+
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if use_cls_token else None
+        positions = sincos_position_embedding(self.grid_size(), embed_dim, use_cls_token)
+        self.pos_embed = nn.Parameter(torch.from_numpy(positions)[None], requires_grad=False)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, frequency_first)
+        self.encoder_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        patch_values = patch_size[0] * patch_size[1] * in_chans
+        self.pred = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.GELU(), nn.Linear(embed_dim, patch_values))
+
+    def init_weights(self) -> None:
+        """The published initialisation of the shared parts; the head keeps torch's default."""
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
+
+    def grid_size(self) -> tuple[int, int]:
+        """(T', M'): patches along time and along mel, in this order for both input layouts."""
+        steps, bands = (size // patch for size, patch in zip(self.img_size, self._patch_size))
+        return (bands, steps) if self.frequency_first else (steps, bands)
+
+    def patch_size(self) -> tuple[int, int]:
+        """The patch's size in the order of the input."""
+        return self._patch_size
+
+    def _time_first(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or tuple(x.shape[1:]) != (self.in_chans, *self.img_size):
+            raise ValueError(f"expected a spectrogram [B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}], "
+                             f"got {list(x.shape)}")
+        return x.transpose(-1, -2) if self.frequency_first else x
+
+    def _time_first_patch(self) -> tuple[int, int]:
+        return self._patch_size[::-1] if self.frequency_first else self._patch_size
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Spectrogram [B, C, T, M] (or [B, C, M, T]) -> patches [B, L, P], time-major, element time * p_m + mel."""
+        return patchify(self._time_first(x), self._time_first_patch())
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """The inverse of `patchify`."""
+        x = unpatchify(patches, self.grid_size(), self._time_first_patch())
+        return x.transpose(-1, -2) if self.frequency_first else x
+
+    def draw_mask(self, rng: np.random.Generator) -> np.ndarray:
+        """One sample's mask, float32 [L], 1 where masked."""
+        return masking.draw_mask(rng, self.grid_size(), self.mask_ratio, self.masking_mode)
+
+    def random_masking(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Replace masked tokens [B, L, D] by the mask token, which carries no position (as published).
+
+        Without a `mask` one is drawn per sample from torch's global generator. Returns tokens and mask [B, L].
+        """
+        if mask is None:
+            rng = np.random.default_rng(torch.randint(2 ** 62, ()).item())
+            mask = torch.from_numpy(np.stack([self.draw_mask(rng) for _ in tokens]))
+        if mask.shape != tokens.shape[:2]:
+            raise ValueError(f"the mask must be {list(tokens.shape[:2])}, one value per patch, got {list(mask.shape)}")
+        mask = mask.to(tokens)
+        return torch.where(mask.bool().unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens), mask
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Spectrogram -> patch tokens with positions [B, L, D]."""
+        tokens = self.patch_embed(self._time_first(x))
+        return tokens + self.pos_embed[:, -tokens.shape[1]:]
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Patch tokens [B, L, D] -> normalised output of the blocks [B, L, D], without the class token."""
+        if self.cls_token is not None:
+            cls_token = self.cls_token + self.pos_embed[:, :1]
+            tokens = torch.cat([cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        hidden = self.forward_blocks(tokens)
+        return hidden if self.cls_token is None else hidden[:, 1:]
+
+    @abstractmethod
+    def forward_blocks(self, tokens: Tensor) -> Tensor:
+        """All tokens [B, L (+1), D] -> `encoder_norm` of the last block's output, the same shape."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict all patches of a spectrogram from the unmasked ones.
+
+        x: [B, C, T, M] (or [B, C, M, T]); mask: [B, L], 1 where masked, drawn at random if absent.
+        Returns prediction [B, L, P], target [B, L, P] and mask [B, L]. ValueError for wrong shapes.
+        """
+        tokens, mask = self.random_masking(self.embed(x), mask)
+        return self.pred(self.encode(tokens)), self.patchify(x), mask
+
+    def forward_features(self, x: Tensor, layout: str = "published") -> Tensor:
+        """Features of a whole spectrogram, one row per time step: [B, T', M'*D].
+
+        layout "bands": row t holds the M' band tokens of time step t. layout "published": the published
+        extraction reads the time-major tokens as if they were frequency-major, so row i holds tokens
+        i, T' + i, ..., (M' - 1) T' + i. ValueError for another layout.
+        """
+        tokens = self.encode(self.embed(x))  # [B, T'*M', D]
+        (steps, bands), (batch, _, dim) = self.grid_size(), tokens.shape
+        if layout == "published":
+            tokens = tokens.reshape(batch, bands, steps, dim).transpose(1, 2)
+        elif layout != "bands":
+            raise ValueError(f"unknown layout {layout!r}; choose from published, bands")
+        return tokens.reshape(batch, steps, bands * dim)

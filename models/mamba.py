@@ -1,0 +1,54 @@
+"""The Mamba-1 block (Gu and Dao 2023, figure 3; parametrisation of section 3.6 and appendix).
+
+Symbols: B batch, L tokens, D channels of the model, E = expand * D inner channels, N state size, R rank of the step.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.ops.causal_conv1d import causal_conv1d
+from models.ops.selective_scan import selective_scan
+
+
+class Mamba(nn.Module):
+    """Mixes tokens causally: hidden [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2,
+                 dt_rank: int | str = "auto", dt_min: float = 1e-3, dt_max: float = 0.1,
+                 dt_init_floor: float = 1e-4, conv_bias: bool = True, bias: bool = False):
+        super().__init__()
+        self.d_inner, self.d_state = expand * d_model, d_state
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.dt_range, self.dt_init_floor = (dt_min, dt_max), dt_init_floor
+        self.backend = "auto"  # of the selective scan
+
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, bias=conv_bias)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
+        self.D = nn.Parameter(torch.empty(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+
+    @torch.no_grad()
+    def init_weights(self, depth: int) -> None:
+        """What torch's own defaults of the linear layers and the convolution leave open."""
+        nn.init.uniform_(self.dt_proj.weight, -self.dt_rank ** -0.5, self.dt_rank ** -0.5)
+        low, high = (math.log(dt) for dt in self.dt_range)
+        dt = torch.exp(torch.rand(self.d_inner) * (high - low) + low).clamp(min=self.dt_init_floor)
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.A_log.copy_(torch.log(torch.arange(1, self.d_state + 1)).expand_as(self.A_log))  # S4D-real
+        nn.init.ones_(self.D)
+        self.out_proj.weight /= math.sqrt(depth)  # one residual addition per block (GPT-2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # [B, L, D] -> 2 x [B, E, L]
+        x = causal_conv1d(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
+        dt, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = F.linear(dt, self.dt_proj.weight)  # [B, L, R] -> [B, L, E]; its bias enters the scan in float32
+        y = selective_scan(
+            x, delta.transpose(1, 2), -torch.exp(self.A_log.float()), B.transpose(1, 2), C.transpose(1, 2),
+            self.D, z, self.dt_proj.bias, delta_softplus=True, backend=self.backend)
+        return self.out_proj(y.transpose(1, 2))

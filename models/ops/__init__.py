@@ -1,0 +1,1 @@
+"""Operators of the Mamba block. This floor imports no other project code."""

@@ -1,0 +1,26 @@
+"""Causal depthwise convolution along time, as in the Mamba block."""
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.ops import causal_conv1d_cpu
+
+
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """y_t = sum_k weight_k x_{t-K+1+k} + bias for each channel alone, then SiLU if asked for.
+
+    x: [B, D, L]; weight: [D, K]; bias: [D]. Returns [B, D, L] in x's dtype. Compiled kernels serve CPU tensors where
+    there are some. Else the taps are added one by one, which beats conv1d for the few taps of Mamba and reads
+    channels-last views at full speed. ValueError for an unknown activation.
+    """
+    if activation not in (None, "silu"):
+        raise ValueError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
+    if causal_conv1d_cpu.why_not(x, weight, bias) is None:
+        return causal_conv1d_cpu.causal_conv1d(x, weight, bias, activation == "silu")
+    length, taps = x.shape[-1], weight.shape[-1]
+    y = x * weight[:, -1:]
+    for lag in range(1, min(taps, length)):
+        y[..., lag:] += x[..., :length - lag] * weight[:, -1 - lag, None]
+    if bias is not None:
+        y = y + bias[:, None]
+    y = y.to(x.dtype)
+    return F.silu(y) if activation == "silu" else y

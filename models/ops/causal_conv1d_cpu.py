@@ -1,0 +1,83 @@
+"""The causal convolution by the compiled kernels of selective_scan/csrc, registered as a torch operator."""
+import ctypes
+
+import torch
+from torch import Tensor
+
+from models.ops import native
+from models.ops.native import View, call, pointer, rows
+
+MAX_TAPS = 16  # as in csrc/causal_conv1d.c
+
+
+def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """The reason why these tensors need the plain path, as a sentence."""
+    if weight.shape[-1] > MAX_TAPS:
+        return f"{weight.shape[-1]} taps are more than {MAX_TAPS}"
+    return native.why_not(*(t for t in (x, weight, bias) if t is not None))
+
+
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """See `models.ops.causal_conv1d`; the sums are float32 for every dtype."""
+    weight, bias = weight.float(), bias if bias is None else bias.float()
+    y = torch.ops.audio_mamba.causal_conv1d_cpu(x.transpose(1, 2).float(), weight, bias, silu)
+    return y.to(x.dtype).transpose(1, 2)  # [B, L, D] -> [B, D, L]
+
+
+@torch.library.custom_op("audio_mamba::causal_conv1d_cpu", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """x [B, L, D], weight [D, K], bias [D] -> [B, L, D]."""
+    y = x.new_empty(x.shape)
+    x, weight, bias = _prepare(x, weight, bias)
+    call("causal_conv1d_forward", _Convolution(
+        *x.shape, weight.shape[1], torch.get_num_threads(), silu, View.of(x), View.of(y), View(), View(),
+        pointer(weight), pointer(bias)))
+    return y
+
+
+@_forward.register_fake
+def _(x, weight, bias, silu):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("audio_mamba::causal_conv1d_cpu_backward", mutates_args=())
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+              silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    dx = x.new_empty(x.shape)
+    d_weight, d_bias = x.new_empty(len(x), *weight.shape), x.new_empty(len(x), x.shape[-1])
+    dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
+    call("causal_conv1d_backward", _Convolution(
+        *x.shape, weight.shape[1], torch.get_num_threads(), silu, View.of(x), View(), View.of(dy), View.of(dx),
+        pointer(weight), pointer(bias), pointer(d_weight), pointer(d_bias)))
+    return dx, d_weight.sum(0), d_bias.sum(0)
+
+
+@_backward.register_fake
+def _(dy, x, weight, bias, silu):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(x.shape[-1])
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx, dy):
+    x, weight, bias = ctx.saved_tensors
+    dx, d_weight, d_bias = torch.ops.audio_mamba.causal_conv1d_cpu_backward(dy, x, weight, bias, ctx.silu)
+    return dx, d_weight, None if bias is None else d_bias, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+class _Convolution(ctypes.Structure):
+    """`Convolution` of csrc/causal_conv1d.c."""
+    _fields_ = [*((name, ctypes.c_int64) for name in ("batch", "length", "channels", "taps", "threads", "silu")),
+                *((name, View) for name in ("x", "y", "dy", "dx")),
+                *((name, ctypes.c_void_p) for name in ("weight", "bias", "d_weight", "d_bias"))]
+
+
+def _prepare(x, weight, bias):
+    return rows(x), weight.contiguous(), bias if bias is None else bias.contiguous()

@@ -1,0 +1,150 @@
+"""The selective scan by the compiled kernels of csrc/: forward and backward in float32 on CPU tensors.
+
+Registered as torch operators on channels-last tensors [B, L, D], the layout of the Mamba block, so that torch.compile,
+torch.export and torch.utils.checkpoint see one node. Training keeps the states before each chunk of CHUNK steps; the
+backward operator recomputes those between.
+"""
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from models.ops.native import View, call, pointer, rows, why_not
+
+__all__ = ["selective_scan", "why_not"]
+
+CHUNK = 16  # as in csrc/selective_scan.c
+BACKWARD_BLOCK = 64  # likewise: channels that one thread takes, which give one partial sum of dB and dC
+
+
+def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+                   z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
+                   return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """See `models.ops.selective_scan`."""
+    inputs = [t if t is None else t.float() for t in (u, delta, A, B, C, D, z, delta_bias)]
+    groups = math.lcm(*(t.shape[1] for t in (B, C) if t.dim() == 4))
+    parts = [_call_operator(*part, delta_softplus) for part in _split_groups(*inputs, groups)]
+    y, last = (torch.cat(part, dim=1) if groups > 1 else part[0] for part in zip(*parts))
+    y = y.to(u.dtype)
+    return (y, last) if return_last_state else y
+
+
+def _split_groups(u, delta, A, B, C, D, z, delta_bias, groups):
+    """The same arguments for the channels of each group, with B and C [B, N, L]."""
+    if groups == 1:
+        B, C = (t if t.dim() == 3 else t.squeeze(1) for t in (B, C))
+        return [(u, delta, A, B, C, D, z, delta_bias)]
+    of_channels = [groups * [None] if t is None else t.chunk(groups, dim) for t, dim in
+                   ((u, 1), (delta, 1), (A, 0), (D, 0), (z, 1), (delta_bias, 0))]
+    u, delta, A, D, z, delta_bias = of_channels
+    B, C = ([t if t.dim() == 3 else t[:, group * t.shape[1] // groups] for group in range(groups)] for t in (B, C))
+    return zip(u, delta, A, B, C, D, z, delta_bias)
+
+
+def _call_operator(u, delta, A, B, C, D, z, delta_bias, softplus):
+    """y [B, D, L] and the last state [B, D, N], both channels-last in memory."""
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    u, delta, B, C = (t.transpose(1, 2) for t in (u, delta, B, C))
+    z = z if z is None else z.transpose(1, 2)
+    y, last, _ = torch.ops.audio_mamba.selective_scan_cpu(u, delta, A, B, C, D, z, delta_bias, softplus, save)
+    return y.transpose(1, 2), last.transpose(1, 2)
+
+
+@torch.library.custom_op("audio_mamba::selective_scan_cpu", mutates_args=())
+def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+             delta_bias: Tensor | None, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """u, delta, z [B, L, D], A [D, N], B, C [B, L, N], D, delta_bias [D]
+    -> y [B, L, D], last state [B, N, D], states before each chunk [B, chunks, N, D] (no chunks unless `save`)."""
+    y, last, starts = _outputs(u, A, save)
+    problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts if save else None)
+    _run("selective_scan_forward", problem, View.of(y), last.data_ptr())
+    return y, last, starts
+
+
+def _outputs(u, A, save):
+    (batch, length, channels), state = u.shape, A.shape[1]
+    chunks = -(-length // CHUNK) if save else 0
+    return (u.new_empty(batch, length, channels), u.new_empty(batch, state, channels),
+            u.new_empty(batch, chunks, state, channels))
+
+
+@_forward.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, softplus, save):
+    return _outputs(u, A, save)
+
+
+@torch.library.custom_op("audio_mamba::selective_scan_cpu_backward", mutates_args=())
+def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+              C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
+              softplus: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, delta, A, B, C, D, z and delta_bias; that of z is empty where there is none."""
+    du, d_delta, dz = _gradients_like(u, z)
+    (batch, length, channels), state = u.shape, A.shape[1]
+    blocks = -(-channels // BACKWARD_BLOCK)
+    dB, dC = u.new_empty(2, blocks, batch, length, state)
+    dA, (dD, d_bias) = u.new_empty(batch, channels, state), u.new_empty(2, batch, channels)
+    problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts)
+    dy, d_last = rows(dy), d_last if d_last is None else d_last.contiguous()
+    gradients = _Gradients(View.of(dy), View.of(du), View.of(d_delta), View.of(dz if z is not None else None), pointer(d_last),
+                           *(t.data_ptr() for t in (dA, dB, dC, dD, d_bias)))
+    _run("selective_scan_backward", problem, gradients)
+    return du, d_delta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dz, d_bias.sum(0)
+
+
+def _gradients_like(u, z):
+    return u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty((0,) if z is None else u.shape)
+
+
+@_backward.register_fake
+def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus):
+    du, d_delta, dz = _gradients_like(u, z)
+    channels = u.new_empty(u.shape[-1])
+    return (du, d_delta, A.new_empty(A.shape), B.new_empty(B.shape), C.new_empty(C.shape), channels, dz,
+            torch.empty_like(channels))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.softplus, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[2], *tensors)
+
+
+def _autograd(ctx, dy, d_last, _):
+    starts, *tensors = ctx.saved_tensors
+    u = tensors[0]
+    if dy is None:
+        dy = torch.zeros_like(u)
+    grads = torch.ops.audio_mamba.selective_scan_cpu_backward(dy, d_last, starts, *tensors, ctx.softplus)
+    return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+class _Problem(ctypes.Structure):
+    """`Problem` of csrc/selective_scan.c."""
+    _fields_ = [*((name, ctypes.c_int64) for name in ("batch", "length", "channels", "state", "threads", "softplus")),
+                *((name, View) for name in ("u", "delta", "z", "B", "C")),
+                *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "starts"))]
+
+
+class _Gradients(ctypes.Structure):
+    """`Gradients` of csrc/selective_scan.c."""
+    _fields_ = [*((name, View) for name in ("dy", "du", "d_delta", "dz")),
+                *((name, ctypes.c_void_p) for name in ("d_last", "dA", "dB", "dC", "dD", "d_bias"))]
+
+
+def _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts):
+    """The struct, and the tensors that must outlive its pointers."""
+    u, delta, z = rows(u), rows(delta), z if z is None else rows(z)
+    A, D, delta_bias = (t if t is None else t.contiguous() for t in (A, D, delta_bias))
+    problem = _Problem(*u.shape, A.shape[1], torch.get_num_threads(), softplus, *map(View.of, (u, delta, z, B, C)),
+                       *map(pointer, (A, D, delta_bias, starts)))
+    return problem, (u, delta, z, A, D, delta_bias)
+
+
+def _run(name, *arguments):
+    if not call(name, *arguments):
+        raise MemoryError(f"{name}: no memory for the working arrays")

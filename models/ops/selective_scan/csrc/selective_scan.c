@@ -1,0 +1,341 @@
+/* The selective scan and its gradient on channels-last float32 tensors; ../__init__.py has the equation.
+ *
+ * Symbols: L time, D channels, N state, W lanes of a vector. A vector holds W neighbouring channels, so that B_t and
+ * C_t are scalars to broadcast and time runs without shuffles. Time is cut into chunks of CHUNK steps, whose working
+ * arrays stay in the first-level cache; the state is cut into groups of GROUP, which stay in registers. Sums are formed
+ * per chunk or group and then added up, which halves their rounding error.
+ *
+ * Threads take blocks of channels of one batch entry. Sums over blocks and batch are left to the caller as partial
+ * sums, so the bits do not depend on the number of threads. */
+#include <stdlib.h>
+
+#include "tensor.h"
+#include "vec.h"
+
+enum { CHUNK = 16, GROUP = 4, FORWARD_BLOCK = 32, BACKWARD_BLOCK = 64, MAX_VECS = BACKWARD_BLOCK / W };
+
+/* Sizes and inputs. u, delta, z [batch, L, D] have last stride 1; B, C are [batch, L, N]; A [D, N] and D, delta_bias
+ * [D] are contiguous. `starts` [batch, chunks, N, D] are the states before each chunk, kept for the way back. */
+typedef struct {
+    int64_t batch, length, channels, state, threads, softplus;
+    View u, delta, z, B, C;
+    float *A, *D, *delta_bias, *starts;
+} Problem;
+
+static int64_t padded_state(const Problem *p) { return ceil_div(p->state, GROUP) * GROUP; }
+static int lanes_at(const Problem *p, int64_t channel) { return smaller(W, p->channels - channel); }
+
+static float *start_at(const Problem *p, int64_t batch, int64_t chunk, int64_t channel) {
+    return p->starts + (batch * ceil_div(p->length, CHUNK) + chunk) * p->state * p->channels + channel;
+}
+
+/* W channels at one step of time. */
+typedef struct {
+    vec raw, dt;             /* delta + delta_bias, before and after the softplus */
+    vec x, input;            /* u, dt u */
+    vec y;                   /* C h + D u, before the gate */
+    vec dy, gate_slope;      /* on the way back: the gradient of y; of z, but for the factor y */
+    vec d_input, d_exponent; /* sums over N: the gradient of input; of dt / ln(2) through the decay */
+} Step;
+
+/* W channels over a chunk of time. */
+typedef struct {
+    Step steps[CHUNK];
+    int in_range; /* no decay leaves the range of exp2_product */
+} Tile;
+
+/* GROUP states of a tile before a step and their decays in it; the gradients of B and C, but for a sum over lanes. */
+typedef struct {
+    vec h[GROUP], decay[GROUP], dB[GROUP], dC[GROUP];
+} History;
+
+/* What a thread needs for a block of channels. */
+typedef struct {
+    vec *A;       /* log2(e) A, [vecs][padded N]: decays are powers of two */
+    vec *carry;   /* the state, or on the way back its adjoint, likewise */
+    vec *dA;
+    float *B, *C; /* of the present chunk, [CHUNK][padded N] */
+    vec reach[MAX_VECS]; /* largest |log2(e) A| of each channel */
+    Tile tiles[MAX_VECS];
+} Block;
+
+static Block *block_new(const Problem *p) {
+    size_t states = sizeof(vec) * MAX_VECS * padded_state(p), matrix = sizeof(float) * CHUNK * padded_state(p);
+    size_t size = sizeof(Block) + 3 * states + 2 * matrix;
+    Block *block = aligned_alloc(sizeof(vec), ceil_div(size, sizeof(vec)) * sizeof(vec));
+    if (block) {
+        char *rest = (char *)(block + 1);
+        block->A = (vec *)rest;
+        block->carry = (vec *)(rest + states);
+        block->dA = (vec *)(rest + 2 * states);
+        block->B = (float *)(rest + 3 * states);
+        block->C = (float *)(rest + 3 * states + matrix);
+    }
+    return block;
+}
+
+/* A of a block, transposed and padded with zeros. */
+static void load_A(Block *block, const Problem *p, int64_t first, int vecs) {
+    int64_t padded = padded_state(p);
+    memset(block->A, 0, sizeof(vec) * vecs * padded);
+    for (int v = 0; v < vecs; v++) {
+        block->reach[v] = (vec){0};
+        for (int lane = 0; lane < lanes_at(p, first + v * W); lane++)
+            for (int64_t n = 0; n < p->state; n++)
+                block->A[v * padded + n][lane] = p->A[(first + v * W + lane) * p->state + n] * LOG2E;
+        for (int64_t n = 0; n < p->state; n++)
+            block->reach[v] = larger(block->reach[v], absolute(block->A[v * padded + n]));
+    }
+}
+
+static void load_matrix(float *to, const Problem *p, View matrix, int64_t batch, int64_t begin, int steps) {
+    int64_t padded = padded_state(p);
+    memset(to, 0, sizeof(float) * CHUNK * padded);
+    for (int t = 0; t < steps; t++)
+        for (int64_t n = 0; n < p->state; n++)
+            to[t * padded + n] = *at(matrix, batch, begin + t, n);
+}
+
+static void load_tile(Tile *tile, const Problem *p, vec reach, int64_t batch, int64_t begin, int steps,
+                      int64_t channel) {
+    int lanes = lanes_at(p, channel);
+    vec bias = p->delta_bias ? load(p->delta_bias + channel, lanes) : (vec){0};
+    vec skip = p->D ? load(p->D + channel, lanes) : (vec){0};
+    ivec far = {0};
+    for (int t = 0; t < steps; t++) {
+        vec raw = load(at(p->delta, batch, begin + t, channel), lanes) + bias;
+        vec dt = p->softplus ? softplus(raw) : raw;
+        vec x = load(at(p->u, batch, begin + t, channel), lanes);
+        far |= ~(absolute(dt) * reach < EXPONENT_LIMIT); /* also for NaN */
+        tile->steps[t] = (Step){.raw = raw, .dt = dt, .x = x, .input = dt * x, .y = skip * x};
+    }
+    tile->in_range = !any(far);
+}
+
+/* Run GROUP states of a tile through time and add C h to its y. */
+INLINE void advance_group(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
+                          vec *state, History *history, int in_range) {
+    vec h[GROUP];
+    for (int i = 0; i < GROUP; i++)
+        h[i] = state[i];
+    for (int t = 0; t < steps; t++) {
+        Step *step = &tile->steps[t];
+        vec y = {0};
+        for (int i = 0; i < GROUP; i++) {
+            vec decay = in_range ? exp2_product(step->dt, A[i]) : exp2_any(step->dt * A[i]);
+            h[i] = decay * h[i] + step->input * B[t * padded + i];
+            y += h[i] * C[t * padded + i];
+            if (history) {
+                history[t].decay[i] = decay;
+                history[t + 1].h[i] = h[i];
+            }
+        }
+        step->y += y;
+    }
+    for (int i = 0; i < GROUP; i++)
+        state[i] = h[i];
+}
+
+static void forward_block(const Problem *p, View y, float *last, Block *block, int64_t batch, int64_t first) {
+    int64_t padded = padded_state(p);
+    int vecs = smaller(FORWARD_BLOCK / W, ceil_div(p->channels - first, W));
+    Tile *tile = block->tiles;
+    load_A(block, p, first, vecs);
+    memset(block->carry, 0, sizeof(vec) * vecs * padded);
+    for (int64_t begin = 0; begin < p->length; begin += CHUNK) {
+        int steps = smaller(CHUNK, p->length - begin);
+        load_matrix(block->B, p, p->B, batch, begin, steps);
+        load_matrix(block->C, p, p->C, batch, begin, steps);
+        for (int v = 0; v < vecs; v++) {
+            int64_t channel = first + v * W;
+            int lanes = lanes_at(p, channel);
+            vec *A = block->A + v * padded, *state = block->carry + v * padded;
+            if (p->starts)
+                for (int64_t n = 0; n < p->state; n++)
+                    store(start_at(p, batch, begin / CHUNK, channel) + n * p->channels, state[n], lanes);
+            load_tile(tile, p, block->reach[v], batch, begin, steps, channel);
+            for (int64_t n = 0; n < padded; n += GROUP) {
+                if (tile->in_range)
+                    advance_group(tile, steps, A + n, block->B + n, block->C + n, padded, state + n, NULL, 1);
+                else
+                    advance_group(tile, steps, A + n, block->B + n, block->C + n, padded, state + n, NULL, 0);
+            }
+            for (int t = 0; t < steps; t++) {
+                vec out = tile->steps[t].y;
+                if (p->z.data) {
+                    vec z = load(at(p->z, batch, begin + t, channel), lanes);
+                    out *= z * sigmoid(z);
+                }
+                store(at(y, batch, begin + t, channel), out, lanes);
+            }
+        }
+    }
+    for (int v = 0; v < vecs; v++)
+        for (int64_t n = 0; n < p->state; n++)
+            store(last + (batch * p->state + n) * p->channels + first + v * W, block->carry[v * padded + n],
+                  lanes_at(p, first + v * W));
+}
+
+/* y [batch, L, D] like u; last [batch, N, D]. Returns whether there was memory. */
+int selective_scan_forward(const Problem *p, const View *y, float *last) {
+    int64_t blocks = ceil_div(p->channels, FORWARD_BLOCK);
+    int failed = 0;
+#pragma omp parallel num_threads(p->threads) reduction(| : failed)
+    {
+        Block *block = block_new(p);
+        failed = !block;
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < p->batch * blocks; task++)
+            if (block)
+                forward_block(p, *y, last, block, task / blocks, task % blocks * FORWARD_BLOCK);
+        free(block);
+    }
+    return !failed;
+}
+
+/* Gradients. dy and those of u, delta, z are [batch, L, D]; dy and d_last [batch, N, D] come in. The others are partial sums:
+ * dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
+typedef struct {
+    View dy, du, d_delta, dz;
+    float *d_last, *dA, *dB, *dC, *dD, *d_bias;
+} Gradients;
+
+/* The adjoint recurrence g_t = C_t dy_t + decay_{t+1} g_{t+1} of GROUP states, and what hangs on it. */
+INLINE void retreat_group(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
+                          vec *adjoint, vec *dA, History *history) {
+    vec g[GROUP], sum_A[GROUP] = {{0}};
+    for (int i = 0; i < GROUP; i++)
+        g[i] = adjoint[i];
+    for (int t = steps - 1; t >= 0; t--) {
+        Step *step = &tile->steps[t];
+        vec d_input = {0}, d_exponent = {0};
+        for (int i = 0; i < GROUP; i++) {
+            g[i] += step->dy * C[t * padded + i];
+            history[t].dC[i] += step->dy * history[t + 1].h[i];
+            history[t].dB[i] += step->input * g[i];
+            d_input += g[i] * B[t * padded + i];
+            g[i] *= history[t].decay[i];
+            vec through_decay = g[i] * history[t].h[i];
+            sum_A[i] += through_decay * step->dt;
+            d_exponent += through_decay * A[i];
+        }
+        step->d_input += d_input;
+        step->d_exponent += d_exponent;
+    }
+    for (int i = 0; i < GROUP; i++) {
+        adjoint[i] = g[i];
+        dA[i] += sum_A[i];
+    }
+}
+
+static void load_gradient(Tile *tile, const Problem *p, View dy, int64_t batch, int64_t begin, int steps,
+                          int64_t channel) {
+    int lanes = lanes_at(p, channel);
+    for (int t = 0; t < steps; t++) {
+        Step *step = &tile->steps[t];
+        step->dy = load(at(dy, batch, begin + t, channel), lanes);
+        step->d_input = step->d_exponent = (vec){0};
+        if (p->z.data) {
+            vec z = load(at(p->z, batch, begin + t, channel), lanes), open = sigmoid(z);
+            step->gate_slope = step->dy * open * (1.f + z * (1.f - open));
+            step->dy *= z * open;
+        }
+    }
+}
+
+/* All that is left once the sums over N stand. */
+static void store_gradients(const Tile *tile, const Problem *p, const Gradients *grads, int64_t batch, int64_t begin,
+                            int steps, int64_t channel, vec *dD, vec *d_bias) {
+    int lanes = lanes_at(p, channel);
+    vec skip = p->D ? load(p->D + channel, lanes) : (vec){0};
+    vec sum_D = {0}, sum_bias = {0};
+    for (int t = 0; t < steps; t++) {
+        const Step *step = &tile->steps[t];
+        vec d_delta = step->d_input * step->x + step->d_exponent * LN2;
+        if (p->softplus)
+            d_delta *= sigmoid(step->raw);
+        sum_bias += d_delta;
+        sum_D += step->dy * step->x;
+        store(at(grads->d_delta, batch, begin + t, channel), d_delta, lanes);
+        store(at(grads->du, batch, begin + t, channel), step->d_input * step->dt + step->dy * skip, lanes);
+        if (p->z.data)
+            store(at(grads->dz, batch, begin + t, channel), step->gate_slope * step->y, lanes);
+    }
+    *d_bias += sum_bias;
+    *dD += sum_D;
+}
+
+static void backward_block(const Problem *p, const Gradients *grads, Block *block, int64_t batch, int64_t number) {
+    int64_t padded = padded_state(p), first = number * BACKWARD_BLOCK;
+    int vecs = smaller(BACKWARD_BLOCK / W, ceil_div(p->channels - first, W));
+    vec dD[MAX_VECS] = {{0}}, d_bias[MAX_VECS] = {{0}};
+    load_A(block, p, first, vecs);
+    memset(block->dA, 0, sizeof(vec) * vecs * padded);
+    memset(block->carry, 0, sizeof(vec) * vecs * padded);
+    for (int v = 0; v < vecs; v++)
+        for (int64_t n = 0; grads->d_last && n < p->state; n++)
+            block->carry[v * padded + n] = load(grads->d_last + (batch * p->state + n) * p->channels + first + v * W,
+                                                lanes_at(p, first + v * W));
+    for (int64_t chunk = ceil_div(p->length, CHUNK) - 1; chunk >= 0; chunk--) {
+        int64_t begin = chunk * CHUNK;
+        int steps = smaller(CHUNK, p->length - begin);
+        load_matrix(block->B, p, p->B, batch, begin, steps);
+        load_matrix(block->C, p, p->C, batch, begin, steps);
+        for (int v = 0; v < vecs; v++) {
+            load_tile(&block->tiles[v], p, block->reach[v], batch, begin, steps, first + v * W);
+            load_gradient(&block->tiles[v], p, grads->dy, batch, begin, steps, first + v * W);
+        }
+        for (int64_t n = 0; n < padded; n += GROUP) {
+            int group = smaller(GROUP, p->state - n);
+            History history[CHUNK + 1];
+            memset(history, 0, sizeof history);
+            for (int v = 0; v < vecs; v++) {
+                int64_t channel = first + v * W, offset = v * padded + n;
+                Tile *tile = &block->tiles[v];
+                vec state[GROUP] = {{0}};
+                for (int i = 0; i < group; i++)
+                    state[i] = load(start_at(p, batch, chunk, channel) + (n + i) * p->channels, lanes_at(p, channel));
+                memcpy(history[0].h, state, sizeof state);
+                if (tile->in_range)
+                    advance_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, state, history, 1);
+                else
+                    advance_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, state, history, 0);
+                retreat_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, block->carry + offset,
+                              block->dA + offset, history);
+            }
+            for (int t = 0; t < steps; t++)
+                for (int i = 0; i < group; i++) {
+                    int64_t to = ((number * p->batch + batch) * p->length + begin + t) * p->state + n + i;
+                    grads->dB[to] = sum_lanes(&history[t].dB[i]);
+                    grads->dC[to] = sum_lanes(&history[t].dC[i]);
+                }
+        }
+        for (int v = 0; v < vecs; v++)
+            store_gradients(&block->tiles[v], p, grads, batch, begin, steps, first + v * W, &dD[v], &d_bias[v]);
+    }
+    for (int v = 0; v < vecs; v++) {
+        int64_t channel = first + v * W;
+        store(grads->dD + batch * p->channels + channel, dD[v], lanes_at(p, channel));
+        store(grads->d_bias + batch * p->channels + channel, d_bias[v], lanes_at(p, channel));
+        for (int lane = 0; lane < lanes_at(p, channel); lane++)
+            for (int64_t n = 0; n < p->state; n++)
+                grads->dA[(batch * p->channels + channel + lane) * p->state + n] = block->dA[v * padded + n][lane];
+    }
+}
+
+/* Returns whether there was memory. */
+int selective_scan_backward(const Problem *p, const Gradients *grads) {
+    int64_t blocks = ceil_div(p->channels, BACKWARD_BLOCK);
+    int failed = 0;
+#pragma omp parallel num_threads(p->threads) reduction(| : failed)
+    {
+        Block *block = block_new(p);
+        failed = !block;
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < p->batch * blocks; task++)
+            if (block)
+                backward_block(p, grads, block, task / blocks, task % blocks);
+        free(block);
+    }
+    return !failed;
+}

@@ -1,0 +1,61 @@
+"""SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2)."""
+from torch import Tensor, nn
+
+from models.encoder import MaskedSpectrogramEncoder
+from models.mamba import Mamba
+
+
+class MambaBlock(nn.Module):
+    """Add to the residual stream, normalise, mix: (hidden, residual) -> (hidden, residual), all [B, L, D]."""
+
+    def __init__(self, mixer: Mamba, norm: nn.Module, residual_in_fp32: bool):
+        super().__init__()
+        self.mixer, self.norm, self.residual_in_fp32 = mixer, norm, residual_in_fp32
+
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        residual = hidden if residual is None else residual + hidden
+        if self.residual_in_fp32:
+            residual = residual.float()
+        return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
+
+
+class MambaSSAST(MaskedSpectrogramEncoder):
+    """SSAM. Arguments beside those of `MaskedSpectrogramEncoder`:
+
+    rms_norm: RMSNorm instead of LayerNorm in the blocks (the final norm is always a LayerNorm).
+    residual_in_fp32: keep the residual stream in float32 under lower precision.
+    fused_add_norm: allow a fused kernel for add + norm where one exists; never changes a result.
+    norm_epsilon: of the blocks' norms.
+    ssm_kwargs: arguments of `Mamba`; replaces the published {d_state 24, d_conv 4, expand 3} as a whole, so that
+        missing ones take Mamba's own defaults.
+    """
+
+    def __init__(self, embed_dim: int = 192, depth: int = 12, img_size: tuple[int, int] = (80, 200),
+                 patch_size: tuple[int, int] = (16, 4), in_chans: int = 1, mask_ratio: float = 0.5,
+                 masking_mode: str = "unstructured", use_cls_token: bool = True, frequency_first: bool = True,
+                 rms_norm: bool = True, fused_add_norm: bool = True, residual_in_fp32: bool = True,
+                 norm_epsilon: float = 1e-6, ssm_kwargs: dict | None = None):
+        super().__init__(embed_dim, depth, img_size, patch_size, in_chans, mask_ratio, masking_mode, use_cls_token,
+                         frequency_first)
+        self.fused_add_norm = fused_add_norm
+        ssm_kwargs = {"d_state": 24, "d_conv": 4, "expand": 3} if ssm_kwargs is None else dict(ssm_kwargs)
+        norm = nn.RMSNorm if rms_norm else nn.LayerNorm
+        self.blocks = nn.ModuleList(
+            MambaBlock(Mamba(embed_dim, **ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32)
+            for _ in range(depth))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for layer in (self.pred[0], self.pred[2]):
+            nn.init.zeros_(layer.bias)
+        for block in self.blocks:
+            block.mixer.init_weights(self.depth)
+
+    def forward_blocks(self, tokens: Tensor) -> Tensor:
+        hidden, residual = tokens, None
+        for block in self.blocks:
+            hidden, residual = block(hidden, residual)
+        if residual is not None:
+            hidden = residual + hidden
+        return self.encoder_norm(hidden.to(self.encoder_norm.weight.dtype))

@@ -1,0 +1,78 @@
+"""SSAST: the masked spectrogram encoder with ViT blocks (Gong et al. 2022, as re-built by Yadav and Tan 2024)."""
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.encoder import MaskedSpectrogramEncoder
+
+MLP_RATIO = 4
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide the width {dim}")
+        self.num_heads = num_heads
+        self.qkv_layer = nn.Linear(dim, 3 * dim)
+        self.proj_layer = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, dim = x.shape
+        qkv = self.qkv_layer(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, D / heads]
+        x = F.scaled_dot_product_attention(query, key, value)
+        return self.proj_layer(x.transpose(1, 2).reshape(batch, length, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.layer1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.layer2 = nn.Linear(MLP_RATIO * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer2(F.gelu(self.layer1(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm ViT block."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class SSAST(MaskedSpectrogramEncoder):
+    """SSAST. `num_heads` beside the arguments of `MaskedSpectrogramEncoder`."""
+
+    def __init__(self, embed_dim: int = 192, depth: int = 12, num_heads: int = 3,
+                 img_size: tuple[int, int] = (80, 200), patch_size: tuple[int, int] = (16, 4), in_chans: int = 1,
+                 mask_ratio: float = 0.5, masking_mode: str = "unstructured", use_cls_token: bool = True,
+                 frequency_first: bool = True):
+        super().__init__(embed_dim, depth, img_size, patch_size, in_chans, mask_ratio, masking_mode, use_cls_token,
+                         frequency_first)
+        self.blocks = nn.ModuleList(TransformerBlock(embed_dim, num_heads) for _ in range(depth))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for layer in self.blocks.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward_blocks(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.encoder_norm(tokens)

@@ -1,0 +1,55 @@
+"""Inputs of the selective scan, and the comparison of a back end with float64."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.ops.selective_scan import reference
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+
+
+def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: int = 0, optional: bool = True,
+                softplus: bool = True, channels_last: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs by name. `groups` > 0 makes B and C [B, G, N, L]; `softplus` tells whether delta is still to go through it."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def sequence(*sizes):
+        if channels_last:
+            *front, last = sizes
+            return torch.randn(*front, length, last, generator=rng).transpose(-1, -2).to(dtype)
+        return torch.randn(*sizes, length, generator=rng).to(dtype)
+
+    matrix = (batch, groups, state) if groups else (batch, state)
+    delta = sequence(batch, channels) - 2
+    inputs = {"u": sequence(batch, channels), "delta": delta if softplus else F.softplus(delta),
+              "A": -torch.rand(channels, state, generator=rng) * state, "B": sequence(*matrix), "C": sequence(*matrix)}
+    if optional:
+        inputs |= {"D": torch.randn(channels, generator=rng), "z": sequence(batch, channels),
+                   "delta_bias": torch.randn(channels, generator=rng)}
+        if not softplus:
+            inputs["delta_bias"] = F.softplus(inputs["delta_bias"] - 2)
+    return inputs
+
+
+def outputs_and_gradients(back_end, inputs: dict[str, Tensor], softplus: bool = True,
+                          dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """y, the last state and the gradient of each input under fixed random weights of y and the state, in float64."""
+    leaves = {name: t.detach().to(dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
+    y, last = back_end.selective_scan(**leaves, delta_softplus=softplus, return_last_state=True)
+    rng = torch.Generator().manual_seed(1)
+    weights = [torch.randn(t.shape, generator=rng, dtype=torch.float64) for t in (y, last)]
+    torch.autograd.backward([y, last], [w.to(t.dtype) for w, t in zip(weights, (y, last))])
+    return {"y": y.double(), "last state": last.double()} | {f"d{k}": t.grad.double() for k, t in leaves.items()}
+
+
+def check_against_float64(back_end, inputs: dict[str, Tensor], softplus: bool = True) -> None:
+    """Every number is there, and no error is above twice that of the plain equation in the inputs' own dtype."""
+    truth = outputs_and_gradients(reference, inputs, softplus, torch.float64)
+    plain = outputs_and_gradients(reference, inputs, softplus)
+    ours = outputs_and_gradients(back_end, inputs, softplus)
+    for name, true in truth.items():
+        assert ours[name].shape == true.shape, name
+        assert ours[name].isfinite().all(), name
+        # Two roundings of float32 are forgiven: tiny tensors may have no error at all in the plain equation.
+        allowed = 2 * (plain[name] - true).norm() + 2 * torch.finfo(torch.float32).eps * true.norm()
+        assert (ours[name] - true).norm() <= allowed, f"{name}: {(ours[name] - true).norm()} > {allowed}"

@@ -1,0 +1,73 @@
+"""The causal convolution, compiled and plain, against conv1d in float64."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.ops import causal_conv1d_cpu
+from models.ops.causal_conv1d import causal_conv1d
+
+SHAPES = [(1, 1, 1, 4), (2, 33, 63, 4), (3, 5, 2, 3), (2, 576, 131, 4), (1, 16, 300, 1), (2, 8, 20, 17)]
+
+
+@pytest.fixture(params=["fastest", "plain"])
+def path(request, monkeypatch):
+    if request.param == "plain":
+        monkeypatch.setattr(causal_conv1d_cpu, "why_not", lambda *tensors: "the test wants the plain path")
+
+
+def expected(x, weight, bias, activation):
+    padded = F.pad(x.double(), (weight.shape[1] - 1, 0))
+    y = F.conv1d(padded, weight.double()[:, None], bias if bias is None else bias.double(), groups=len(weight))
+    return F.silu(y) if activation else y
+
+
+@pytest.mark.parametrize("batch, channels, length, taps", SHAPES)
+@pytest.mark.parametrize("activation, has_bias", [("silu", True), (None, False)])
+def test_outputs_and_gradients(path, batch, channels, length, taps, activation, has_bias):
+    torch.manual_seed(0)
+    x = torch.randn(batch, length, 2 * channels)[..., :channels].transpose(1, 2)  # a view, as in the Mamba block
+    inputs = [x, torch.randn(channels, taps), *([torch.randn(channels)] if has_bias else [])]
+    results = []
+    for convolve in (causal_conv1d, expected):
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        y = convolve(*leaves, *([] if has_bias else [None]), activation)
+        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        results.append([y, *torch.autograd.grad((y * weights).sum(), leaves)])
+    for ours, true in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), true.double(), rtol=1e-5, atol=1e-6 * true.abs().max().item() + 1e-7)
+
+
+def test_causality(path):
+    x = torch.randn(1, 5, 30).requires_grad_()
+    causal_conv1d(x, torch.randn(5, 4), None, "silu")[..., 20].sum().backward()
+    assert x.grad.abs().sum((0, 1)).nonzero().flatten().tolist() == [17, 18, 19, 20]
+
+
+def test_low_precision_keeps_its_dtype(path):
+    x, weight = torch.randn(2, 8, 40), torch.randn(8, 4)
+    y = causal_conv1d(x.bfloat16(), weight, None, "silu")
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), expected(x.bfloat16(), weight, None, "silu"), rtol=2e-2, atol=2e-2)
+
+
+def test_unknown_activation():
+    with pytest.raises(ValueError, match="'gelu'"):
+        causal_conv1d(torch.zeros(1, 1, 1), torch.zeros(1, 1), None, "gelu")
+
+
+def test_same_bits_for_any_number_of_threads():
+    x, weight, before, results = torch.randn(2, 100, 90), torch.randn(100, 4).requires_grad_(), torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(torch.autograd.grad(causal_conv1d(x, weight, None, "silu").sum(), weight)[0])
+    torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@pytest.mark.skipif(causal_conv1d_cpu.why_not(torch.zeros(1), torch.zeros(1, 1), None) is not None,
+                    reason="no compiled kernels on this machine")
+def test_operator():
+    x = torch.randn(2, 9, 20).requires_grad_()  # [B, L, D]
+    weight, bias = torch.randn(20, 4).requires_grad_(), torch.randn(20).requires_grad_()
+    torch.library.opcheck(torch.ops.audio_mamba.causal_conv1d_cpu, (x, weight, bias, True))
+    torch.library.opcheck(torch.ops.audio_mamba.causal_conv1d_cpu, (x, weight, None, False))

@@ -1,0 +1,153 @@
+"""What the compiled back end promises beyond its numbers: building, operators, torch.compile and friends."""
+import logging
+import multiprocessing
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from models.mamba import Mamba
+from models.ops import build, native
+from models.ops.selective_scan import cpu, selective_scan
+from tests.models.ops.scan_cases import make_inputs
+
+needs_kernels = pytest.mark.skipif(cpu.why_not() is not None, reason=str(cpu.why_not()))
+
+
+def _build(directory):
+    return build.build(directory)
+
+
+@needs_kernels
+class TestBuild:
+    def test_processes_at_once_share_one_library(self, tmp_path):
+        """None fails, all get the same file, and nothing unfinished stays behind."""
+        directory = tmp_path / "new" / "cache"
+        with multiprocessing.get_context("spawn").Pool(3) as pool:
+            paths = pool.map(_build, [directory] * 3)
+        assert len(set(paths)) == 1
+        assert {path.suffix for path in directory.iterdir()} == {".so", ".lock"}
+        written = paths[0].stat().st_mtime_ns
+        assert build.build(directory) == paths[0] and paths[0].stat().st_mtime_ns == written  # kept, not rebuilt
+
+    def test_another_source_gets_another_library(self, tmp_path, monkeypatch):
+        (tmp_path / "csrc").mkdir()
+        monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+        source = tmp_path / "csrc" / "one.c"
+        source.write_text("int one(void) { return 1; }\n")
+        first = build.build(tmp_path / "cache")
+        source.write_text("int one(void) { return 2; }\n")
+        assert build.build(tmp_path / "cache") != first
+
+    def test_a_broken_source_says_what_the_compiler_said(self, tmp_path, monkeypatch):
+        (tmp_path / "one.c").write_text("int one(void) { return undeclared; }\n")
+        monkeypatch.setattr(build, "SOURCES", tmp_path)
+        with pytest.raises(build.BuildError, match="one.c"):
+            build.build(tmp_path / "cache")
+        assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+@pytest.fixture
+def fresh_build(tmp_path, monkeypatch):
+    """A process that has not looked for the kernels yet, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native._library_or_reason.cache_clear()
+    yield tmp_path
+    native._library_or_reason.cache_clear()
+
+
+@pytest.mark.parametrize("obstacle", ["compiler", "folder"])
+def test_without_kernels_plain_pytorch_serves_after_one_notice(fresh_build, monkeypatch, caplog, obstacle):
+    if obstacle == "compiler":
+        monkeypatch.setenv("CC", "no-such-compiler")
+    else:
+        (fresh_build / "audio_mamba").write_text("a file where the folder should be")
+    inputs = make_inputs(1, 4, 6, 2)
+    with caplog.at_level(logging.WARNING):
+        results = [selective_scan(**inputs) for _ in range(2)]
+    assert torch.equal(results[0], selective_scan(**inputs, backend="chunked"))
+    notices = [record.getMessage() for record in caplog.records]
+    assert len(notices) == 1 and "plain PyTorch" in notices[0] and "\n" not in notices[0]
+    assert ("no-such-compiler" if obstacle == "compiler" else "audio_mamba") in notices[0]
+    with pytest.raises(RuntimeError, match="'cpu' cannot serve"):
+        selective_scan(**inputs, backend="cpu")
+
+
+def test_importing_compiles_nothing(tmp_path):
+    subprocess.run([sys.executable, "-c", "import models"], check=True, env={"XDG_CACHE_HOME": str(tmp_path)},
+                   cwd=build.SOURCES.parents[3])
+    assert not list(tmp_path.iterdir())
+
+
+def operator_arguments(optional):
+    inputs = make_inputs(2, 20, 21, 3, optional=optional)
+    leaves = {name: (t if name in ("A", "D", "delta_bias") else t.transpose(1, 2)).detach().requires_grad_()
+              for name, t in inputs.items()}
+    return *(leaves.get(name) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")), True, True
+
+
+@needs_kernels
+class TestOperator:
+    @pytest.mark.parametrize("optional", [True, False])
+    def test_opcheck(self, optional):
+        torch.library.opcheck(torch.ops.audio_mamba.selective_scan_cpu, operator_arguments(optional))
+
+    def test_opcheck_backward(self):
+        arguments = [t.detach() if isinstance(t, torch.Tensor) else t for t in operator_arguments(True)]
+        y, last, starts = torch.ops.audio_mamba.selective_scan_cpu(*arguments)
+        torch.library.opcheck(torch.ops.audio_mamba.selective_scan_cpu_backward,
+                              (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]))
+
+    def test_no_second_derivative(self):
+        inputs = {name: t.requires_grad_() for name, t in make_inputs(1, 4, 6, 2).items()}
+        first = torch.autograd.grad(selective_scan(**inputs, backend="cpu").sum(), inputs["u"], create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="no autograd formula"):
+            first.sum().backward()
+
+    def test_no_time_and_no_batch(self):
+        for batch, length in ((1, 0), (0, 5)):
+            y, last = selective_scan(**make_inputs(batch, 3, length, 2), return_last_state=True, backend="cpu")
+            assert y.shape == (batch, 3, length) and (last == 0).all() and last.shape == (batch, 3, 2)
+
+
+@pytest.fixture
+def block():
+    torch.manual_seed(0)
+    block = Mamba(16, d_state=5, d_conv=4, expand=2)
+    block.init_weights(depth=2)
+    return block
+
+
+def gradients(function, block, x):
+    return torch.autograd.grad(function(x).square().sum(), [x, *block.parameters()])
+
+
+@needs_kernels
+class TestTransformations:
+    """A Mamba block gives the same numbers as without them."""
+
+    def test_compile_without_graph_breaks(self, block):
+        x = torch.randn(2, 19, 16, requires_grad=True)
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(gradients(compiled, block, x), gradients(block, block, x))
+
+    def test_export(self, block):
+        x = torch.randn(2, 19, 16)
+        exported = torch.export.export(block, (x,))
+        assert any("selective_scan_cpu" in str(node.target) for node in exported.graph.nodes)
+        torch.testing.assert_close(exported.module()(x), block(x))
+
+    def test_checkpoint(self, block):
+        x = torch.randn(2, 19, 16, requires_grad=True)
+        checkpointed = gradients(lambda x: checkpoint(block, x, use_reentrant=False), block, x)
+        assert all(torch.equal(*pair) for pair in zip(checkpointed, gradients(block, block, x), strict=True))
+
+    def test_autocast(self, block):
+        """bfloat16 products around a float32 scan."""
+        x = torch.randn(2, 19, 16)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = block(x)
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), block(x), rtol=0.05, atol=0.05 * block(x).abs().max().item())

@@ -1,0 +1,136 @@
+"""Every back end of the selective scan that this machine can run, against the plain equation in float64."""
+import math
+
+import pytest
+import torch
+from torch.utils import deterministic
+
+from models.ops.selective_scan import BACKENDS, reference, selective_scan
+from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
+
+LENGTHS, STATES, CHANNELS, BATCHES = (1, 2, 63, 251, 1024), (1, 8, 16, 24, 64), (1, 5, 16, 33, 576), (1, 2, 3, 1, 2)
+OPTIONS = ({}, {"optional": False}, {"groups": True}, {"channels_last": False}, {"groups": True, "softplus": False})
+DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float32)
+# An orthogonal array: its 25 rows hold every pair of settings of any two factors.
+ROWS = [(i, j, *((i + k * j) % 5 for k in (1, 2, 3, 4))) for i in range(5) for j in range(5)]
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+def back_end(request):
+    module = BACKENDS[request.param]
+    if reason := module.why_not(*make_inputs(1, 1, 1, 1).values()):
+        pytest.skip(reason)
+    return module
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that nobody has written holds NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = True
+    assert torch.ones(3).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
+def test_outputs_and_every_gradient(back_end, poisoned, row):
+    length, state, channels, batch, option, dtype = (
+        choices[level] for choices, level in
+        zip((LENGTHS, STATES, CHANNELS, BATCHES, OPTIONS, DTYPES), row, strict=True))
+    if channels * length * state > 4e6:
+        batch = 1  # the reference keeps every state of every copy
+    option = dict(option)
+    if option.pop("groups", False):
+        option["groups"] = {1: 1, 5: 5, 16: 4, 33: 3, 576: 2}[channels]
+    inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
+    check_against_float64(back_end, inputs, option.get("softplus", True))
+
+
+def test_different_numbers_of_groups(back_end):
+    inputs = make_inputs(2, 12, 9, 3, groups=3) | {"C": make_inputs(2, 12, 9, 3, groups=4, seed=1)["C"]}
+    check_against_float64(back_end, inputs)
+
+
+@pytest.mark.parametrize("missing", ["D", "z", "delta_bias"])
+def test_each_optional_input(back_end, missing):
+    inputs = make_inputs(2, 20, 40, 6)
+    del inputs[missing]
+    check_against_float64(back_end, inputs)
+
+
+def test_causality(back_end):
+    """The output at k has no gradient from inputs after k, and some from each before."""
+    k, inputs = 20, {name: t.requires_grad_() for name, t in make_inputs(1, 5, 40, 3).items()}
+    back_end.selective_scan(**inputs, delta_softplus=True)[..., k].sum().backward()
+    for name in ("u", "delta", "B"):
+        per_step = inputs[name].grad.abs().sum((0, 1))
+        assert (per_step[k + 1:] == 0).all() and (per_step[:k + 1] > 0).all(), name
+
+
+def test_steps_that_forget_everything_and_states_that_grow(back_end):
+    """Decays below the smallest float32 number, and above 1."""
+    inputs = make_inputs(1, 18, 40, 4, optional=False)
+    inputs["delta"] = torch.rand(1, 18, 40) * torch.tensor(10.) ** torch.randint(-3, 4, (1, 18, 40))
+    truth = outputs_and_gradients(reference, inputs, False, torch.float64)
+    ours = outputs_and_gradients(back_end, inputs, False)
+    for name, true in truth.items():
+        assert torch.allclose(ours[name], true, rtol=1e-4, atol=1e-5 * true.abs().max().item()), name
+    inputs["A"], inputs["delta"] = torch.full((18, 4), 0.5), torch.full((1, 18, 40), 0.1)
+    check_against_float64(back_end, inputs, softplus=False)
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C"])
+def test_nan_is_not_lost(back_end, name):
+    inputs = make_inputs(1, 18, 20, 4)
+    inputs[name][..., -1] = math.nan
+    assert back_end.selective_scan(**inputs, delta_softplus=True)[..., -1].isnan().all()
+
+
+def test_same_bits_for_any_number_of_threads(back_end):
+    if back_end.__name__.endswith("chunked"):
+        pytest.skip("plain PyTorch makes no such promise")
+    inputs, before, results = make_inputs(2, 150, 70, 5), torch.get_num_threads(), []
+    for threads in (1, 2, 3, 1):
+        torch.set_num_threads(threads)
+        results.append(outputs_and_gradients(back_end, inputs))
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(result[name], results[0][name]) for name in result)
+
+
+def test_training_keeps_little(back_end):
+    """Saved for backward: some B D L, and B D N states per chunk of time, not B D L N."""
+    batch, channels, length, state = 2, 64, 512, 16
+    inputs = {name: t.requires_grad_() for name, t in make_inputs(batch, channels, length, state).items()}
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        back_end.selective_scan(**inputs, delta_softplus=True)
+    assert sum(saved.values()) < batch * channels * length * (10 + state / 8)
+
+
+def test_auto_serves_this_machine():
+    inputs = make_inputs(1, 4, 6, 2)
+    first = next(name for name, module in BACKENDS.items() if module.why_not(*inputs.values()) is None)
+    assert torch.equal(selective_scan(**inputs), selective_scan(**inputs, backend=first))
+    double = {name: t.double() for name, t in inputs.items()}
+    assert torch.equal(selective_scan(**double), selective_scan(**double, backend="reference"))
+
+
+def test_wrong_calls_are_named():
+    inputs = make_inputs(1, 4, 6, 2)
+    with pytest.raises(ValueError, match="'fastest'.*cpu"):
+        selective_scan(**inputs, backend="fastest")
+    with pytest.raises(ValueError, match=r"delta must be \[1, 4, 6\]"):
+        selective_scan(**inputs | {"delta": torch.zeros(1, 4, 5)})
+    with pytest.raises(ValueError, match=r"B must be .*G dividing 4"):
+        selective_scan(**inputs | {"B": torch.zeros(1, 3, 2, 6)})
+    with pytest.raises(RuntimeError, match="'cpu' cannot serve.*float64"):
+        selective_scan(**{name: t.double() for name, t in inputs.items()}, backend="cpu")

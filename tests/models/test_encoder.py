@@ -1,0 +1,155 @@
+"""The encoders beyond the golden numbers: masks, other sizes, causality, options, refusals."""
+import numpy as np
+import pytest
+import torch
+
+import models
+from models import masking
+from models.loss import normalise_per_patch, reconstruction_loss
+
+ARCHS = ["mamba_ssast_tiny", "ssast_tiny"]
+
+
+def small(arch, **args):
+    return getattr(models, arch)(**{"img_size": (200, 80), "patch_size": (4, 16), "frequency_first": False,
+                                    "depth": 2} | args)
+
+
+def test_arch_table_has_six_sizes_of_both_models():
+    sizes = ("tiny", "small", "medium", "base", "large", "huge")
+    assert set(models.ARCHS) == {prefix + size for prefix in ("ssast_", "mamba_ssast_") for size in sizes}
+    for size, (depth, width) in zip(sizes, [(12, 192), (12, 384), (12, 512), (12, 768), (24, 1024), (32, 1280)]):
+        with torch.device("meta"):
+            model = models.SSAST(depth=1, embed_dim=width, num_heads=models.SIZES[size][2])
+        assert (models.SIZES[size][0], model.embed_dim) == (depth, width)
+
+
+def test_constructor_defaults_are_frequency_first_with_rms_norm():
+    model = models.mamba_ssast_tiny(depth=1)
+    assert (model.img_size, model.patch_size(), model.frequency_first) == ((80, 200), (16, 4), True)
+    assert isinstance(model.blocks[0].norm, torch.nn.RMSNorm)
+    assert isinstance(model.encoder_norm, torch.nn.LayerNorm)
+    assert model.blocks[0].residual_in_fp32
+    pred, target, mask = model(torch.randn(2, 1, 80, 200))
+    assert pred.shape == target.shape == (2, 250, 64) and mask.sum(1).tolist() == [125, 125]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("frames", [200, 400, 600, 1000])
+@pytest.mark.parametrize("patch", [(4, 8), (8, 16), (16, 16)])
+def test_other_spectrogram_and_patch_sizes(arch, frames, patch):
+    if frames % patch[0]:
+        with pytest.raises(ValueError, match="does not divide"):
+            small(arch, img_size=(frames, 80), patch_size=patch)
+        return
+    model = small(arch, img_size=(frames, 80), patch_size=patch, depth=1)
+    x = torch.randn(1, 1, frames, 80)
+    pred, target, _ = model(x)
+    grid = (frames // patch[0], 80 // patch[1])
+    assert model.grid_size() == grid
+    assert pred.shape == target.shape == (1, grid[0] * grid[1], patch[0] * patch[1])
+    assert model.forward_features(x).shape == (1, grid[0], grid[1] * 192)
+    torch.testing.assert_close(model.unpatchify(target), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frequency_first", [False, True])
+def test_target_elements_are_time_times_16_plus_mel(frequency_first):
+    time, mel = torch.meshgrid(torch.arange(200), torch.arange(80), indexing="ij")
+    x = (time * 1000 + mel).float()[None, None]
+    size = {"img_size": (80, 200), "patch_size": (16, 4)} if frequency_first else {}
+    model = small("ssast_tiny", frequency_first=frequency_first, depth=1, **size)
+    x = x.transpose(-1, -2) if frequency_first else x
+    patches = model.patchify(x)
+    assert patches[0, 7 * 5 + 3, 2 * 16 + 9] == (7 * 4 + 2) * 1000 + 3 * 16 + 9
+    torch.testing.assert_close(model.unpatchify(patches), x, rtol=0, atol=0)
+
+
+def test_unstructured_masks_keep_the_published_number_and_are_uniform():
+    rng = np.random.default_rng(0)
+    masks = np.stack([masking.draw_mask(rng, (50, 5), 0.5, "unstructured") for _ in range(2000)])
+    assert set(masks.sum(1)) == {125}
+    np.testing.assert_allclose(masks.mean(0), 0.5, atol=0.06)
+    odd = masking.draw_mask(rng, (5, 5), 0.3, "unstructured")
+    assert odd.sum() == 25 - int(25 * 0.7)
+
+
+def test_timestep_masks_hide_whole_time_steps():
+    mask = masking.draw_mask(np.random.default_rng(0), (50, 5), 0.5, "timestep").reshape(50, 5)
+    assert (mask == mask[:, :1]).all() and mask[:, 0].sum() == 25
+
+
+def test_random_masking_replaces_masked_tokens_by_the_mask_token_alone():
+    model = small("ssast_tiny", depth=1)
+    tokens = torch.randn(3, 250, 192)
+    masked, mask = model.random_masking(tokens)
+    assert not torch.equal(mask[0], mask[1])
+    assert torch.equal(masked[mask == 0], tokens[mask == 0])
+    assert torch.equal(masked[mask == 1], model.mask_token[0].expand(int(mask.sum()), -1))
+    with pytest.raises(ValueError, match=r"the mask must be \[3, 250\]"):
+        model.random_masking(tokens, torch.zeros(3, 200))
+
+
+@pytest.mark.parametrize("arch, causal", [("mamba_ssast_tiny", True), ("ssast_tiny", False)])
+def test_ssam_is_causal_and_ssast_is_not(arch, causal):
+    model = small(arch)
+    tokens = torch.randn(1, 250, 192, requires_grad=True)
+    model.encode(tokens)[0, 100].square().sum().backward()
+    reached = tokens.grad[0].abs().amax(-1) > 0
+    assert reached[:101].all()
+    assert reached[101:].any() != causal
+
+
+def test_class_token_can_be_left_out():
+    for arch in ARCHS:
+        model = small(arch, use_cls_token=False)
+        assert "cls_token" not in model.state_dict() and model.pos_embed.shape == (1, 250, 192)
+        assert model(torch.randn(1, 1, 200, 80))[0].shape == (1, 250, 64)
+
+
+def test_ssm_kwargs_replace_the_published_set():
+    mixer = small("mamba_ssast_tiny", ssm_kwargs={"d_state": 8}).blocks[0].mixer
+    assert mixer.A_log.shape == (2 * 192, 8) and mixer.conv1d.weight.shape[-1] == 4
+    with pytest.raises(TypeError, match="d_sate"):
+        small("mamba_ssast_tiny", ssm_kwargs={"d_sate": 8})
+
+
+def test_fused_add_norm_and_fp32_residual_change_no_float32_result():
+    x, mask = torch.randn(1, 1, 200, 80), torch.zeros(1, 250)
+    outputs = []
+    for args in ({}, {"fused_add_norm": False}, {"residual_in_fp32": False}):
+        torch.manual_seed(0)
+        outputs.append(small("mamba_ssast_tiny", **args)(x, mask)[0])
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+def test_losses_by_hand():
+    rng = np.random.default_rng(0)
+    pred, target = (torch.from_numpy(rng.standard_normal((2, 4, 6))) for _ in range(2))
+    mask = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
+    error = ((pred - target) ** 2).numpy()
+    assert reconstruction_loss(pred, target).item() == pytest.approx(error.mean(), rel=1e-5)
+    masked = error[mask.numpy() == 1].mean()
+    assert reconstruction_loss(pred, target, mask, masked_only=True).item() == pytest.approx(masked, rel=1e-5)
+    normal = normalise_per_patch(target)
+    np.testing.assert_allclose(normal.mean(-1), 0, atol=1e-6)
+    np.testing.assert_allclose(normal.var(-1), 1, atol=1e-5)
+    assert reconstruction_loss(pred, target, torch.zeros(2, 4), masked_only=True) == 0
+    with pytest.raises(ValueError, match="needs the mask"):
+        reconstruction_loss(pred, target, masked_only=True)
+
+
+@pytest.mark.parametrize("args, message", [
+    ({"img_size": (200, 81)}, "does not divide"),
+    ({"mask_ratio": 1.0}, "mask_ratio must be"),
+    ({"masking_mode": "blocks"}, "unknown masking_mode 'blocks'"),
+    ({"embed_dim": 190}, "multiple of 4"),
+])
+def test_bad_arguments_are_refused(args, message):
+    for arch in ARCHS:
+        with pytest.raises(ValueError, match=message):
+            small(arch, **args)
+
+
+def test_wrong_input_shape_names_both_shapes():
+    with pytest.raises(ValueError, match=r"expected a spectrogram \[B, 1, 200, 80\], got \[1, 1, 80, 200\]"):
+        small("ssast_tiny")(torch.zeros(1, 1, 80, 200))

@@ -1,0 +1,93 @@
+"""The encoders against the published model's numbers (tests/golden/README.md)."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from models.loss import reconstruction_loss
+from tests.golden_weights import fill_by_rule, golden_input, golden_mask
+
+CONFIGS = {f"{name}_{size}_200_16x4": arch + size for size in ("tiny", "small", "base")
+           for name, arch in (("ssam", "mamba_ssast_"), ("ssast", "ssast_"))}
+
+
+def build(config, **changes):
+    arch = CONFIGS[config]
+    args = {"img_size": (200, 80), "patch_size": (4, 16), "mask_ratio": 0.5, "frequency_first": False}
+    if arch.startswith("mamba"):
+        args |= {"rms_norm": False, "fused_add_norm": False}
+    return getattr(models, arch)(**args | changes)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def config(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return fill_by_rule(build(config)).eval()
+
+
+@pytest.fixture(scope="module")
+def numbers(config, golden):
+    return np.load(golden / f"{config}.npz")
+
+
+def assert_close(ours, published, tolerance=2e-4):
+    np.testing.assert_allclose(ours.detach().numpy(), published, rtol=0, atol=tolerance)
+
+
+def test_state_dict_has_the_published_keys_shapes_and_dtypes(model, config, golden):
+    published = json.loads((golden / f"{config}.json").read_text())
+    ours = {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in model.state_dict().items()}
+    assert list(ours.items()) == list(published["state_dict"].items())
+    assert sum(p.numel() for p in model.parameters()) == published["parameters"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == published["trainable"]
+
+
+@torch.no_grad()
+def test_tokens_and_features_in_both_layouts(model, numbers):
+    x = golden_input()
+    tokens = model.encode(model.embed(x))
+    assert_close(tokens[:, ::25, ::4], numbers["tokens_rows"])
+    published, bands = model.forward_features(x), model.forward_features(x, layout="bands")
+    assert list(published.shape) == list(bands.shape) == list(numbers["features_shape"])
+    assert_close(published[:, ::7, ::16], numbers["features_head"])
+    assert_close(published.mean(1)[:, ::5], numbers["scene_head"])
+    assert_close(published.mean((1, 2)), numbers["features_mean"])
+    assert_close(bands[:, ::7, ::16], numbers["features_time_head"])
+    assert_close(bands.mean(1)[:, ::5], numbers["scene_time_head"])
+
+
+@torch.no_grad()
+def test_masked_prediction_and_losses(model, numbers):
+    pred, target, mask = model(golden_input(), golden_mask())
+    np.testing.assert_array_equal(mask, numbers["mask"])
+    assert_close(target[:, ::25], numbers["target_rows"], tolerance=0)
+    assert list(target.shape) == list(numbers["target_shape"])
+    assert_close(pred[:, ::25], numbers["pred_rows"])
+    losses = [reconstruction_loss(pred, target, mask, normalise_patches, masked_only)
+              for masked_only in (False, True) for normalise_patches in (False, True)]
+    assert_close(torch.stack(losses), numbers["losses"])
+
+
+def test_positions(model, numbers):
+    assert_close(model.pos_embed[0, ::25, ::8], numbers["pos_embed_rows"], tolerance=5e-6)
+
+
+@torch.no_grad()
+def test_frequency_first_equals_time_first_on_transposed_input_and_kernel(model, config):
+    twin = build(config, img_size=(80, 200), patch_size=(16, 4), frequency_first=True).eval()
+    state = dict(model.state_dict())
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].transpose(-1, -2)
+    twin.load_state_dict(state)
+    assert twin.grid_size() == model.grid_size() == (50, 5)
+    x, mask = golden_input(), golden_mask()
+    for ours, theirs in zip(twin(x.transpose(-1, -2), mask), model(x, mask)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    for layout in ("published", "bands"):
+        torch.testing.assert_close(twin.forward_features(x.transpose(-1, -2), layout),
+                                   model.forward_features(x, layout), rtol=0, atol=1e-5)

@@ -1,0 +1,95 @@
+"""Initialisation per key: mean, spread and bound of the published distributions."""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import models
+
+DIM, INNER, RANK, DEPTH = 192, 576, 12, 12
+
+
+def linear_bound(fan_in):  # torch's default for Linear and Conv: uniform in +-1/sqrt(fan_in)
+    return 1 / math.sqrt(fan_in)
+
+
+def xavier_bound(fan_in, fan_out):
+    return math.sqrt(6 / (fan_in + fan_out))
+
+
+def uniform(bound):
+    def check(values):
+        assert values.abs().max() <= bound * (1 + 1e-6)
+        assert values.abs().max() > 0.9 * bound
+        spread = bound / math.sqrt(3)
+        assert values.std().item() == pytest.approx(spread, rel=4 / math.sqrt(values.numel()))
+        assert abs(values.mean()) < 5 * spread / math.sqrt(values.numel())
+    return check
+
+
+def normal(std):
+    def check(values):
+        assert values.std().item() == pytest.approx(std, rel=4 / math.sqrt(2 * values.numel()))
+        assert abs(values.mean()) < 5 * std / math.sqrt(values.numel())
+        assert values.abs().max() < 6 * std
+    return check
+
+
+def constant(value):
+    def check(values):
+        assert (values == value).all()
+    return check
+
+
+def step_bias(values):
+    """softplus of it is log-uniform in [1e-3, 0.1]"""
+    dt = torch.nn.functional.softplus(values.double())
+    assert 0.999e-3 < dt.min() and dt.max() < 0.1001
+    log_dt = dt.log()
+    low, high = math.log(1e-3), math.log(0.1)
+    assert log_dt.mean().item() == pytest.approx((low + high) / 2, abs=0.3)
+    assert log_dt.std().item() == pytest.approx((high - low) / math.sqrt(12), rel=0.1)
+
+
+def a_log(values):
+    np.testing.assert_allclose(values, np.tile(np.log(np.arange(1, 25)), (INNER, 1)), rtol=1e-6)
+
+
+SHARED = {
+    "cls_token": normal(0.02), "mask_token": normal(0.02),
+    "patch_embed.proj.weight": uniform(xavier_bound(64, 64 * DIM)), "patch_embed.proj.bias": constant(0),
+    "encoder_norm.weight": constant(1), "encoder_norm.bias": constant(0),
+    "pred.0.weight": uniform(linear_bound(DIM)), "pred.2.weight": uniform(linear_bound(DIM)),
+}
+SSAM = SHARED | {
+    "pred.0.bias": constant(0), "pred.2.bias": constant(0),
+    "mixer.A_log": a_log, "mixer.D": constant(1),
+    "mixer.in_proj.weight": uniform(linear_bound(DIM)),
+    "mixer.conv1d.weight": uniform(linear_bound(4)), "mixer.conv1d.bias": uniform(linear_bound(4)),
+    "mixer.x_proj.weight": uniform(linear_bound(INNER)),
+    "mixer.dt_proj.weight": uniform(RANK ** -0.5), "mixer.dt_proj.bias": step_bias,
+    "mixer.out_proj.weight": uniform(linear_bound(INNER) / math.sqrt(DEPTH)),
+    "norm.weight": constant(1), "norm.bias": constant(0),
+}
+SSAST = SHARED | {
+    "pred.0.bias": uniform(linear_bound(DIM)), "pred.2.bias": uniform(linear_bound(DIM)),
+    "attn.qkv_layer.weight": uniform(xavier_bound(DIM, 3 * DIM)), "attn.qkv_layer.bias": constant(0),
+    "attn.proj_layer.weight": uniform(xavier_bound(DIM, DIM)), "attn.proj_layer.bias": constant(0),
+    "mlp.layer1.weight": uniform(xavier_bound(DIM, 4 * DIM)), "mlp.layer1.bias": constant(0),
+    "mlp.layer2.weight": uniform(xavier_bound(DIM, 4 * DIM)), "mlp.layer2.bias": constant(0),
+    "norm1.weight": constant(1), "norm1.bias": constant(0), "norm2.weight": constant(1), "norm2.bias": constant(0),
+}
+
+
+@pytest.mark.parametrize("arch, rules", [("mamba_ssast_tiny", SSAM), ("ssast_tiny", SSAST)])
+def test_every_key_follows_its_published_distribution(arch, rules):
+    torch.manual_seed(0)
+    state = getattr(models, arch)(rms_norm=False).state_dict() if "mamba" in arch else getattr(models, arch)().state_dict()
+    state.pop("pos_embed")
+    for key, values in state.items():
+        name = key.split(".", 2)[2] if key.startswith("blocks.") else key
+        try:
+            rules[name](values)
+        except AssertionError as error:
+            raise AssertionError(f"{key}: {error}") from error
