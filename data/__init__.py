@@ -1,0 +1,1 @@
+"""From audio files to training batches: log-mel front end, archives, loader, and the commands that prepare them."""

@@ -1,0 +1,109 @@
+"""Loading of real file formats, against the samples that went into them."""
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from data.audio import AudioError, find_audio, load_audio, stream_audio
+
+
+def sines(rate: int, seconds: float = 3.0) -> np.ndarray:
+    """Two sines, well below every codec's and resampler's limit; float32 [n]."""
+    t = np.arange(int(rate * seconds)) / rate
+    return (0.3 * np.sin(2 * np.pi * 440 * t) + 0.2 * np.sin(2 * np.pi * 1500 * t)).astype(np.float32)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Away from the edges, where resamplers and codecs ring."""
+    middle = slice(2000, -2000)
+    return np.linalg.norm((found - expected)[middle]) / np.linalg.norm(expected[middle])
+
+
+@pytest.mark.parametrize("suffix, tolerance", [("wav", 1e-3), ("flac", 1e-3), ("ogg", 0.05), ("mp3", 0.07)])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_every_format_and_rate_gives_the_same_sound(tmp_path, suffix, tolerance, rate):
+    path = tmp_path / f"sound.{suffix}"
+    soundfile.write(path, sines(rate), rate)
+    audio = load_audio(path)
+    assert audio.dtype == np.float32 and audio.shape == (48000,)
+    assert relative_error(audio, sines(16000)) < tolerance
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = sines(16000), np.full(48000, 0.25, np.float32)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], 1), 16000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "stereo.wav"), (left + right) / 2, atol=1e-7)
+
+
+def test_streams_in_bounded_blocks_and_resamples_without_seams(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 35).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", noise, 44100, subtype="FLOAT")
+    blocks = list(stream_audio(tmp_path / "long.wav"))
+    assert max(map(len, blocks)) <= 11 * 16000
+    np.testing.assert_allclose(np.concatenate(blocks), soxr.resample(noise, 44100, 16000, "HQ"), atol=1e-6)
+
+
+def test_other_rates_can_be_asked_for(tmp_path):
+    soundfile.write(tmp_path / "a.wav", sines(16000), 16000)
+    assert relative_error(load_audio(tmp_path / "a.wav", 48000), sines(48000)) < 1e-3
+
+
+def test_real_recordings_load_as_they_are(shared_tasks):
+    for path in sorted(shared_tasks.glob("*/16000/*/*.wav"))[::150]:
+        expected, rate = soundfile.read(path, dtype="int16")
+        assert rate == 16000
+        np.testing.assert_array_equal(load_audio(path), expected.astype(np.float32) / 32768)
+
+
+def write_bad(path, kind: str) -> None:
+    good = sines(16000)
+    if kind == "text":
+        path.write_bytes(b"this is not audio " * 50)
+    elif kind == "no bytes":
+        path.write_bytes(b"")
+    elif kind == "no samples":
+        soundfile.write(path, good[:0], 16000)
+    elif kind == "200 samples":
+        soundfile.write(path, good[:200], 16000)
+    elif kind == "nan":
+        good[20000] = np.nan
+        soundfile.write(path, good, 16000, subtype="FLOAT")
+    elif kind == "inf":
+        good[20000] = np.inf
+        soundfile.write(path, good, 16000, subtype="FLOAT")
+
+
+@pytest.mark.parametrize("kind, reason", [
+    ("text", "cannot be read"), ("no bytes", "cannot be read"), ("no samples", "no samples"), ("missing", "no such"),
+    ("200 samples", "too short, 200 samples"), ("nan", "NaN or Inf"), ("inf", "NaN or Inf")])
+def test_bad_files_are_named_with_the_reason(tmp_path, kind, reason):
+    path = tmp_path / "bad.wav"
+    write_bad(path, kind)
+    with pytest.raises(AudioError, match=reason) as caught:
+        load_audio(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3"])
+def test_a_cut_off_file_is_an_error_not_a_shorter_clip(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 160000), 16000)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    with pytest.raises(AudioError, match="cut"):
+        load_audio(path)
+
+
+def test_find_audio_takes_audio_of_any_depth_and_letter_case(tmp_path):
+    for name in ("b/c/2.WAV", "b/1.flac", "a.Mp3", "b/3.ogg", "notes.txt", "b/4.oga"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.wav").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_audio(tmp_path)]
+    assert found == ["a.Mp3", "b/1.flac", "b/3.ogg", "b/4.oga", "b/c/2.WAV"]
+
+
+def test_find_audio_names_a_folder_without_audio(tmp_path):
+    with pytest.raises(AudioError, match="no audio found below .*flac"):
+        find_audio(tmp_path)
+    with pytest.raises(AudioError, match="absent is not a folder"):
+        find_audio(tmp_path / "absent")

@@ -1,0 +1,221 @@
+"""The prepare command on real files: what it keeps, what it skips, and what it leaves behind when stopped."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from data.archives import read_shard, shard_indices
+from data.audio import AudioError, load_audio
+from data.features import log_mel
+from data.prepare import PrepareError, Settings, cut_clips, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_audio(path: Path, seconds: float, rate: int = 16000, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * rate))
+    soundfile.write(path, noise, rate, **({"subtype": "PCM_16"} if path.suffix == ".wav" else {}))
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """Five usable files in two folders (nine clips of one second) and three that are not."""
+    audio = tmp_path / "audio"
+    write_audio(audio / "dogs" / "long.wav", 3.5, seed=1)              # 4 clips, the last of half a second
+    write_audio(audio / "dogs" / "rest.flac", 2.05, 44100, seed=2)     # 2 clips, and a rest not worth keeping
+    write_audio(audio / "cats" / "a.b.ogg", 1.0, 22050, seed=3)        # dots in the name
+    write_audio(audio / "cats" / "deep" / "short.mp3", 0.3, 44100, seed=4)
+    write_audio(audio / "top.wav", 1.0, seed=5)
+    (audio / "cats" / "broken.wav").write_bytes(b"no audio")
+    write_audio(audio / "cats" / "empty.wav", 0)
+    write_audio(audio / "dogs" / "click.wav", 0.012)                   # 192 samples
+    return audio
+
+
+def all_samples(archive: Path) -> list:
+    return [sample for path, _ in shard_indices(archive) for sample in read_shard(path)]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+SMALL = Settings(dtype="float32", clip_seconds=1.0, shard_size=3)
+
+
+def test_every_usable_second_is_kept_and_the_rest_is_listed(tree, tmp_path):
+    manifest = prepare(tree, tmp_path / "out", workers=2, settings=SMALL)
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["samples"], manifest["files"], manifest["files_skipped"]) == (9, 8, 3)
+    assert manifest["hours"] == pytest.approx((3.5 + 2 + 1 + 0.3 + 1) / 3600, abs=1e-5)
+    assert manifest["labels"] == ["cats", "dogs"]
+    assert sum(shard["samples"] for shard in manifest["shards"]) == 9 and len(manifest["shards"]) > 1
+    reasons = {entry["file"]: entry["reason"] for entry in manifest["skipped"]}
+    assert reasons.keys() == {"cats/broken.wav", "cats/empty.wav", "dogs/click.wav"}
+    assert "no samples" in reasons["cats/empty.wav"] and "too short" in reasons["dogs/click.wav"]
+
+    samples = all_samples(tmp_path / "out")
+    assert len({sample.key for sample in samples}) == 9 and not any("." in sample.key for sample in samples)
+    labels = [[manifest["labels"][i] for i in sample.labels] for sample in samples]
+    assert sorted(map(str, labels)) == sorted(map(str, [["cats"]] * 2 + [["dogs"]] * 6 + [[]]))
+
+
+def test_a_sample_is_the_log_mel_of_its_second(tree, tmp_path):
+    for dtype, tolerance in (("float32", 1e-5), ("float16", 0.004)):
+        prepare(tree, tmp_path / dtype, settings=Settings(dtype, 1.0))
+        clips = [sample.spectrogram for sample in all_samples(tmp_path / dtype) if sample.key.endswith("_long")]
+        audio = torch.from_numpy(load_audio(tree / "dogs" / "long.wav"))
+        assert [len(clip) for clip in clips] == [101, 101, 101, 51]
+        for i, clip in enumerate(clips):
+            assert clip.dtype == dtype
+            np.testing.assert_allclose(clip, log_mel(audio[16000 * i:16000 * (i + 1)]), rtol=0, atol=tolerance)
+
+
+def test_the_number_of_workers_changes_no_byte(tree, tmp_path):
+    for workers in (1, 3):
+        prepare(tree, tmp_path / str(workers), workers=workers, settings=SMALL)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+def test_clips_of_a_long_file_join_to_the_whole(tmp_path):
+    write_audio(tmp_path / "long.flac", 47.3, 44100)
+    clips = list(cut_clips(tmp_path / "long.flac", 160000))
+    assert [len(clip) for clip in clips] == [160000] * 4 + [116800]
+    np.testing.assert_array_equal(np.concatenate(clips), load_audio(tmp_path / "long.flac"))
+
+
+def test_a_file_that_breaks_off_keeps_what_was_read(tmp_path):
+    write_audio(tmp_path / "audio" / "cut.mp3", 60, 44100)
+    path = tmp_path / "audio" / "cut.mp3"
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    manifest = prepare(tmp_path / "audio", tmp_path / "out")
+    assert 2 <= manifest["samples"] == manifest["skipped"][0]["clips_kept"] <= 3
+    assert "cut off" in manifest["skipped"][0]["reason"]
+
+
+def test_labels_come_from_a_table(tree, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text('file,labels\ndogs/long.wav,"bark;howl"\nrest,bark\na.b.ogg,"meow, purr"\nabsent.wav,moo\n')
+    manifest = prepare(tree, tmp_path / "out", table, settings=SMALL)
+    assert manifest["labels"] == ["bark", "howl", "meow", "purr"]
+    found = {sample.key[15:]: [manifest["labels"][i] for i in sample.labels]
+             for sample in all_samples(tmp_path / "out")}
+    assert found == {"long": ["bark", "howl"], "rest": ["bark"], "a_b": ["meow", "purr"], "short": [], "top": []}
+
+
+@pytest.mark.parametrize("text, reason", [("name,sound\na,b\n", "has the columns"), ("", "has the columns"),
+                                          ("file,label\nnothing.wav,x\n", "names none of the 8 audio files")])
+def test_bad_tables_are_named(tree, tmp_path, text, reason):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"labels.csv {reason}"):
+        prepare(tree, tmp_path / "out", tmp_path / "labels.csv")
+
+
+def test_the_same_again_does_nothing_and_anything_else_is_refused(tree, tmp_path):
+    out = tmp_path / "out"
+    first = prepare(tree, out, settings=SMALL)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert prepare(tree, out, workers=2, settings=SMALL) == first
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    with pytest.raises(PrepareError, match="made with other dtype, clip_seconds"):
+        prepare(tree, out, settings=Settings("float16", 2.0, 3))
+    write_audio(tree / "new.wav", 1.0)
+    with pytest.raises(PrepareError, match="other inputs"):
+        prepare(tree, out, settings=SMALL)
+    (tree / "new.wav").unlink()
+    (out / "shard-000001.tar").unlink()
+    with pytest.raises(PrepareError, match="lost 1 of its shards, the first shard-000001.tar"):
+        prepare(tree, out, settings=SMALL)
+
+
+def test_somebody_elses_shards_are_not_touched(tree, tmp_path):
+    (tmp_path / "shard-000000.tar").write_bytes(b"precious")
+    with pytest.raises(PrepareError, match="tar files that data.prepare did not make"):
+        prepare(tree, tmp_path)
+    assert (tmp_path / "shard-000000.tar").read_bytes() == b"precious"
+
+
+def test_fails_only_if_there_is_no_audio_or_all_of_it_is_bad(tmp_path):
+    with pytest.raises(AudioError, match="not a folder"):
+        prepare(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "audio").mkdir()
+    with pytest.raises(AudioError, match="no audio found"):
+        prepare(tmp_path / "audio", tmp_path / "out")
+    (tmp_path / "audio" / "bad.wav").write_bytes(b"")
+    with pytest.raises(PrepareError, match="none of the 1 audio files .*bad.wav: cannot be read"):
+        prepare(tmp_path / "audio", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "int8"}, {"clip_seconds": 0.01}, {"shard_size": 0}])
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(PrepareError, match=str(next(iter(settings.values())))):
+        Settings(**settings)
+
+
+# ---------------------------------------------------------------- the command
+
+def start(*arguments: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "data.prepare", *map(str, arguments)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def test_the_command_reports_in_words_and_exit_status(tree, tmp_path):
+    command = start(tree, tmp_path / "out", "--clip-seconds", 1)
+    output, errors = command.communicate(timeout=60)
+    assert command.returncode == 0, errors
+    assert "9 clips" in output and "3 of 8 files could not be used" in output and "preparing" in errors
+    command = start(tmp_path / "absent", tmp_path / "out2")
+    output, errors = command.communicate(timeout=60)
+    assert command.returncode == 1
+    assert errors.strip() == f"prepare: {tmp_path / 'absent'} is not a folder of audio files"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_at_any_moment_it_leaves_no_half_shard_and_can_start_again(tmp_path, how):
+    for i in range(60):
+        write_audio(tmp_path / "audio" / f"{i:02d}.wav", 20, seed=i)
+    arguments = (tmp_path / "audio", tmp_path / "out", "--workers", 2, "--shard-size", 4, "--clip-seconds", 1)
+    command = start(*arguments)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("*.tar")):
+        assert time.monotonic() < deadline and command.poll() is None
+        time.sleep(0.005)
+    if how == signal.SIGINT:
+        os.killpg(command.pid, how)       # as a terminal does on Ctrl-C
+    else:
+        command.kill()
+    _, errors = command.communicate(timeout=30)        # ends when the workers, too, have let go of stderr
+    assert command.returncode != 0 and "Traceback" not in errors
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "manifest.json" not in names and "unfinished" in names
+    if how == signal.SIGINT:
+        assert command.returncode == 130 and not any(name.endswith(".partial") for name in names)
+    for path in (tmp_path / "out").glob("*.tar"):
+        assert len(list(read_shard(path))) == 20
+
+    again = start(*arguments)
+    assert again.wait(timeout=60) == 0
+    prepare(tmp_path / "audio", tmp_path / "undisturbed", settings=Settings("float16", 1.0, 4))
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_ctrl_c_does_not_wait_for_the_shard_at_hand(tmp_path):
+    write_audio(tmp_path / "audio" / "long.wav", 1200)
+    command = start(tmp_path / "audio", tmp_path / "out", "--workers", 1, "--clip-seconds", 1)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("shard*.partial")):
+        assert time.monotonic() < deadline and command.poll() is None
+        time.sleep(0.005)
+    os.killpg(command.pid, signal.SIGINT)
+    command.communicate(timeout=30)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished"]
