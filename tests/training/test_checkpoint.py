@@ -1,0 +1,117 @@
+import argparse
+import os
+import pickle
+import re
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+import models
+from training import checkpoint
+from training.checkpoint import CheckpointError
+
+
+@pytest.fixture
+def published(golden):
+    return golden / "published_layout" / "checkpoints" / "checkpoint-99.pth"
+
+
+def holds_only_builtins(value) -> bool:
+    if type(value) in (dict, list, tuple):
+        entries = [*value.keys(), *value.values()] if type(value) is dict else value
+        return all(map(holds_only_builtins, entries))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def test_the_published_checkpoint_loads_with_its_args_as_plain_data(published):
+    state = checkpoint.load_checkpoint(published)
+    assert state.keys() == {"model", "optimizer", "epoch", "scaler", "args"}
+    assert (state["epoch"], state["scaler"]["scale"]) == (99, 65536.0)
+    assert holds_only_builtins(state["args"])
+    config = state["args"]["config"]
+    assert config["model"]["arch"] == "mamba_ssast_tiny"
+    assert config["model"]["model_args"]["img_size"] == (200, 80)
+    assert config["data"]["train_samples"] == [18988, 1766912, 265408]
+    assert state["args"]["precision"] == "float16"
+    model = models.mamba_ssast_tiny(depth=2, **config["model"]["model_args"])
+    checkpoint.load_model_state(model, state["model"], published)
+    torch.testing.assert_close(model.blocks[1].mixer.D, state["model"]["blocks.1.mixer.D"])
+
+
+def test_args_are_read_without_the_classes_they_were_saved_with(tmp_path):
+    """Nested configs come as nested dicts, and neither argparse nor ml_collections is asked for anything."""
+    args = argparse.Namespace(config=ConfigDict({"a": {"b": [1, {"c": (2, None)}]}}), workdir="w")
+    torch.save({"model": {}, "args": args}, tmp_path / "c.pth")
+    assert checkpoint.load_checkpoint(tmp_path / "c.pth")["args"] == {
+        "config": {"a": {"b": [1, {"c": (2, None)}]}}, "workdir": "w"}
+
+
+def test_what_is_saved_comes_back_and_needs_no_allow_list(tmp_path):
+    model = nn.Linear(3, 2)
+    path = checkpoint.checkpoint_path(tmp_path, 7)
+    checkpoint.save_checkpoint(path, model=model.state_dict(), epoch=7, args={"config": {"a": (1, 2)}})
+    state = checkpoint.load_checkpoint(path)
+    assert torch.equal(state["model"]["weight"], model.weight)
+    assert (state["epoch"], state["args"]) == (7, {"config": {"a": (1, 2)}})
+    torch.load(path, weights_only=True)
+
+
+class Attack:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))],
+                         ids=["torch.save", "pickle"])
+def test_a_malicious_file_is_refused_unrun(tmp_path, write):
+    path, marker = tmp_path / "evil.pth", tmp_path / "was_here"
+    write({"model": {}, "args": Attack(marker)}, path)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        checkpoint.load_checkpoint(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_refused_by_name(published, tmp_path, kept):
+    path = tmp_path / "checkpoint-3.pth"
+    data = published.read_bytes()
+    path.write_bytes(data[:int(len(data) * kept)])
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        checkpoint.load_checkpoint(path)
+
+
+def test_a_missing_file_or_one_without_weights_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint file at .*absent.pth"):
+        checkpoint.load_checkpoint(tmp_path / "absent.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="list.pth .*'model'"):
+        checkpoint.load_checkpoint(tmp_path / "list.pth")
+
+
+def test_the_latest_checkpoint_is_that_of_the_highest_number(tmp_path):
+    assert checkpoint.latest_checkpoint(tmp_path / "absent") is None
+    for name in ("checkpoint-9.pth", "checkpoint-10.pth", "checkpoint-11.pth.tmp", "checkpoint-12-old.pth", "x-99.pth"):
+        (tmp_path / name).touch()
+    assert checkpoint.latest_checkpoint(tmp_path) == (tmp_path / "checkpoint-10.pth", 10)
+
+
+def test_weights_of_another_architecture_are_refused_naming_the_differences():
+    model, other = models.ssast_tiny(depth=1), models.mamba_ssast_tiny(depth=1)
+    with pytest.raises(CheckpointError, match=r"W.pth holds another architecture: no blocks\.0\.norm1\.weight; .*more"):
+        checkpoint.load_model_state(model, other.state_dict(), "W.pth")
+    state = model.state_dict()
+    state["cls_token"] = torch.zeros(1, 1, 7)
+    state["extra"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match=r"unexpected extra; cls_token is \(1, 1, 7\) instead of \(1, 1, 192\)$"):
+        checkpoint.load_model_state(model, state, "W.pth")
+
+
+def test_every_second_epoch_and_the_last_five_are_saved():
+    due = [epoch for epoch in range(100) if checkpoint.is_due(epoch, 100)]
+    assert due == [*range(0, 95, 2), 95, 96, 97, 98, 99]
+    assert [epoch for epoch in range(3) if checkpoint.is_due(epoch, 3)] == [0, 1, 2]

@@ -1,0 +1,113 @@
+"""Checkpoints in the published layout: a dict with `model`, `optimizer`, `epoch`, `scaler` and `args`.
+
+Reading never runs code from the file. The published `args` hold an `argparse.Namespace` with an
+`ml_collections.ConfigDict`; both are read as plain dicts, without the classes they came from.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.files import atomic_write
+
+LAST_EPOCHS_KEPT = 5
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, unsafe or made for another model. The message names the file."""
+
+
+def is_due(epoch: int, num_epochs: int) -> bool:
+    """Whether a checkpoint is written after `epoch` (counted from 0): every second epoch and each of the last five."""
+    return epoch % 2 == 0 or epoch >= num_epochs - LAST_EPOCHS_KEPT
+
+
+def save_checkpoint(path: str | Path, **state: Any) -> None:
+    """Writes `state` (tensors and builtins only, so that it can be read safely) to `path`, whole or not at all."""
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint, on the CPU; `args` and its config come as plain dicts.
+
+    Raises CheckpointError if the file is missing, damaged, has no `model`, or asks to run more than rebuilding tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file at {path}")
+    try:
+        with torch.serialization.safe_globals(_STAND_INS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _as_builtins(state)
+    except Exception as error:  # hostile or torn bytes can break the reader in any way; all mean the same to the caller
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"cannot read checkpoint {path}: damaged or not safe to load ({reason})") from error
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint: it has no 'model' entry with the weights")
+    return state
+
+
+def checkpoint_path(directory: str | Path, epoch: int) -> Path:
+    """The published name of an epoch's checkpoint."""
+    return Path(directory) / f"checkpoint-{epoch}.pth"
+
+
+def latest_checkpoint(directory: str | Path) -> tuple[Path, int] | None:
+    """The `checkpoint-<epoch>.pth` of the highest epoch in `directory` and that epoch, or None if there is none."""
+    found = []
+    for path in Path(directory).glob("checkpoint-*.pth"):
+        match = re.fullmatch(r"checkpoint-(\d+)\.pth", path.name)
+        if match:
+            found.append((path, int(match[1])))
+    return max(found, key=lambda item: item[1], default=None)
+
+
+def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Loads the weights `state`, read from `source`, into `model`.
+
+    Raises CheckpointError naming the first differing keys or shapes if they belong to another architecture.
+    """
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+    differences = [f"no {key}" for key in expected if key not in found]
+    differences += [f"unexpected {key}" for key in found if key not in expected]
+    differences += [
+        f"{key} is {found[key]} instead of {shape}"
+        for key, shape in expected.items()
+        if key in found and found[key] != shape
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise CheckpointError(f"{source} holds another architecture: {'; '.join(differences[:3])}{more}")
+    model.load_state_dict(state)
+
+
+class _Namespace:
+    """Receives the fields of a pickled argparse.Namespace and nothing else."""
+
+
+class _ConfigDict:
+    """Receives the fields of a pickled ml_collections.ConfigDict and nothing else."""
+
+
+_STAND_INS = [
+    (_Namespace, "argparse.Namespace"),
+    (_ConfigDict, "ml_collections.config_dict.config_dict.ConfigDict"),
+]
+
+
+def _as_builtins(value: Any) -> Any:
+    """`value` with every stand-in, at any depth, replaced by the dict of its entries."""
+    if isinstance(value, _Namespace):
+        return _as_builtins(vars(value))
+    if isinstance(value, _ConfigDict):
+        return _as_builtins(vars(value)["_fields"])
+    if type(value) is dict:
+        return {key: _as_builtins(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_as_builtins, value))
+    return value
