@@ -1,0 +1,1 @@
+"""One module per experiment; each is also a HEAR API module. `configs.base` holds what they share."""

@@ -1,0 +1,173 @@
+"""What the experiments share: the published values, the check of keys, and the three functions of the HEAR API.
+
+A config is an `ml_collections.ConfigDict`. `check_config` completes one with the defaults below and refuses keys that
+nothing knows, so a config file of the published code works when dropped in, and a misspelt key does not pass unseen.
+"""
+import difflib
+import importlib
+import os
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+# Every key of a config with its published value; the comments name what is only kept for published config files.
+DEFAULTS = {
+    "model": {
+        "arch": "mamba_ssast_tiny",
+        "type": "ssast",            # not read
+        "num_classes": 1000,        # not read
+        "model_args": {},           # keys: MODEL_ARGS
+        "patch_embed_args": {},     # not read
+    },
+    "opt": {
+        "optimizer": "Adamw",
+        "learning_rate": 1.5e-4,    # for a global batch of 256
+        "weight_decay": 0.05,
+        "schedule": "warmupcosine",
+        "warmup_epochs": 10.0,
+        "momentum": 0.9,            # not read
+        "grad_accum_steps": 1,
+        "clip_grad_value": None,    # of the total gradient norm
+        "norm_pix_loss": False,     # normalise each target patch
+        "masked_only_loss": False,  # count masked patches alone; published: all
+    },
+    "log_every_steps": 100,         # not read: --print_freq
+    "num_train_steps": -1,          # not read
+    "steps_per_eval": -1,           # not read
+    "data": {
+        "train_dirs": [],
+        "train_samples": [],        # not read where an archive's own count is known
+        "val_dir": "",
+        "val_samples": 0,           # not read
+        "clip_duration": 2.0,       # not read: num_frames
+        "num_frames": 200,
+        "dataset_name": "audioset",  # not read
+    },
+    "batch_size": 256,              # per process
+    "shuffle_buffer_multiplier": 250,   # not read: every epoch is fully shuffled
+    "half_precision": False,        # not read: --precision
+    "precision": "float32",         # where --precision is not given
+    "num_epochs": 100,
+    "scene_layout": "published",    # or "bands": scene embeddings in true time order, one mean per mel band
+    "wandb": {"project": "ssast-pytorch-mamba"},
+}
+
+MODEL_ARGS = {
+    "ssast": ["img_size", "patch_size", "in_chans", "mask_ratio", "masking_mode", "use_cls_token", "frequency_first",
+              "embed_dim", "depth", "num_heads"],
+    "mamba_ssast": ["img_size", "patch_size", "in_chans", "mask_ratio", "masking_mode", "use_cls_token",
+                    "frequency_first", "embed_dim", "depth", "rms_norm", "fused_add_norm", "residual_in_fp32",
+                    "norm_epsilon", "ssm_kwargs"],
+}
+
+WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
+AUDIOSET = [("balanced_train", 18988), ("unbalanced_train", 1766912), ("unbalanced_train_2", 265408)]
+
+
+def paper_config(arch: str, **model_args) -> ConfigDict:
+    """The paper's pretraining on AudioSet (section 3.2) of one arch: 200 frames x 80 mels, patches of 4 x 16.
+
+    The archives are looked for in $DATASETS_BASE_DIR (default: the folder `datasets`).
+    """
+    config = ConfigDict(DEFAULTS)
+    config.model.arch = arch
+    config.model.model_args = {"img_size": (200, 80), "patch_size": (4, 16), "mask_ratio": 0.5,
+                               "frequency_first": False, **model_args}
+    base = os.path.join(os.environ.get("DATASETS_BASE_DIR", "datasets"), "audioset_logmelspec_webdataset")
+    config.data.train_dirs = [os.path.join(base, folder) for folder, _ in AUDIOSET]
+    config.data.train_samples = [samples for _, samples in AUDIOSET]
+    config.data.val_dir, config.data.val_samples = os.path.join(base, "eval"), 17408
+    return config
+
+
+def ssam_config(size: str) -> ConfigDict:
+    """The paper's SSAM of one size: LayerNorm, plain add + norm."""
+    return paper_config(f"mamba_ssast_{size}", rms_norm=False, fused_add_norm=False)
+
+
+def ssast_config(size: str) -> ConfigDict:
+    """The paper's SSAST of one size."""
+    return paper_config(f"ssast_{size}")
+
+
+def load_config(name: str) -> ConfigDict:
+    """The checked config of a module, e.g. "configs.ssam_tiny_200_16x4" or "configs.poc.ssam_tiny_200_16x4".
+
+    ValueError if there is no such module, it has no get_config, or a key of it is unknown.
+    """
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise
+        raise ValueError(f"no config module {name!r}; write it as configs.<experiment>") from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"the module {name!r} is not a config: it has no get_config()")
+    return check_config(module.get_config(), source=name)
+
+
+def check_config(config: ConfigDict, source: str = "the config") -> ConfigDict:
+    """A copy of a config with every absent key at its default.
+
+    ValueError for a key that nothing knows, with the nearest valid name, and for a section that is not one.
+    """
+    checked = ConfigDict(DEFAULTS, convert_dict=True)
+    arch = config.get("model", {}).get("arch", DEFAULTS["model"]["arch"])
+    _merge(checked, config, prefix="", source=source)
+    valid = MODEL_ARGS["mamba_ssast" if arch.startswith("mamba_ssast") else "ssast"]
+    for key in checked.model.model_args:
+        if key not in valid:
+            raise _unknown_key(f"model.model_args.{key}", [f"model.model_args.{name}" for name in valid], source)
+    return checked
+
+
+def _merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
+    for key in source_config:
+        name, value = prefix + key, source_config[key]
+        if key not in target:
+            raise _unknown_key(name, [prefix + k for k in target], source)
+        if not isinstance(target[key], ConfigDict):
+            if isinstance(target[key], float) and type(value) is int:
+                value = float(value)
+            with target.ignore_type():
+                target[key] = value
+        elif name in ("model.model_args", "model.patch_embed_args"):
+            target[key] = ConfigDict(value)
+        elif hasattr(value, "keys"):
+            _merge(target[key], value, name + ".", source)
+        else:
+            raise ValueError(f"{source}: {name} must be a section with keys {', '.join(target[key])}, got {value!r}")
+
+
+def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0) or valid[:1]
+    return ValueError(f"{source}: nothing reads the key {name!r}; did you mean {nearest[0]!r}?")
+
+
+def hear_functions(module_name: str) -> tuple[Callable, Callable, Callable]:
+    """`load_model`, `get_scene_embeddings` and `get_timestamp_embeddings` of a config module (HEAR common API)."""
+    name = module_name.rpartition(".")[2]
+
+    def load_model(model_file_path: str = ""):
+        """The pretrained encoder as a HEAR model (`hear_api.RuntimeSSAST`).
+
+        model_file_path: a checkpoint file, a work folder of train.py or its folder `checkpoints`, or "untrained" for
+        random weights. Default: $PT_MAMBA_MODEL_DIR/<config>_4x256_fp16_r1. FileNotFoundError if nothing is there.
+        """
+        from hear_api import RuntimeSSAST
+        from hear_api.weights import default_weights_dir
+
+        config = load_config(module_name)
+        if model_file_path == "untrained":
+            return RuntimeSSAST(config, None)
+        return RuntimeSSAST(config, model_file_path or default_weights_dir(name, os.environ.get(WEIGHTS_VARIABLE)))
+
+    def get_scene_embeddings(audio, model):
+        """One embedding per clip: audio float32 [n_sounds, n_samples] at 16 kHz -> [n_sounds, width]."""
+        return model.get_scene_embeddings(audio)
+
+    def get_timestamp_embeddings(audio, model):
+        """Embeddings each 40 ms: [n_sounds, n_timestamps, width] and timestamps in ms [n_sounds, n_timestamps]."""
+        return model.get_timestamp_embeddings(audio)
+
+    return load_model, get_scene_embeddings, get_timestamp_embeddings

@@ -1,0 +1,88 @@
+"""The experiments: published values, completion of published config files, refusal of unknown keys."""
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.base import check_config, load_config
+
+NAMES = [f"{model}_{size}_200_16x4" for model in ("ssam", "ssast") for size in ("tiny", "small", "base")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_values(name):
+    config = load_config(f"configs.{name}")
+    prefix = "mamba_ssast" if name.startswith("ssam") else "ssast"
+    assert config.model.arch == f"{prefix}_{name.split('_')[1]}"
+    args = config.model.model_args.to_dict()
+    expected = {"img_size": (200, 80), "patch_size": (4, 16), "mask_ratio": 0.5, "frequency_first": False}
+    if prefix == "mamba_ssast":
+        expected |= {"rms_norm": False, "fused_add_norm": False}
+    assert args == expected
+    assert (config.batch_size, config.num_epochs, config.data.num_frames) == (256, 100, 200)
+    assert (config.opt.learning_rate, config.opt.weight_decay, config.opt.warmup_epochs) == (1.5e-4, 0.05, 10)
+    assert config.data.train_samples == [18988, 1766912, 265408]
+    assert [d.rsplit("/", 1)[1] for d in config.data.train_dirs] == [
+        "balanced_train", "unbalanced_train", "unbalanced_train_2"]
+    assert config.wandb.project == "ssast-pytorch-mamba"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_poc_is_the_same_module(name):
+    assert importlib.import_module(f"configs.poc.{name}") is importlib.import_module(f"configs.{name}")
+
+
+def test_configs_import_without_torch_and_without_weights():
+    code = ("import sys, configs.poc.ssam_tiny_200_16x4 as c; c.get_config(); "
+            "assert 'torch' not in sys.modules, 'torch was imported'")
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": ""})
+
+
+def test_published_file_with_fewer_keys_is_completed(monkeypatch):
+    published = ConfigDict({"model": {"arch": "ssast_tiny", "model_args": {"img_size": (200, 80)}},
+                            "opt": {"learning_rate": 3e-4}, "batch_size": 32, "half_precision": False})
+    module = types.ModuleType("dropped_in")
+    module.get_config = lambda: published
+    monkeypatch.setitem(sys.modules, "dropped_in", module)
+    config = load_config("dropped_in")
+    assert (config.batch_size, config.opt.learning_rate, config.opt.grad_accum_steps) == (32, 3e-4, 1)
+    assert config.model.model_args.to_dict() == {"img_size": (200, 80)}
+    assert "grad_accum_steps" not in published.opt
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"opt": {"learningrate": 1}}, "'opt.learningrate'; did you mean 'opt.learning_rate'"),
+    ({"batchsize": 1}, "'batchsize'; did you mean 'batch_size'"),
+    ({"model": {"model_args": {"maskratio": 0.5}}}, "did you mean 'model.model_args.mask_ratio'"),
+    ({"model": {"arch": "ssast_tiny", "model_args": {"rms_norm": True}}}, "'model.model_args.rms_norm'"),
+    ({"data": "here"}, "data must be a section"),
+])
+def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(ConfigDict(changes))
+
+
+def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="no config module 'configs.nothing'"):
+        load_config("configs.nothing")
+    with pytest.raises(ValueError, match="no get_config"):
+        load_config("json")
+    module = importlib.import_module("configs.ssam_tiny_200_16x4")
+    monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
+    with pytest.raises(FileNotFoundError, match="set PT_MAMBA_MODEL_DIR to the folder that holds ssam_tiny_200_16x4_4x"):
+        module.load_model()
+    monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="has no folder .*ssam_tiny_200_16x4_4x256_fp16_r1"):
+        module.load_model()
+
+
+def test_load_model_takes_the_published_folder(monkeypatch, tmp_path, golden):
+    folder = tmp_path / "ssam_tiny_200_16x4_4x256_fp16_r1"
+    folder.symlink_to(golden / "published_layout")
+    monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))
+    module = importlib.import_module("configs.ssam_tiny_200_16x4")
+    with pytest.raises(ValueError, match="checkpoint-99.pth holds another architecture"):  # it has only two blocks
+        module.load_model()
