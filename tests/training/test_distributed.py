@@ -1,0 +1,65 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from training import distributed
+
+# Each process sees its own half of a batch; afterwards all must hold the gradient of the whole.
+TWO_PROCESSES = """
+import torch
+from training import distributed
+
+device = distributed.init()
+torch.manual_seed(0)
+model = torch.nn.Linear(3, 1)
+batch = torch.randn(4, 3)
+mine = batch[2 * distributed.rank():][:2]
+parallel = distributed.parallel(model, device)
+with distributed.no_sync(parallel):
+    parallel(mine).square().mean().backward()
+apart = distributed.mean(model.weight.grad)
+assert not torch.equal(apart, model.weight.grad), "gradients were averaged inside no_sync"
+model.zero_grad()
+parallel(mine).square().mean().backward()
+together = model.weight.grad.clone()
+model.zero_grad()
+model(batch).square().mean().backward()
+torch.testing.assert_close(together, model.weight.grad)
+torch.testing.assert_close(apart, model.weight.grad)
+value = torch.tensor(float(distributed.rank()))
+assert distributed.mean(value) == 0.5 and value == distributed.rank()
+assert distributed.is_main() == (distributed.rank() == 0)
+assert distributed.world_size() == 2
+import os
+assert torch.get_num_threads() == max(1, os.cpu_count() // 2)
+open(f"done.{distributed.rank()}", "w").close()
+distributed.cleanup()
+"""
+
+
+def test_alone_every_call_does_nothing(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    device = distributed.init()
+    assert device.type in ("cpu", "cuda")
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    value, model = torch.tensor(3.0), nn.Linear(2, 1)
+    assert distributed.mean(value) == 3.0
+    assert distributed.parallel(model, device) is model
+    with distributed.no_sync(model):
+        pass
+    distributed.cleanup()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="two processes of the test would need two GPUs")
+def test_two_processes_average_gradients_and_values(tmp_path, pytestconfig):
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)}
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                          "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert sorted(path.name for path in tmp_path.glob("done.*")) == ["done.0", "done.1"]

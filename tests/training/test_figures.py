@@ -1,0 +1,63 @@
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import models
+from models.loss import normalise_per_patch
+from training import figures
+
+
+class Oracle(nn.Module):
+    """Predicts the target exactly, in normalised form if asked; patches as the real model cuts them."""
+
+    def __init__(self, frequency_first: bool, normalise_patches: bool = False):
+        super().__init__()
+        size, patch = ((80, 200), (16, 4)) if frequency_first else ((200, 80), (4, 16))
+        self.encoder = models.ssast_tiny(depth=0, img_size=size, patch_size=patch, frequency_first=frequency_first)
+        self.frequency_first, self.normalise_patches = frequency_first, normalise_patches
+        self.unpatchify = self.encoder.unpatchify
+
+    def forward(self, x, mask):
+        target = self.encoder.patchify(x)
+        return normalise_per_patch(target) if self.normalise_patches else target, target, mask
+
+
+def clips(frequency_first):
+    """Two clips [2, 1, 200, 80] (or transposed), of which one time-major patch each is hidden: step 3, band 1 and 2."""
+    spectrogram = torch.randn(2, 1, 200, 80, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 250)
+    mask[0, 3 * 5 + 1] = mask[1, 3 * 5 + 2] = 1
+    return spectrogram.mT if frequency_first else spectrogram, mask
+
+
+@pytest.mark.parametrize("frequency_first", [False, True])
+@pytest.mark.parametrize("normalise_patches", [False, True])
+def test_images_are_time_by_mel_in_the_units_of_the_input(frequency_first, normalise_patches):
+    spectrogram, mask = clips(frequency_first)
+    seen = figures.reconstruct(Oracle(frequency_first, normalise_patches), spectrogram, mask, normalise_patches)
+    expected = (spectrogram.mT if frequency_first else spectrogram)[:, 0].numpy()
+    np.testing.assert_array_equal(seen.original, expected)
+    np.testing.assert_allclose(seen.predicted, expected, atol=1e-5)
+    np.testing.assert_allclose(seen.losses, 0, atol=1e-9)
+    hidden = np.zeros((2, 200, 80), bool)
+    hidden[0, 12:16, 16:32] = hidden[1, 12:16, 32:48] = True
+    np.testing.assert_array_equal(seen.masked, hidden)
+
+
+def test_the_picture_greys_what_is_hidden(tmp_path):
+    spectrogram, _ = clips(False)
+    grey = {}
+    for name, share in (("half", 0.5), ("none", 0.0)):
+        mask = (torch.arange(250) < 250 * share).float().expand(2, -1)
+        seen = figures.reconstruct(Oracle(False), spectrogram, mask)
+        figures.save_reconstructions(tmp_path / f"{name}.png", seen, "title")
+        pixels = matplotlib.image.imread(tmp_path / f"{name}.png")[..., :3]
+        grey[name] = (np.abs(pixels - 0.8) < 0.01).all(-1).mean()
+    assert grey["half"] > 0.05 > 0.01 > grey["none"]  # the masked panels are about a fifth of the picture
+
+
+def test_curves_are_drawn_from_published_logs_too(tmp_path):
+    figures.save_curves(tmp_path / "curves.png", [{"epoch": 0, "train_loss": 1.0}, {"epoch": 1, "train_loss": 0.5}])
+    assert matplotlib.image.imread(tmp_path / "curves.png").shape[:2] == (600, 960)

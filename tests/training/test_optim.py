@@ -1,0 +1,91 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from models.loss import reconstruction_loss
+from tests.golden_weights import fill_by_rule, golden_input, golden_mask
+from training import optim
+
+ARGS = {"img_size": (200, 80), "patch_size": (4, 16), "frequency_first": False}
+TINY = {
+    "ssam_tiny_200_16x4": lambda: models.mamba_ssast_tiny(**ARGS, rms_norm=False, fused_add_norm=False),
+    "ssast_tiny_200_16x4": lambda: models.ssast_tiny(**ARGS),
+}
+
+
+def names_of(parameters, model):
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [name_of[id(parameter)] for parameter in parameters]
+
+
+def test_the_schedule_equals_the_published_one_exactly(golden):
+    numbers = np.load(golden / "runtime.npz")
+    rates = [optim.learning_rate_at(epoch, peak=6e-4, num_epochs=100, warmup_epochs=10)
+             for epoch in numbers["lr_epochs"]]
+    np.testing.assert_array_equal(rates, numbers["lr_values"])
+
+
+def test_the_schedule_ends_at_min_lr_and_may_begin_at_the_peak():
+    schedule = {"peak": 1.0, "num_epochs": 4, "warmup_epochs": 0, "min_lr": 0.25}
+    assert optim.learning_rate_at(0, **schedule) == 1.0
+    assert optim.learning_rate_at(2, **schedule) == pytest.approx(0.625)
+    assert optim.learning_rate_at(4, **schedule) == 0.25
+
+
+def test_the_peak_rate_grows_with_the_global_batch():
+    assert optim.peak_learning_rate(1.5e-4, 256) == 1.5e-4
+    assert optim.peak_learning_rate(1.5e-4, 2 * 256 * 4) == pytest.approx(1.2e-3)
+
+
+@pytest.mark.parametrize("config", TINY)
+def test_the_groups_are_the_published_ones_in_their_order(golden, config):
+    numbers = json.loads((golden / f"{config}_training.json").read_text())
+    model = TINY[config]()
+    optimizer = optim.make_optimizer(model, weight_decay=0.05)
+    no_decay, decay = optimizer.param_groups
+    assert names_of(no_decay["params"], model) == numbers["no_decay"]
+    assert names_of(decay["params"], model) == numbers["decay"]
+    assert (no_decay["weight_decay"], decay["weight_decay"]) == (0.0, 0.05)
+    assert no_decay["betas"] == decay["betas"] == (0.9, 0.95)
+
+
+def test_bias_decay_is_one_group_of_everything_that_learns():
+    model = models.ssast_tiny(depth=1)
+    optimizer = optim.make_optimizer(model, weight_decay=0.05, bias_decay=True)
+    (group,) = optimizer.param_groups
+    assert names_of(group["params"], model) == [name for name, _ in model.named_parameters() if name != "pos_embed"]
+    assert (group["weight_decay"], group["betas"]) == (0.05, (0.9, 0.999))
+
+
+@pytest.mark.parametrize("config", TINY)
+def test_four_steps_equal_the_published_ones(golden, config):
+    """Losses, total gradient norms, and every parameter's gradient norm at the first step."""
+    numbers = json.loads((golden / f"{config}_training.json").read_text())
+    model = fill_by_rule(TINY[config]()).train()
+    optimizer = optim.make_optimizer(model, weight_decay=0.05)
+    optim.set_learning_rate(optimizer, 6e-4)
+    spectrogram, mask = golden_input(), golden_mask()
+    losses, norms = [], []
+    for step in range(4):
+        loss = reconstruction_loss(*model(spectrogram, mask))
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            found = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+            assert found == pytest.approx(numbers["grad_norms_step0"], rel=1e-3, abs=1e-5)
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")).item())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == pytest.approx(numbers["losses"], abs=1e-3)
+    assert norms == pytest.approx(numbers["grad_norms_total"], abs=1e-3)
+
+
+def test_other_optimizers_and_schedules_are_refused():
+    optim.check_names("Adamw", "warmupcosine")
+    with pytest.raises(ValueError, match="opt.optimizer 'lion'"):
+        optim.check_names("lion", "warmupcosine")
+    with pytest.raises(ValueError, match="opt.schedule 'step'"):
+        optim.check_names("adamw", "step")

@@ -1,0 +1,295 @@
+"""train.py as people start it, on archives made by data.prepare, with an encoder of one narrow block."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data.archives import Sample, write_shard
+from data.prepare import prepare
+from data.synthetic import write_audio
+from training import checkpoint
+from training.monitor import read_log
+
+needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
+EPOCHS = 8
+TINY = ["opt.warmup_epochs=1", "model.model_args.depth=1", "model.model_args.embed_dim=48"]
+
+
+@pytest.fixture(scope="module")
+def synthetic_archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_audio(folder / "audio", minutes=2)
+    prepare(folder / "audio", folder / "archive")
+    return folder / "archive"
+
+
+@pytest.fixture(scope="module")
+def real_archive(tmp_path_factory, shared_tasks):
+    """48 drum hits."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "audio").mkdir()
+    for path in sorted((shared_tasks / "drum_hits-v1-full" / "16000").rglob("*.wav"))[::11][:48]:
+        (folder / "audio" / path.name).symlink_to(path)
+    manifest = prepare(folder / "audio", folder / "archive")
+    assert manifest["samples"] == 48
+    return folder / "archive"
+
+
+def arguments(workdir, data=None, *options, config="configs.ssast_tiny_200_16x4", **overrides):
+    data = ["--data", str(data)] if data else ["--fake_data"]
+    changes = TINY + [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+    return ["--config", config, "--workdir", str(workdir), *data, "--no_wandb", "--num_workers", "0", "--print_freq",
+            "2", *options, "--set", *changes]
+
+
+def losses(workdir):
+    return [line["train_loss"] for line in read_log(workdir / "log.txt")]
+
+
+def last_state(workdir):
+    return checkpoint.load_checkpoint(checkpoint.latest_checkpoint(workdir / "checkpoints")[0])
+
+
+def start(processes, train_arguments, root):
+    """train.py, by torchrun if there is more than one process."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc-per-node={processes}"]
+    return subprocess.Popen([sys.executable, *(launcher if processes > 1 else []), "train.py", *train_arguments],
+                            cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+
+
+def kill(process):
+    """SIGKILL for the launcher and for its workers, which have sessions of their own."""
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, workers)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def finish(process, timeout=120):
+    try:
+        return process.communicate(timeout=timeout)[0]
+    finally:
+        if process.poll() is None:
+            kill(process)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, real_archive, pytestconfig):
+    """A run of two processes, 4 samples each: its output and folder."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    process = start(2, arguments(workdir, real_archive, num_epochs=EPOCHS, batch_size=4), pytestconfig.rootpath)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return output, workdir
+
+
+@needs_cpu
+class TestSeveralProcesses:
+    def test_the_run_leaves_what_it_promises(self, undisturbed):
+        output, workdir = undisturbed
+        assert len(re.findall(r"^\d\d:\d\d:\d\d epoch 3/8  step [246]/6  loss ", output, re.M)) == 3
+        assert {path.name for path in workdir.iterdir()} == {
+            "checkpoints", "config.json", "curves.png", "log.txt", "reconstructions.png"}
+        assert {path.name for path in (workdir / "checkpoints").iterdir()} == {
+            f"checkpoint-{epoch}.pth" for epoch in (0, 2, 3, 4, 5, 6, 7)}
+        assert losses(workdir)[-1] < losses(workdir)[0]
+        assert json.loads((workdir / "config.json").read_text())["model"]["model_args"]["embed_dim"] == 48
+        torch.load(workdir / "checkpoints" / "checkpoint-7.pth", weights_only=True)  # needs no allow-list
+
+    def test_killed_and_started_again_it_ends_the_same(self, undisturbed, tmp_path, real_archive, pytestconfig):
+        train_arguments = arguments(tmp_path, real_archive, num_epochs=EPOCHS, batch_size=4)
+        process = start(2, train_arguments, pytestconfig.rootpath)
+        deadline = time.monotonic() + 120
+        while len(losses(tmp_path)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        kill(process)
+        finish(process)
+        assert 2 <= len(losses(tmp_path)) < EPOCHS, "the kill came too late to mean anything"
+
+        process = start(2, train_arguments, pytestconfig.rootpath)
+        output = finish(process)
+        assert process.returncode == 0, output
+        assert "going on from" in output
+        _, reference = undisturbed
+        assert losses(tmp_path) == losses(reference)
+        ended, expected = last_state(tmp_path), last_state(reference)
+        for key, value in expected["model"].items():
+            assert torch.equal(ended["model"][key], value), key
+        for index, moments in expected["optimizer"]["state"].items():
+            assert torch.equal(ended["optimizer"]["state"][index]["exp_avg"], moments["exp_avg"])
+
+    def test_one_process_with_twice_the_batch_does_the_same(self, undisturbed, tmp_path, real_archive, pytestconfig):
+        process = start(1, arguments(tmp_path, real_archive, num_epochs=EPOCHS, batch_size=8),
+                        pytestconfig.rootpath)
+        output = finish(process)
+        assert process.returncode == 0, output
+        _, reference = undisturbed
+        assert losses(tmp_path) == pytest.approx(losses(reference), abs=1e-5)
+
+    def test_a_mistake_ends_every_process_at_once(self, tmp_path, pytestconfig):
+        process = start(2, arguments(tmp_path, tmp_path / "absent"), pytestconfig.rootpath)
+        output = finish(process)
+        assert process.returncode != 0
+        assert output.count(f"train.py: no data folder {tmp_path / 'absent'}") == 2
+        assert 'train.py", line' not in output  # no traceback but torchrun's own
+
+
+@pytest.fixture(autouse=True)
+def nothing_drawn(monkeypatch):
+    """Rendering would take most of the time of the runs in this process; the others and test_figures draw."""
+    monkeypatch.setattr("training.figures._save", lambda figure, path: None)
+
+
+def run(workdir, data, *options, **overrides):
+    """Two short epochs in this process."""
+    train.main(arguments(workdir, data, *options, **({"num_epochs": 2, "batch_size": 4} | overrides)))
+    return losses(workdir)
+
+
+def test_accumulated_steps_equal_one_of_a_larger_batch(tmp_path, synthetic_archive):
+    """All samples are used with either, so that windows and batches hold the same ones."""
+    whole = run(tmp_path / "whole", synthetic_archive, batch_size=4)
+    parts = run(tmp_path / "parts", synthetic_archive, batch_size=2, opt__grad_accum_steps=2)
+    assert parts == pytest.approx(whole, abs=1e-5)
+    # Adam hides the scale of a gradient in the weights, but not in its moments.
+    moments, expected = (last_state(tmp_path / name)["optimizer"]["state"] for name in ("parts", "whole"))
+    for index in expected:
+        torch.testing.assert_close(moments[index]["exp_avg"], expected[index]["exp_avg"], rtol=1e-3, atol=1e-6)
+
+
+def test_every_epoch_sees_all_samples_in_an_order_of_its_own(tmp_path, synthetic_archive, monkeypatch):
+    seen = []
+    to_model_input = train.to_model_input
+    monkeypatch.setattr(train, "save_reconstructions", lambda *_: None)
+    monkeypatch.setattr(train, "to_model_input", lambda run, batch: seen.extend(batch["index"].tolist())
+                        or to_model_input(run, batch))
+    run(tmp_path, synthetic_archive)
+    first, second = seen[:16], seen[16:]
+    assert sorted(first) == sorted(second) == list(range(16))
+    assert first != second
+
+
+def test_the_rate_follows_the_schedule_up_to_min_lr(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, "--min_lr", "1e-6", num_epochs=3)
+    steps = 4  # 16 samples
+    peak = 1.5e-4 * 4 / 256
+    expected = [train.optim.learning_rate_at(epoch + (steps - 1) / steps, peak=peak, num_epochs=3, warmup_epochs=1,
+                                             min_lr=1e-6) for epoch in range(3)]
+    assert [line["train_lr"] for line in read_log(tmp_path / "log.txt")] == pytest.approx(expected)
+    assert {group["lr"] for group in last_state(tmp_path)["optimizer"]["param_groups"]} == {expected[-1]}
+
+
+@pytest.mark.parametrize("config", ["configs.ssam_tiny_200_16x4", "configs.ssast_tiny_200_16x4"])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_lower_precisions_stay_near_float32(tmp_path, synthetic_archive, config, precision):
+    exact = run(tmp_path / "exact", synthetic_archive, config=config)
+    rough = run(tmp_path / precision, synthetic_archive, "--precision", precision, config=config)
+    assert rough == pytest.approx(exact, rel=5e-3)
+    assert rough != exact
+    state = last_state(tmp_path / precision)
+    assert all(value.dtype == torch.float32 for value in state["model"].values())
+    assert bool(state["scaler"]) == (precision == "float16")
+
+
+def test_clipping_bounds_the_update(tmp_path, synthetic_archive):
+    """Adam's first moments are averages of gradients, which the clipped run has cut down to its bound."""
+    def moment(workdir, **overrides):
+        run(workdir, synthetic_archive, **overrides)
+        moments = [entry["exp_avg"] for entry in last_state(workdir)["optimizer"]["state"].values()]
+        return torch.stack([value.norm() for value in moments]).norm()
+
+    assert moment(tmp_path / "clipped", opt__clip_grad_value=1e-3) < 1e-3 < moment(tmp_path / "free")
+
+
+@pytest.mark.parametrize("option", ["norm_pix_loss", "masked_only_loss"])
+def test_the_loss_options_of_the_config_are_obeyed(tmp_path, synthetic_archive, option):
+    plain = run(tmp_path / "plain", synthetic_archive, num_epochs=1)
+    assert run(tmp_path / "other", synthetic_archive, num_epochs=1, **{f"opt__{option}": True}) != plain
+
+
+def test_the_seed_decides_the_run(tmp_path, synthetic_archive):
+    first = run(tmp_path / "a", synthetic_archive, "--seed", "3", num_epochs=1)
+    assert run(tmp_path / "b", synthetic_archive, "--seed", "3", "--num_workers", "2", num_epochs=1) == first
+    assert run(tmp_path / "c", synthetic_archive, "--seed", "4", num_epochs=1) != first
+
+
+def test_resume_takes_the_named_checkpoint(tmp_path, synthetic_archive):
+    reference = run(tmp_path / "a", synthetic_archive, num_epochs=4)
+    resumed = run(tmp_path / "b", synthetic_archive, "--resume",
+                  str(tmp_path / "a" / "checkpoints" / "checkpoint-1.pth"), num_epochs=4)
+    assert resumed == reference[2:]
+
+
+def test_a_finished_run_started_again_changes_nothing(tmp_path, synthetic_archive):
+    reference = run(tmp_path, synthetic_archive)
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.name != "config.json"}
+    assert run(tmp_path, synthetic_archive) == reference
+    assert {path: path.read_bytes() for path in written} == written
+
+
+def test_frequency_first_models_train_on_the_same_archives(tmp_path, synthetic_archive):
+    changes = {"model__model_args__frequency_first": True, "model__model_args__img_size": (80, 200),
+               "model__model_args__patch_size": (16, 4)}
+    (loss,) = run(tmp_path, synthetic_archive, num_epochs=1, **changes)
+    assert 0.5 < loss < 2
+
+
+def test_fake_data_needs_no_archive(tmp_path):
+    (loss,) = run(tmp_path, None, "--bias_decay", num_epochs=1, batch_size=128)
+    assert 0.9 < loss < 1.5  # white noise of variance 1 cannot be predicted
+    (group,) = last_state(tmp_path)["optimizer"]["param_groups"]
+    assert group["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize("options, overrides, message", [
+    ([], {"config": "configs.nope"}, "configs.nope"),
+    ([], {"num_epoch": 2}, "'num_epoch'; did you mean 'num_epochs'"),
+    ([], {"batch_size": "many"}, "--set batch_size=many: "),
+    ([], {"batch_size": 1000}, "16 samples do not fill one batch"),
+    ([], {"precision": "half"}, "precision 'half' is unknown; choose from float32, float16, bfloat16"),
+    ([], {"opt__optimizer": "lion"}, "opt.optimizer 'lion'"),
+    ([], {"model__arch": "ssast_giant"}, "model.arch 'ssast_giant' is unknown; choose from "),
+    ([], {"data__num_frames": 100}, "data.num_frames is 100, but the model reads 200 frames"),
+    ([], {"model__model_args__img_size": (200, 64)}, "has 80 mel bands, but 64 are expected"),
+    (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
+])
+def test_mistakes_get_one_sentence(tmp_path, synthetic_archive, options, overrides, message):
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, synthetic_archive, *options, **overrides)
+    assert ended.value.code.startswith("train.py: ") and "\n" not in ended.value.code
+    assert message in ended.value.code
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_bad_sample_is_named_when_training_meets_it(tmp_path, workers):
+    (tmp_path / "archive").mkdir()
+    samples = [Sample(f"clip{number}", np.random.default_rng(number).normal(size=(200, 80)).astype(np.float32),
+                      np.zeros(0, np.int64)) for number in range(16)]
+    samples[5].spectrogram[7, 7] = np.nan  # not among the clips that are looked at first
+    write_shard(tmp_path / "archive" / "shard.tar", samples)
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "w", tmp_path / "archive", "--num_workers", workers)
+    assert "\n" not in ended.value.code
+    assert ended.value.code.startswith("train.py: ") and "shard.tar, sample clip5: " in ended.value.code
+
+
+def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, None, "--precision", "half")
+    assert ended.value.code != 0 and "float16" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, num_epochs=1)
+    with pytest.raises(SystemExit, match="holds another architecture: no blocks.1.norm1.weight"):
+        run(tmp_path, synthetic_archive, model__model_args__depth=2)

@@ -1,0 +1,94 @@
+"""Pictures of a run: masked spectrograms with their reconstructions, and the curves of loss and learning rate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from training.files import atomic_write
+
+SECONDS_PER_FRAME = 0.01  # the hop of the front end
+MASKED_COLOUR = "0.8"
+
+
+@dataclass
+class Reconstructions:
+    """N clips as a model sees and predicts them, in normalised log-mel units; all arrays are [N, frames, mels]."""
+
+    original: np.ndarray
+    masked: np.ndarray  # bool
+    predicted: np.ndarray
+    losses: np.ndarray  # [N], mean squared error over all patches
+
+
+@torch.no_grad()
+def reconstruct(model: nn.Module, spectrogram: torch.Tensor, mask: torch.Tensor,
+                normalise_patches: bool = False) -> Reconstructions:
+    """Runs `model` on clips in its own input layout ([N, 1, T, M], or [N, 1, M, T] if frequency first), mask [N, L].
+
+    A model of per-patch normalised targets gets each patch's own mean and spread back for the picture.
+    """
+    predicted, target, mask = model(spectrogram, mask)  # [N, L, P], [N, L, P], [N, L]
+    predicted, target = predicted.float(), target.float()
+    if normalise_patches:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        predicted = predicted * (variance + 1e-6).sqrt() + mean
+    losses = (predicted - target).square().mean(dim=(1, 2))
+
+    def as_images(patches: torch.Tensor) -> np.ndarray:
+        images = model.unpatchify(patches)[:, 0].float().cpu()  # [N, T, M] or [N, M, T]
+        return (images.mT if model.frequency_first else images).numpy()
+
+    hidden = mask[..., None].float().expand_as(target)
+    return Reconstructions(as_images(target), as_images(hidden) > 0.5, as_images(predicted), losses.cpu().numpy())
+
+
+def save_reconstructions(path: str | Path, clips: Reconstructions, title: str) -> None:
+    """Writes a PNG with a row per clip: original | masked | reconstructed, in one colour scale."""
+    n, frames, mels = clips.original.shape
+    figure = Figure(figsize=(12, 0.9 + 2.2 * n), layout="constrained")
+    axes = figure.subplots(n, 3, sharex=True, sharey=True, squeeze=False)
+    low, high = np.percentile(clips.original, [1, 99])
+    colours = matplotlib.colormaps["magma"].with_extremes(bad=MASKED_COLOUR)
+    for row, original, masked, predicted, loss in zip(
+            axes, clips.original, clips.masked, clips.predicted, clips.losses, strict=True):
+        panels = [original, np.ma.array(original, mask=masked), predicted]
+        titles = ["original", f"masked ({masked.mean():.0%} hidden)", f"reconstructed, loss {loss:.3f}"]
+        for axis, panel, panel_title in zip(row, panels, titles, strict=True):
+            image = axis.imshow(panel.T, origin="lower", aspect="auto", interpolation="nearest", cmap=colours,
+                                vmin=low, vmax=high, extent=(0, frames * SECONDS_PER_FRAME, 0, mels))
+            axis.set_title(panel_title, fontsize=10)
+        row[0].set_ylabel("mel band")
+    for axis in axes[-1]:
+        axis.set_xlabel("time (s)")
+    figure.colorbar(image, ax=axes, label="normalised log-mel", extend="both", pad=0.01)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def save_curves(path: str | Path, log: Sequence[dict[str, float]]) -> None:
+    """Writes a PNG of training loss and learning rate by epoch, from the lines of a log.txt."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    loss_axis, rate_axis = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    epochs = [line["epoch"] + 1 for line in log]
+    marker = "." if len(log) < 50 else None
+    loss_axis.plot(epochs, [line["train_loss"] for line in log], marker=marker)
+    rate_axis.plot(epochs, [line.get("train_lr", np.nan) for line in log], marker=marker, color="tab:orange")
+    loss_axis.set_ylabel("training loss")
+    rate_axis.set_ylabel("learning rate")
+    rate_axis.set_xlabel("epochs")
+    rate_axis.xaxis.get_major_locator().set_params(integer=True)
+    rate_axis.ticklabel_format(axis="y", scilimits=(0, 0))
+    for axis in (loss_axis, rate_axis):
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)

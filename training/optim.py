@@ -1,0 +1,64 @@
+"""AdamW with the published parameter groups, and the published learning-rate schedule."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+# Rates are quoted for a global batch of this many samples (Goyal et al. 2017, arXiv 1706.02677; as MAE does).
+REFERENCE_BATCH = 256
+
+
+def check_names(optimizer: str, schedule: str) -> None:
+    """Raises ValueError where a config asks for anything but the published "Adamw" and "warmupcosine"."""
+    if optimizer.lower() != "adamw":
+        raise ValueError(f"opt.optimizer {optimizer!r} is unknown; the one there is is 'Adamw'")
+    if schedule.lower() != "warmupcosine":
+        raise ValueError(f"opt.schedule {schedule!r} is unknown; the one there is is 'warmupcosine'")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, bias_decay: bool = False) -> list[dict[str, Any]]:
+    """The trainable parameters of `model` as AdamW groups, in the published order.
+
+    The first group (biases and every other 1-d tensor) is not decayed, the second (the rest) is; with `bias_decay` one
+    group holds all. Frozen tensors such as pos_embed are in none. Optimizer states are stored by index, so this order
+    is part of the checkpoint format.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if bias_decay:
+        return [{"params": [parameter for _, parameter in trainable], "weight_decay": weight_decay}]
+    no_decay, decay = [], []
+    for name, parameter in trainable:
+        (no_decay if parameter.ndim == 1 or name.endswith(".bias") else decay).append(parameter)
+    return [{"params": no_decay, "weight_decay": 0.0}, {"params": decay, "weight_decay": weight_decay}]
+
+
+def make_optimizer(model: nn.Module, weight_decay: float, bias_decay: bool = False) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, with betas (0.9, 0.95), or (0.9, 0.999) with `bias_decay`.
+
+    Its rate is 0 until `set_learning_rate` is called.
+    """
+    betas = (0.9, 0.999) if bias_decay else (0.9, 0.95)
+    return torch.optim.AdamW(parameter_groups(model, weight_decay, bias_decay), lr=0.0, betas=betas)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every group of `optimizer` this rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def peak_learning_rate(base_rate: float, global_batch: int) -> float:
+    """The rate at the end of the warm-up; `global_batch` counts samples over all processes and accumulated steps."""
+    return base_rate * global_batch / REFERENCE_BATCH
+
+
+def learning_rate_at(
+    epoch: float, *, peak: float, num_epochs: float, warmup_epochs: float, min_lr: float = 0.0
+) -> float:
+    """The rate at a fractional `epoch`: linear from 0 to `peak` over the warm-up, then half a cosine to `min_lr`."""
+    if epoch < warmup_epochs:
+        return peak * epoch / warmup_epochs
+    angle = math.pi * (epoch - warmup_epochs) / (num_epochs - warmup_epochs)
+    return min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(angle))
