@@ -1,0 +1,42 @@
+"""Baseline with the HEAR API: plain log-mel statistics, no model.
+
+    ./extract_features.sh TASKS_DIR OUTPUT_DIR benchmarks.log_mel_baseline
+
+What a model must beat. Scenes: mean and standard deviation over time. Timestamps: the mean of each 40 ms.
+"""
+
+import torch
+
+from data.features import HOP_LENGTH, N_MELS, SAMPLE_RATE, log_mel
+
+FRAMES_PER_STEP = 4
+STEP_MS = 1000 * FRAMES_PER_STEP * HOP_LENGTH / SAMPLE_RATE     # 40
+
+
+class LogMelBaseline(torch.nn.Module):
+    """Carries what the HEAR API asks of a model; it has no parameters."""
+
+    sample_rate = SAMPLE_RATE
+    scene_embedding_size = 2 * N_MELS
+    timestamp_embedding_size = N_MELS
+
+
+def load_model(model_file_path: str = "") -> LogMelBaseline:
+    """The baseline; the path is there for the API and ignored."""
+    return LogMelBaseline()
+
+
+def get_scene_embeddings(audio: torch.Tensor, model: LogMelBaseline) -> torch.Tensor:
+    """Audio [n, samples] at 16 kHz -> float32 [n, 160]: mean, then standard deviation over time of each mel band."""
+    spectrogram = log_mel(audio)                                                       # [n, frames, 80]
+    return torch.cat([spectrogram.mean(1), spectrogram.std(1, unbiased=False)], dim=1)
+
+
+def get_timestamp_embeddings(audio: torch.Tensor, model: LogMelBaseline) -> tuple[torch.Tensor, torch.Tensor]:
+    """Audio [n, samples] at 16 kHz -> float32 [n, t, 80] and its timestamps [n, t] in ms.
+
+    Step i is the mean of frames 4 i to 4 i + 3, and its timestamp 40 i ms. The last step may have fewer frames.
+    """
+    steps = [step.mean(1) for step in log_mel(audio).split(FRAMES_PER_STEP, dim=1)]    # [n, 80] each
+    timestamps = STEP_MS * torch.arange(len(steps), dtype=torch.float32, device=audio.device)
+    return torch.stack(steps, dim=1), timestamps.expand(len(audio), -1)

@@ -1,0 +1,188 @@
+"""Train the downstream heads of one model: every task, ten seeds, side by side (downstream_experiments.sh)."""
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from external_sources import layout, machine, worker
+from external_sources.grid import parse_grid
+from training.files import atomic_write
+
+SETTINGS = "downstream-settings.json"           # in the folder of each task: the seed and grid of its results
+# Measured: the kit and its libraries take 0.6 GB; it holds a task's embeddings as memory map, rows and stacked.
+PROCESS_BYTES = 600 * 2**20
+COPIES_OF_EMBEDDINGS = 4
+
+
+class Job(NamedTuple):
+    """One head to train: the folder of a task in the folder of a seed."""
+
+    task: Path
+    seed: int
+
+    def is_done(self) -> bool:
+        """Whether results are there. The kit writes the marker last; it may be empty after a crash."""
+        done = self.task / layout.DONE_PREDICTIONS
+        return (self.task / layout.SCORES).is_file() and done.is_file() and done.stat().st_size > 0
+
+    def embedding_bytes(self) -> int:
+        """Size of the embeddings of all splits."""
+        return sum(file.stat().st_size for file in self.task.glob("*.embeddings.npy"))
+
+
+def find_jobs(directory: Path, config: str, seeds: Sequence[int]) -> list[Job]:
+    """All tasks of a model and the given seeds, after linking embeddings that have no downstream folders yet.
+
+    Args:
+        directory: OUTPUT_DIR of extract_features.sh, or its todo_audioset.
+        config: X, configs.X, configs.poc.X, hear_configs.X (published), or the name of another module.
+        seeds: downstream seeds.
+
+    Raises:
+        SystemExit: no such folder, model, or seed.
+    """
+    runs = directory if directory.name == layout.RUNS else directory / layout.RUNS
+    if not runs.is_dir():
+        raise SystemExit(f"OUTPUT_DIR: {runs} is not a folder; extract_features.sh makes it")
+    known = {run.module for run in map(layout.parse_run_name, os.listdir(runs)) if run}
+    module = next((name for name in _module_names(config) if name in known), None)
+    if module is None:
+        raise SystemExit(f"CONFIG: {runs} has no runs of {config}; "
+                         f"it has those of {', '.join(sorted(known)) or 'no model'}")
+    jobs = []
+    for seed in seeds:
+        layout.link_run(runs.parent, module, seed)
+        folder = runs / layout.run_name(module, seed)
+        if not folder.is_dir():
+            raise SystemExit(f"SEEDS: {folder} is absent, and there are no embeddings of {module} to make it from")
+        jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder)]
+    return jobs
+
+
+def _module_names(config: str) -> list[str]:
+    name = config.removeprefix("configs.").removeprefix("poc.")
+    return [config, f"configs.{name}", f"hear_configs.{name}"]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`10` is the seeds 0 to 9; `0,3,7` (with a comma) is a list of seeds.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",") if part.strip()] if "," in text else list(range(int(text)))
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"SEEDS: {text!r} must be a number of seeds, such as 10, or a list with commas, such as 0,3,7")
+    return list(dict.fromkeys(seeds))
+
+
+def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
+    """Refuse to add to results that were trained on another grid.
+
+    Raises:
+        SystemExit: names the first such task. Results of the published scripts, which note no grid, are let pass.
+    """
+    for job in jobs:
+        settings = job.task / SETTINGS
+        if settings.is_file() and json.loads(settings.read_text())["grid"] != grid:
+            raise SystemExit(f"GRID: {job.task} was trained on another grid (see {SETTINGS} there); "
+                             "take another OUTPUT_DIR, or remove its downstream folders")
+
+
+def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list], at_once: int | None = None) -> list[Job]:
+    """Run each job in a process of its own, as many side by side as the machine bears.
+
+    Processes are forked from one that has imported the kit (which takes longer than many a task); on machines with
+    GPUs, where forking is not safe, each starts afresh.
+
+    Returns:
+        The jobs that failed.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    # The longest first, so that none is left alone at the end.
+    waiting = sorted(jobs, key=lambda job: (-job.embedding_bytes(), job.seed))
+    memory_each = PROCESS_BYTES + COPIES_OF_EMBEDDINGS * waiting[0].embedding_bytes()
+    at_once = min(len(waiting), at_once or machine.processes_that_fit(memory_each))
+    threads = max(1, machine.usable_cores() // at_once)
+    os.environ["OMP_NUM_THREADS"] = str(threads)                  # for the processes that follow
+    context = multiprocessing.get_context("spawn" if gpus else "forkserver")
+    if not gpus:
+        context.set_forkserver_preload(["external_sources.predictions"])
+
+    slots, running, failed = list(range(at_once)), {}, []
+    print(f"{len(waiting)} runs, {at_once} at once with {threads} threads each")
+    try:
+        with tqdm(total=len(waiting), unit="run", desc="seeds x tasks") as bar:
+            while waiting or running:
+                while waiting and slots:
+                    job, slot = waiting.pop(0), slots.pop(0)
+                    with atomic_write(job.task / SETTINGS) as file:
+                        file.write(json.dumps({"seed": job.seed, "grid": grid}, indent=2).encode())
+                    process = context.Process(target=worker.run, args=(
+                        job.task, job.seed, grid, threads, slot % gpus if gpus else None))
+                    process.start()
+                    running[process.sentinel] = (process, job, slot)
+                for sentinel in wait(list(running)):
+                    process, job, slot = running.pop(sentinel)
+                    process.join()
+                    slots.append(slot)
+                    if process.exitcode:
+                        failed.append(job)
+                    bar.update()
+                    bar.set_postfix(failed=len(failed))
+    finally:
+        for process, _, _ in running.values():
+            process.kill()
+            process.join()
+    return failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of downstream_experiments.sh."""
+    parser = argparse.ArgumentParser(prog="downstream_experiments.sh", description=__doc__)
+    parser.add_argument("config", metavar="CONFIG", help="model whose embeddings were extracted: X, configs.X, "
+                        "configs.poc.X or the name of another module")
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path,
+                        help="that of extract_features.sh, or OUTPUT_DIR/todo_audioset")
+    parser.add_argument("--seeds", default="10", help="number of seeds, or a list with commas (environment: SEEDS); "
+                        "default: %(default)s")
+    parser.add_argument("--grid", default="published", help="published, a grid of heareval (default, fast, faster), a "
+                        "JSON file or JSON whose lists replace those of the published grid (environment: GRID); "
+                        "default: %(default)s")
+    parser.add_argument("--jobs", type=int, help="runs side by side (environment: JOBS); default: as many as cores and "
+                        "memory bear")
+    args = parser.parse_args(argv)
+    if args.jobs is not None and args.jobs < 1:
+        raise SystemExit(f"JOBS: {args.jobs} must be at least 1")
+    try:
+        grid, seeds = parse_grid(args.grid), parse_seeds(args.seeds)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+    jobs = find_jobs(args.output_dir, args.config, seeds)
+    finished = [job for job in jobs if job.is_done()]
+    check_settings(finished, grid)
+    todo = [job for job in jobs if job not in finished]
+    print(f"{len(finished)} of {len(jobs)} runs were finished before")
+    failed = run_jobs(todo, grid, args.jobs) if todo else []
+    if failed:
+        raise SystemExit("\n".join(["failed:", *(str(job.task / worker.LOG) for job in failed)]))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on where it stopped") from None

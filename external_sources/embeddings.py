@@ -1,0 +1,108 @@
+"""Extract the HEAR embeddings of every task for a list of models (extract_features.sh)."""
+
+import argparse
+import importlib
+import sys
+import traceback
+from pathlib import Path
+
+from external_sources import layout
+from external_sources.compat import patch_device_name, stand_ins
+
+DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
+
+
+def resolve_module(name: str) -> str:
+    """Import the HEAR module a user means and return its own name: `configs.<name>` before any other `<name>`.
+
+    Raises:
+        SystemExit: nothing of that name can be imported.
+    """
+    for candidate in (f"configs.{name}", name):
+        try:
+            return importlib.import_module(candidate).__name__
+        except ModuleNotFoundError as error:
+            if not f"{candidate}.".startswith(f"{error.name}."):
+                raise                           # the module is there, and something that it imports is not
+    raise SystemExit(f"CONFIG: no module {name} can be imported; accepted are a config of this project, such as "
+                     "ssam_tiny_200_16x4, and any module with the HEAR API that python can find")
+
+
+def extract(module: str, tasks: list[Path], embeddings_dir: Path, weights: str | None) -> list[str]:
+    """Write embeddings_dir/<module>/<task> for every task that has none yet, with the kit's own runner.
+
+    Args:
+        module: importable name of a module with the HEAR API.
+        tasks: task folders.
+        weights: given to `load_model`, or None to call it without.
+
+    Returns:
+        One sentence for each task that failed; its traceback has been printed.
+    """
+    pending = [task for task in tasks if not (embeddings_dir / module / task.name / layout.DONE_EMBEDDINGS).exists()]
+    print(f"{module}: {len(tasks) - len(pending)} of {len(tasks)} tasks were extracted before")
+    if not pending:
+        return []
+    with stand_ins():
+        from heareval.embeddings import runner as kit
+    patch_device_name()
+
+    try:
+        embedding = kit.Embedding(module, weights)
+    except (OSError, ValueError, RuntimeError) as error:      # absent or unfit weights; anything else is a defect
+        return [f"{module}: the model cannot be loaded: {error}"]
+    original, kit.Embedding = kit.Embedding, lambda *args: embedding     # loaded once, not once for each task
+    failures = []
+    try:
+        for number, task in enumerate(pending, start=1):
+            print(f"{module}: {task.name} ({number} of {len(pending)})")
+            audio = task / str(embedding.sample_rate)
+            if not audio.is_dir():
+                failures.append(f"{module} on {task.name}: no audio at the model's sample rate, {audio} is absent")
+                continue
+            try:
+                kit.runner(["--tasks-dir", str(task.parent), "--task", task.name, "--embeddings-dir",
+                            str(embeddings_dir), module], standalone_mode=False)
+            except Exception as error:            # one damaged task must not cost a night's other tasks
+                traceback.print_exc()
+                failures.append(f"{module} on {task.name}: {type(error).__name__}: {error}")
+    finally:
+        kit.Embedding = original
+    return failures
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of extract_features.sh."""
+    parser = argparse.ArgumentParser(prog="extract_features.sh", description=__doc__)
+    parser.add_argument("tasks_dir", metavar="TASKS_DIR", type=Path, help="folder of HEAR tasks")
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path,
+                        help="gets audioset/ (embeddings) and todo_audioset/ (ten downstream runs per model, as links)")
+    parser.add_argument("configs", metavar="CONFIG", nargs="*", default=DEFAULT_CONFIGS,
+                        help="config (X, configs.X or configs.poc.X) or any importable module with the HEAR API; "
+                             f"default: {' '.join(DEFAULT_CONFIGS)}")
+    parser.add_argument("--model", metavar="PATH", help="given to load_model: a checkpoint, or what else the module "
+                        "takes (environment: MODEL); default: none, so that a config looks below $PT_MAMBA_MODEL_DIR")
+    args = parser.parse_args(argv)
+
+    if not args.tasks_dir.is_dir():
+        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is not a folder")
+    tasks = layout.task_folders(args.tasks_dir)
+    if not tasks:
+        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} holds no HEAR task (a folder with {layout.METADATA})")
+    for entry in sorted(set(args.tasks_dir.iterdir()) - set(tasks)):
+        print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
+
+    failures = []
+    for module in dict.fromkeys(resolve_module(name) for name in args.configs):
+        failures += extract(module, tasks, args.output_dir / layout.EMBEDDINGS, args.model)
+        for seed in layout.SEEDS:
+            layout.link_run(args.output_dir, module, seed)
+    if failures:
+        raise SystemExit("\n".join(["not extracted:", *failures]))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on where it stopped") from None

@@ -1,0 +1,66 @@
+"""Where the evaluation keeps its files, as the published scripts do.
+
+    OUTPUT_DIR/audioset/<module>/<task>/                    embeddings, and .done.embeddings once they are complete
+    OUTPUT_DIR/todo_audioset/<module>_r1_<seed>/<task>/     links to them, and the results of one downstream run
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+EMBEDDINGS = "audioset"
+RUNS = "todo_audioset"
+DONE_EMBEDDINGS = ".done.embeddings"
+DONE_PREDICTIONS = "prediction-done.json"
+SCORES = "test.predicted-scores.json"
+METADATA = "task_metadata.json"
+SEEDS = range(10)
+
+_RUN = re.compile(r"(?P<module>.+)_r(?P<ssl_run>\d+)_(?P<seed>\d+)")
+
+
+class Run(NamedTuple):
+    """What a folder name of todo_audioset says: which pretraining of which model, and which downstream seed."""
+
+    module: str
+    ssl_run: int
+    seed: int
+
+
+def run_name(module: str, seed: int) -> str:
+    """Folder name of one downstream seed of a model, `<module>_r1_<seed>`."""
+    return f"{module}_r1_{seed:02d}"
+
+
+def parse_run_name(name: str) -> Run | None:
+    """The parts of `<module>_r<pretraining>_<seed>`, or None for any other name."""
+    match = _RUN.fullmatch(name)
+    return Run(match["module"], int(match["ssl_run"]), int(match["seed"])) if match else None
+
+
+def task_folders(directory: Path) -> list[Path]:
+    """The HEAR tasks in a folder, sorted: its sub-folders that hold a task_metadata.json."""
+    return sorted(entry for entry in directory.iterdir() if (entry / METADATA).is_file())
+
+
+def embedded_tasks(module_dir: Path) -> list[Path]:
+    """The tasks in OUTPUT_DIR/audioset/<module> whose embeddings are complete."""
+    if not module_dir.is_dir():
+        return []
+    return [task for task in task_folders(module_dir) if (task / DONE_EMBEDDINGS).exists()]
+
+
+def link_run(output_dir: Path, module: str, seed: int) -> None:
+    """Link every file of the complete embeddings of `module` into the folder of one downstream seed.
+
+    Links are relative, so OUTPUT_DIR can be moved. What exists is left alone. The per-clip folders are linked as a
+    whole.
+    """
+    for task in embedded_tasks(output_dir / EMBEDDINGS / module):
+        folder = output_dir / RUNS / run_name(module, seed) / task.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in task.iterdir():
+            link = folder / file.name
+            if not os.path.lexists(link):
+                link.symlink_to(os.path.relpath(file, folder))

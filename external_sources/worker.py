@@ -1,0 +1,44 @@
+"""What happens inside one process of the downstream runs: one task, one seed."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import wait
+from pathlib import Path
+
+LOG = "downstream.log"
+
+
+def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: int | None) -> None:
+    """Train and test one head; everything printed goes to downstream.log in the folder of the task.
+
+    An exception ends the process with status 1, and its traceback is in the log. See `predictions.predict`.
+    """
+    _follow_parent()
+    with open(task / LOG, "w") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    os.environ["TQDM_DISABLE"] = "1"            # bars of the kit would fill the log
+
+    import torch
+
+    from external_sources.predictions import predict
+
+    torch.set_num_threads(threads)
+    predict(task, seed, grid, gpu)
+
+
+def _follow_parent() -> None:
+    """End with the parent, however it ends, and leave Ctrl-C to it: pytorch-lightning would take it as a wish to stop
+    training early, and the kit would then go on with a half-trained head."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process().sentinel
+
+    def leave_with_parent() -> None:
+        wait([parent])
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()

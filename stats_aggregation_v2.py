@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Scores of the downstream runs -> tables: mean and 95% interval over seeds per task, and the overall score s(m).
+
+    python stats_aggregation_v2.py --base_dir OUTPUT_DIR/todo_audioset --output_dir DIR
+
+Reads BASE_DIR/<model>_r<pretraining>_<seed>/<task>/test.predicted-scores.json, ours and those of the published scripts.
+Writes all_results.csv (one line per run), summary.csv (one line per model), results.md and results.png.
+"""
+
+import argparse
+import json
+import logging
+import math
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from external_sources import layout
+from training.files import atomic_write
+
+CONFIDENCE = 0.95
+OVERALL = "s(m)"
+log = logging.getLogger("stats_aggregation")
+
+
+def read_score(path: Path) -> float:
+    """Test score of one run: of the test split, or the mean over folds.
+
+    Raises:
+        ValueError: the file is not the kit's, naming it.
+    """
+    try:
+        scores = json.loads(path.read_text())
+        if "aggregated_scores" in scores:
+            return float(scores["aggregated_scores"]["test_score_mean"])
+        return float(scores["test"]["test_score"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: neither test.test_score nor aggregated_scores.test_score_mean can be read "
+                         f"({type(error).__name__}: {error})") from None
+
+
+def read_results(base_dir: Path) -> pd.DataFrame:
+    """All runs below BASE_DIR: columns exp, ssl_run, run, dataset, scores. Unfinished runs are warned about.
+
+    Raises:
+        ValueError: no finished run.
+    """
+    rows = []
+    for folder in sorted(base_dir.iterdir()):
+        run = layout.parse_run_name(folder.name)
+        if run is None or not folder.is_dir():
+            log.warning("skipped %s: not named <model>_r<pretraining>_<seed>", folder)
+            continue
+        for task in layout.task_folders(folder):
+            if (task / layout.SCORES).is_file():
+                rows.append((*run, task.name, read_score(task / layout.SCORES)))
+    if not rows:
+        raise ValueError(f"--base_dir: {base_dir} holds no {layout.SCORES}; downstream_experiments.sh makes them")
+    return pd.DataFrame(rows, columns=["exp", "ssl_run", "run", "dataset", "scores"])
+
+
+def interval(scores: pd.Series) -> float:
+    """Half width of the 95% interval of the mean: Student's t times the standard error; NaN for a single score."""
+    n = len(scores)
+    return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * scores.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+
+
+def summarise(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds, half width of its interval and number of seeds: index (model, dataset), where a model is
+    `<exp>_r<ssl_run>`. Seeds that some other run has and this one lacks are warned about."""
+    results = results.assign(model=results.exp + "_r" + results.ssl_run.astype(str))
+    groups = results.groupby(["model", "dataset"])
+    seeds = sorted(results.run.unique())
+    for model in results.model.unique():
+        for dataset in sorted(results.dataset.unique()):
+            found = results.run[(results.model == model) & (results.dataset == dataset)]
+            missing = sorted(set(seeds) - set(found))
+            if missing:
+                log.warning("%s on %s: no score for the seeds %s", model, dataset, ", ".join(map(str, missing)))
+    return groups.scores.agg(mean="mean", interval=interval, seeds="count")
+
+
+def overall_scores(means: pd.DataFrame) -> pd.Series:
+    """s(m) = 100 * mean over tasks of (x - min) / (max - min), min and max over the models (paper, section 4).
+
+    Args:
+        means: seed means, one row per model and one column per task, NaN where absent.
+
+    Returns:
+        One value per model; NaN if no task can be used. A task that is absent for a model or equal for all is left
+        out for all, with a warning.
+    """
+    for task in means.columns[means.isna().any()]:
+        log.warning("%s: left out of %s, because %s lack it", task, OVERALL,
+                    ", ".join(means.index[means[task].isna()]))
+    complete = means.dropna(axis="columns")
+    spread = complete.max() - complete.min()
+    for task in complete.columns[spread == 0]:
+        log.warning("%s: left out of %s, because all models score the same", task, OVERALL)
+    usable = complete.loc[:, spread > 0]
+    scaled = (usable - usable.min()) / (usable.max() - usable.min())
+    return (100 * scaled.mean(axis="columns")).rename(OVERALL)
+
+
+def wide_table(summary: pd.DataFrame, overall: pd.Series) -> pd.DataFrame:
+    """One line per model: for each task `<task>` and `<task> interval`, then s(m)."""
+    means, intervals = summary["mean"].unstack(), summary["interval"].unstack().add_suffix(" interval")
+    columns = [name for task in means.columns for name in (task, f"{task} interval")]
+    return means.join(intervals)[columns].join(overall)
+
+
+def markdown_table(summary: pd.DataFrame, overall: pd.Series) -> str:
+    """Scores in percent, `mean ± interval`, one line per model."""
+    tasks = summary.index.unique("dataset").sort_values()
+    lines = ["| model | " + " | ".join(tasks) + f" | {OVERALL} |", "|---" * (len(tasks) + 2) + "|"]
+    for model in overall.index:
+        cells = [_cell(summary.loc[(model, task)]) if (model, task) in summary.index else "-" for task in tasks]
+        lines.append(f"| {model} | " + " | ".join(cells) + f" | {_number(overall[model])} |")
+    seeds = summary.seeds
+    counts = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    lines += ["", f"Test scores in percent: mean over {counts} downstream seeds ± half width of its 95% interval "
+              "(Student's t); -: not to be had."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: pd.Series) -> str:
+    return f"{_number(100 * row['mean'])} ± {_number(100 * row['interval'])}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def draw(summary: pd.DataFrame, overall: pd.Series) -> Figure:
+    """Dots with 95% intervals, one row per task and one colour per model."""
+    tasks = summary.index.unique("dataset").sort_values(ascending=False)
+    rows = {task: row for row, task in enumerate(tasks)}
+    figure = Figure(figsize=(8, 1.5 + 0.6 * len(tasks) + 0.2 * len(overall)), layout="constrained")
+    axes = figure.subplots()
+    for number, model in enumerate(overall.index):
+        points = summary.loc[model]
+        shift = 0.5 * (0.5 - (number + 0.5) / len(overall))             # models side by side within a task's row
+        axes.errorbar(100 * points["mean"], [rows[task] + shift for task in points.index],
+                      xerr=100 * points["interval"].fillna(0), fmt="o", capsize=3,
+                      label=f"{model}   {OVERALL} = {_number(overall[model])}")
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_ylim(-0.5, len(tasks) - 0.5)
+    axes.set_xlabel("test score in percent, mean and 95% interval over seeds")
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=1, frameon=False)
+    return figure
+
+
+def write_tables(results: pd.DataFrame, output_dir: Path) -> str:
+    """Write the four files into `output_dir` and return the markdown table."""
+    summary = summarise(results)
+    overall = overall_scores(summary["mean"].unstack())
+    markdown, figure = markdown_table(summary, overall), draw(summary, overall)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    texts = {"all_results.csv": results.to_csv(index=False), "summary.csv": wide_table(summary, overall).to_csv(),
+             "results.md": markdown}
+    for name, text in texts.items():
+        with atomic_write(output_dir / name) as file:
+            file.write(text.encode())
+    with atomic_write(output_dir / "results.png") as file:
+        figure.savefig(file, format="png", dpi=150)
+    return markdown
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base_dir", type=Path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the tables; made if absent")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    if not args.base_dir.is_dir():
+        raise SystemExit(f"--base_dir: {args.base_dir} is not a folder")
+    try:
+        results = read_results(args.base_dir)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    print(write_tables(results, args.output_dir))
+    print(f"written to {args.output_dir}: all_results.csv, summary.csv, results.md, results.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+import stats_aggregation_v2 as aggregation
+from tests.evaluation.conftest import write_scores
+
+ESC = {"ssam": [0.81, 0.79, 0.83], "ssast": [0.70, 0.71, 0.66]}       # folds, three seeds
+VOX = {"ssam": [0.30, 0.35, 0.31], "ssast": [0.40, 0.41, 0.36]}       # train/valid/test
+
+
+@pytest.fixture
+def base_dir(tmp_path):
+    """Two models, two tasks, three seeds, one of the models named as the published scripts name it."""
+    for model, prefix in (("ssam", "configs.ssam"), ("ssast", "hear_configs.ssast")):
+        for seed in range(3):
+            run = tmp_path / "todo_audioset" / f"{prefix}_r1_{seed:02d}"
+            write_scores(run / "esc50", {"fold00": {"test_score": 9.0}, "aggregated_scores": {
+                "test_score_mean": ESC[model][seed], "test_score_std": 0.1}})
+            write_scores(run / "vox", {"test": {"test_score": VOX[model][seed], "test_loss": 3.0}})
+    return tmp_path / "todo_audioset"
+
+
+def interval(scores):
+    """95% interval as scipy gives it, independent of the formula in the program."""
+    low, high = scipy.stats.t.interval(0.95, len(scores) - 1, loc=np.mean(scores), scale=scipy.stats.sem(scores))
+    return (high - low) / 2
+
+
+def test_files_hold_what_the_jsons_say(base_dir, tmp_path, capsys):
+    aggregation.main(["--base_dir", str(base_dir), "--output_dir", str(tmp_path / "tables")])
+    results = pd.read_csv(tmp_path / "tables" / "all_results.csv")
+    assert list(results.columns) == ["exp", "ssl_run", "run", "dataset", "scores"]
+    assert len(results) == 12
+    row = results[(results.exp == "configs.ssam") & (results.run == 1) & (results.dataset == "esc50")]
+    assert row.scores.item() == 0.79 and row.ssl_run.item() == 1
+
+    wide = pd.read_csv(tmp_path / "tables" / "summary.csv", index_col="model")
+    for model, name in (("ssam", "configs.ssam_r1"), ("ssast", "hear_configs.ssast_r1")):
+        for task, scores in (("esc50", ESC[model]), ("vox", VOX[model])):
+            assert wide.loc[name, task] == pytest.approx(np.mean(scores))
+            assert wide.loc[name, f"{task} interval"] == pytest.approx(interval(scores))
+    # Each model is best at one task and worst at the other: 100 and 0.
+    assert wide["s(m)"].tolist() == [50.0, 50.0]
+
+    markdown = (tmp_path / "tables" / "results.md").read_text()
+    assert f"| {100 * np.mean(ESC['ssam']):.1f} ± {100 * interval(ESC['ssam']):.1f} |" in markdown
+    assert markdown in capsys.readouterr().out
+    assert (tmp_path / "tables" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_overall_score_is_the_papers_formula():
+    means = pd.DataFrame({"esc50": [0.8, 0.5, 0.6], "vox": [0.2, 0.4, 0.3]}, index=["a", "b", "c"])
+    overall = aggregation.overall_scores(means)
+    assert overall["a"] == pytest.approx(100 * (1 + 0) / 2)
+    assert overall["b"] == pytest.approx(100 * (0 + 1) / 2)
+    assert overall["c"] == pytest.approx(100 * (1 / 3 + 0.5) / 2)
+
+
+def test_overall_score_leaves_out_absent_and_equal_tasks_for_all(caplog):
+    means = pd.DataFrame({"esc50": [0.8, 0.5], "vox": [0.2, np.nan], "same": [0.7, 0.7]}, index=["a", "b"])
+    with caplog.at_level(logging.WARNING):
+        overall = aggregation.overall_scores(means)
+    assert overall.tolist() == [100.0, 0.0]
+    assert "vox: left out of s(m), because b lack it" in caplog.text
+    assert "same: left out of s(m), because all models score the same" in caplog.text
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    write_scores(tmp_path / "configs.x_r1_00" / "vox", {"test": {"test_score": 0.5}})
+    results = aggregation.read_results(tmp_path)
+    summary = aggregation.summarise(results)
+    assert np.isnan(summary.interval.item()) and summary["mean"].item() == 0.5
+    assert "| 50.0 ± - | - |" in aggregation.write_tables(results, tmp_path / "tables")
+
+
+def test_missing_seeds_and_tasks_are_warned_about(base_dir, tmp_path, caplog):
+    (base_dir / "configs.ssam_r1_02" / "vox" / "test.predicted-scores.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        summary = aggregation.summarise(aggregation.read_results(base_dir))
+    assert "configs.ssam_r1 on vox: no score for the seeds 2" in caplog.text
+    assert summary.loc[("configs.ssam_r1", "vox"), "seeds"] == 2
+    assert summary.loc[("configs.ssam_r1", "vox"), "interval"] == pytest.approx(interval(VOX["ssam"][:2]))
+
+
+def test_pretraining_runs_are_models_of_their_own(tmp_path):
+    for ssl_run in (1, 2):
+        write_scores(tmp_path / f"configs.x_r{ssl_run}_00" / "vox", {"test": {"test_score": ssl_run / 10}})
+    summary = aggregation.summarise(aggregation.read_results(tmp_path))
+    assert summary["mean"].to_dict() == {("configs.x_r1", "vox"): 0.1, ("configs.x_r2", "vox"): 0.2}
+
+
+def test_an_unreadable_score_file_is_named(base_dir):
+    path = base_dir / "configs.ssam_r1_00" / "vox" / "test.predicted-scores.json"
+    path.write_text(json.dumps({"test": {}}))
+    with pytest.raises(SystemExit, match=str(path)):
+        aggregation.main(["--base_dir", str(base_dir), "--output_dir", str(base_dir)])
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(SystemExit, match="holds no test.predicted-scores.json"):
+        aggregation.main(["--base_dir", str(tmp_path), "--output_dir", str(tmp_path / "tables")])

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from external_sources import downstream, layout, machine
+from external_sources.downstream import Job
+
+
+@pytest.mark.parametrize("text, seeds", [("3", [0, 1, 2]), ("0,3,7", [0, 3, 7]), ("5,", [5])])
+def test_seeds(text, seeds):
+    assert downstream.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1,-2", ","])
+def test_bad_seeds(text):
+    with pytest.raises(ValueError, match="SEEDS"):
+        downstream.parse_seeds(text)
+
+
+@pytest.fixture
+def output_dir(tmp_path):
+    """Seeds 0 and 1 of two models, as extract_features.sh and the published scripts leave them."""
+    for module in ("configs.ssam", "hear_configs.ssast"):
+        for seed in (0, 1):
+            task = tmp_path / "todo_audioset" / f"{module}_r1_{seed:02d}" / "esc50"
+            task.mkdir(parents=True)
+            (task / layout.METADATA).write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("config, module", [("ssam", "configs.ssam"), ("configs.poc.ssam", "configs.ssam"),
+                                            ("configs.ssam", "configs.ssam"), ("ssast", "hear_configs.ssast")])
+def test_a_model_is_found_under_each_of_its_names(output_dir, config, module):
+    expected = [Job(output_dir / "todo_audioset" / f"{module}_r1_0{seed}" / "esc50", seed) for seed in (0, 1)]
+    assert downstream.find_jobs(output_dir, config, [0, 1]) == expected
+    assert downstream.find_jobs(output_dir / "todo_audioset", config, [0, 1]) == expected
+
+
+def test_unknown_model_and_seed_are_named(output_dir):
+    with pytest.raises(SystemExit, match="no runs of mamba; it has those of configs.ssam, hear_configs.ssast"):
+        downstream.find_jobs(output_dir, "mamba", [0])
+    with pytest.raises(SystemExit, match="configs.ssam_r1_04 is absent"):
+        downstream.find_jobs(output_dir, "ssam", [4])
+
+
+def test_a_run_is_done_with_its_scores_and_a_whole_marker(output_dir):
+    job = downstream.find_jobs(output_dir, "ssam", [0])[0]
+    assert not job.is_done()
+    (job.task / layout.SCORES).write_text("{}")
+    (job.task / layout.DONE_PREDICTIONS).write_text("")
+    assert not job.is_done()
+    (job.task / layout.DONE_PREDICTIONS).write_text("{}")
+    assert job.is_done()
+
+
+def test_results_of_another_grid_are_not_mixed(output_dir):
+    job = downstream.find_jobs(output_dir, "ssam", [0])[0]
+    downstream.check_settings([job], "published")                # nothing noted: results of the published scripts
+    (job.task / downstream.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast"}))
+    downstream.check_settings([job], "fast")
+    with pytest.raises(SystemExit, match="trained on another grid"):
+        downstream.check_settings([job], "default")
+
+
+def test_processes_are_limited_by_cores_and_memory(monkeypatch):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
+    for memory, processes in ((100, 8), (35, 3), (5, 1), (None, 8)):
+        monkeypatch.setattr(machine, "available_memory", lambda: memory)
+        assert machine.processes_that_fit(10) == processes
