@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets up an environment in .venv (or $VENV) and runs the tests; arguments go to pytest:
+#
+#     ./run_tests.sh                 the default suite, within 10 minutes on two cores
+#     ./run_tests.sh -m slow         the tests that take longer
+#     ./run_tests.sh -m cuda         those that need a CUDA machine
+set -euo pipefail
+cd "$(dirname "$0")"
+source ./set_up_environment.sh requirements.txt requirements-dev.txt
+exec python -m pytest "$@"

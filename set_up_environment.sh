@@ -1,0 +1,18 @@
+# Sourced by quickstart.sh and run_tests.sh: makes and activates a virtual environment with the packages that the named
+# requirement files list. VENV chooses its folder (default .venv). An unchanged environment is left as it is.
+#
+#     source set_up_environment.sh requirements.txt [FILE...]
+
+VENV=${VENV:-.venv}
+[ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
+source "$VENV/bin/activate"
+
+_wanted=$(cat "$@" requirements-hear.txt)
+if [ "$_wanted" != "$(cat "$VENV/installed-requirements.txt" 2>/dev/null)" ]; then
+    echo "installing packages into $VENV"
+    pip install --quiet --disable-pip-version-check torch==2.13.0
+    pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
+    # The metadata of the HEAR kit asks for libraries of 2020; it runs on today's (see external_sources).
+    pip install --quiet --disable-pip-version-check --no-deps -r requirements-hear.txt
+    echo "$_wanted" > "$VENV/installed-requirements.txt"
+fi
