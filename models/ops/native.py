@@ -30,7 +30,7 @@ def _reason() -> str | None:
 def _library_or_reason() -> tuple[ctypes.CDLL | None, str | None]:
     try:
         return ctypes.CDLL(str(build(cache_directory()))), None
-    except (BuildError, OSError) as error:
+    except (RuntimeError, OSError, ImportError) as error:
         logger.warning("No compiled CPU kernels, so plain PyTorch serves instead (slower): %s", error)
         return None, str(error)
 

@@ -87,8 +87,8 @@ def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delt
     dA, (dD, d_bias) = u.new_empty(batch, channels, state), u.new_empty(2, batch, channels)
     problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts)
     dy, d_last = rows(dy), d_last if d_last is None else d_last.contiguous()
-    gradients = _Gradients(View.of(dy), View.of(du), View.of(d_delta), View.of(dz if z is not None else None), pointer(d_last),
-                           *(t.data_ptr() for t in (dA, dB, dC, dD, d_bias)))
+    views = (View.of(t) for t in (dy, du, d_delta, z if z is None else dz))
+    gradients = _Gradients(*views, pointer(d_last), *map(pointer, (dA, dB, dC, dD, d_bias)))
     _run("selective_scan_backward", problem, gradients)
     return du, d_delta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dz, d_bias.sum(0)
 

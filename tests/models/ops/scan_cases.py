@@ -5,12 +5,11 @@ from torch import Tensor
 
 from models.ops.selective_scan import reference
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-
 
 def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: int = 0, optional: bool = True,
-                softplus: bool = True, channels_last: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs by name. `groups` > 0 makes B and C [B, G, N, L]; `softplus` tells whether delta is still to go through it."""
+                softplus: bool = True, channels_last: bool = True, dtype: torch.dtype = torch.float32,
+                seed: int = 0) -> dict[str, Tensor]:
+    """Inputs by name. `groups` > 0 makes B and C [B, G, N, L]; `softplus`: delta is still to go through one."""
     rng = torch.Generator().manual_seed(seed)
 
     def sequence(*sizes):

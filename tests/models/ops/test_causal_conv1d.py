@@ -56,7 +56,8 @@ def test_unknown_activation():
 
 
 def test_same_bits_for_any_number_of_threads():
-    x, weight, before, results = torch.randn(2, 100, 90), torch.randn(100, 4).requires_grad_(), torch.get_num_threads(), []
+    x, weight = torch.randn(2, 100, 90), torch.randn(100, 4).requires_grad_()
+    before, results = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         results.append(torch.autograd.grad(causal_conv1d(x, weight, None, "silu").sum(), weight)[0])

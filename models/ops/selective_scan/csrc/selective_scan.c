@@ -112,9 +112,8 @@ static void load_tile(Tile *tile, const Problem *p, vec reach, int64_t batch, in
     tile->in_range = !any(far);
 }
 
-/* Run GROUP states of a tile through time and add C h to its y. */
-INLINE void advance_group(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
-                          vec *state, History *history, int in_range) {
+INLINE void advance_within(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
+                           vec *state, History *history, int in_range) {
     vec h[GROUP];
     for (int i = 0; i < GROUP; i++)
         h[i] = state[i];
@@ -136,6 +135,15 @@ INLINE void advance_group(Tile *tile, int steps, const vec *A, const float *B, c
         state[i] = h[i];
 }
 
+/* Run GROUP states of a tile through time, add C h to its y, and fill the history unless it is null. */
+INLINE void advance_group(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
+                          vec *state, History *history) {
+    if (tile->in_range)
+        advance_within(tile, steps, A, B, C, padded, state, history, 1);
+    else
+        advance_within(tile, steps, A, B, C, padded, state, history, 0);
+}
+
 static void forward_block(const Problem *p, View y, float *last, Block *block, int64_t batch, int64_t first) {
     int64_t padded = padded_state(p);
     int vecs = smaller(FORWARD_BLOCK / W, ceil_div(p->channels - first, W));
@@ -154,12 +162,8 @@ static void forward_block(const Problem *p, View y, float *last, Block *block, i
                 for (int64_t n = 0; n < p->state; n++)
                     store(start_at(p, batch, begin / CHUNK, channel) + n * p->channels, state[n], lanes);
             load_tile(tile, p, block->reach[v], batch, begin, steps, channel);
-            for (int64_t n = 0; n < padded; n += GROUP) {
-                if (tile->in_range)
-                    advance_group(tile, steps, A + n, block->B + n, block->C + n, padded, state + n, NULL, 1);
-                else
-                    advance_group(tile, steps, A + n, block->B + n, block->C + n, padded, state + n, NULL, 0);
-            }
+            for (int64_t n = 0; n < padded; n += GROUP)
+                advance_group(tile, steps, A + n, block->B + n, block->C + n, padded, state + n, NULL);
             for (int t = 0; t < steps; t++) {
                 vec out = tile->steps[t].y;
                 if (p->z.data) {
@@ -193,8 +197,8 @@ int selective_scan_forward(const Problem *p, const View *y, float *last) {
     return !failed;
 }
 
-/* Gradients. dy and those of u, delta, z are [batch, L, D]; dy and d_last [batch, N, D] come in. The others are partial sums:
- * dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
+/* dy [batch, L, D] and d_last [batch, N, D] or null come in. The gradients of u, delta, z [batch, L, D] go out, and of
+ * the others partial sums: dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
 typedef struct {
     View dy, du, d_delta, dz;
     float *d_last, *dA, *dB, *dC, *dD, *d_bias;
@@ -296,10 +300,7 @@ static void backward_block(const Problem *p, const Gradients *grads, Block *bloc
                 for (int i = 0; i < group; i++)
                     state[i] = load(start_at(p, batch, chunk, channel) + (n + i) * p->channels, lanes_at(p, channel));
                 memcpy(history[0].h, state, sizeof state);
-                if (tile->in_range)
-                    advance_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, state, history, 1);
-                else
-                    advance_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, state, history, 0);
+                advance_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, state, history);
                 retreat_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, block->carry + offset,
                               block->dA + offset, history);
             }

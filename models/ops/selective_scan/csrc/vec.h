@@ -67,8 +67,9 @@ INLINE float sum_lanes(const vec *v) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* 2^(a b) for |a b| < EXPONENT_LIMIT. The integer part of a b goes to the exponent; the polynomial (minimax on [-1/2, 1/2],
- * relative error 2e-9, exact at 0) takes the rest, which a fused multiply-add forms without rounding a b. */
+/* 2^(a b) for |a b| < EXPONENT_LIMIT. The integer part of a b goes to the exponent; the polynomial (minimax on
+ * [-1/2, 1/2], relative error 2e-9, exact at 0) takes the rest, which a fused multiply-add
+ * forms without rounding a b. */
 INLINE vec exp2_product(vec a, vec b) {
     const float to_integer = 12582912.f; /* 1.5 * 2^23: adding it leaves the rounded integer in the low bits */
     vec shifted = a * b + to_integer;

@@ -1,0 +1,1 @@
+"""Side-by-side speed and memory against peers, one script per area."""
