@@ -7,4 +7,6 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./set_up_environment.sh requirements.txt requirements-dev.txt
+# One thread per process: with more, tests crawl on a machine that others use too.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec python -m pytest "$@"

@@ -31,7 +31,7 @@ DEFAULTS = {
         "norm_pix_loss": False,     # normalise each target patch
         "masked_only_loss": False,  # count masked patches alone; published: all
     },
-    "log_every_steps": 100,         # not read: --print_freq
+    "log_every_steps": 100,         # where --print_freq is not given
     "num_train_steps": -1,          # not read
     "steps_per_eval": -1,           # not read
     "data": {

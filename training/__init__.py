@@ -1,1 +1,1 @@
-"""Pretraining: the optimizer and its schedule, processes, checkpoints and what a run shows. The loop itself is in train.py."""
+"""Pretraining: optimizer, schedule, processes, checkpoints and what a run shows. The loop is in train.py."""

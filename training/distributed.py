@@ -1,6 +1,7 @@
 """Several processes under torchrun, or one alone: the same calls serve both, and alone they do nothing."""
 
 import os
+import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 
@@ -60,6 +61,10 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 def cleanup() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
+        # A gloo thread may be about to let go of the last collective's tensor, for which it needs the interpreter
+        # lock. destroy_process_group joins that thread while it holds the lock: a deadlock, seen with torch 2.13 in
+        # one of ten runs. Sleeping releases the lock for long enough.
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 
