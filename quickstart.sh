@@ -23,11 +23,11 @@ step "demo audio and a small HEAR task"
 audio=${audio:-$out/audio}
 
 step "log-mel archives of $audio"
-python -m data.prepare "$audio" "$out/archives" --clip-seconds 10
+python -m data.prepare "$audio" "$out/archives" --clip-seconds 4
 
 step "pretraining SSAM-Tiny"
 # About CROPS crops of 2 s in all, at least one pass over the audio; small batches and a high rate, for a short run.
-CROPS=${CROPS:-5000}
+CROPS=${CROPS:-3000}
 samples=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["samples"])' "$out/archives/manifest.json")
 epochs=$((CROPS / samples > 0 ? CROPS / samples : 1))
 batch=$((samples < 16 ? samples : 16))
