@@ -25,8 +25,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import configs.base
 import models
-from data.archives import ArchiveError
 from data.loader import EpochBatches, make_loader, set_epoch
+from data.samples import ArchiveError
 from models.loss import reconstruction_loss
 from training import checkpoint, distributed, figures, optim
 from training.fake_data import RandomSpectrograms
@@ -47,6 +47,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; made where missing")
     add("--data", nargs="+", metavar="DIR", help="archive folders (default: data.train_dirs of the config)")
     add("--fake_data", action="store_true", help=f"train on {FAKE_SAMPLES} random spectrograms instead of archives")
+    add("--strict-data", action="store_true",
+        help="stop at the first bad shard or sample (default: skip up to 1%% of them with warnings)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change entries of the config, such as num_epochs=2 opt.warmup_epochs=0")
     add("--precision", choices=PRECISIONS,
@@ -151,7 +153,8 @@ def build_loader(args: argparse.Namespace, config: ConfigDict, model: nn.Module,
             raise ValueError(f"no data folder {directory}; name archive folders with --data, or set $DATASETS_BASE_DIR")
     return make_loader(directories, num_frames=frames, n_mels=mels,
                        batch_size=config.batch_size, rank=rank, world_size=world_size, seed=args.seed,
-                       num_workers=args.num_workers, draw_mask=model.draw_mask, pin_memory=device.type == "cuda")
+                       num_workers=args.num_workers, draw_mask=model.draw_mask, pin_memory=device.type == "cuda",
+                       strict=args.strict_data)
 
 
 def resume(args: argparse.Namespace, workdir: Path, model: nn.Module, optimizer: torch.optim.Optimizer,

@@ -26,10 +26,11 @@ import torch
 from tqdm import tqdm
 
 from data import features
-from data.archives import (PARTIAL_SUFFIX, SHARD_PATTERN, Sample, atomic_write, read_manifest, write_manifest,
-                           write_shard)
+from data.archives import SHARD_PATTERN, read_manifest, write_manifest, write_shard
 from data.audio import AudioError, find_audio, stream_audio
+from data.files import PARTIAL_SUFFIX, atomic_write
 from data.labels import labels_of
+from data.samples import Sample
 
 UNFINISHED_NAME = "unfinished"      # marks an OUT_DIR that this command began and did not end
 CLIP_SECONDS = 10.0

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import train
-from data.archives import Sample, write_shard
+from data.archives import write_shard
 from data.prepare import prepare
+from data.samples import Sample
 from data.synthetic import write_audio
 from training import checkpoint
 from training.monitor import read_log
