@@ -89,9 +89,10 @@ def clip_statistics(spectrogram: np.ndarray) -> tuple[float, float]:
         return float(mean), float(np.sqrt(np.square(spectrogram - mean).mean()))
 
 
-def normalise_crop(crop: torch.Tensor, mean: float, std: float) -> None:
+def normalise_crop(crop: np.ndarray, mean: np.float32, std: np.float32) -> None:
     """Normalise a crop, float32 of any shape, in place by the statistics of its whole clip."""
-    crop.sub_(mean).div_(std + STD_OFFSET)
+    crop -= mean
+    crop *= np.float32(1 / (float(std) + STD_OFFSET))
 
 
 def _clip_sum(x: torch.Tensor) -> torch.Tensor:
