@@ -89,10 +89,11 @@ class LogMelDataset(Dataset):
         """
         spectrogram = torch.empty(len(items), 1, self.num_frames, self.n_mels)
         indices, masks, faults = [], [], []
-        for out, (epoch, index) in zip(spectrogram[:, 0].numpy(), items):
-            index, mask = self._fill_with_good(out, epoch, index, faults)
-            indices.append(index)
-            masks.append(mask)
+        with np.errstate(over="ignore", invalid="ignore"):      # damaged values, which are then refused
+            for out, (epoch, index) in zip(spectrogram[:, 0].numpy(), items):
+                index, mask = self._fill_with_good(out, epoch, index, faults)
+                indices.append(index)
+                masks.append(mask)
         batch = {"spectrogram": spectrogram, "index": torch.tensor(indices)}
         if self.draw_mask is not None:
             batch["mask"] = torch.from_numpy(np.stack(masks))
