@@ -75,6 +75,11 @@ class LogMelDataset(Dataset):
     def __len__(self) -> int:
         return len(self._samples)
 
+    @property
+    def index_bytes(self) -> int:
+        """Memory that the records of the samples take."""
+        return self._samples.nbytes
+
     def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Sample `index` as drawn in `epoch`: spectrogram float32 [1, num_frames, n_mels], index, perhaps mask."""
         batch, _faults = self.__getitems__([item])

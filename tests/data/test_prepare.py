@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,3 +275,46 @@ def test_ctrl_c_does_not_wait_for_the_shard_at_hand(tmp_path):
     os.killpg(command.pid, signal.SIGINT)
     command.communicate(timeout=30)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished"]
+
+
+@pytest.mark.slow
+def test_killed_20_times_at_random_moments_it_ends_with_the_very_bytes_of_an_undisturbed_run(tmp_path):
+    for i in range(60):
+        write_audio(tmp_path / "audio" / f"{i:02d}.wav", 20, seed=i)
+    arguments = (tmp_path / "audio", tmp_path / "out", "--workers", 2, "--shard-size", 40, "--clip-seconds", 1)
+    started = time.monotonic()
+    undisturbed = start(tmp_path / "audio", tmp_path / "undisturbed", *arguments[2:])
+    undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0
+    duration = time.monotonic() - started
+    expected = contents(tmp_path / "undisturbed")
+    rng = np.random.default_rng()
+    kills = 0
+    while kills < 20:
+        command = start(*arguments)
+        try:
+            command.communicate(timeout=rng.uniform(0.2, 1) * duration)
+            assert command.returncode == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(command.pid, signal.SIGKILL)       # the workers as well, in whatever they do
+            command.communicate(timeout=30)
+            kills += 1
+        for path in (tmp_path / "out").glob("*.tar"):
+            assert path.read_bytes() == expected[path.name]       # whole, or not there
+        if (tmp_path / "out" / "manifest.json").exists() and kills < 20:
+            assert start(*arguments).wait(timeout=60) == 0        # clears up after a kill at the very end
+            assert contents(tmp_path / "out") == expected
+            shutil.rmtree(tmp_path / "out")
+    again = start(*arguments)
+    again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert contents(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_torchrun_processes_share_an_archive(tree, tmp_path):
+    prepare(tree, tmp_path / "alone", settings=Settings(clip_seconds=1.0, shard_size=3))
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=3",
+                    "-m", "data.prepare", str(tree), str(tmp_path / "out"), "--clip-seconds", "1", "--shard-size", "3"],
+                   cwd=ROOT, check=True, timeout=120)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
