@@ -1,6 +1,6 @@
 """Random access to the samples of archives: one fixed crop, and where asked one mask, for each sample and epoch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +8,13 @@ import torch
 from torch.utils.data import Dataset
 
 from data.archives import shard_indices
+from data.crops import DrawMask, crop_member, crop_place, repeat_to_fill
 from data.faults import Faults
-from data.features import N_MELS, normalise, normalise_crop
-from data.samples import ArchiveError, decode_spectrogram
+from data.features import N_MELS, normalise_crop
+from data.samples import ArchiveError
 from data.shard_files import ShardFiles
 from data.shard_index import ShardIndex, index_from_headers, saved_index
 
-DrawMask = Callable[[np.random.Generator], np.ndarray]
 Fault = tuple[Path, str]          # shard, and what is wrong with a sample of it
 
 MAX_SUBSTITUTES = 20
@@ -128,7 +128,7 @@ class LogMelDataset(Dataset):
             if self._samples["value_bytes"][index]:
                 self._crop_in_place(out, index, rng)
             else:
-                self._crop_of_whole(out, index, rng)
+                crop_member(out, self._read_member(index), rng)
         except (OSError, ValueError) as error:
             raise ArchiveError(f"{self._name(index)}: {error}") from error
         return mask
@@ -153,20 +153,11 @@ class LogMelDataset(Dataset):
         flat = crop.reshape(-1)
         if not np.dot(flat, flat) <= 1.001 * frames * self.n_mels + slack:
             raise ValueError("the values do not fit their stored mean and deviation, or are NaN or Inf")
-        _repeat(out, length)
+        repeat_to_fill(out, length)
 
-    def _crop_of_whole(self, out: np.ndarray, index: int, rng: np.random.Generator) -> None:
-        """Decode the whole member, take its statistics and cut the crop out, as the published loader does."""
-        sample, path = self._samples[index], self._paths[self._shard(index)]
-        clip = decode_spectrogram(self._files.read(path, int(sample["offset"]), int(sample["extent"])))
-        if clip.shape[1] != self.n_mels:
-            raise ValueError(f"has {clip.shape[1]} mel bands, but {self.n_mels} are expected")
-        clip = normalise(torch.from_numpy(clip), ddof=0)                         # [frames, mels]
-        if not torch.isfinite(clip[0, 0]):                                       # one NaN or Inf spoils them all
-            raise ValueError("the spectrogram holds NaN or Inf")
-        start, length = crop_place(len(clip), self.num_frames, rng)
-        out[:length] = clip[start:start + length].numpy()
-        _repeat(out, length)
+    def _read_member(self, index: int) -> bytes:
+        sample = self._samples[index]
+        return self._files.read(self._paths[self._shard(index)], int(sample["offset"]), int(sample["extent"]))
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._first, index, side="right")) - 1
@@ -181,17 +172,3 @@ class LogMelDataset(Dataset):
             return f"{path}, sample {keys[number].decode(errors='replace')}"
         except (ArchiveError, IndexError):      # the index, or a shard without one, is gone as well
             return f"{path}, sample number {number}"
-
-
-def crop_place(frames: int, num_frames: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Start and length of a random crop of num_frames successive frames; a shorter clip is taken whole."""
-    if frames < num_frames:
-        return 0, frames
-    return int(rng.integers(frames - num_frames + 1)), num_frames
-
-
-def _repeat(out: np.ndarray, length: int) -> None:
-    """Fill the rest of a crop whose first `length` frames are all the clip has: it is repeated from its start."""
-    for start in range(length, len(out), length):
-        rest = out[start:start + length]
-        rest[:] = out[:len(rest)]

@@ -14,9 +14,11 @@ import torch
 from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from data.dataset import DrawMask, Fault, LogMelDataset
+from data.crops import DrawMask
+from data.dataset import Fault, LogMelDataset
 from data.faults import Faults
 from data.features import N_MELS
+from data.remote import RemoteShards, check_enough
 
 
 class EpochBatches(Sampler):
@@ -29,9 +31,7 @@ class EpochBatches(Sampler):
     def __init__(self, n_samples: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} does not exist among {world_size} processes")
-        if n_samples < batch_size * world_size:
-            raise ValueError(f"{n_samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
-                             f"process(es) needs at least {batch_size * world_size}")
+        check_enough(n_samples, batch_size, world_size)
         self.n_samples, self.batch_size, self.rank, self.world_size = n_samples, batch_size, rank, world_size
         self.seed = seed
         self.epoch = 0
@@ -75,13 +75,14 @@ class _EpochIterator(Iterator):
 
 
 class ArchiveLoader(StatefulDataLoader):
-    """Batches of a LogMelDataset, whose faults, wherever a worker met them, are counted and told of here."""
+    """Batches from a data set that makes them whole, (batch, faults). The faults, wherever a worker met them, are
+    counted and told of here, out of `samples` that a pass has on this rank."""
 
-    def __init__(self, dataset: LogMelDataset, batches: EpochBatches, **options):
+    def __init__(self, dataset: LogMelDataset | RemoteShards, samples: int, **options):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")      # torchdata's own call
-            super().__init__(dataset, batch_sampler=batches, collate_fn=_as_it_is, **options)
-        self.faults = Faults(len(batches) * batches.batch_size)
+            super().__init__(dataset, collate_fn=_as_it_is, **options)
+        self.faults = Faults(samples)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         self.faults.begin_pass()
@@ -129,11 +130,35 @@ def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_siz
     """
     dataset = LogMelDataset(directories, num_frames, n_mels, seed, draw_mask, strict)
     batches = EpochBatches(len(dataset), batch_size, rank, world_size, seed)
-    return ArchiveLoader(dataset, batches, num_workers=num_workers, pin_memory=pin_memory,
-                         persistent_workers=num_workers > 0,
+    return ArchiveLoader(dataset, len(batches) * batch_size, batch_sampler=batches, num_workers=num_workers,
+                         pin_memory=pin_memory, persistent_workers=num_workers > 0,
                          multiprocessing_context=multiprocessing_context if num_workers else None)
+
+
+def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, batch_size: int, n_mels: int = N_MELS,
+                       rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
+                       draw_mask: DrawMask | None = None, pin_memory: bool = False,
+                       strict: bool = False) -> ArchiveLoader:
+    """The batches of one rank from shards that can only be read from front to back (see `data.remote`).
+
+    Args:
+        urls: shards, as webdataset writes them: `pipe:`, `http:`, `s3:`, `file:` or paths; braces stand for many.
+        samples: how many samples they hold together, which sets the number of steps.
+        Others as for `make_loader`.
+
+    Returns:
+        as `make_loader`; `index` is a number made of shard and key.
+
+    Raises:
+        ValueError: fewer shards than readers, or fewer samples than one batch on all ranks.
+    """
+    dataset = RemoteShards(urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers,
+                           draw_mask, strict)
+    return ArchiveLoader(dataset, len(dataset) * batch_size, batch_size=None, num_workers=num_workers,
+                         pin_memory=pin_memory)
 
 
 def set_epoch(loader: StatefulDataLoader, epoch: int) -> None:
     """The epoch that the next iteration over the loader begins; one resumed in mid-epoch finishes its own first."""
-    loader.batch_sampler.epoch = epoch
+    place = loader.dataset if loader.batch_sampler is None else loader.batch_sampler
+    place.epoch = epoch
