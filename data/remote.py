@@ -5,6 +5,8 @@ reads its own from front to back through a buffer that shuffles. Every rank make
 whose shards run out early begins them again, one with more leaves the rest, another one each epoch.
 """
 
+import copy
+import re
 import shlex
 import tarfile
 import zlib
@@ -25,6 +27,11 @@ SHUFFLE_BUFFER = 1000       # clips, 160 to 320 MB of log-mels of ten seconds
 BLOCK = 1 << 20
 
 Fault = tuple[str, str]     # shard, and what is wrong with it or a sample of it
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place where data lie is an address such as `http://...` or `pipe:...`, rather than a folder."""
+    return re.match(r"[a-z0-9]{2,}:", str(place)) is not None      # one letter and a colon is a disk of Windows
 
 
 def check_enough(samples: int, batch_size: int, world_size: int) -> None:
@@ -57,6 +64,13 @@ class RemoteShards(IterableDataset):
 
     def __iter__(self) -> "_Reader":
         return _Reader(self)
+
+    def first(self, count: int) -> dict[str, torch.Tensor]:
+        """A batch of the first samples of the first shard, to look at."""
+        few = copy.copy(self)
+        few.urls, few.batch_size, few.shuffle_buffer = self.urls[:1], count, 0
+        few.rank, few.world_size = 0, 1
+        return next(iter(few))[0]
 
 
 class _Reader(Iterator):

@@ -12,6 +12,7 @@ import torch
 
 from data.archives import write_shard
 from data.loader import make_loader, make_remote_loader, set_epoch
+from data.remote import is_remote
 from data.samples import ArchiveError, Sample
 from data.shard_index import index_from_headers
 
@@ -128,3 +129,12 @@ def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
         epoch_of(make([str(tmp_path / "flipped.tar")], strict=True), 0)
     with pytest.raises(ArchiveError, match="none of 1 remote shards can be read.*absent.tar"):
         epoch_of(make([server + "/absent.tar"]), 0)
+
+
+def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(archive):
+    assert all(map(is_remote, ["http://h/a.tar", "pipe:cat a.tar", "s3://b/a.tar", "file:/a.tar"]))
+    assert not any(map(is_remote, ["archives", "/data/a", "./a:b", "C:\\data"]))
+    urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS)]
+    shown = make(urls, rank=1, world_size=2).dataset.first(3)
+    assert shown["spectrogram"].shape == (3, 1, 12, 80)
+    assert torch.equal(shown["spectrogram"], make(urls).dataset.first(3)["spectrogram"])
