@@ -25,7 +25,7 @@ def verify_archive(directory: str | Path, n_mels: int = N_MELS) -> Iterator[tupl
     """Check an archive shard by shard.
 
     Yields:
-        the path of a shard, the number of its samples, and what is wrong with it: one sentence each, none if it is good.
+        the path of a shard, the number of its samples, and what is wrong with it, a sentence each.
 
     Raises:
         ArchiveError: there is nothing to check, or the manifest is damaged.

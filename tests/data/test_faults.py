@@ -161,9 +161,13 @@ def test_digital_silence_is_zero_in_place_too(tmp_path):
 def test_only_the_crop_is_read(tmp_path):
     write_clips(tmp_path / "a.tar", 1, bad={0: clip(0, frames=1000)})
     dataset = LogMelDataset([tmp_path], NUM_FRAMES)
-    read = []
-    original = dataset._files.read_into
-    dataset._files.read_into = lambda path, offset, buffer: (read.append(len(buffer)), original(path, offset, buffer))[1]
+    read, read_into = [], dataset._files.read_into
+
+    def spy(path, offset, buffer):
+        read.append(len(buffer))
+        return read_into(path, offset, buffer)
+
+    dataset._files.read_into = spy
     dataset[0, 0]
     assert read == [NUM_FRAMES * 80 * 4]
 

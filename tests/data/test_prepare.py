@@ -218,8 +218,10 @@ def test_bad_settings_are_refused(settings):
 # ---------------------------------------------------------------- the command
 
 def start(*arguments: object) -> subprocess.Popen:
+    """The command in a process group of its own, open to Ctrl-C even where these tests run in the background."""
     return subprocess.Popen([sys.executable, "-m", "data.prepare", *map(str, arguments)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def test_the_command_reports_in_words_and_exit_status(tree, tmp_path):

@@ -28,9 +28,10 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 def archive(tmp_path_factory):
     directory = tmp_path_factory.mktemp("archive")
     for shard in range(SHARDS):
-        clips = [Sample(f"s{shard}c{i:03d}", np.random.default_rng((shard, i)).normal(-6, 3, (30, 80)).astype("float16"),
-                        np.array([1])) for i in range(CLIPS)]
-        write_shard(directory / f"shard-{shard}.tar", clips)
+        rng = np.random.default_rng(shard)
+        write_shard(directory / f"shard-{shard}.tar", [
+            Sample(f"s{shard}c{i:03d}", rng.normal(-6, 3, (30, 80)).astype("float16"), np.array([1]))
+            for i in range(CLIPS)])
     return directory
 
 
