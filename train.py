@@ -25,8 +25,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import configs.base
 import models
-from data.archives import ArchiveError
-from data.loader import EpochBatches, make_loader, set_epoch
+from data.loader import EpochBatches, make_loader, make_remote_loader, set_epoch
+from data.remote import RemoteShards, is_remote
+from data.samples import ArchiveError
 from models.loss import reconstruction_loss
 from training import checkpoint, distributed, figures, optim
 from training.fake_data import RandomSpectrograms
@@ -45,8 +46,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", required=True, metavar="MODULE", help="config module, such as configs.ssam_tiny_200_16x4")
     add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; made where missing")
-    add("--data", nargs="+", metavar="DIR", help="archive folders (default: data.train_dirs of the config)")
+    add("--data", nargs="+", metavar="DIR",
+        help="archive folders (default: data.train_dirs of the config), or addresses of shards such as "
+             "http://host/shard-{000000..000099}.tar, with their samples in data.train_samples of the config")
     add("--fake_data", action="store_true", help=f"train on {FAKE_SAMPLES} random spectrograms instead of archives")
+    add("--strict-data", action="store_true",
+        help="stop at the first bad shard or sample (default: skip up to 1%% of them with warnings)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change entries of the config, such as num_epochs=2 opt.warmup_epochs=0")
     add("--precision", choices=PRECISIONS,
@@ -118,8 +123,11 @@ def set_up(args: argparse.Namespace) -> Run:
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
 
     # The clips for the pictures, from all over the data: data that do not fit the model are found here.
-    shown = np.linspace(0, len(loader.dataset) - 1, CLIPS_SHOWN, dtype=int).tolist()
-    fixed_clips = default_collate([loader.dataset[0, index] for index in shown])
+    if isinstance(loader.dataset, RemoteShards):
+        fixed_clips = loader.dataset.first(CLIPS_SHOWN)
+    else:
+        shown = np.linspace(0, len(loader.dataset) - 1, CLIPS_SHOWN, dtype=int).tolist()
+        fixed_clips = default_collate([loader.dataset[0, index] for index in shown])
     workdir = Path(args.workdir)
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     first_epoch = resume(args, workdir, model, optimizer, scaler)
@@ -146,12 +154,15 @@ def build_loader(args: argparse.Namespace, config: ConfigDict, model: nn.Module,
         batches = EpochBatches(len(dataset), config.batch_size, rank, world_size, args.seed)
         return StatefulDataLoader(dataset, batch_sampler=batches, num_workers=args.num_workers)
     directories = args.data or config.data.train_dirs
+    options = {"num_frames": frames, "n_mels": mels, "batch_size": config.batch_size, "rank": rank,
+               "world_size": world_size, "seed": args.seed, "num_workers": args.num_workers,
+               "draw_mask": model.draw_mask, "pin_memory": device.type == "cuda", "strict": args.strict_data}
+    if all(map(is_remote, directories)):
+        return make_remote_loader(directories, samples=sum(config.data.train_samples), **options)
     for directory in directories:
         if not Path(directory).is_dir():
             raise ValueError(f"no data folder {directory}; name archive folders with --data, or set $DATASETS_BASE_DIR")
-    return make_loader(directories, num_frames=frames, n_mels=mels,
-                       batch_size=config.batch_size, rank=rank, world_size=world_size, seed=args.seed,
-                       num_workers=args.num_workers, draw_mask=model.draw_mask, pin_memory=device.type == "cuda")
+    return make_loader(directories, **options)
 
 
 def resume(args: argparse.Namespace, workdir: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -174,8 +185,8 @@ def train(run: Run) -> None:
     args, config = run.args, run.config
     wandb_run = None
     if distributed.is_main():
-        logger.info("%s: %.2f M parameters, %d samples, %d steps per epoch, %d process(es) on %s", args.config,
-                    sum(p.numel() for p in run.model.parameters()) / 1e6, len(run.loader.dataset), len(run.loader),
+        logger.info("%s: %.2f M parameters, %d steps per epoch, %d process(es) on %s", args.config,
+                    sum(p.numel() for p in run.model.parameters()) / 1e6, len(run.loader),
                     distributed.world_size(), run.device)
         with atomic_write(run.workdir / "config.json") as file:
             file.write(json.dumps(config.to_dict(), indent=2).encode())

@@ -78,6 +78,23 @@ def normalise(spectrogram: torch.Tensor, ddof: int) -> torch.Tensor:
     return centred / (std + STD_OFFSET)
 
 
+def clip_statistics(spectrogram: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation (ddof 0) of a clip [frames, mels], with which any crop of it can be normalised.
+
+    `normalise_crop` then gives what `normalise` gives for the whole clip, but for the rounding of float32.
+    """
+    spectrogram = spectrogram.astype(np.float64)
+    with np.errstate(invalid="ignore"):      # NaN or Inf in the clip make NaN of both
+        mean = spectrogram.mean()
+        return float(mean), float(np.sqrt(np.square(spectrogram - mean).mean()))
+
+
+def normalise_crop(crop: np.ndarray, mean: np.float32, std: np.float32) -> None:
+    """Normalise a crop, float32 of any shape, in place by the statistics of its whole clip."""
+    crop -= mean
+    crop *= np.float32(1 / (float(std) + STD_OFFSET))
+
+
 def _clip_sum(x: torch.Tensor) -> torch.Tensor:
     """[..., frames, mels] -> [..., 1, 1]. Row by row: threads then share rows, never the terms of one sum."""
     return x.sum(-1, keepdim=True).sum(-2, keepdim=True)

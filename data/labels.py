@@ -1,16 +1,55 @@
-"""Labels of audio files: from a csv table, or from the folders they lie in."""
+"""Labels of audio files: from a table, a HEAR task, or the folders they lie in."""
 
 import csv
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-FILE_COLUMNS = ("file", "filename")
-LABEL_COLUMNS = ("label", "labels")
+from data.audio import find_audio
+from data.features import SAMPLE_RATE
+
+FILE_COLUMNS = ("file", "filename", "fname")                       # ours, ESC-50, FSD50K
+YOUTUBE_COLUMN = "YTID"                                            # AudioSet
+YOUTUBE_ID_LENGTH = 11
+LABEL_COLUMNS = ("label", "labels", "positive_labels", "category")
+ID_COLUMNS = ("index", "idx")
+CLASS_COLUMNS = ("mid", "label")                                   # AudioSet, HEAR
+
+Labelled = tuple[list[Path], list[tuple[str, ...]], list[str]]
 
 
 class LabelError(ValueError):
     """A table of labels that cannot be used; the message names it."""
+
+
+def find_labelled(directory: Path, table: str | Path | None = None, classes: str | Path | None = None) -> Labelled:
+    """The audio files below a folder, the labels of each, and all labels in the order of their ids.
+
+    A HEAR task (a folder with `task_metadata.json`) has both in its own files. For any other, see `labels_of`.
+
+    Args:
+        classes: table with the columns index,mid (AudioSet) or idx,label (HEAR); None sorts the labels found.
+
+    Raises:
+        LabelError: a table is missing or damaged, or a label is not among the classes.
+        AudioError: no audio.
+    """
+    directory = Path(directory)
+    if table is None and (directory / "task_metadata.json").exists():
+        classes = classes or directory / "labelvocabulary.csv"
+        files, labels = _hear_task(directory)
+    else:
+        files = find_audio(directory)
+        labels = labels_of(files, directory, None if table is None else Path(table))
+    found = sorted(set().union(*labels))
+    if classes is None:
+        return files, labels, found
+    vocabulary = _read_classes(Path(classes))
+    unknown = sorted(set(found) - set(vocabulary))
+    if unknown:
+        raise LabelError(f"{classes} has {len(vocabulary)} labels, but not {unknown[0]!r}, which is in use")
+    return files, labels, vocabulary
 
 
 def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None) -> list[tuple[str, ...]]:
@@ -21,7 +60,8 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
         directory: where paths in the table start; without a table, the first folder level below it is the label, and
             files that lie in no folder have none.
         table: csv file with the columns `file` (path below `directory`, or just the name; with or without suffix) and
-            `label` (one label, or several between , or ;). Several rows of a file add up.
+            `label` (one label, or several between , or ;), or named as in AudioSet, FSD50K and ESC-50. Several rows of
+            a file add up. AudioSet's YouTube ids stand for files whose names begin with them, perhaps after a Y.
 
     Raises:
         LabelError: the table is missing, lacks a column, or names none of the files.
@@ -29,8 +69,9 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
     relative = [path.relative_to(directory) for path in files]
     if table is None:
         return [path.parts[:1] if len(path.parts) > 1 else () for path in relative]
-    rows = _read_table(table)
-    found = [tuple(sorted(set().union(*(rows.get(name, ()) for name in _names(path))))) for path in relative]
+    by_youtube_id, rows = _read_table(table)
+    names_of = _youtube_ids if by_youtube_id else _names
+    found = [tuple(sorted(set().union(*(rows.get(name, ()) for name in names_of(path))))) for path in relative]
     if not any(found):
         raise LabelError(f"{table} names none of the {len(files)} audio files below {directory}")
     return found
@@ -41,20 +82,76 @@ def _names(path: Path) -> list[str]:
     return [path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem]
 
 
-def _read_table(table: Path) -> dict[str, set[str]]:
+def _youtube_ids(path: Path) -> list[str]:
+    """Which ids the files `<id>.wav`, `Y<id>.wav` and `<id>_30.000.wav` may have; an id may begin with Y as well."""
+    ids = [path.stem[:YOUTUBE_ID_LENGTH]]
+    if path.stem.startswith("Y"):
+        ids.append(path.stem[1:1 + YOUTUBE_ID_LENGTH])
+    return ids
+
+
+def _read_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
+    """Whether the files are named by their YouTube ids, and the labels under each name."""
+    columns, rows = _read_csv(table)
+    file_column = next((name for name in (*FILE_COLUMNS, YOUTUBE_COLUMN) if name in columns), None)
+    label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
+    if file_column is None or label_column is None:
+        raise LabelError(f"{table} has the columns {columns}; needed are one of "
+                         f"{[*FILE_COLUMNS, YOUTUBE_COLUMN]} and one of {list(LABEL_COLUMNS)}")
+    labels_under: dict[str, set[str]] = {}
+    for row in rows:
+        labels = (label.strip() for label in re.split("[,;]", row[label_column] or ""))
+        labels_under.setdefault(row[file_column], set()).update(label for label in labels if label)
+    return file_column == YOUTUBE_COLUMN, labels_under
+
+
+def _read_classes(table: Path) -> list[str]:
+    """Labels in the order of their ids, which must be 0, 1, 2 ..."""
+    columns, rows = _read_csv(table)
+    id_column = next((name for name in ID_COLUMNS if name in columns), None)
+    label_column = next((name for name in CLASS_COLUMNS if name in columns), None)
+    if id_column is None or label_column is None:
+        raise LabelError(f"{table} has the columns {columns}; needed are one of {list(ID_COLUMNS)} "
+                         f"and one of {list(CLASS_COLUMNS)}")
+    labels = {row[id_column]: row[label_column] for row in rows}
+    if labels.keys() != {str(i) for i in range(len(rows))} or len(set(labels.values())) < len(rows):
+        raise LabelError(f"{table}: its {len(rows)} rows must have the ids 0 to {len(rows) - 1} and different labels")
+    return [labels[str(i)] for i in range(len(rows))]
+
+
+def _read_csv(table: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows. AudioSet's own tables put the column names into a comment, the last of those at the top."""
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = reader.fieldnames or []
-            file_column = next((name for name in FILE_COLUMNS if name in columns), None)
-            label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
-            if file_column is None or label_column is None:
-                raise LabelError(f"{table} has the columns {columns}; needed are one of {list(FILE_COLUMNS)} "
-                                 f"and one of {list(LABEL_COLUMNS)}")
-            rows: dict[str, set[str]] = {}
-            for row in reader:
-                labels = (label.strip() for label in re.split("[,;]", row[label_column] or ""))
-                rows.setdefault(row[file_column], set()).update(label for label in labels if label)
-            return rows
+            lines = file.readlines()
+        comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+        header = [lines[comments - 1].lstrip("# ")] if comments else []
+        reader = csv.DictReader(header + lines[comments:], skipinitialspace=True)
+        return list(reader.fieldnames or []), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabelError(f"{table} cannot be read as a csv table ({error})") from error
+
+
+def _hear_task(directory: Path) -> tuple[list[Path], list[tuple[str, ...]]]:
+    """Files <rate>/<split>/<name> of a HEAR task, of the one rate nearest 16 kHz, and their labels in <split>.json."""
+    rates = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
+    if not rates:
+        raise LabelError(f"{directory} is a HEAR task without a folder of audio such as {SAMPLE_RATE}")
+    files = find_audio(directory / str(min(rates, key=lambda rate: abs(rate - SAMPLE_RATE))))
+    tables: dict[str, dict[str, set[str]]] = {}
+    labels = []
+    for path in files:
+        split = path.parent.name
+        if split not in tables:
+            tables[split] = _hear_split(directory / f"{split}.json")
+        labels.append(tuple(sorted(tables[split].get(path.name, ()))))
+    return files, labels
+
+
+def _hear_split(table: Path) -> dict[str, set[str]]:
+    """Labels of each file: of a clip as a whole, or of the events in it."""
+    try:
+        return {name: {str(entry["label"] if isinstance(entry, dict) else entry) for entry in entries}
+                for name, entries in json.loads(table.read_text()).items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise LabelError(f"{table} cannot be read as the labels of a HEAR split ({error})") from error

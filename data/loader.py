@@ -1,99 +1,24 @@
-"""Training batches from archives: one fixed crop, and where asked one mask, for each sample and epoch.
+"""Training batches from archives.
 
 The order of an epoch depends on (seed, epoch) alone, and what is drawn for a sample on (seed, epoch, sample index)
 alone; never on rank, worker or place in a batch. So any number of processes and workers sees the same samples, crops
 and masks, and a run can go on from any step of any epoch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from data.archives import ArchiveError, ShardFiles, decode_spectrogram, read_index, shard_indices
-from data.features import N_MELS, normalise
-
-DrawMask = Callable[[np.random.Generator], np.ndarray]
-
-
-class LogMelDataset(Dataset):
-    """Random access to the samples of one or more archive folders, numbered in the order of folders and shards.
-
-    An item is asked for as (epoch, index). Holds 16 bytes per sample, so millions fit every worker.
-
-    Args:
-        directories: archive folders, ours or published.
-        num_frames: length of a crop; shorter clips are repeated to fill it.
-        n_mels: the number of mel bands each sample must have.
-        seed: seed of crops and masks.
-        draw_mask: called with a generator, returns the mask of one sample; None for no masks.
-
-    Raises:
-        ArchiveError: at once for missing or damaged shards, at an item for a bad sample.
-    """
-
-    def __init__(self, directories: Sequence[str | Path], num_frames: int, n_mels: int = N_MELS, seed: int = 0,
-                 draw_mask: DrawMask | None = None):
-        shards = [shard for directory in directories for shard in shard_indices(directory)]
-        if not shards:
-            raise ArchiveError("no archive folder was given")
-        self.num_frames, self.n_mels, self.seed, self.draw_mask = num_frames, n_mels, seed, draw_mask
-        self._paths = [path for path, _ in shards]
-        self._first = np.cumsum([0] + [len(index) for _, index in shards])       # first sample of each shard, and end
-        self._offset = np.concatenate([index.data_offset for _, index in shards])
-        self._size = np.concatenate([index.data_size for _, index in shards])
-        self._files = ShardFiles()
-
-    def __len__(self) -> int:
-        return len(self._offset)
-
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor | np.ndarray | int]:
-        """Sample `index` as drawn in `epoch`: spectrogram float32 [1, num_frames, n_mels], index, perhaps mask."""
-        epoch, index = item
-        rng = np.random.default_rng((self.seed, epoch, index))
-        sample = {"index": index}
-        if self.draw_mask is not None:
-            sample["mask"] = self.draw_mask(rng)
-        # Over the whole stored clip, before the crop, with ddof 0, as the published loader does.
-        clip = normalise(torch.from_numpy(self._read(index)), ddof=0)            # [frames, mels]
-        if not torch.isfinite(clip[0, 0]):                                       # one NaN or Inf spoils them all
-            raise ArchiveError(f"{self._place(index)}: the spectrogram holds NaN or Inf")
-        sample["spectrogram"] = _crop(clip, self.num_frames, rng)[None]          # [1, num_frames, mels]
-        return sample
-
-    def _read(self, index: int) -> np.ndarray:
-        shard = self._shard(index)
-        try:
-            data = self._files.read(self._paths[shard], self._offset[index], self._size[index])
-            spectrogram = decode_spectrogram(data)
-        except (OSError, ValueError) as error:
-            raise ArchiveError(f"{self._place(index)}: {error}") from error
-        if spectrogram.shape[1] != self.n_mels:
-            raise ArchiveError(f"{self._place(index)}: has {spectrogram.shape[1]} mel bands, "
-                               f"but {self.n_mels} are expected")
-        return spectrogram
-
-    def _shard(self, index: int) -> int:
-        return int(np.searchsorted(self._first, index, side="right")) - 1
-
-    def _place(self, index: int) -> str:
-        """The name of a sample for messages. Keys are not kept in memory."""
-        shard = self._shard(index)
-        key = read_index(self._paths[shard]).keys[index - self._first[shard]]
-        return f"{self._paths[shard]}, sample {key.decode()}"
-
-
-def _crop(clip: torch.Tensor, num_frames: int, rng: np.random.Generator) -> torch.Tensor:
-    """num_frames successive frames of [frames, mels] from a random place; a shorter clip is repeated from its start."""
-    frames = len(clip)
-    if frames < num_frames:
-        repeats = -(-num_frames // frames)
-        return clip.repeat(repeats, 1)[:num_frames]
-    start = rng.integers(frames - num_frames + 1)
-    return clip[start:start + num_frames].clone()       # a copy, so that the batch does not keep the whole clip
+from data.crops import DrawMask
+from data.dataset import Fault, LogMelDataset
+from data.faults import Faults
+from data.features import N_MELS
+from data.remote import RemoteShards, check_enough
 
 
 class EpochBatches(Sampler):
@@ -106,9 +31,7 @@ class EpochBatches(Sampler):
     def __init__(self, n_samples: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} does not exist among {world_size} processes")
-        if n_samples < batch_size * world_size:
-            raise ValueError(f"{n_samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
-                             f"process(es) needs at least {batch_size * world_size}")
+        check_enough(n_samples, batch_size, world_size)
         self.n_samples, self.batch_size, self.rank, self.world_size = n_samples, batch_size, rank, world_size
         self.seed = seed
         self.epoch = 0
@@ -151,10 +74,36 @@ class _EpochIterator(Iterator):
         self._begin(state["epoch"], state["step"])
 
 
+class ArchiveLoader(StatefulDataLoader):
+    """Batches from a data set that makes them whole, (batch, faults). The faults, wherever a worker met them, are
+    counted and told of here, out of `samples` that a pass has on this rank."""
+
+    def __init__(self, dataset: LogMelDataset | RemoteShards, samples: int, **options):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")      # torchdata's own call
+            super().__init__(dataset, collate_fn=_as_it_is, **options)
+        self.faults = Faults(samples)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        self.faults.begin_pass()
+        return map(self._without_faults, super().__iter__())
+
+    def _without_faults(self, fetched: tuple[dict[str, torch.Tensor], list[Fault]]) -> dict[str, torch.Tensor]:
+        batch, faults = fetched
+        for shard, problem in faults:
+            self.faults.report(shard, problem)
+        return batch
+
+
+def _as_it_is(fetched: tuple) -> tuple:
+    """The dataset makes whole batches itself."""
+    return fetched
+
+
 def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_size: int, n_mels: int = N_MELS,
                 rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
-                draw_mask: DrawMask | None = None, pin_memory: bool = False,
-                multiprocessing_context: str | None = None) -> StatefulDataLoader:
+                draw_mask: DrawMask | None = None, pin_memory: bool = False, strict: bool = False,
+                multiprocessing_context: str | None = None) -> ArchiveLoader:
     """The batches of one rank; call `set_epoch` before each epoch.
 
     Args:
@@ -167,6 +116,7 @@ def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_siz
         num_workers: worker processes; 0 reads in this one. The batches are the same for any number.
         draw_mask: called with a numpy generator, returns one sample's mask, float32 [L]; runs in the workers.
         pin_memory: put batches into page-locked memory, for fast copies to a GPU.
+        strict: raise at the first bad shard or sample, instead of skipping up to 1% of them with warnings.
         multiprocessing_context: how workers start ("fork", "spawn", ...); None is the platform's own way.
 
     Returns:
@@ -175,16 +125,40 @@ def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_siz
         `load_state_dict` resume in mid-epoch with exactly the batches that were left.
 
     Raises:
-        ArchiveError: bad shards (here) or samples (while iterating), named.
+        ArchiveError: with strict, a bad shard (here) or sample (while iterating), named; else more than 1% of them.
         ValueError: fewer samples than one batch on all ranks.
     """
-    dataset = LogMelDataset(directories, num_frames, n_mels, seed, draw_mask)
+    dataset = LogMelDataset(directories, num_frames, n_mels, seed, draw_mask, strict)
     batches = EpochBatches(len(dataset), batch_size, rank, world_size, seed)
-    return StatefulDataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
-                              persistent_workers=num_workers > 0,
-                              multiprocessing_context=multiprocessing_context if num_workers else None)
+    return ArchiveLoader(dataset, len(batches) * batch_size, batch_sampler=batches, num_workers=num_workers,
+                         pin_memory=pin_memory, persistent_workers=num_workers > 0,
+                         multiprocessing_context=multiprocessing_context if num_workers else None)
+
+
+def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, batch_size: int, n_mels: int = N_MELS,
+                       rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
+                       draw_mask: DrawMask | None = None, pin_memory: bool = False,
+                       strict: bool = False) -> ArchiveLoader:
+    """The batches of one rank from shards that can only be read from front to back (see `data.remote`).
+
+    Args:
+        urls: shards, as webdataset writes them: `pipe:`, `http:`, `s3:`, `file:` or paths; braces stand for many.
+        samples: how many samples they hold together, which sets the number of steps.
+        Others as for `make_loader`.
+
+    Returns:
+        as `make_loader`; `index` is a number made of shard and key.
+
+    Raises:
+        ValueError: fewer shards than readers, or fewer samples than one batch on all ranks.
+    """
+    dataset = RemoteShards(urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers,
+                           draw_mask, strict)
+    return ArchiveLoader(dataset, len(dataset) * batch_size, batch_size=None, num_workers=num_workers,
+                         pin_memory=pin_memory)
 
 
 def set_epoch(loader: StatefulDataLoader, epoch: int) -> None:
     """The epoch that the next iteration over the loader begins; one resumed in mid-epoch finishes its own first."""
-    loader.batch_sampler.epoch = epoch
+    place = loader.dataset if loader.batch_sampler is None else loader.batch_sampler
+    place.epoch = epoch

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import webdataset
 
-from data.archives import (ArchiveError, Sample, ShardFiles, atomic_write, index_from_headers, read_index,
-                           read_manifest, read_shard, shard_indices, write_manifest, write_shard)
+from data.archives import read_manifest, read_shard, shard_indices, write_manifest, write_shard
+from data.files import atomic_write
+from data.samples import ArchiveError, Sample
+from data.shard_files import ShardFiles
+from data.shard_index import index_from_headers, read_index
 
 
 def make_samples(count: int, dtype: str = "float32") -> list[Sample]:
@@ -84,8 +87,9 @@ def test_the_saved_index_is_that_of_the_headers_and_is_left_when_stale(tmp_path)
     shard = tmp_path / "a.tar"
     write_shard(shard, make_samples(6))
     saved, walked = read_index(shard), index_from_headers(shard)
-    for field in ("keys", "data_offset", "data_size", "labels_offset", "labels_size"):
-        np.testing.assert_array_equal(getattr(saved, field), getattr(walked, field))
+    np.testing.assert_array_equal(saved.keys, walked.keys)
+    for field in ("data_offset", "data_size", "labels_offset", "labels_size"):
+        np.testing.assert_array_equal(saved.places[field], walked.places[field])
     write_published_shard(shard, make_samples(3))
     assert len(read_index(shard)) == 3
 
@@ -149,7 +153,7 @@ def test_damaged_shards_are_named_not_silently_shortened(tmp_path, damage):
     shard = tmp_path / "bad.tar"
     write_shard(shard, make_samples(6))
     index, data = index_from_headers(shard), bytearray(shard.read_bytes())
-    fourth_header = index.data_offset[3] - 512
+    fourth_header = index.places["data_offset"][3] - 512
     if damage == "cut at a header":
         data = data[:fourth_header]
     elif damage == "cut in a member":

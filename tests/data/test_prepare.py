@@ -1,6 +1,8 @@
 """The prepare command on real files: what it keeps, what it skips, and what it leaves behind when stopped."""
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +13,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import webdataset
 
 from data.archives import read_shard, shard_indices
 from data.audio import AudioError, load_audio
 from data.features import log_mel
-from data.prepare import PrepareError, Settings, cut_clips, prepare
+from data.files import sha256
+from data.prepare import prepare
+from data.prepare_job import PrepareError, Settings, Share
+from data.prepare_shards import cut_clips
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,6 +90,53 @@ def test_the_number_of_workers_changes_no_byte(tree, tmp_path):
     for workers in (1, 3):
         prepare(tree, tmp_path / str(workers), workers=workers, settings=SMALL)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+def test_several_processes_share_the_work_and_the_last_one_merges(tree, tmp_path):
+    prepare(tree, tmp_path / "alone", settings=SMALL)
+    assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 3)) is None
+    made = {path.name for path in (tmp_path / "out").glob("*.tar")}
+    assert made < set(contents(tmp_path / "alone")) and not (tmp_path / "out" / "manifest.json").exists()
+    assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(2, 3)) is None
+    manifest = prepare(tree, tmp_path / "out", settings=SMALL, share=Share(1, 3))
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 3)) == manifest
+
+
+def test_the_share_of_a_process_comes_from_torchrun_or_slurm(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert Share.from_environment() == Share(0, 1)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert Share.from_environment() == Share(3, 4)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Share.from_environment() == Share(1, 2)
+    for rank in ("2", "-1", "one"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(PrepareError, match=f"RANK is '{rank}'"):
+            Share.from_environment()
+
+
+def test_an_unfinished_archive_of_other_settings_is_not_mixed_with(tree, tmp_path):
+    prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 2))
+    before = contents(tmp_path / "out")
+    with pytest.raises(PrepareError, match="unfinished archive made with other clip_seconds"):
+        prepare(tree, tmp_path / "out", settings=Settings("float32", 2.0, 3))
+    assert contents(tmp_path / "out") == before
+
+
+def test_checksums_are_in_the_manifest_and_pickles_are_as_published(tree, tmp_path):
+    prepare(tree, tmp_path / "npy", settings=SMALL)
+    manifest = prepare(tree, tmp_path / "pickle", settings=Settings("float32", 1.0, 3, "pickle"))
+    for entry in manifest["shards"]:
+        assert entry["sha256"] == {name: sha256(tmp_path / "pickle" / name) for name in entry["sha256"]}
+        assert len(entry["sha256"]) == 2
+    tars = [str(tmp_path / "pickle" / entry["name"]) for entry in manifest["shards"]]
+    for item, sample in zip(webdataset.WebDataset(tars, shardshuffle=False), all_samples(tmp_path / "npy")):
+        np.testing.assert_array_equal(pickle.loads(item["data.pyd"]), sample.spectrogram)
+        assert pickle.loads(item["target.pyd"]) == sample.labels.tolist()
 
 
 def test_clips_of_a_long_file_join_to_the_whole(tmp_path):
@@ -165,8 +218,10 @@ def test_bad_settings_are_refused(settings):
 # ---------------------------------------------------------------- the command
 
 def start(*arguments: object) -> subprocess.Popen:
+    """The command in a process group of its own, open to Ctrl-C even where these tests run in the background."""
     return subprocess.Popen([sys.executable, "-m", "data.prepare", *map(str, arguments)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def test_the_command_reports_in_words_and_exit_status(tree, tmp_path):
@@ -184,10 +239,10 @@ def test_the_command_reports_in_words_and_exit_status(tree, tmp_path):
 def test_stopped_at_any_moment_it_leaves_no_half_shard_and_can_start_again(tmp_path, how):
     for i in range(60):
         write_audio(tmp_path / "audio" / f"{i:02d}.wav", 20, seed=i)
-    arguments = (tmp_path / "audio", tmp_path / "out", "--workers", 2, "--shard-size", 4, "--clip-seconds", 1)
+    arguments = (tmp_path / "audio", tmp_path / "out", "--workers", 2, "--shard-size", 80, "--clip-seconds", 1)
     command = start(*arguments)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob("*.tar")):
+    while not list((tmp_path / "out").glob("*.report.json")):
         assert time.monotonic() < deadline and command.poll() is None
         time.sleep(0.005)
     if how == signal.SIGINT:
@@ -201,11 +256,14 @@ def test_stopped_at_any_moment_it_leaves_no_half_shard_and_can_start_again(tmp_p
     if how == signal.SIGINT:
         assert command.returncode == 130 and not any(name.endswith(".partial") for name in names)
     for path in (tmp_path / "out").glob("*.tar"):
-        assert len(list(read_shard(path))) == 20
+        assert len(list(read_shard(path))) == 80
+    finished = {path.with_suffix("").with_suffix(".tar"): path.with_suffix("").with_suffix(".tar").stat().st_mtime_ns
+                for path in (tmp_path / "out").glob("*.report.json")}
 
     again = start(*arguments)
     assert again.wait(timeout=60) == 0
-    prepare(tmp_path / "audio", tmp_path / "undisturbed", settings=Settings("float16", 1.0, 4))
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished      # not made again
+    prepare(tmp_path / "audio", tmp_path / "undisturbed", settings=Settings("float16", 1.0, 80))
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
@@ -219,3 +277,46 @@ def test_ctrl_c_does_not_wait_for_the_shard_at_hand(tmp_path):
     os.killpg(command.pid, signal.SIGINT)
     command.communicate(timeout=30)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished"]
+
+
+@pytest.mark.slow
+def test_killed_20_times_at_random_moments_it_ends_with_the_very_bytes_of_an_undisturbed_run(tmp_path):
+    for i in range(60):
+        write_audio(tmp_path / "audio" / f"{i:02d}.wav", 20, seed=i)
+    arguments = (tmp_path / "audio", tmp_path / "out", "--workers", 2, "--shard-size", 40, "--clip-seconds", 1)
+    started = time.monotonic()
+    undisturbed = start(tmp_path / "audio", tmp_path / "undisturbed", *arguments[2:])
+    undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0
+    duration = time.monotonic() - started
+    expected = contents(tmp_path / "undisturbed")
+    rng = np.random.default_rng()
+    kills = 0
+    while kills < 20:
+        command = start(*arguments)
+        try:
+            command.communicate(timeout=rng.uniform(0.2, 1) * duration)
+            assert command.returncode == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(command.pid, signal.SIGKILL)       # the workers as well, in whatever they do
+            command.communicate(timeout=30)
+            kills += 1
+        for path in (tmp_path / "out").glob("*.tar"):
+            assert path.read_bytes() == expected[path.name]       # whole, or not there
+        if (tmp_path / "out" / "manifest.json").exists() and kills < 20:
+            assert start(*arguments).wait(timeout=60) == 0        # clears up after a kill at the very end
+            assert contents(tmp_path / "out") == expected
+            shutil.rmtree(tmp_path / "out")
+    again = start(*arguments)
+    again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert contents(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_torchrun_processes_share_an_archive(tree, tmp_path):
+    prepare(tree, tmp_path / "alone", settings=Settings(clip_seconds=1.0, shard_size=3))
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=3",
+                    "-m", "data.prepare", str(tree), str(tmp_path / "out"), "--clip-seconds", "1", "--shard-size", "3"],
+                   cwd=ROOT, check=True, timeout=120)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import train
-from data.archives import Sample, write_shard
+from data.archives import write_shard
 from data.prepare import prepare
+from data.samples import Sample
 from data.synthetic import write_audio
 from training import checkpoint
 from training.monitor import read_log
@@ -281,6 +282,11 @@ def test_a_bad_sample_is_named_when_training_meets_it(tmp_path, workers):
         run(tmp_path / "w", tmp_path / "archive", "--num_workers", workers)
     assert "\n" not in ended.value.code
     assert ended.value.code.startswith("train.py: ") and "shard.tar, sample clip5: " in ended.value.code
+
+
+def test_shards_are_read_through_pipes_as_well(tmp_path, synthetic_archive):
+    shard = synthetic_archive / "shard-000000.tar"
+    assert len(run(tmp_path, f"pipe:cat {shard}", num_epochs=1, data__train_samples="[12]")) == 1
 
 
 def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):

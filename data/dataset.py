@@ -1,0 +1,174 @@
+"""Random access to the samples of archives: one fixed crop, and where asked one mask, for each sample and epoch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.archives import shard_indices
+from data.crops import DrawMask, crop_member, crop_place, repeat_to_fill
+from data.faults import Faults
+from data.features import N_MELS, normalise_crop
+from data.samples import ArchiveError
+from data.shard_files import ShardFiles
+from data.shard_index import ShardIndex, index_from_headers, saved_index
+
+Fault = tuple[Path, str]          # shard, and what is wrong with a sample of it
+
+MAX_SUBSTITUTES = 20
+STAND_IN = 1                      # sets the generator of substitutes apart from that of crop and mask
+
+# What is kept of a sample: 21 bytes. Either its plain values begin at `offset`, then `extent` is the number of frames
+# and `value_bytes` their width; or a member of `extent` bytes does, which has to be read whole, and `value_bytes` is 0.
+RECORD = np.dtype([("offset", "<i8"), ("extent", "<u4"), ("mean", "<f4"), ("std", "<f4"), ("value_bytes", "u1")])
+VALUE_TYPES = {size: np.dtype(f"<f{size}") for size in (2, 4, 8)}
+
+
+class LogMelDataset(Dataset):
+    """Samples of one or more archive folders, numbered in the order of folders and shards.
+
+    An item is asked for as (epoch, index). Holds 21 bytes per sample, so millions fit every worker.
+
+    Args:
+        directories: archive folders, ours or published.
+        num_frames: length of a crop; shorter clips are repeated to fill it.
+        n_mels: the number of mel bands each sample must have.
+        seed: seed of crops and masks.
+        draw_mask: called with a generator, returns the mask of one sample; None for no masks.
+        strict: raise at the first bad shard or sample. Otherwise bad shards lend what is left of them, and another
+            sample, which depends on (seed, epoch, index) alone, stands in for a bad one.
+
+    Raises:
+        ArchiveError: no shards; with strict, a bad one; else more than 1% of the samples lost.
+    """
+
+    def __init__(self, directories: Sequence[str | Path], num_frames: int, n_mels: int = N_MELS, seed: int = 0,
+                 draw_mask: DrawMask | None = None, strict: bool = False):
+        self.num_frames, self.n_mels, self.seed, self.draw_mask = num_frames, n_mels, seed, draw_mask
+        self.strict = strict
+        faults, self._paths, records = [], [], []
+        for directory in directories:
+            for path, index in shard_indices(directory, None if strict else lambda *fault: faults.append(fault)):
+                self._paths.append(path)
+                records.append(self._records(index))
+        lengths = [len(shard) for shard in records]
+        at_start = Faults(sum(lengths) + sum(lost for _, _, lost in faults))
+        for path, problem, lost in faults:
+            at_start.report(path, problem, lost)
+        if not records:
+            raise ArchiveError("no archive folder was given")
+        self._first = np.cumsum([0] + lengths)       # first sample of each shard, and end
+        self._samples = np.concatenate(records)
+        self._files = ShardFiles()
+
+    def _records(self, index: ShardIndex) -> np.ndarray:
+        places, records = index.places, np.zeros(len(index), RECORD)
+        in_place = (places["values_offset"] >= 0) & (places["mels"] == self.n_mels)
+        records["offset"] = np.where(in_place, places["values_offset"], places["data_offset"])
+        records["extent"] = np.where(in_place, places["frames"], places["data_size"])
+        records["value_bytes"] = np.where(in_place, places["value_bytes"], 0)
+        records["mean"], records["std"] = places["mean"], places["std"]
+        return records
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def index_bytes(self) -> int:
+        """Memory that the records of the samples take."""
+        return self._samples.nbytes
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Sample `index` as drawn in `epoch`: spectrogram float32 [1, num_frames, n_mels], index, perhaps mask."""
+        batch, _faults = self.__getitems__([item])
+        return {name: values[0] for name, values in batch.items()}
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[dict[str, torch.Tensor], list[Fault]]:
+        """A batch of samples: spectrogram float32 [B, 1, num_frames, n_mels], index int64 [B], perhaps mask [B, L];
+        and the faults met on the way. (Data loaders know this method by its name.)
+
+        Raises:
+            ArchiveError: strict, and a sample is bad; or all of the 20 that might stand in for it are bad as well.
+        """
+        spectrogram = torch.empty(len(items), 1, self.num_frames, self.n_mels)
+        indices, masks, faults = [], [], []
+        with np.errstate(over="ignore", invalid="ignore"):      # damaged values, which are then refused
+            for out, (epoch, index) in zip(spectrogram[:, 0].numpy(), items):
+                index, mask = self._fill_with_good(out, epoch, index, faults)
+                indices.append(index)
+                masks.append(mask)
+        batch = {"spectrogram": spectrogram, "index": torch.tensor(indices)}
+        if self.draw_mask is not None:
+            batch["mask"] = torch.from_numpy(np.stack(masks))
+        return batch, faults
+
+    def _fill_with_good(self, out: np.ndarray, epoch: int, index: int,
+                        faults: list[Fault]) -> tuple[int, np.ndarray | None]:
+        """Fill `out` with sample `index` or one that stands in for it; returns which, and its mask."""
+        substitutes = first_error = None
+        for _ in range(1 + MAX_SUBSTITUTES):
+            try:
+                return index, self._fill(out, epoch, index)
+            except ArchiveError as error:
+                if self.strict:
+                    raise
+                first_error = first_error or error
+                faults.append((self._paths[self._shard(index)], str(error)))
+                substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, STAND_IN))
+                index = int(substitutes.integers(len(self)))
+        raise first_error
+
+    def _fill(self, out: np.ndarray, epoch: int, index: int) -> np.ndarray | None:
+        """Fill `out` [num_frames, n_mels] with the crop of a sample, and return its mask."""
+        rng = np.random.default_rng((self.seed, epoch, index))
+        mask = None if self.draw_mask is None else self.draw_mask(rng)
+        try:
+            if self._samples["value_bytes"][index]:
+                self._crop_in_place(out, index, rng)
+            else:
+                crop_member(out, self._read_member(index), rng)
+        except (OSError, ValueError) as error:
+            raise ArchiveError(f"{self._name(index)}: {error}") from error
+        return mask
+
+    def _crop_in_place(self, out: np.ndarray, index: int, rng: np.random.Generator) -> None:
+        """Read the frames of the crop and nothing else."""
+        sample, path = self._samples[index], self._paths[self._shard(index)]
+        frames, mean, std = int(sample["extent"]), sample["mean"], sample["std"]
+        start, length = crop_place(frames, self.num_frames, rng)
+        crop, dtype = out[:length], VALUE_TYPES[int(sample["value_bytes"])]
+        stored = crop if dtype == crop.dtype else np.empty_like(crop, dtype)
+        row_bytes = self.n_mels * dtype.itemsize
+        offset = int(sample["offset"]) + start * row_bytes
+        if self._files.read_into(path, offset, memoryview(stored).cast("B")) != stored.nbytes:
+            raise ValueError(f"the shard ends before byte {offset + stored.nbytes}")
+        if stored is not crop:
+            torch.from_numpy(crop).copy_(torch.from_numpy(stored))      # many times faster than numpy with float16
+        normalise_crop(crop, mean, std)
+        # The squares of all normalised values of the clip add up to their number, so those of the crop cannot exceed
+        # it: damage shows without reading the rest, and NaN and Inf do too. The slack is for rounding.
+        slack = crop.size * (1e-5 / (float(std) + 1e-8)) ** 2
+        flat = crop.reshape(-1)
+        if not np.dot(flat, flat) <= 1.001 * frames * self.n_mels + slack:
+            raise ValueError("the values do not fit their stored mean and deviation, or are NaN or Inf")
+        repeat_to_fill(out, length)
+
+    def _read_member(self, index: int) -> bytes:
+        sample = self._samples[index]
+        return self._files.read(self._paths[self._shard(index)], int(sample["offset"]), int(sample["extent"]))
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._first, index, side="right")) - 1
+
+    def _name(self, index: int) -> str:
+        """Shard and key of a sample, for messages. Keys are not kept in memory."""
+        shard = self._shard(index)
+        path, number = self._paths[shard], index - self._first[shard]
+        try:
+            saved = saved_index(path)
+            keys = (saved[1] if saved else index_from_headers(path, report=lambda problem: None)).keys
+            return f"{path}, sample {keys[number].decode(errors='replace')}"
+        except (ArchiveError, IndexError):      # the index, or a shard without one, is gone as well
+            return f"{path}, sample number {number}"

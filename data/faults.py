@@ -1,0 +1,48 @@
+"""What becomes of shards and samples that cannot be used: a counted warning, and a stop when there are too many."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+from data.samples import ArchiveError
+
+MAX_SHARE = 0.01            # of the samples of an epoch
+WARNINGS_IN_FULL = 100      # after so many, only each hundredth is told
+
+logger = logging.getLogger(__name__)
+
+
+class Faults:
+    """Counts the bad samples of one pass over `total`, each warned of once however many passes there are.
+
+    With `strict` the first one raises ArchiveError; else more than 1% of the pass does, with a summary.
+    """
+
+    def __init__(self, total: int, strict: bool = False):
+        self.total, self.strict = total, strict
+        self._warned: set[str] = set()
+        self.begin_pass()
+
+    def begin_pass(self) -> None:
+        self._lost = Counter()          # shard -> samples
+        self._first = None
+
+    def report(self, shard: Path, problem: str, count: int = 1) -> None:
+        """Note a problem, which names its shard and key, and the number of samples lost by it.
+
+        Raises:
+            ArchiveError: strict, or too many by now.
+        """
+        if self.strict:
+            raise ArchiveError(problem)
+        self._lost[str(shard)] += count
+        self._first = self._first or problem
+        if problem not in self._warned:
+            self._warned.add(problem)
+            if len(self._warned) <= WARNINGS_IN_FULL or len(self._warned) % 100 == 0:
+                logger.warning("skipped, bad sample or shard %d: %s", len(self._warned), problem)
+        lost = self._lost.total()
+        if lost > MAX_SHARE * self.total:
+            shards = ", ".join(f"{lost} in {shard}" for shard, lost in self._lost.most_common(5))
+            raise ArchiveError(f"{lost} of {self.total} samples cannot be used, more than {MAX_SHARE:.0%}: {shards}; "
+                               f"the first: {self._first}")

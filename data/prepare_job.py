@@ -1,0 +1,258 @@
+"""What a run of `data.prepare` has to do and how far it is, as files in its OUT_DIR, so that it can be stopped at any
+moment, go on later, and be shared by several machines.
+
+    unfinished                  while the archive is not complete: settings, inputs and plan
+    shard-000007.tar            with its .index.npz; there whole or not at all
+    shard-000007.report.json    written after them: the shard is finished
+    manifest.json               made of all reports, which go then: the archive is complete
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import soundfile
+from tqdm import tqdm
+
+from data import features
+from data.archives import MANIFEST_NAME, SHARD_PATTERN, read_manifest, write_manifest
+from data.files import atomic_write, remove_partials
+from data.shard_index import index_path
+
+JOB_NAME = "unfinished"
+CLIP_SECONDS = 10.0
+SHARD_SIZE = 512                    # clips; about 80 MB as float16
+DTYPES = ("float16", "float32")
+FORMATS = ("npy", "pickle")
+
+logger = logging.getLogger(__name__)
+
+
+class PrepareError(ValueError):
+    """The archive cannot be made as asked; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the bytes of the shards depend on, besides the audio."""
+
+    dtype: str = "float16"
+    clip_seconds: float = CLIP_SECONDS
+    shard_size: int = SHARD_SIZE
+    format: str = "npy"
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise PrepareError(f"dtype is {self.dtype!r}; accepted are {' and '.join(DTYPES)}")
+        if self.format not in FORMATS:
+            raise PrepareError(f"format is {self.format!r}; accepted are {' and '.join(FORMATS)}")
+        if self.clip_samples < features.MIN_SAMPLES:
+            raise PrepareError(f"clips of {self.clip_seconds} s are too short; "
+                               f"at least {features.MIN_SAMPLES / features.SAMPLE_RATE:.4f} s are needed")
+        if self.shard_size < 1:
+            raise PrepareError(f"a shard of {self.shard_size} clips cannot be; at least 1 is needed")
+
+    @property
+    def clip_samples(self) -> int:
+        return round(self.clip_seconds * features.SAMPLE_RATE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """This process among those that prepare one archive together: it makes each `world_size`-th shard."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Share":
+        """As torchrun or SLURM say; alone where neither does. Raises PrepareError for values that cannot be."""
+        for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+            if rank in os.environ and world_size in os.environ:
+                try:
+                    share = cls(int(os.environ[rank]), int(os.environ[world_size]))
+                except ValueError:
+                    share = cls(-1)
+                if not 0 <= share.rank < share.world_size:
+                    raise PrepareError(f"${rank} is {os.environ[rank]!r} and ${world_size} is "
+                                       f"{os.environ[world_size]!r}; a rank below the number of processes is needed")
+                return share
+        return cls()
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFile:
+    number: int                     # its place among all files, which makes its keys unique
+    path: Path
+    label_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class ShardReport:
+    """What became of the files of one shard."""
+
+    name: str
+    samples: int = 0
+    audio_samples: int = 0
+    skipped: list[dict] = dataclasses.field(default_factory=list)       # file, reason, clips_kept
+    checksums: dict[str, str] = dataclasses.field(default_factory=dict)      # file name -> SHA-256
+
+
+@dataclasses.dataclass
+class Job:
+    """A run that has something to do: which files make which shard."""
+
+    out_dir: Path
+    described: dict
+    plan: list[list[AudioFile]]
+
+    def path(self, shard: int) -> Path:
+        return self.out_dir / SHARD_PATTERN.format(shard)
+
+    def unfinished(self, share: Share) -> list[int]:
+        """The shards of one share that are still to be made; whatever is left of an attempt at them is removed."""
+        shards = [i for i in range(share.rank, len(self.plan), share.world_size)
+                  if not _report_path(self.path(i)).exists()]
+        for shard in shards:
+            for path in (self.path(shard), index_path(self.path(shard)), _report_path(self.path(shard))):
+                remove_partials(path)
+                path.unlink(missing_ok=True)
+        return shards
+
+    def merge(self, labels: list[str]) -> dict | None:
+        """The manifest, written from the reports of all shards; None where some are not there yet."""
+        try:
+            reports = [ShardReport(**json.loads(_report_path(self.path(i)).read_text()))
+                       for i in tqdm(range(len(self.plan)), desc="merging", unit="shard", delay=2, leave=False)]
+        except FileNotFoundError:
+            return read_manifest(self.out_dir)      # another process may have been faster
+        skipped = [entry for report in reports for entry in report.skipped]
+        manifest = {
+            "samples": sum(report.samples for report in reports),
+            "hours": round(sum(report.audio_samples for report in reports) / features.SAMPLE_RATE / 3600, 6),
+            "files": sum(map(len, self.plan)),
+            "files_skipped": len(skipped),
+            "settings": self.described,
+            "labels": labels,
+            "shards": [{"name": report.name, "samples": report.samples, "sha256": report.checksums}
+                       for report in reports if report.samples],
+            "skipped": skipped,
+        }
+        if manifest["samples"]:
+            write_manifest(self.out_dir, manifest)
+        remove_scaffold(self.out_dir)
+        return manifest
+
+
+def write_report(shard: Path, report: ShardReport) -> None:
+    """Mark a shard as finished."""
+    with atomic_write(_report_path(shard)) as file:
+        file.write(json.dumps(dataclasses.asdict(report), ensure_ascii=False).encode())
+
+
+def remove_scaffold(out_dir: Path) -> None:
+    """Remove what only an unfinished archive needs."""
+    for path in [*out_dir.glob("shard-*.report.json"), out_dir / JOB_NAME]:
+        path.unlink(missing_ok=True)
+    remove_partials(out_dir / MANIFEST_NAME)
+
+
+def _report_path(shard: Path) -> Path:
+    return shard.with_suffix(".report.json")
+
+
+def describe(settings: Settings, files: list[AudioFile], labels: list[tuple[str, ...]], audio_dir: Path) -> dict:
+    """Everything the archive follows from, as the manifest keeps it: equal descriptions mean equal archives."""
+    inputs = hashlib.sha256()
+    for file, names in zip(tqdm(files, desc="looking at files", unit="file", delay=2, leave=False), labels):
+        line = (file.path.relative_to(audio_dir).as_posix(), file.path.stat().st_size, names)
+        inputs.update(repr(line).encode())
+    return dataclasses.asdict(settings) | {
+        "sample_rate": features.SAMPLE_RATE, "n_fft": features.N_FFT, "hop_length": features.HOP_LENGTH,
+        "n_mels": features.N_MELS, "mel_min_hz": features.MEL_MIN_HZ, "mel_max_hz": features.MEL_MAX_HZ,
+        "log_offset": features.LOG_OFFSET, "inputs_sha256": inputs.hexdigest(),
+    }
+
+
+def finished_archive(out_dir: Path, described: dict) -> dict | None:
+    """The manifest where out_dir holds the archive described, complete; None where it holds no complete one.
+
+    Raises:
+        PrepareError: it holds another archive, or has lost shards.
+    """
+    manifest = read_manifest(out_dir)
+    if manifest is None:
+        return None
+    _refuse_other(out_dir, "an archive", manifest["settings"], described)
+    missing = [entry["name"] for entry in manifest["shards"] if not (out_dir / entry["name"]).exists()]
+    if missing:
+        raise PrepareError(f"{out_dir} has lost {len(missing)} of its shards, the first {missing[0]}; "
+                           "remove the folder and prepare it again")
+    return manifest
+
+
+def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings,
+                   share: Share) -> Job | None:
+    """The job of an out_dir that is not complete; None where the other processes have just completed it.
+
+    The first process plans it; the others wait for its plan.
+
+    Raises:
+        PrepareError: out_dir holds shards of somebody else, or an unfinished archive of another description.
+    """
+    job_file = out_dir / JOB_NAME
+    if share.rank == 0:
+        if not job_file.exists():
+            _begin(out_dir, described, files, settings)
+    elif not job_file.exists():
+        logger.info("waiting for the first process to plan %s", out_dir)
+        while not job_file.exists() and not (out_dir / MANIFEST_NAME).exists():
+            time.sleep(0.2)
+    try:
+        job = json.loads(job_file.read_text())
+        first_files = job["first_files"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PrepareError(f"{job_file} is not what data.prepare writes; remove {out_dir} and start again") from error
+    _refuse_other(out_dir, "an unfinished archive", job["settings"], described)
+    return Job(out_dir, described, [files[a:b] for a, b in zip(first_files, [*first_files[1:], len(files)])])
+
+
+def _begin(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if any(out_dir.glob("*.tar")):
+        raise PrepareError(f"{out_dir} holds tar files that data.prepare did not make; choose another folder")
+    remove_partials(out_dir / JOB_NAME)
+    job = {"settings": described, "first_files": plan_shards(files, settings)}
+    with atomic_write(out_dir / JOB_NAME) as file:
+        file.write(json.dumps(job).encode())
+
+
+def _refuse_other(out_dir: Path, what: str, found: dict, described: dict) -> None:
+    differing = [key for key in described if found.get(key) != described[key]]
+    if differing:
+        raise PrepareError(f"{out_dir} already holds {what} made with other {', '.join(differing)}; "
+                           "choose another folder or remove it")
+
+
+def plan_shards(files: list[AudioFile], settings: Settings) -> list[int]:
+    """Deal files out in order; a shard is full when the headers promise `shard_size` clips. A file is never split.
+
+    Returns:
+        the number of the first file of each shard.
+    """
+    first_files, clips = [0], 0
+    for file in tqdm(files, desc="planning", unit="file", delay=2, leave=False):
+        if clips >= settings.shard_size:
+            first_files.append(file.number)
+            clips = 0
+        try:
+            clips += max(1, round(soundfile.info(str(file.path)).duration / settings.clip_seconds))
+        except (soundfile.SoundFileError, OSError):
+            clips += 1        # the worker that meets it again says why
+    return first_files

@@ -1,0 +1,125 @@
+"""The work of `data.prepare`: audio files -> clips -> log-mels -> finished shards, in processes of its own.
+
+Each shard is the work of one process alone, which reads, computes and writes clip by clip, so that nothing piles up
+however many files there are.
+"""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import features
+from data.archives import write_shard
+from data.audio import AudioError, stream_audio
+from data.files import sha256
+from data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
+from data.samples import Sample
+from data.shard_index import index_path
+
+SHORTEST_REST = 0.1                 # what remains after the last whole clip is kept from this part of a clip on
+
+
+class _Stopped(Exception):
+    """The main process has asked its workers to leave."""
+
+
+# ---------------------------------------------------------------- the main process
+
+def make_shards(job: Job, shards: list[int], settings: Settings, audio_dir: Path, workers: int) -> None:
+    """Make shards of the plan, with a progress bar on stderr. Raises what a worker raises."""
+    files_done, stop = multiprocessing.Value("q"), multiprocessing.Event()
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(files_done, stop)) as pool:
+        futures = [pool.submit(_make_shard, job.path(i), job.plan[i], settings, audio_dir) for i in shards]
+        try:
+            _watch(futures, files_done, total=sum(len(job.plan[i]) for i in shards))
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _watch(futures: list[Future], files_done, total: int) -> None:
+    """Keep the progress bar going until all is done; raise what a worker raised as soon as it has."""
+    waiting = set(futures)
+    with tqdm(total=total, desc="preparing", unit="file") as bar:
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            bar.update(files_done.value - bar.n)
+            for future in done:
+                future.result()
+
+
+# ---------------------------------------------------------------- the workers
+
+def _start_worker(files_done, stop) -> None:
+    global _files_done, _stop
+    _files_done, _stop = files_done, stop
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches all processes; the main one tells us to stop
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A killed main process cannot tell anybody anything."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _make_shard(path: Path, files: list[AudioFile], settings: Settings, audio_dir: Path) -> None:
+    report = ShardReport(path.name)
+    if write_shard(path, _samples(files, settings, audio_dir, report), as_pickle=settings.format == "pickle"):
+        report.checksums = {file.name: sha256(file) for file in (path, index_path(path))}
+    write_report(path, report)
+
+
+def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report: ShardReport) -> Iterator[Sample]:
+    """The samples of a shard, one after the other; `report` gathers the counts on the way."""
+    for file in files:
+        stem = re.sub("[^A-Za-z0-9_-]+", "_", file.path.stem)[:40]      # dots end a key, tar names are short
+        clips_kept = 0
+        try:
+            for clip in cut_clips(file.path, settings.clip_samples):
+                if _stop.is_set():
+                    raise _Stopped
+                spectrogram = features.log_mel(torch.from_numpy(clip)).numpy().astype(settings.dtype)
+                yield Sample(f"{file.number:08d}_{clips_kept:05d}_{stem}", spectrogram,
+                             np.array(file.label_ids, np.int64))
+                clips_kept += 1
+                report.samples += 1
+                report.audio_samples += len(clip)
+            if clips_kept == 0:
+                raise AudioError(f"{file.path}: too short, fewer than {features.MIN_SAMPLES} samples at 16 kHz")
+        except AudioError as error:
+            reason = str(error).removeprefix(f"{file.path}: ")
+            name = file.path.relative_to(audio_dir).as_posix()
+            report.skipped.append({"file": name, "reason": reason, "clips_kept": clips_kept})
+        with _files_done.get_lock():
+            _files_done.value += 1
+
+
+def cut_clips(path: Path, clip_samples: int) -> Iterator[np.ndarray]:
+    """A file as successive clips, float32 [clip_samples], read block by block.
+
+    The rest at the end is a shorter clip of its own where it is at least a tenth of a clip (a second clip of a few
+    milliseconds would only repeat itself in training), or all there is. Nothing comes of fewer than 201 samples.
+    Raises AudioError where the file cannot be read any further.
+    """
+    held, clips = np.zeros(0, np.float32), 0
+    for block in stream_audio(path):
+        held = np.concatenate([held, block])
+        while len(held) >= clip_samples:
+            yield held[:clip_samples]
+            held = held[clip_samples:]
+            clips += 1
+    shortest = SHORTEST_REST * clip_samples if clips else 0
+    if len(held) >= max(features.MIN_SAMPLES, shortest):
+        yield held

@@ -1,0 +1,210 @@
+"""Sequential reading of shards that have no random access: `pipe:`, http, s3 and all else that webdataset opens.
+
+The shards of an epoch, in an order of (seed, epoch), are dealt out to readers, which are the workers of all ranks. Each
+reads its own from front to back through a buffer that shuffles. Every rank makes the same number of batches: a reader
+whose shards run out early begins them again, one with more leaves the rest, another one each epoch.
+"""
+
+import copy
+import re
+import shlex
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.gopen import gopen
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from data.crops import DrawMask, crop_member
+from data.samples import DATA_MEMBER, ArchiveError
+
+SHUFFLE_BUFFER = 1000       # clips, 160 to 320 MB of log-mels of ten seconds
+BLOCK = 1 << 20
+
+Fault = tuple[str, str]     # shard, and what is wrong with it or a sample of it
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place where data lie is an address such as `http://...` or `pipe:...`, rather than a folder."""
+    return re.match(r"[a-z0-9]{2,}:", str(place)) is not None      # one letter and a colon is a disk of Windows
+
+
+def check_enough(samples: int, batch_size: int, world_size: int) -> None:
+    """Raise ValueError where there is not one whole batch for every rank."""
+    if samples < batch_size * world_size:
+        raise ValueError(f"{samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
+                         f"process(es) needs at least {batch_size * world_size}")
+
+
+class RemoteShards(IterableDataset):
+    """Batches of one rank, each with the faults met on the way; the arguments are those of `make_remote_loader`."""
+
+    def __init__(self, urls: Sequence[str], samples: int, num_frames: int, batch_size: int, n_mels: int, rank: int,
+                 world_size: int, seed: int, num_workers: int, draw_mask: DrawMask | None, strict: bool,
+                 shuffle_buffer: int = SHUFFLE_BUFFER):
+        self.urls = [url for pattern in urls for url in expand_urls(pattern)]
+        workers = max(1, num_workers)
+        if len(self.urls) < world_size * workers:
+            raise ValueError(f"{len(self.urls)} shards are too few for {world_size * workers} readers ({world_size} "
+                             f"process(es) with {workers} worker(s) each); use fewer workers or smaller shards")
+        check_enough(samples, batch_size, world_size)
+        self.samples, self.num_frames, self.batch_size, self.n_mels = samples, num_frames, batch_size, n_mels
+        self.rank, self.world_size, self.seed, self.strict = rank, world_size, seed, strict
+        self.draw_mask, self.shuffle_buffer = draw_mask, shuffle_buffer
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this rank."""
+        return self.samples // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> "_Reader":
+        return _Reader(self)
+
+    def first(self, count: int) -> dict[str, torch.Tensor]:
+        """A batch of the first samples of the first shard, to look at."""
+        few = copy.copy(self)
+        few.urls, few.batch_size, few.shuffle_buffer = self.urls[:1], count, 0
+        few.rank, few.world_size = 0, 1
+        return next(iter(few))[0]
+
+
+class _Reader(Iterator):
+    """The batches of one reader in one epoch. Its state is how far it is; to go on there, it reads up to there."""
+
+    def __init__(self, shards: RemoteShards):
+        worker = get_worker_info()
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        self._shards = shards
+        self._number, self._readers = shards.rank * workers + worker_id, shards.world_size * workers
+        self._batches = len(range(worker_id, len(shards), workers))      # batches are taken from workers in turn
+        self._begin(shards.epoch)
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch, self._done, self._drawn = epoch, 0, 0
+        self._faults: list[Fault] = []
+        order = np.random.default_rng((self._shards.seed, epoch)).permutation(len(self._shards.urls))
+        self._urls = [self._shards.urls[i] for i in order[self._number::self._readers]]
+        self._members = self._shuffled(np.random.default_rng((self._shards.seed, epoch, self._number)))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "done": self._done, "drawn": self._drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._begin(state["epoch"])
+        self._done = state["done"]
+        while self._drawn < state["drawn"]:
+            self._draw()
+        self._faults.clear()      # told of before
+
+    def __next__(self) -> tuple[dict[str, torch.Tensor], list[Fault]]:
+        if self._done == self._batches:
+            raise StopIteration
+        shards, indices, masks = self._shards, [], []
+        spectrogram = torch.empty(shards.batch_size, 1, shards.num_frames, shards.n_mels)
+        for out in spectrogram[:, 0].numpy():
+            index, mask = self._fill(out)
+            indices.append(index)
+            masks.append(mask)
+        batch = {"spectrogram": spectrogram, "index": torch.tensor(indices)}
+        if shards.draw_mask is not None:
+            batch["mask"] = torch.from_numpy(np.stack(masks))
+        self._done += 1
+        faults, self._faults = self._faults, []
+        return batch, faults
+
+    def _fill(self, out: np.ndarray) -> tuple[int, np.ndarray | None]:
+        """Fill `out` [num_frames, n_mels] with a crop of the next good sample; returns its number and mask."""
+        shards = self._shards
+        while True:
+            url, key, member = self._draw()
+            index = zlib.crc32(f"{url} {key}".encode())
+            rng = np.random.default_rng((shards.seed, self._epoch, index))
+            mask = None if shards.draw_mask is None else shards.draw_mask(rng)
+            try:
+                crop_member(out, member, rng)
+                return index, mask
+            except ValueError as error:
+                self._note(url, f"{url}, sample {key}: {error}")
+
+    def _draw(self) -> tuple[str, str, bytes]:
+        """The next sample from the shuffle buffer."""
+        self._drawn += 1
+        return next(self._members)
+
+    def _shuffled(self, rng: np.random.Generator) -> Iterator[tuple[str, str, bytes]]:
+        """Samples without end, each in place of a random one of the buffer, which is given out."""
+        buffer = []
+        while True:
+            found = 0
+            for sample in self._one_pass():
+                found += 1
+                buffer.append(sample)
+                if len(buffer) > self._shards.shuffle_buffer:
+                    yield _pop(buffer, rng)
+            while buffer:      # emptied, so that none is seen twice before all were seen once
+                yield _pop(buffer, rng)
+            if not found:
+                raise ArchiveError(f"none of {len(self._urls)} remote shards can be read; the last problem: "
+                                   f"{self._faults[-1][1] if self._faults else 'they hold no samples'}")
+
+    def _one_pass(self) -> Iterator[tuple[str, str, bytes]]:
+        for url in self._urls:
+            try:
+                yield from read_members(url)
+            except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+                self._note(url, f"{url}: cannot be read to its end as a tar file ({error})")
+
+    def _note(self, url: str, problem: str) -> None:
+        if self._shards.strict:
+            raise ArchiveError(problem)
+        self._faults.append((url, problem))
+
+
+def _pop(buffer: list, rng: np.random.Generator) -> tuple[str, str, bytes]:
+    """Take a random entry out, with the last one put in its place."""
+    place = rng.integers(len(buffer))
+    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+    return buffer.pop()
+
+
+def read_members(url: str) -> Iterator[tuple[str, str, bytes]]:
+    """Shard, key and data member of each sample, as they arrive. Raises what the opener and tarfile raise."""
+    if url.startswith("s3:"):      # webdataset has no opener of its own for it, but takes any command
+        url = f"pipe:aws s3 cp {shlex.quote(url)} -"
+    with gopen(url) as opened:
+        stream = _Counted(opened)
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
+            for member in tar:
+                key, extension = base_plus_ext(member.name)
+                if member.isreg() and extension == DATA_MEMBER:
+                    yield url, key, tar.extractfile(member).read()
+            stream.read_to_end()
+            # tarfile takes a cut or a damaged header for the end of the archive; after a true end come zeros only.
+            rest = stream.bytes_read - tar.offset
+            if rest < 2 * tarfile.BLOCKSIZE or any(stream.tail[-rest:]):
+                raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
+
+
+class _Counted:
+    """A stream that knows how much of it was read, and the end of that."""
+
+    TAIL = 2 * tarfile.RECORDSIZE      # more than the zeros at the end of a tar file
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self.bytes_read, self.tail = 0, b""
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.bytes_read += len(data)
+        self.tail = data[-self.TAIL:] if len(data) >= self.TAIL else (self.tail + data)[-self.TAIL:]
+        return data
+
+    def read_to_end(self) -> None:
+        while self.read(BLOCK):
+            pass

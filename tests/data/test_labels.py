@@ -1,0 +1,69 @@
+"""Tables of labels as data sets in the wild have them."""
+import csv
+
+import pytest
+
+from data.labels import LabelError, find_labelled
+from data.synthetic import write_event_task, write_scene_task
+
+
+def make_files(directory, *names) -> None:
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(b"")
+
+
+def labels_by_name(found) -> dict:
+    files, labels, _ = found
+    return {path.name: names for path, names in zip(files, labels)}
+
+
+def test_audiosets_own_tables(tmp_path):
+    make_files(tmp_path / "audio", "--PJHxphWEs.wav", "YY-6blJHKbCo.flac", "Ya2VsY3OcPQ_30.000.wav", "unlisted_id.wav")
+    (tmp_path / "eval.csv").write_text(
+        "# Segments csv created Sun Mar  5 10:54:31 2017\n# num_ytids=3, num_segs=3\n"
+        "# YTID, start_seconds, end_seconds, positive_labels\n"
+        '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"\n'
+        'Y-6blJHKbCo, 30.000, 40.000, "/m/09x0r"\nYa2VsY3OcPQ, 30.000, 40.000, "/m/05zppz"\n')
+    (tmp_path / "classes.csv").write_text(
+        'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n2,/t/dd00088,"Gush"\n')
+    found = find_labelled(tmp_path / "audio", tmp_path / "eval.csv", tmp_path / "classes.csv")
+    assert labels_by_name(found) == {"--PJHxphWEs.wav": ("/m/09x0r", "/t/dd00088"), "YY-6blJHKbCo.flac": ("/m/09x0r",),
+                                     "Ya2VsY3OcPQ_30.000.wav": ("/m/05zppz",), "unlisted_id.wav": ()}
+    assert found[2] == ["/m/09x0r", "/m/05zppz", "/t/dd00088"]
+
+
+def test_esc50_and_fsd50k_tables(tmp_path):
+    make_files(tmp_path / "audio", "1-100032-A-0.wav", "64760.wav")
+    (tmp_path / "esc50.csv").write_text("filename,fold,target,category,esc10\n1-100032-A-0.wav,1,0,dog,True\n")
+    (tmp_path / "dev.csv").write_text('fname,labels,mids,split\n64760,"Bark,Dog","/m/1,/m/2",train\n')
+    assert labels_by_name(find_labelled(tmp_path / "audio", tmp_path / "esc50.csv"))["1-100032-A-0.wav"] == ("dog",)
+    assert labels_by_name(find_labelled(tmp_path / "audio", tmp_path / "dev.csv"))["64760.wav"] == ("Bark", "Dog")
+
+
+def test_a_hear_task_brings_its_own_labels(tmp_path):
+    task = write_scene_task(tmp_path, clips={"train": 2, "valid": 1, "test": 1}, seconds=0.5)
+    make_files(task / "48000" / "train", "train_0000.wav")       # another rate of the same clips is not taken twice
+    files, labels, vocabulary = find_labelled(task)
+    with open(task / "labelvocabulary.csv") as file:
+        assert vocabulary == [row["label"] for row in csv.DictReader(file)]
+    assert len(files) == 4 * len(vocabulary) and all(len(names) == 1 for names in labels)
+    assert [names[0] for path, names in zip(files, labels) if path.parent.name == "test"] == vocabulary
+    events = find_labelled(write_event_task(tmp_path, seconds=2.0))
+    assert set().union(*events[1]) == {"low", "mid", "high"} == set(events[2])
+
+
+def test_the_real_tasks(shared_tasks):
+    task = shared_tasks / "drum_hits-v1-full"
+    files, labels, vocabulary = find_labelled(task)
+    assert len(files) > 50 and all(len(names) == 1 for names in labels) and len(vocabulary) > 3
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("index,mid\n0,dogs\n", "not 'cats', which is in use"), ("index,mid\n1,dogs\n", "must have the ids 0 to 0"),
+    ("index,mid\n0,cats\n1,cats\n", "different labels"), ("number,name\n0,cats\n", "has the columns")])
+def test_bad_classes_are_named(tmp_path, text, reason):
+    make_files(tmp_path / "audio", "cats/a.wav", "dogs/b.wav")
+    (tmp_path / "classes.csv").write_text(text)
+    with pytest.raises(LabelError, match=f"classes.csv.*{reason}"):
+        find_labelled(tmp_path / "audio", classes=tmp_path / "classes.csv")

@@ -1,0 +1,141 @@
+"""Shards from a server on the loopback and from pipes, read from front to back."""
+import functools
+import http.server
+import itertools
+import pickle
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from data.archives import write_shard
+from data.loader import make_loader, make_remote_loader, set_epoch
+from data.remote import is_remote
+from data.samples import ArchiveError, Sample
+from data.shard_index import index_from_headers
+
+SHARDS, CLIPS = 6, 20
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("archive")
+    for shard in range(SHARDS):
+        rng = np.random.default_rng(shard)
+        write_shard(directory / f"shard-{shard}.tar", [
+            Sample(f"s{shard}c{i:03d}", rng.normal(-6, 3, (30, 80)).astype("float16"), np.array([1]))
+            for i in range(CLIPS)])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(archive):
+    if shutil.which("curl") is None:
+        pytest.skip("webdataset reads http with curl, which is absent")
+    handler = functools.partial(QuietHandler, directory=str(archive))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+make = functools.partial(make_remote_loader, samples=SHARDS * CLIPS, num_frames=12, batch_size=5, seed=3,
+                         draw_mask=lambda rng: rng.integers(0, 2, 10).astype(np.float32))
+
+
+def epoch_of(loader, epoch: int) -> list[dict]:
+    set_epoch(loader, epoch)
+    return list(loader)
+
+
+def indices(batches: list[dict]) -> list[int]:
+    return [index for batch in batches for index in batch["index"].tolist()]
+
+
+def same(a: list[dict], b: list[dict]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x[key], y[key]) for x, y in zip(a, b) for key in x)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_over_http_has_each_sample_once_in_an_order_of_its_own(server, num_workers):
+    loader = make([server + "/shard-{0..5}.tar"], num_workers=num_workers)
+    first, second = epoch_of(loader, 0), epoch_of(loader, 1)
+    assert len(first) == len(loader) == SHARDS * CLIPS // 5
+    assert first[0]["spectrogram"].shape == (5, 1, 12, 80) and first[0]["mask"].shape == (5, 10)
+    assert len(set(indices(first))) == SHARDS * CLIPS == len(set(indices(second)))
+    assert indices(first) != indices(second)
+    assert same(epoch_of(make([server + "/shard-{0..5}.tar"], num_workers=num_workers), 0), first)
+
+
+def test_crops_are_those_of_the_clips(server, archive):
+    stored = torch.cat([batch["spectrogram"] for batch in make_loader([archive], num_frames=30, batch_size=1)])
+    for batch in make([server + "/shard-{0..5}.tar"], num_frames=30, batch_size=1):
+        assert (stored - batch["spectrogram"]).abs().amax((1, 2, 3)).min() < 1e-5
+
+
+def test_ranks_divide_the_shards_and_make_equal_steps(archive):
+    urls = [f"pipe:cat {archive}/shard-{i}.tar" for i in range(SHARDS - 1)]        # 2, 2 and 1 for three ranks
+    parts = [epoch_of(make(urls, rank=rank, world_size=3, samples=100), 0) for rank in range(3)]
+    assert [len(part) for part in parts] == [100 // 15] * 3
+    for a, b in itertools.combinations(parts, 2):
+        assert not set(indices(a)) & set(indices(b))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumes_in_mid_epoch_with_the_batches_that_were_left(archive, num_workers):
+    urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS)]
+    expected = epoch_of(make(urls, num_workers=num_workers), 2)
+    loader = make(urls, num_workers=num_workers)
+    set_epoch(loader, 2)
+    batches = iter(loader)
+    for _ in range(7):
+        next(batches)
+    state = pickle.loads(pickle.dumps(loader.state_dict()))
+    resumed = make(urls, num_workers=num_workers)
+    resumed.load_state_dict(state)
+    assert same(list(resumed), expected[7:])
+    assert same(epoch_of(resumed, 3), epoch_of(make(urls, num_workers=num_workers), 3))
+
+
+def test_too_few_shards_for_the_readers_are_refused(archive):
+    with pytest.raises(ValueError, match=r"6 shards are too few for 8 readers \(4 process\(es\) with 2 worker"):
+        make([str(archive / "shard-{0..5}.tar")], num_workers=2, world_size=4)
+
+
+def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
+    nan = np.full((30, 80), np.nan, np.float32)
+    write_shard(tmp_path / "ill.tar", [Sample("ill7", nan, np.array([1]))]
+                + [Sample(f"k{i}", np.random.default_rng(i).normal(size=(30, 80)), np.array([1])) for i in range(150)])
+    loader = make([f"pipe:cat {tmp_path}/ill.tar"], samples=151)
+    assert len(epoch_of(loader, 0)) == 30
+    assert len(caplog.records) == 1 and "ill.tar, sample ill7: the spectrogram holds NaN or Inf" in caplog.text
+    with pytest.raises(ArchiveError, match="ill.tar, sample ill7"):
+        epoch_of(make([f"pipe:cat {tmp_path}/ill.tar"], samples=151, strict=True), 0)
+    size = (archive / "shard-0.tar").stat().st_size
+    for length in (700, 100000, size // 2, size // 1024 * 512, size - 10240):
+        cut = f"pipe:head -c {length} {archive}/shard-0.tar"
+        with pytest.raises(ArchiveError, match=f"head -c {length} .*shard-0.tar: cannot be read to its end as a tar"):
+            epoch_of(make([cut], strict=True), 0)
+    flipped = bytearray((archive / "shard-0.tar").read_bytes())
+    flipped[int(index_from_headers(archive / "shard-0.tar").places["data_offset"][9]) - 400] ^= 1
+    (tmp_path / "flipped.tar").write_bytes(flipped)
+    with pytest.raises(ArchiveError, match="flipped.tar: cannot be read to its end as a tar file"):
+        epoch_of(make([str(tmp_path / "flipped.tar")], strict=True), 0)
+    with pytest.raises(ArchiveError, match="none of 1 remote shards can be read.*absent.tar"):
+        epoch_of(make([server + "/absent.tar"]), 0)
+
+
+def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(archive):
+    assert all(map(is_remote, ["http://h/a.tar", "pipe:cat a.tar", "s3://b/a.tar", "file:/a.tar"]))
+    assert not any(map(is_remote, ["archives", "/data/a", "./a:b", "C:\\data"]))
+    urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS)]
+    shown = make(urls, rank=1, world_size=2).dataset.first(3)
+    assert shown["spectrogram"].shape == (3, 1, 12, 80)
+    assert torch.equal(shown["spectrogram"], make(urls).dataset.first(3)["spectrogram"])
