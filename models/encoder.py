@@ -29,6 +29,8 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
     ValueError where the patches do not tile the spectrogram and for values out of range.
     """
 
+    causal = False  # whether no output token depends on a later one
+
     def __init__(self, embed_dim: int, depth: int, img_size: tuple[int, int], patch_size: tuple[int, int],
                  in_chans: int, mask_ratio: float, masking_mode: str, use_cls_token: bool, frequency_first: bool):
         super().__init__()
@@ -130,17 +132,33 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         tokens, mask = self.random_masking(self.embed(x), mask)
         return self.pred(self.encode(tokens)), self.patchify(x), mask
 
-    def forward_features(self, x: Tensor, layout: str = "published") -> Tensor:
-        """Features of a whole spectrogram, one row per time step: [B, T', M'*D].
+    def forward_features(self, x: Tensor, layout: str = "published", steps: int | None = None) -> Tensor:
+        """Features of the first `steps` time steps of a spectrogram (default: all T'), one row each: [B, steps, M'*D].
 
         layout "bands": row t holds the M' band tokens of time step t. layout "published": the published
         extraction reads the time-major tokens as if they were frequency-major, so row i holds tokens
-        i, T' + i, ..., (M' - 1) T' + i. ValueError for another layout.
+        i, T' + i, ..., (M' - 1) T' + i. In a causal encoder the tokens after the last one read are left out, which
+        changes no value. ValueError for another layout and for steps beyond T'.
         """
-        tokens = self.encode(self.embed(x))  # [B, T'*M', D]
-        (steps, bands), (batch, _, dim) = self.grid_size(), tokens.shape
+        rows = self._feature_rows(layout)[:steps]
+        if steps is not None and not 0 < steps <= self.grid_size()[0]:
+            raise ValueError(f"steps must be 1 to {self.grid_size()[0]}, got {steps}")
+        tokens = self.embed(x)
+        if self.causal:
+            tokens = tokens[:, :rows.max() + 1]
+        return self.encode(tokens)[:, torch.from_numpy(rows)].flatten(2)  # [B, L, D] -> [B, steps, M', D] -> [B, steps, M'*D]
+
+    def tokens_read(self, layout: str, steps: int) -> int:
+        """How many tokens `forward_features` passes through the blocks for the first `steps` time steps."""
+        rows = self._feature_rows(layout)
+        return int((rows[:steps] if self.causal else rows).max()) + 1
+
+    def _feature_rows(self, layout: str) -> np.ndarray:
+        """The token numbers of each time step's features, [T', M']."""
+        steps, bands = self.grid_size()
+        tokens = np.arange(steps * bands)
+        if layout == "bands":
+            return tokens.reshape(steps, bands)
         if layout == "published":
-            tokens = tokens.reshape(batch, bands, steps, dim).transpose(1, 2)
-        elif layout != "bands":
-            raise ValueError(f"unknown layout {layout!r}; choose from published, bands")
-        return tokens.reshape(batch, steps, bands * dim)
+            return tokens.reshape(bands, steps).T
+        raise ValueError(f"unknown layout {layout!r}; choose from published, bands")

@@ -30,6 +30,8 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         missing ones take Mamba's own defaults.
     """
 
+    causal = True
+
     def __init__(self, embed_dim: int = 192, depth: int = 12, img_size: tuple[int, int] = (80, 200),
                  patch_size: tuple[int, int] = (16, 4), in_chans: int = 1, mask_ratio: float = 0.5,
                  masking_mode: str = "unstructured", use_cls_token: bool = True, frequency_first: bool = True,
