@@ -1,5 +1,4 @@
 """Audio files as normalised log-mels, short ones whole, long ones piece by piece, so that memory stays bounded."""
-import math
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from torch import Tensor
 from data.audio import AudioError, stream_audio
 from data.feature_stream import LogMelStream
 from data.features import MIN_SAMPLES, SAMPLE_RATE, STD_OFFSET, log_mel, normalise
+from data.moments import Moments
 
 LONG_SECONDS = 120  # files beyond are read twice: for the statistics, then for the pieces
 
@@ -43,12 +43,13 @@ def decode(path: Path) -> Decoded:
                 held.append(block)
                 if samples <= LONG_SECONDS * SAMPLE_RATE:
                     continue
-                long, block, held = _Statistics(), np.concatenate(held), []
-            long.feed(torch.from_numpy(block))
+                stream, long, block, held = LogMelStream(), Moments(), np.concatenate(held), []
+            long.add(stream.feed(torch.from_numpy(block)))
         if samples < MIN_SAMPLES:
             raise AudioError(f"{path}: too short, {samples} samples at {SAMPLE_RATE} Hz; {MIN_SAMPLES} are needed")
         if long is not None:
-            return Decoded(None, samples, None, *long.finish())
+            long.add(stream.finish())
+            return Decoded(None, samples, None, *long.mean_and_std())
     except AudioError as error:
         return Decoded(str(error).removeprefix(f"{path}: "))
     spectrogram = normalise(log_mel(torch.from_numpy(np.concatenate(held))), ddof=1)
@@ -72,31 +73,6 @@ def stream_pieces(path: Path, mean: float, std: float, piece_frames: int) -> Ite
         held = [joined[whole:]]
     if len(held[0]):
         yield held[0]
-
-
-class _Statistics:
-    """Mean and standard deviation (ddof 1) of a log-mel that is too long to hold."""
-
-    def __init__(self):
-        self._stream, self._count, self._mean, self._squares = LogMelStream(), 0, 0.0, 0.0
-
-    def feed(self, samples: Tensor) -> None:
-        self._add(self._stream.feed(samples))
-
-    def finish(self) -> tuple[float, float]:
-        self._add(self._stream.finish())
-        return self._mean, math.sqrt(self._squares / (self._count - 1))
-
-    def _add(self, frames: Tensor) -> None:
-        """Join the statistics of two parts (Chan, Golub and LeVeque 1979)."""
-        if not len(frames):
-            return
-        values = frames.double()
-        count, mean = values.numel(), values.mean().item()
-        total, shift = self._count + count, mean - self._mean
-        self._squares += (values - mean).square().sum().item() + shift * shift * self._count * count / total
-        self._mean += shift * count / total
-        self._count = total
 
 
 def start_worker() -> None:

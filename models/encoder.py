@@ -108,8 +108,13 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
 
     def embed(self, x: Tensor) -> Tensor:
         """Spectrogram -> patch tokens with positions [B, L, D]."""
-        tokens = self.patch_embed(self._time_first(x))
-        return tokens + self.pos_embed[:, -tokens.shape[1]:]
+        return self.embed_steps(self._time_first(x), first=0)
+
+    def embed_steps(self, frames: Tensor, first: int) -> Tensor:
+        """Time-first frames [B, C, t * p_t, M] of t time steps from number `first` on -> their tokens [B, t*M', D]."""
+        tokens = self.patch_embed(frames)
+        begin = (self.cls_token is not None) + first * self.grid_size()[1]
+        return tokens + self.pos_embed[:, begin:begin + tokens.shape[1]]
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens [B, L, D] -> normalised output of the blocks [B, L, D], without the class token."""
