@@ -76,11 +76,11 @@ class Mamba(nn.Module):
         delta, A, B, C = self._scan_inputs(x)
         y, scan = selective_scan(x, delta, A, B, C, self.D, None, self.dt_proj.bias, delta_softplus=True,
                                  return_last_state=True, backend=self.backend)
-        steps = F.softplus(delta.float() + self.dt_proj.bias.float()[:, None]).cumsum(-1)   # [B, E, L]
-        left = torch.exp(steps[:, :, None] * A[..., None]) * state.scan[..., None]          # [B, E, N, L]
-        y = (y + torch.einsum("benl,bnl->bel", left, C.float())) * F.silu(z)
+        steps = F.softplus(delta.transpose(1, 2).float() + self.dt_proj.bias.float()).cumsum(1)  # [B, L, E]
+        left = torch.exp_(steps[..., None] * A).mul_(state.scan[:, None])                        # [B, L, E, N]
+        y = (y + (left @ C.float().transpose(1, 2)[..., None]).squeeze(-1).transpose(1, 2)) * F.silu(z)
         y = self.out_proj(y.to(hidden.dtype).transpose(1, 2))
-        return y, MambaState(joined[..., joined.shape[-1] - before:].clone(), scan + left[..., -1])
+        return y, MambaState(joined[..., joined.shape[-1] - before:].clone(), scan + left[:, -1])
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's branch and the gate's: [B, L, D] -> 2 x [B, E, L]."""
