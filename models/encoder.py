@@ -120,7 +120,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         """Patch tokens [B, L, D] -> normalised output of the blocks [B, L, D], without the class token."""
         if self.cls_token is not None:
             cls_token = self.cls_token + self.pos_embed[:, :1]
-            tokens = torch.cat([cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         hidden = self.forward_blocks(tokens)
         return hidden if self.cls_token is None else hidden[:, 1:]
 
