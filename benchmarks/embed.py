@@ -97,10 +97,12 @@ def print_table(results: list[dict]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embed", description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--configs", nargs="+", default=["ssam_tiny_200_16x4", "ssast_tiny_200_16x4"], help="experiments")
+    parser.add_argument("--configs", nargs="+", default=["ssam_tiny_200_16x4", "ssast_tiny_200_16x4"],
+                        help="experiments")
     parser.add_argument("--clips", nargs="+", choices=CLIP_SECONDS, default=list(CLIP_SECONDS), help="kinds of clips")
     parser.add_argument("--count", type=int, default=16, help="clips of each kind")
-    parser.add_argument("--batch", type=int, default=16, help="of the published procedure, as the HEAR kit would choose")
+    parser.add_argument("--batch", type=int, default=16,
+                        help="of the published procedure, as the HEAR kit would choose")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--precision", default="auto", help="as for RuntimeSSAST")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
@@ -113,15 +115,16 @@ def main(arguments: list[str] | None = None) -> None:
         for config in args.configs:
             runtime, _ = load_runtime(config, "untrained", args.precision, device=args.device)
             for kind in args.clips:
-                rates = measure(procedures(runtime, args.batch), make_clips(CLIP_SECONDS[kind], args.count), args.repeats,
-                                synchronise)
+                clips = make_clips(CLIP_SECONDS[kind], args.count)
+                rates = measure(procedures(runtime, args.batch), clips, args.repeats, synchronise)
                 results.append({"config": config, "clips": kind, "clips_per_second": rates})
                 bar.update()
     print_table(results)
     if args.out:
         with atomic_write(args.out) as file:
-            file.write(json.dumps({"device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
-                                   "precision": args.precision, "results": results}, indent=1).encode())
+            setting = {"device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
+                       "precision": args.precision}
+            file.write(json.dumps(setting | {"results": results}, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -157,7 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("embed: interrupted; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
-        raise SystemExit("embed: a decoding process was killed, perhaps for lack of memory; --resume with fewer --workers")
+        raise SystemExit("embed: a decoding process was killed, perhaps for lack of memory; "
+                         "go on with --resume and fewer --workers")
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"embed: {error}")
     if failed:

@@ -93,8 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="folder, .pt2 or .onnx")
-    parser.add_argument("--layout", choices=LAYOUTS, default="bands", help="of the features of .pt2 and .onnx (default: "
-                        "bands, true time order)")
+    parser.add_argument("--layout", choices=LAYOUTS, default="bands",
+                        help="of the features of .pt2 and .onnx (default: bands, true time order)")
     args = parser.parse_args(arguments)
     try:
         runtime, model = load_runtime(args.config, args.weights, args.precision, device="cpu")

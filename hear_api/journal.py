@@ -86,8 +86,9 @@ class Journal:
         if path.exists():
             before = json.loads(path.read_text())
             if changed := [key for key in settings if settings[key] != before.get(key)]:
-                raise JournalError(f"{self.folder} was begun with another {changed[0]} ({before.get(changed[0])!r}, now "
-                                   f"{settings[changed[0]]!r}); remove it to begin anew")
+                key = changed[0]
+                raise JournalError(f"{self.folder} was begun with another {key} ({before.get(key)!r}, now "
+                                   f"{settings[key]!r}); remove it to begin anew")
         else:
             with atomic_write(path) as file:
                 file.write(json.dumps(settings).encode())

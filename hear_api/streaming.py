@@ -32,7 +32,8 @@ class StreamingSSAM:
     def __init__(self, runtime: RuntimeSSAST, statistics: tuple[float, float] | str = "running",
                  warmup_seconds: float = 2.0):
         if not runtime.model.causal:
-            raise ValueError(f"{type(runtime.model).__name__} is not causal: it needs whole units; streaming is for SSAM")
+            raise ValueError(f"{type(runtime.model).__name__} is not causal, so it needs whole units; "
+                             "streaming is for SSAM")
         if statistics not in MODES:
             statistics = _check_statistics(statistics)
         if not 0 < warmup_seconds < math.inf:
@@ -46,7 +47,10 @@ class StreamingSSAM:
     @torch.inference_mode()
     def feed(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Some more samples, float32 [n] at 16 kHz, any n -> the embeddings [t, width] of the steps that are now
-        complete, perhaps none, and their starts in ms [t]. `hear_api.inputs.InputError` for NaN, Inf and unscaled PCM."""
+        complete, perhaps none, and their starts in ms [t].
+
+        `hear_api.inputs.InputError` for NaN, Inf and unscaled PCM.
+        """
         frames = self._log_mel.feed(check_finite(samples, "the piece").to(self._model.pos_embed.device))
         return self._advance(frames, ended=False)
 

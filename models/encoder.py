@@ -151,7 +151,8 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         tokens = self.embed(x)
         if self.causal:
             tokens = tokens[:, :rows.max() + 1]
-        return self.encode(tokens)[:, torch.from_numpy(rows)].flatten(2)  # [B, L, D] -> [B, steps, M', D] -> [B, steps, M'*D]
+        tokens = self.encode(tokens)[:, torch.from_numpy(rows)]  # [B, L, D] -> [B, steps, M', D]
+        return tokens.flatten(2)
 
     def tokens_read(self, layout: str, steps: int) -> int:
         """How many tokens `forward_features` passes through the blocks for the first `steps` time steps."""

@@ -45,7 +45,8 @@ def test_scenes_of_a_folder_as_npz(audio, runtime, tmp_path):
     result, paths = np.load(tmp_path / "out.npz"), sorted_paths(audio)
     assert list(result["path"]) == [str(path) for path in paths]
     np.testing.assert_allclose(result["embedding"], runtime.embed(paths), rtol=0, atol=1e-4)
-    np.testing.assert_allclose(result["duration"], [LENGTHS[str(p.relative_to(audio))] / 16000 for p in paths], atol=0.1)
+    durations = [LENGTHS[path.relative_to(audio).as_posix()] / 16000 for path in paths]
+    np.testing.assert_allclose(result["duration"], durations, atol=0.1)
     assert list(result["offset"]) == list(range(len(paths) + 1)) and not result["start"].any()
     assert str(result["model"]) == "small_config:untrained" and str(result["layout"]) == "published"
     assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
@@ -57,7 +58,8 @@ def test_timestamps_are_the_same_in_every_format(audio, runtime, tmp_path):
     for out in outs:
         main([*map(str, paths), *MODEL, "--out", str(out), "--kind", "timestamps"])
     expected = runtime.embed(paths, kind="timestamps")
-    rows, starts = np.concatenate([rows for rows, _ in expected]), np.concatenate([times for _, times in expected]) / 1e3
+    rows, starts = (np.concatenate(parts) for parts in zip(*expected))
+    starts = starts / 1000
 
     npz = np.load(outs[0])
     np.testing.assert_allclose(npz["embedding"], rows, rtol=0, atol=1e-4)
@@ -185,7 +187,8 @@ def test_kill_and_resume_and_memory_of_an_hour(tmp_path):
         soundfile.write(tmp_path / f"clip{number}.wav", 0.1 * rng.standard_normal(32000), 16000)
 
     def command(out):
-        return [sys.executable, "-m", "hear_api.embed", str(tmp_path), *MODEL, "--kind", "timestamps", "--out", str(out)]
+        return [sys.executable, "-m", "hear_api.embed", str(tmp_path), *MODEL, "--kind", "timestamps",
+                "--out", str(out)]
 
     subprocess.run(command(tmp_path / "whole.npz"), cwd=ROOT, check=True)
     out = tmp_path / "out.npz"

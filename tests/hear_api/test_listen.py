@@ -37,7 +37,8 @@ def test_a_file(tmp_path, capsys, one_thread):
 
 def test_raw_stdin_in_a_process_of_its_own():
     raw = (tone(440, 1) * 32767).astype("<i2").tobytes() + b"\0"  # with half a sample at the end
-    done = subprocess.run([sys.executable, "-m", "hear_api.listen", "-", *MODEL], cwd=ROOT, input=raw, capture_output=True)
+    command = [sys.executable, "-m", "hear_api.listen", "-", *MODEL]
+    done = subprocess.run(command, cwd=ROOT, input=raw, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert b"26 steps of 40 ms" in done.stdout
 
