@@ -23,27 +23,29 @@ from hear_api.embed import load_runtime
 from hear_api.runtime import LAYOUTS, RuntimeSSAST
 from training.files import atomic_write
 
+UNIT_FRAMES = 200
 CLIP_SECONDS = {"2.0 s": [2.0], "4.0 s": [4.0], "10 s": [10.0], "mixed": [0.5, 1.3, 2.0, 2.7, 4.0, 5.5, 10.0]}
 
 
-def published(runtime: RuntimeSSAST, clips: list[Tensor], batch: int, layout: str) -> None:
-    """Scene embeddings unit by unit; only clips of one length share a batch."""
-    model = runtime.model
+def published(runtime: RuntimeSSAST, clips: list[Tensor], batch: int, layout: str) -> Tensor:
+    """Scene embeddings [clips, width] unit by unit; only clips of one length share a batch."""
+    model, scenes = runtime.model, []
     equal = len({len(clip) for clip in clips}) == 1
     for group in torch.stack(clips).split(batch) if equal else (clip[None] for clip in clips):
         spectrogram = runtime.spectrogram(group)
         kept = -(-spectrogram.shape[1] // runtime.frames_per_step)
         features = []
-        for unit in spectrogram.split(200, dim=1):
-            unit = F.pad(unit, (0, 0, 0, 200 - unit.shape[1]))[:, None]
+        for unit in spectrogram.split(UNIT_FRAMES, dim=1):
+            unit = F.pad(unit, (0, 0, 0, UNIT_FRAMES - unit.shape[1]))[:, None]  # [batch, 1, 200, 80]
             features.append(model.forward_features(unit, layout))
-        torch.cat(features, dim=1)[:, :kept].mean(dim=1)
+        scenes.append(torch.cat(features, dim=1)[:, :kept].mean(dim=1))
+    return torch.cat(scenes)
 
 
-def fast(runtime: RuntimeSSAST, clips: list[Tensor], layout: str) -> None:
-    """Scene embeddings as `RuntimeSSAST.embed` makes them."""
+def fast(runtime: RuntimeSSAST, clips: list[Tensor], layout: str) -> Tensor:
+    """Scene embeddings [clips, width] as `RuntimeSSAST.embed` makes them."""
     runtime.scene_layout = layout
-    runtime.embed(clips, output="torch")
+    return runtime.embed(clips, output="torch")
 
 
 def procedures(runtime: RuntimeSSAST, batch: int) -> dict[str, Callable[[list[Tensor]], None]]:
