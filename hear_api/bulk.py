@@ -35,24 +35,21 @@ class BulkEmbedder:
         self._layout = runtime.scene_layout if kind == "scene" else "bands"
         self._on_failure, self._on_progress = on_failure, on_progress
         self._group: list[tuple[Entry, Tensor | None]] = []
+        self._group_frames = 0
 
     def run(self, files: Iterable[Path], decoded: Iterable[Decoded]) -> None:
         """Embed all files."""
-        frames = 0
         for path, result in zip(files, decoded, strict=True):
-            if result.error is None and result.spectrogram is None:
-                self._finish_group()
-                frames = 0
-                self._embed_long(path, result)
-                continue
             if result.error:
                 self._fail(path, result.error)
+            elif result.spectrogram is None:
+                self._finish_group()
+                self._embed_long(path, result)
             else:
                 self._group.append((Entry(str(path), seconds=result.seconds), torch.from_numpy(result.spectrogram)))
-                frames += len(result.spectrogram)
-            if frames >= GROUP_FRAMES:
+                self._group_frames += len(result.spectrogram)
+            if self._group_frames >= GROUP_FRAMES:
                 self._finish_group()
-                frames = 0
         self._finish_group()
 
     def _finish_group(self) -> None:
@@ -66,7 +63,7 @@ class BulkEmbedder:
                 entry = Entry(entry.path, len(rows), entry.seconds)
             entries.append(entry)
         self._journal.commit(entries)
-        self._group = []
+        self._group, self._group_frames = [], 0
         self._on_progress(sum(entry.seconds for entry in entries))
 
     def _embed_long(self, path: Path, statistics: Decoded) -> None:

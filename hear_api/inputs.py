@@ -51,7 +51,7 @@ def load_clip(clip: Clip, name: str, sample_rate: int = SAMPLE_RATE) -> Tensor:
     InputError for a faulty array, `data.audio.AudioError` for a faulty file; both are ValueErrors.
     """
     if isinstance(clip, (str, PathLike)):
-        return torch.from_numpy(load_audio(clip))
+        return check_finite(torch.from_numpy(load_audio(clip)), str(clip))
     samples = _as_tensor(clip, name)
     if samples.dim() != 1:
         raise InputError(f"{name} must be [n_samples], got {list(samples.shape)}")

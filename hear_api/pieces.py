@@ -15,6 +15,7 @@ from data.audio import AudioError, stream_audio
 from data.feature_stream import LogMelStream
 from data.features import MIN_SAMPLES, SAMPLE_RATE, STD_OFFSET, log_mel, normalise
 from data.moments import Moments
+from hear_api.inputs import InputError, check_finite
 
 LONG_SECONDS = 120  # files beyond are read twice: for the statistics, then for the pieces
 
@@ -39,6 +40,7 @@ def decode(path: Path) -> Decoded:
     try:
         for block in stream_audio(path):
             samples += len(block)
+            check_finite(torch.from_numpy(block), "the file")
             if long is None:
                 held.append(block)
                 if samples <= LONG_SECONDS * SAMPLE_RATE:
@@ -50,7 +52,7 @@ def decode(path: Path) -> Decoded:
         if long is not None:
             long.add(stream.finish())
             return Decoded(None, samples, None, *long.mean_and_std())
-    except AudioError as error:
+    except (AudioError, InputError) as error:
         return Decoded(str(error).removeprefix(f"{path}: "))
     spectrogram = normalise(log_mel(torch.from_numpy(np.concatenate(held))), ddof=1)
     return Decoded(None, samples, spectrogram.numpy())

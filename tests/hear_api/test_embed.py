@@ -1,5 +1,6 @@
 """The embed command against `RuntimeSSAST.embed`, and its promises: resume, failures, bounded memory."""
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,16 +100,17 @@ def _whole_seconds(read):
 
 
 def test_faulty_files_are_listed_and_the_rest_embedded(audio, tmp_path, capsys):
-    (tmp_path / "short.wav").touch()
     soundfile.write(tmp_path / "short.wav", np.zeros(200), 16000)
     (tmp_path / "text.flac").write_text("not audio")
+    soundfile.write(tmp_path / "unscaled.wav", np.full(8000, 20_000.0), 16000, subtype="FLOAT")
     arguments = [str(tmp_path), str(audio), *MODEL, "--out", str(tmp_path / "out.npz")]
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 3
     error = capsys.readouterr().err
-    assert "2 files could not be embedded" in error
-    assert "short.wav  too short, 200 samples" in error and "cannot be read as audio" in error
+    assert "3 files could not be embedded" in error
+    assert re.search("short.wav +too short, 200 samples", error) and "cannot be read as audio" in error
+    assert "its peak is 20000: integer PCM needs scaling" in error
     assert len(np.load(tmp_path / "out.npz")["embedding"]) == len(LENGTHS)
 
     (tmp_path / "out.npz").unlink()
