@@ -1,5 +1,6 @@
 """Audio files of any rate and channel count to mono float32 samples at one rate (soundfile decodes, soxr resamples)."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import soundfile
 import soxr
 
 from data.features import MIN_SAMPLES, SAMPLE_RATE
+
+logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3"}
 BLOCK_SECONDS = 10
@@ -61,6 +64,8 @@ def stream_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Iterator[n
         with soundfile.SoundFile(str(path)) as file:
             if file.frames == 0:
                 raise AudioError(f"{path}: holds no samples")
+            if file.channels > 2:
+                logger.warning("%s: its %d channels are mixed into one", path, file.channels)
             yield from _resampled(_mono_blocks(file, path), file.samplerate, sample_rate)
     except (soundfile.SoundFileError, OSError) as error:
         reason = getattr(error, "error_string", str(error)).strip(" .")

@@ -1,21 +1,31 @@
 """The encoder as an embedding model for audio of any length, after the HEAR common API (hearbenchmark.com)."""
 import contextlib
 import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 import models
-from data.features import HOP_LENGTH, MIN_SAMPLES, SAMPLE_RATE, log_mel, normalise
-from hear_api.units import run_units, split_units
+from data.feature_stream import LogMelStream
+from data.features import HOP_LENGTH, SAMPLE_RATE, log_mel, normalise
+from hear_api.ahead import run_ahead
+from hear_api.inputs import Clip, as_batch, as_clips, check_sample_rate, load_clip
+from hear_api.units import batch_units, plan_units, stack_units
 from hear_api.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LAYOUTS = ("published", "bands")
+KINDS = ("scene", "timestamps")
+FRAMES_PER_GROUP = 24_000  # spectrograms that `embed` holds at once: 4 minutes, 8 MB
+READ_AHEAD = 16  # files
+BLOCK_SAMPLES = 60 * SAMPLE_RATE  # log-mels of long clips are made block by block: a spectrum is 10 x the samples
 
 
 class RuntimeSSAST(nn.Module):
@@ -29,7 +39,9 @@ class RuntimeSSAST(nn.Module):
         precision: "float32", "float16", "bfloat16", or "auto": float16 on CUDA as published, float32 elsewhere,
             decided at each call by where the module is.
 
-    Embeddings are float32, of width `mel bands of the patch grid * embed_dim` (5 * D).
+    Embeddings are float32, of width `mel bands of the patch grid * embed_dim` (5 * D). All units of all clips of a call
+    pass the encoder together, and units that are only partly needed are cut where the encoder is causal. Any number of
+    threads may call at once.
     ValueError for an unknown arch, precision or layout; FileNotFoundError and
     `training.checkpoint.CheckpointError` for weights that are absent or do not fit.
     """
@@ -40,20 +52,24 @@ class RuntimeSSAST(nn.Module):
         super().__init__()
         if precision != "auto" and precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}; choose from auto, {', '.join(PRECISIONS)}")
-        self.precision = precision
+        self.config, self.precision = config, precision
         self.scene_layout = config.get("scene_layout", "published")
         _check_layout(self.scene_layout)
-        self.model = _build(config, weights_dir).eval()
-        steps, bands = self.model.grid_size()
+        self.model = build_model(config)
+        if weights_dir is not None:
+            logger.info("weights from %s", load_weights(self.model, weights_dir))
+        self.model.eval()
+        self.steps_per_unit, bands = self.model.grid_size()
         self.scene_embedding_size = self.timestamp_embedding_size = bands * self.model.embed_dim
         self._unit_frames = self.model.img_size[1 if self.model.frequency_first else 0]
-        self._frames_per_step = self._unit_frames // steps
+        self.frames_per_step = self._unit_frames // self.steps_per_unit
+        self.step_ms = self.frames_per_step * HOP_LENGTH / SAMPLE_RATE * 1000
 
     def get_scene_embeddings(self, audio: Tensor) -> Tensor:
         """One embedding per clip: the mean over time of its features in the config's `scene_layout`.
 
-        audio: float32 [n, samples] at 16 kHz, more than 200 samples. Returns float32 [n, scene_embedding_size] on the
-        module's device. ValueError for audio that does not fit.
+        audio: float32 [n, samples] (or [samples], one clip) at 16 kHz, more than 200 samples. Returns float32
+        [n, scene_embedding_size] on the module's device. `hear_api.inputs.InputError` for audio that does not fit.
         """
         return self.features(audio, self.scene_layout)[0].mean(dim=1)
 
@@ -73,67 +89,97 @@ class RuntimeSSAST(nn.Module):
         2 s unit mixes five moments of one band, with that code's timestamps i * duration / t.
         """
         _check_layout(layout)
-        spectrogram = self.spectrogram(audio)  # [n, frames, mels]
-        frames = spectrogram.shape[1]
-        kept = -(-frames // self._frames_per_step)
+        embeddings = torch.stack(self.encode(list(self.spectrogram(audio)), layout))
+        count, kept, _ = embeddings.shape
+        step_ms = self.step_ms if layout == "bands" else audio.shape[-1] / SAMPLE_RATE * 1000 / kept
+        timestamps = torch.arange(kept, device=embeddings.device, dtype=torch.float32) * step_ms
+        return embeddings, timestamps.expand(count, -1)
 
-        def encode(units: Tensor) -> Tensor:
-            x = units.unsqueeze(1)  # [B, 1, T, M]
+    def embed(self, clips: Clip | Sequence[Clip], kind: str = "scene", sample_rate: int = SAMPLE_RATE,
+              output: str = "numpy") -> np.ndarray | Tensor | list[tuple]:
+        """Embeddings of clips of unequal lengths, any number of them.
+
+        clips: a list of arrays or tensors [n] and paths of audio files; or one of them; or an array [c, n] of c clips.
+        kind: "scene" -> [clips, width]; "timestamps" -> a list with, for each clip, embeddings [t, width] and their
+            times in ms [t].
+        sample_rate: of the arrays, which are resampled if it is not 16000; files are read at their own.
+        output: "numpy", or "torch" for tensors on the CPU.
+        `hear_api.inputs.InputError` and `data.audio.AudioError`, both ValueErrors, name the clip and the fault.
+        """
+        for name, value, known in (("kind", kind, KINDS), ("output", output, ("numpy", "torch"))):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+        check_sample_rate(sample_rate)
+        layout = self.scene_layout if kind == "scene" else "bands"
+        results = []
+        for group in self._spectrogram_groups(as_clips(clips), sample_rate):
+            for rows in self.encode(group, layout):
+                results.append((rows.mean(dim=0) if kind == "scene" else rows).cpu())
+        convert = Tensor.numpy if output == "numpy" else Tensor.contiguous
+        if kind == "scene":
+            return convert(torch.stack(results) if results else torch.zeros(0, self.scene_embedding_size))
+        return [(convert(rows), convert(torch.arange(len(rows)) * self.step_ms)) for rows in results]
+
+    @torch.no_grad()
+    def encode(self, spectrograms: list[Tensor], layout: str) -> list[Tensor]:
+        """Normalised log-mels [frames, 80] of any lengths -> features [ceil(frames / 4), width] of each, float32."""
+        steps = [-(-len(spectrogram) // self.frames_per_step) for spectrogram in spectrograms]
+        units = plan_units(steps, self.steps_per_unit, lambda kept: self.model.tokens_read(layout, kept))
+        device = self.model.pos_embed.device
+        results = [torch.empty(count, self.scene_embedding_size, device=device) for count in steps]
+        for batch in batch_units(units, device.type):
+            x = stack_units(batch, spectrograms, self.frames_per_step, self._unit_frames).to(device)
+            x = x.unsqueeze(1)  # [B, 1, T, M]
             x = x.transpose(-1, -2) if self.model.frequency_first else x
             with self._autocast():
-                return self.model.forward_features(x, layout).float()
-
-        embeddings = run_units(encode, split_units(spectrogram, self._unit_frames))[:, :kept]
-        if layout == "published":
-            step_ms = audio.shape[-1] / SAMPLE_RATE * 1000 / kept
-        else:
-            step_ms = self._frames_per_step * HOP_LENGTH / SAMPLE_RATE * 1000
-        timestamps = torch.arange(kept, device=embeddings.device, dtype=torch.float32) * step_ms
-        return embeddings, timestamps.expand(len(embeddings), -1)
+                rows = self.model.forward_features(x, layout, steps=max(unit.steps for unit in batch))
+            for unit, row in zip(batch, rows):
+                results[unit.clip][unit.first:unit.first + unit.steps] = row[:unit.steps]
+        return results
 
     @torch.no_grad()
     def spectrogram(self, audio: Tensor) -> Tensor:
         """The normalised log-mel that the encoder reads: [n, samples] -> float32 [n, 1 + samples // 160, 80]."""
-        _check_audio(audio)
-        return normalise(log_mel(audio.to(self._device(), torch.float32)), ddof=1)
+        audio = as_batch(audio).to(self.model.pos_embed.device)
+        if audio.shape[1] > BLOCK_SAMPLES:
+            return torch.stack([normalise(_log_mel_by_blocks(clip), ddof=1) for clip in audio])
+        return normalise(log_mel(audio), ddof=1)
 
-    def _device(self) -> torch.device:
-        return self.model.pos_embed.device
+    def _spectrogram_groups(self, clips: list, sample_rate: int) -> Iterator[list[Tensor]]:
+        """The clips' log-mels, a bounded number of them at a time, files being read ahead by threads."""
+        group = []
+        with ThreadPoolExecutor() as pool:
+            calls = ((clip, f"clip {number} of {len(clips)}", sample_rate) for number, clip in enumerate(clips))
+            for samples in run_ahead(pool, load_clip, calls, READ_AHEAD):
+                group.append(self.spectrogram(samples)[0])
+                if sum(map(len, group)) >= FRAMES_PER_GROUP:
+                    yield group
+                    group = []
+        if group:
+            yield group
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        device = self._device().type
+        device = self.model.pos_embed.device.type
         name = self.precision
         if name == "auto":
             name = "float16" if device == "cuda" else "float32"
         return torch.autocast(device, PRECISIONS[name]) if name != "float32" else contextlib.nullcontext()
 
-
-def _build(config: ConfigDict, weights_dir: str | Path | None) -> nn.Module:
+def build_model(config: ConfigDict) -> nn.Module:
+    """The untrained encoder of a config, with the same weights each time. ValueError for an unknown arch."""
     arch = config.model.arch
     if arch not in models.ARCHS:
         raise ValueError(f"unknown arch {arch!r}; choose from {', '.join(models.ARCHS)}")
-    with torch.random.fork_rng(devices=[]):  # untrained weights are reproducible; the caller's generator stays
+    with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it is
         torch.manual_seed(0)
-        model = models.ARCHS[arch](**config.model.model_args.to_dict())
-    if weights_dir is not None:
-        logger.info("weights from %s", load_weights(model, weights_dir))
-    return model
+        return models.ARCHS[arch](**config.model.model_args.to_dict())
+
+
+def _log_mel_by_blocks(audio: Tensor) -> Tensor:
+    stream = LogMelStream()
+    return torch.cat([*(stream.feed(block) for block in audio.split(BLOCK_SAMPLES)), stream.finish()])
 
 
 def _check_layout(layout: str) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
-
-
-def _check_audio(audio: Tensor) -> None:
-    if not isinstance(audio, Tensor) or not audio.is_floating_point():
-        found = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
-        raise ValueError(f"audio must be a floating-point tensor of samples in [-1, 1], got {found}")
-    if audio.dim() != 2 or len(audio) == 0:
-        raise ValueError(f"audio must be [n_sounds, n_samples] with at least one sound, got {list(audio.shape)}")
-    if audio.shape[1] < MIN_SAMPLES:
-        raise ValueError(f"audio must have at least {MIN_SAMPLES} samples ({MIN_SAMPLES / SAMPLE_RATE * 1000:.1f} ms), "
-                         f"got {audio.shape[1]}")
-    finite = audio.isfinite().all(dim=1)
-    if not finite.all():
-        raise ValueError(f"audio holds NaN or Inf in clip {finite.logical_not().nonzero()[0].item()} of {len(audio)}")

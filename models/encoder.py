@@ -29,6 +29,8 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
     ValueError where the patches do not tile the spectrogram and for values out of range.
     """
 
+    causal = False  # whether no output token depends on a later one
+
     def __init__(self, embed_dim: int, depth: int, img_size: tuple[int, int], patch_size: tuple[int, int],
                  in_chans: int, mask_ratio: float, masking_mode: str, use_cls_token: bool, frequency_first: bool):
         super().__init__()
@@ -106,14 +108,19 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
 
     def embed(self, x: Tensor) -> Tensor:
         """Spectrogram -> patch tokens with positions [B, L, D]."""
-        tokens = self.patch_embed(self._time_first(x))
-        return tokens + self.pos_embed[:, -tokens.shape[1]:]
+        return self.embed_steps(self._time_first(x), first=0)
+
+    def embed_steps(self, frames: Tensor, first: int) -> Tensor:
+        """Time-first frames [B, C, t * p_t, M] of t time steps from number `first` on -> their tokens [B, t*M', D]."""
+        tokens = self.patch_embed(frames)
+        begin = (self.cls_token is not None) + first * self.grid_size()[1]
+        return tokens + self.pos_embed[:, begin:begin + tokens.shape[1]]
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens [B, L, D] -> normalised output of the blocks [B, L, D], without the class token."""
         if self.cls_token is not None:
             cls_token = self.cls_token + self.pos_embed[:, :1]
-            tokens = torch.cat([cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         hidden = self.forward_blocks(tokens)
         return hidden if self.cls_token is None else hidden[:, 1:]
 
@@ -130,17 +137,34 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         tokens, mask = self.random_masking(self.embed(x), mask)
         return self.pred(self.encode(tokens)), self.patchify(x), mask
 
-    def forward_features(self, x: Tensor, layout: str = "published") -> Tensor:
-        """Features of a whole spectrogram, one row per time step: [B, T', M'*D].
+    def forward_features(self, x: Tensor, layout: str = "published", steps: int | None = None) -> Tensor:
+        """Features of the first `steps` time steps of a spectrogram (default: all T'), one row each: [B, steps, M'*D].
 
         layout "bands": row t holds the M' band tokens of time step t. layout "published": the published
         extraction reads the time-major tokens as if they were frequency-major, so row i holds tokens
-        i, T' + i, ..., (M' - 1) T' + i. ValueError for another layout.
+        i, T' + i, ..., (M' - 1) T' + i. In a causal encoder the tokens after the last one read are left out, which
+        changes no value. ValueError for another layout and for steps beyond T'.
         """
-        tokens = self.encode(self.embed(x))  # [B, T'*M', D]
-        (steps, bands), (batch, _, dim) = self.grid_size(), tokens.shape
+        rows = self._feature_rows(layout)[:steps]
+        if steps is not None and not 0 < steps <= self.grid_size()[0]:
+            raise ValueError(f"steps must be 1 to {self.grid_size()[0]}, got {steps}")
+        tokens = self.embed(x)
+        if self.causal:
+            tokens = tokens[:, :rows.max() + 1]
+        tokens = self.encode(tokens)[:, torch.from_numpy(rows)]  # [B, L, D] -> [B, steps, M', D]
+        return tokens.flatten(2)
+
+    def tokens_read(self, layout: str, steps: int) -> int:
+        """How many tokens `forward_features` passes through the blocks for the first `steps` time steps."""
+        rows = self._feature_rows(layout)
+        return int((rows[:steps] if self.causal else rows).max()) + 1
+
+    def _feature_rows(self, layout: str) -> np.ndarray:
+        """The token numbers of each time step's features, [T', M']."""
+        steps, bands = self.grid_size()
+        tokens = np.arange(steps * bands)
+        if layout == "bands":
+            return tokens.reshape(steps, bands)
         if layout == "published":
-            tokens = tokens.reshape(batch, bands, steps, dim).transpose(1, 2)
-        elif layout != "bands":
-            raise ValueError(f"unknown layout {layout!r}; choose from published, bands")
-        return tokens.reshape(batch, steps, bands * dim)
+            return tokens.reshape(bands, steps).T
+        raise ValueError(f"unknown layout {layout!r}; choose from published, bands")

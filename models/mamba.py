@@ -3,6 +3,7 @@
 Symbols: B batch, L tokens, D channels of the model, E = expand * D inner channels, N state size, R rank of the step.
 """
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 
 from models.ops.causal_conv1d import causal_conv1d
 from models.ops.selective_scan import selective_scan
+
+
+class MambaState(NamedTuple):
+    """What the block remembers of the tokens before."""
+    inputs: Tensor  # of the convolution, the last d_conv - 1 of them [B, E, d_conv - 1]
+    scan: Tensor    # float32 [B, E, N]
 
 
 class Mamba(nn.Module):
@@ -44,11 +51,43 @@ class Mamba(nn.Module):
         self.out_proj.weight /= math.sqrt(depth)  # one residual addition per block (GPT-2)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # [B, L, D] -> 2 x [B, E, L]
+        x, z = self._project(hidden)
         x = causal_conv1d(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
+        y = selective_scan(x, *self._scan_inputs(x), self.D, z, self.dt_proj.bias, delta_softplus=True,
+                           backend=self.backend)
+        return self.out_proj(y.transpose(1, 2))
+
+    def first_state(self, batch: int) -> MambaState:
+        """The state before any token."""
+        zeros = self.A_log.new_zeros
+        return MambaState(zeros(batch, self.d_inner, self.conv1d.kernel_size[0] - 1),
+                          zeros(batch, self.d_inner, self.d_state, dtype=torch.float32))
+
+    def proceed(self, hidden: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """What `forward` gives for some more tokens [B, L, D] after those in `state`, and the state after them.
+
+        The scan starts at zero; it is linear in its state, so what is left of the earlier one is added to it:
+        exp(A sum of the steps so far) h.
+        """
+        x, z = self._project(hidden)
+        joined = torch.cat([state.inputs, x], dim=-1)
+        before = state.inputs.shape[-1]
+        x = causal_conv1d(joined, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")[..., before:]
+        delta, A, B, C = self._scan_inputs(x)
+        y, scan = selective_scan(x, delta, A, B, C, self.D, None, self.dt_proj.bias, delta_softplus=True,
+                                 return_last_state=True, backend=self.backend)
+        steps = F.softplus(delta.transpose(1, 2).float() + self.dt_proj.bias.float()).cumsum(1)  # [B, L, E]
+        left = torch.exp_(steps[..., None] * A).mul_(state.scan[:, None])                        # [B, L, E, N]
+        y = (y + (left @ C.float().transpose(1, 2)[..., None]).squeeze(-1).transpose(1, 2)) * F.silu(z)
+        y = self.out_proj(y.to(hidden.dtype).transpose(1, 2))
+        return y, MambaState(joined[..., joined.shape[-1] - before:].clone(), scan + left[:, -1])
+
+    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The scan's branch and the gate's: [B, L, D] -> 2 x [B, E, L]."""
+        return self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
+
+    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [B, E, L] -> delta [B, E, L], A [E, N], B and C [B, N, L]."""
         dt, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, self.dt_proj.weight)  # [B, L, R] -> [B, L, E]; its bias enters the scan in float32
-        y = selective_scan(
-            x, delta.transpose(1, 2), -torch.exp(self.A_log.float()), B.transpose(1, 2), C.transpose(1, 2),
-            self.D, z, self.dt_proj.bias, delta_softplus=True, backend=self.backend)
-        return self.out_proj(y.transpose(1, 2))
+        return delta.transpose(1, 2), -torch.exp(self.A_log.float()), B.transpose(1, 2), C.transpose(1, 2)

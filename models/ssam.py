@@ -2,7 +2,7 @@
 from torch import Tensor, nn
 
 from models.encoder import MaskedSpectrogramEncoder
-from models.mamba import Mamba
+from models.mamba import Mamba, MambaState
 
 
 class MambaBlock(nn.Module):
@@ -13,10 +13,19 @@ class MambaBlock(nn.Module):
         self.mixer, self.norm, self.residual_in_fp32 = mixer, norm, residual_in_fp32
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        residual = hidden if residual is None else residual + hidden
-        if self.residual_in_fp32:
-            residual = residual.float()
+        residual = self._add(hidden, residual)
         return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
+
+    def proceed(self, hidden: Tensor, residual: Tensor | None,
+                state: MambaState) -> tuple[Tensor, Tensor, MambaState]:
+        """`forward` for some more tokens after those in `state`; returns the state after them as well."""
+        residual = self._add(hidden, residual)
+        hidden, state = self.mixer.proceed(self.norm(residual.to(self.norm.weight.dtype)), state)
+        return hidden, residual, state
+
+    def _add(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        residual = hidden if residual is None else residual + hidden
+        return residual.float() if self.residual_in_fp32 else residual
 
 
 class MambaSSAST(MaskedSpectrogramEncoder):
@@ -29,6 +38,8 @@ class MambaSSAST(MaskedSpectrogramEncoder):
     ssm_kwargs: arguments of `Mamba`; replaces the published {d_state 24, d_conv 4, expand 3} as a whole, so that
         missing ones take Mamba's own defaults.
     """
+
+    causal = True
 
     def __init__(self, embed_dim: int = 192, depth: int = 12, img_size: tuple[int, int] = (80, 200),
                  patch_size: tuple[int, int] = (16, 4), in_chans: int = 1, mask_ratio: float = 0.5,
@@ -56,6 +67,25 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         hidden, residual = tokens, None
         for block in self.blocks:
             hidden, residual = block(hidden, residual)
+        return self._finish(hidden, residual)
+
+    def first_states(self, batch: int) -> list[MambaState]:
+        """The blocks' states at the start of a unit, with the class token, where there is one, behind them."""
+        states = [block.mixer.first_state(batch) for block in self.blocks]
+        if self.cls_token is not None:
+            cls_token = self.cls_token + self.pos_embed[:, :1]
+            states = self.proceed(cls_token.expand(batch, -1, -1), states)[1]
+        return states
+
+    def proceed(self, tokens: Tensor, states: list[MambaState]) -> tuple[Tensor, list[MambaState]]:
+        """Some more patch tokens with positions [B, L, D] -> what `encode` gives for them, and the states after."""
+        hidden, residual, after = tokens, None, []
+        for block, state in zip(self.blocks, states, strict=True):
+            hidden, residual, state = block.proceed(hidden, residual, state)
+            after.append(state)
+        return self._finish(hidden, residual), after
+
+    def _finish(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         if residual is not None:
             hidden = residual + hidden
         return self.encoder_norm(hidden.to(self.encoder_norm.weight.dtype))

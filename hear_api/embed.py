@@ -1,0 +1,170 @@
+"""Embeddings of audio files, from the command line.
+
+    python -m hear_api.embed INPUT... --config NAME --weights DIR --out FILE
+
+Exit status: 0 if every file was embedded, 3 if some could not be (a table at the end says which and why), 1 for a
+command that cannot be carried out, 130 after Ctrl-C. An interrupted run, even a killed one, goes on with --resume.
+"""
+import argparse
+import hashlib
+import importlib
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from hear_api.ahead import run_ahead
+from hear_api.bulk import BulkEmbedder
+from hear_api.journal import Entry, Journal
+from hear_api.pieces import decode, start_worker
+from hear_api.runtime import KINDS, LAYOUTS, PRECISIONS, RuntimeSSAST
+from hear_api.sources import list_audio
+from hear_api.weights import find_checkpoint
+from hear_api.writers import writer_for
+
+FAILED_STATUS = 3
+FILES_AHEAD = 8  # per worker
+
+
+class StrictError(ValueError):
+    """A file failed and --strict was asked for."""
+
+
+def load_runtime(config_name: str, weights: str, precision: str = "auto", layout: str | None = None,
+                 device: str = "cpu") -> tuple[RuntimeSSAST, str]:
+    """A runtime by names from a command line, and the model's name for tables.
+
+    config_name: "ssam_tiny_200_16x4", or any importable module with get_config(). weights: checkpoint file, folder, or
+    "untrained". layout: of scene embeddings instead of the config's own. ValueError and FileNotFoundError say what is
+    not there.
+    """
+    module = config_name if "." in config_name else f"configs.{config_name}"
+    config = importlib.import_module("configs.base").load_config(module)
+    if layout:
+        config.scene_layout = layout
+    path = None if weights == "untrained" else find_checkpoint(weights)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    runtime = RuntimeSSAST(config, path, precision).to(device)
+    return runtime, f"{module.rpartition('.')[2]}:{'untrained' if path is None else path.stem}"
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `load_runtime` takes, the same for every command."""
+    parser.add_argument("--config", required=True, metavar="NAME", help="experiment, e.g. ssam_tiny_200_16x4, or a "
+                        "module with get_config()")
+    parser.add_argument("--weights", required=True, metavar="DIR", help="checkpoint file, work folder of train.py, "
+                        "or \"untrained\"")
+    parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
+                        help="auto: float16 on CUDA, float32 elsewhere")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m hear_api.embed", description=__doc__.splitlines()[0],
+                                     epilog=__doc__.split("\n\n", 2)[2],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("inputs", metavar="INPUT", nargs="+",
+                        help="audio file, folder, glob in quotes, or .csv list with a column path")
+    add_model_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", type=Path,
+                        help=".npz, .parquet, or a name without suffix for a folder of .npy files")
+    parser.add_argument("--kind", choices=KINDS, default="scene", help="one embedding per file, or one per 40 ms")
+    parser.add_argument("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that decode files")
+    parser.add_argument("--resume", action="store_true", help="take an interrupted run up where it was")
+    parser.add_argument("--strict", action="store_true", help="stop at the first file that fails")
+    return parser.parse_args(arguments)
+
+
+def embed(args: argparse.Namespace) -> list[Entry]:
+    """The command's work; returns the files that failed."""
+    write = writer_for(args.out)
+    if args.workers < 1:
+        raise ValueError(f"--workers {args.workers}: at least 1 is needed")
+    if args.out.exists():
+        if args.resume:
+            tqdm.write(f"{args.out} is complete already", file=sys.stderr)
+            return []
+        raise ValueError(f"{args.out} exists already; remove it or choose another name")
+    files = list_audio(args.inputs)
+    pool = ProcessPoolExecutor(args.workers, initializer=start_worker)
+    pool.submit(int).result()  # the workers start from a process whose threads have not begun to work
+    try:
+        runtime, model = load_runtime(args.config, args.weights, args.precision, args.layout, args.device)
+        layout = runtime.scene_layout if args.kind == "scene" else "bands"
+        folder = args.out.with_name(args.out.name + ".partial")
+        journal = Journal(folder, _settings(args, files, model, layout), runtime.scene_embedding_size, args.resume)
+        try:
+            _run(args, files, pool, runtime, journal)
+            step = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
+            write(args.out, journal, step, model, layout)
+        finally:
+            journal.close()
+        journal.remove()
+        return [entry for entry in journal.entries if entry.error]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _settings(args: argparse.Namespace, files: list[Path], model: str, layout: str) -> dict:
+    """What the result follows from."""
+    listed = hashlib.sha256("\0".join(map(str, files)).encode()).hexdigest()
+    state = None if args.weights == "untrained" else find_checkpoint(args.weights).stat()
+    return {"model": model, "weights file": state and [state.st_size, state.st_mtime_ns], "kind": args.kind,
+            "layout": layout, "precision": args.precision, "device": args.device, "list of files": listed}
+
+
+def _run(args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor, runtime: RuntimeSSAST,
+         journal: Journal) -> None:
+    left = files[len(journal.entries):]
+    decoded = run_ahead(pool, decode, ((path,) for path in left), FILES_AHEAD * args.workers)
+    started, seconds = time.perf_counter(), 0.0
+    with tqdm(desc="embedding", unit="file", total=len(files), initial=len(files) - len(left), smoothing=0.05) as bar:
+        def progress(new_seconds: float) -> None:
+            nonlocal seconds
+            seconds += new_seconds
+            bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} s of audio per s", refresh=False)
+            bar.update(len(journal.entries) - bar.n)
+
+        def fail(entry: Entry) -> None:
+            if args.strict:
+                raise StrictError(f"{entry.path}: {entry.error} (--strict)")
+
+        BulkEmbedder(runtime, args.kind, journal, fail, progress).run(left, decoded)
+        bar.update(len(journal.entries) - bar.n)
+
+
+def _print_failures(failed: list[Entry]) -> None:
+    width = max(len(entry.path) for entry in failed)
+    print(f"\n{len(failed)} files could not be embedded:", file=sys.stderr)
+    for entry in failed:
+        print(f"  {entry.path:<{width}}  {entry.error}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = _parse(arguments)
+    try:
+        failed = embed(args)
+    except KeyboardInterrupt:
+        print("embed: interrupted; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenProcessPool:
+        raise SystemExit("embed: a decoding process was killed, perhaps for lack of memory; "
+                         "go on with --resume and fewer --workers")
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"embed: {error}")
+    if failed:
+        _print_failures(failed)
+        sys.exit(FAILED_STATUS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What counts as audio: the rules for arrays, tensors and files that callers hand in.
+
+Accepted: floating-point samples in [-1, 1] at 16 kHz, more than 200 of them; `[n]` is one clip, `[c, n]` are c clips.
+Everything else is refused with one sentence that names the clip and the fault (`InputError`).
+"""
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from data.audio import load_audio
+from data.features import MIN_SAMPLES, SAMPLE_RATE
+
+Clip = np.ndarray | Tensor | str | PathLike
+LOUDEST = 100.0  # beyond, samples are taken for integer PCM that nobody has scaled to [-1, 1]
+
+
+class InputError(ValueError):
+    """Audio that cannot be embedded; the message says which clip, what is wrong and what is accepted."""
+
+
+def as_batch(audio: np.ndarray | Tensor) -> Tensor:
+    """Clips of one length, [n] or [c, n] -> float32 [c, n]. InputError as the rules of this module say."""
+    audio = _as_tensor(audio, "audio")
+    if audio.dim() not in (1, 2) or audio.dim() == 2 and len(audio) == 0:
+        raise InputError(f"audio must be [n_samples] or [n_sounds, n_samples] with at least one sound, got "
+                         f"{list(audio.shape)}")
+    batch = (audio if audio.dim() == 2 else audio[None]).float()
+    for number, clip in enumerate(batch):
+        check_samples(clip, f"clip {number} of {len(batch)}")
+    return batch
+
+
+def as_clips(clips: Clip | Sequence[Clip]) -> list[np.ndarray | Tensor | str | PathLike]:
+    """One array, one path or a sequence of them -> a list with one entry per clip. InputError for anything else."""
+    if isinstance(clips, (str, PathLike)):
+        return [clips]
+    if isinstance(clips, (np.ndarray, Tensor)):
+        return list(as_batch(clips))
+    if not isinstance(clips, Sequence):
+        raise InputError(f"clips must be an array, a path or a list of them, got {type(clips).__name__}")
+    return list(clips)
+
+
+def load_clip(clip: Clip, name: str, sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """One clip as float32 [n] at 16 kHz; arrays come at `sample_rate` and are resampled, files know their own.
+
+    InputError for a faulty array, `data.audio.AudioError` for a faulty file; both are ValueErrors.
+    """
+    if isinstance(clip, (str, PathLike)):
+        return check_finite(torch.from_numpy(load_audio(clip)), str(clip))
+    samples = _as_tensor(clip, name)
+    if samples.dim() != 1:
+        raise InputError(f"{name} must be [n_samples], got {list(samples.shape)}")
+    samples = samples.float()
+    if sample_rate == SAMPLE_RATE:
+        return check_samples(samples, name)
+    check_finite(samples, name)
+    resampled = soxr.resample(samples.cpu().numpy(), sample_rate, SAMPLE_RATE, quality="HQ")
+    return check_samples(torch.from_numpy(resampled), f"{name}, resampled to {SAMPLE_RATE} Hz,")
+
+
+def check_sample_rate(sample_rate: int) -> None:
+    """InputError for a rate that is not a positive number."""
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float)) or not 0 < sample_rate < float("inf"):
+        raise InputError(f"sample_rate must be a positive number of Hz, got {sample_rate!r}")
+
+
+def check_samples(samples: Tensor, name: str) -> Tensor:
+    """The samples [n] themselves. InputError if they are too few, not finite, or far beyond [-1, 1]."""
+    if len(samples) < MIN_SAMPLES:
+        raise InputError(f"{name} must have at least {MIN_SAMPLES} samples ({MIN_SAMPLES / SAMPLE_RATE * 1000:.1f} ms "
+                         f"at {SAMPLE_RATE} Hz), got {len(samples)}")
+    return check_finite(samples, name)
+
+
+def check_finite(samples: Tensor, name: str) -> Tensor:
+    """The samples [n] themselves. InputError if they are not finite, or far beyond [-1, 1]."""
+    if not samples.isfinite().all():
+        raise InputError(f"{name} holds NaN or Inf")
+    peak = samples.abs().amax().item() if len(samples) else 0
+    if peak > LOUDEST:
+        raise InputError(f"{name} must hold samples in [-1, 1], its peak is {peak:.5g}: integer PCM needs scaling "
+                         "first (16 bits: divide by 32768)")
+    return samples
+
+
+def _as_tensor(audio, name: str) -> Tensor:
+    if isinstance(audio, np.ndarray) and audio.dtype.kind == "f":
+        # torch knows no long doubles, no foreign byte order and no negative strides.
+        return torch.from_numpy(np.ascontiguousarray(audio, np.float32))
+    if not isinstance(audio, Tensor) or not audio.is_floating_point():
+        found = audio.dtype if isinstance(audio, (Tensor, np.ndarray)) else type(audio).__name__
+        raise InputError(f"{name} must be floating-point samples in [-1, 1], got {found}; integer PCM needs scaling "
+                         "first (int16: divide by 32768)")
+    return audio.detach()

@@ -1,0 +1,113 @@
+"""Live embeddings of a file or of raw audio on stdin: a line of novelty, and how fast it goes.
+
+    python -m hear_api.listen recording.wav --config NAME --weights DIR
+    arecord -t raw -f S16_LE -r 16000 -c 1 | python -m hear_api.listen - --config NAME --weights DIR
+
+Novelty is the distance of a step's embedding from the average of the last second's. Runs on one CPU core.
+"""
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.audio import stream_audio
+from data.features import SAMPLE_RATE
+from hear_api.embed import add_model_arguments, load_runtime
+from hear_api.streaming import MODES, StreamingSSAM
+
+PIECE_SAMPLES = 640       # 40 ms, as a sound card delivers
+MEMORY_STEPS = 25         # of the average that novelty is measured from
+LEVELS = " .:-=+*#%@"
+LINE_MS = 2000            # of audio per line of output
+
+
+class Novelty:
+    """1 - cosine between an embedding, whose usual value is taken off, and the average of the last ones."""
+
+    def __init__(self):
+        self._mean = self._recent = None
+
+    def __call__(self, embedding: Tensor) -> float:
+        """Of one more embedding [width]: 0 to 2; 0 for the first."""
+        if self._mean is None:
+            self._mean, self._recent = embedding.clone(), torch.zeros_like(embedding)
+        self._mean += (embedding - self._mean) / 250  # over 10 s
+        centred = embedding - self._mean
+        novelty = 1 - torch.cosine_similarity(centred, self._recent, dim=0).item() if self._recent.any() else 0.0
+        self._recent += (centred - self._recent) / MEMORY_STEPS
+        return novelty
+
+
+def read_pieces(source: str) -> Iterator[Tensor]:
+    """Float32 samples [n] at 16 kHz, in small pieces: of an audio file, or of "-", 16-bit mono PCM on stdin."""
+    if source == "-":
+        while block := sys.stdin.buffer.read(2 * PIECE_SAMPLES):
+            yield torch.from_numpy(np.frombuffer(block[:len(block) // 2 * 2], "<i2").astype(np.float32) / 32768)
+    else:
+        for block in stream_audio(source):
+            yield from torch.from_numpy(block).split(PIECE_SAMPLES)
+
+
+def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, float]:
+    """Print the novelty line while the audio lasts; returns steps, median_ms and p95_ms per step, and the
+    real_time_factor: computing time by duration of the audio."""
+    novelty, latencies, samples, busy, steps = Novelty(), [], 0, 0.0, 0
+
+    def show(rows: Tensor, times: Tensor) -> None:
+        for row, start in zip(rows, times.tolist()):
+            if start % LINE_MS == 0:
+                print(f"\n{start / 1000:7.1f} s |", end="")
+            print(LEVELS[min(int(novelty(row) / 2 * len(LEVELS)), len(LEVELS) - 1)], end="", flush=True)
+
+    for piece in pieces:
+        samples += len(piece)
+        started = time.perf_counter()
+        rows, times = streaming.feed(piece)
+        spent = time.perf_counter() - started
+        busy += spent
+        if len(rows):
+            latencies.append(1000 * spent / len(rows))
+        steps += len(rows)
+        show(rows, times)
+    rows, times = streaming.finish()
+    show(rows, times)
+    print()
+    latencies = latencies or [float("nan")]
+    return {"steps": steps + len(rows), "median_ms": float(np.median(latencies)),
+            "p95_ms": float(np.percentile(latencies, 95)), "real_time_factor": busy / (samples / SAMPLE_RATE)}
+
+
+def _statistics(text: str) -> str | tuple[float, float]:
+    if text in MODES:
+        return text
+    mean, std = text.split(",")
+    return float(mean), float(std)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m hear_api.listen", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="FILE_OR_-", help="audio file, or - for raw stdin: 16 bits, mono, 16 kHz")
+    add_model_arguments(parser)
+    parser.add_argument("--statistics", type=_statistics, default="running", help="of the log-mel: running (default), "
+                        "warmup (those of the first 2 s), or MEAN,STD")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    try:
+        runtime, model = load_runtime(args.config, args.weights, args.precision, device=args.device)
+        print(f"{model} on {args.device}, one thread")
+        speed = listen(StreamingSSAM(runtime, args.statistics), read_pieces(args.source))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"listen: {error}")
+    print(f"{speed['steps']} steps of 40 ms; per step {speed['median_ms']:.1f} ms (median), {speed['p95_ms']:.1f} ms "
+          f"(95%); real-time factor {speed['real_time_factor']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

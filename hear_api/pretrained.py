@@ -1,0 +1,59 @@
+"""Models as folders that anybody can read: `model.safetensors` and `config.json`."""
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hear_api.runtime import RuntimeSSAST
+from training.checkpoint import CheckpointError, load_model_state
+from training.files import atomic_write
+
+WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+FORMAT = "audio-mamba 1"
+
+
+def save_pretrained(runtime: RuntimeSSAST, folder: str | Path) -> Path:
+    """Write the encoder's weights and what rebuilds it; returns the folder, made where it does not exist.
+
+    The config is written last, so that a folder that has one is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    temporary = folder / (WEIGHTS_NAME + ".tmp")
+    save_file({key: value.cpu().contiguous() for key, value in runtime.model.state_dict().items()}, temporary,
+              metadata={"format": "pt"})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.rename(folder / WEIGHTS_NAME)
+    config = {"format": FORMAT, "arch": runtime.config.model.arch,
+              "model_args": runtime.config.model.model_args.to_dict(), "scene_layout": runtime.scene_layout}
+    with atomic_write(folder / CONFIG_NAME) as file:
+        file.write(json.dumps(config, indent=1).encode())
+    return folder
+
+
+def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST:
+    """The runtime that `save_pretrained` wrote. CheckpointError for a folder that is absent, incomplete or damaged."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        state = load_file(folder / WEIGHTS_NAME)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not a saved model: it has no {Path(error.filename or WEIGHTS_NAME).name}"
+                              ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: damaged, or not a saved model ({error})") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: not of the format {FORMAT!r}")
+    try:
+        experiment = ConfigDict({"model": {"arch": config["arch"], "model_args": config["model_args"]},
+                                 "scene_layout": config["scene_layout"]})
+        runtime = RuntimeSSAST(experiment, None, precision)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: does not describe a model ({error})") from error
+    load_model_state(runtime.model, state, source=folder / WEIGHTS_NAME)
+    return runtime

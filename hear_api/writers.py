@@ -1,0 +1,110 @@
+"""The result of `hear_api.embed` as .npz, as a folder of .npy files, or as .parquet; whole or not at all.
+
+Embeddings are float32, `start` and `duration` seconds. The same embeddings give the same bytes.
+"""
+import csv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hear_api.journal import Entry, Journal
+from training.files import atomic_write
+
+
+def writer_for(out: Path):
+    """The function that writes `out`, by its suffix. ValueError for one that stands for no format."""
+    writers = {".npz": write_npz, ".parquet": write_parquet, "": write_npy_folder}
+    if out.suffix.lower() not in writers:
+        raise ValueError(f"--out {out}: write it as .npz, .parquet, or without a suffix for a folder of .npy files")
+    return writers[out.suffix.lower()]
+
+
+def write_npz(out: Path, journal: Journal, step_seconds: float, model: str, layout: str) -> None:
+    """Arrays path [files], duration [files], offset [files + 1] (rows offset[i] to offset[i + 1] are those of file i),
+    embedding [rows, width], start [rows], and the strings model and layout."""
+    entries = _good(journal)
+    counts = np.array([entry.rows for entry in entries], np.int64)
+    small = {"path": np.array([entry.path for entry in entries], dtype=str),
+             "duration": np.array([entry.seconds for entry in entries], np.float64),
+             "offset": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+             "start": _starts(counts, step_seconds), "model": np.array(model), "layout": np.array(layout)}
+    with atomic_write(out) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in small.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+        with archive.open(zipfile.ZipInfo("embedding.npy"), "w", force_zip64=True) as member:
+            _write_npy(member, journal.read_rows(), (journal.count, journal.width))
+
+
+def write_parquet(out: Path, journal: Journal, step_seconds: float, model: str, layout: str) -> None:
+    """Columns path, start, embedding (a list of fixed size), duration, model, layout; one line per embedding."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([("path", text), ("start", pa.float64()), ("embedding", pa.list_(pa.float32(), journal.width)),
+                        ("duration", pa.float64()), ("model", text), ("layout", text)])
+    with atomic_write(out) as file, parquet.ParquetWriter(file, schema) as writer:
+        lines = _lines(journal, step_seconds)
+        for rows in journal.read_rows():
+            paths, starts, durations = zip(*(next(lines) for _ in rows))
+            columns = [pa.array(paths).dictionary_encode(), pa.array(starts),
+                       pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), journal.width), pa.array(durations),
+                       *(pa.array([word] * len(rows)).dictionary_encode() for word in (model, layout))]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def write_npy_folder(out: Path, journal: Journal, step_seconds: float, model: str, layout: str) -> None:
+    """`<number>_<name>.npy` per file, [rows, width], and index.csv: npy, path, rows, step, duration, model, layout."""
+    unfinished = journal.folder / "npy"
+    unfinished.mkdir(exist_ok=True)
+    rows = _RowReader(journal)
+    with open(unfinished / "index.csv", "w", newline="", encoding="utf-8") as table:
+        index = csv.writer(table)
+        index.writerow(["npy", "path", "rows", "step", "duration", "model", "layout"])
+        for number, entry in enumerate(_good(journal)):
+            name = f"{number:06d}_{Path(entry.path).stem}.npy"
+            with atomic_write(unfinished / name) as file:
+                _write_npy(file, rows.take(entry.rows), (entry.rows, journal.width))
+            index.writerow([name, entry.path, entry.rows, step_seconds, entry.seconds, model, layout])
+    unfinished.rename(out)
+
+
+class _RowReader:
+    """Hands out a journal's rows in portions that need not match those in which they are read."""
+
+    def __init__(self, journal: Journal):
+        self._blocks, self._held = journal.read_rows(), np.zeros((0, journal.width), np.float32)
+
+    def take(self, count: int) -> Iterator[np.ndarray]:
+        while count:
+            if not len(self._held):
+                self._held = next(self._blocks)
+            part, self._held = self._held[:count], self._held[count:]
+            count -= len(part)
+            yield part
+
+
+def _good(journal: Journal) -> list[Entry]:
+    return [entry for entry in journal.entries if entry.error is None]
+
+
+def _starts(counts: np.ndarray, step_seconds: float) -> np.ndarray:
+    """Seconds at which each row begins, [rows]."""
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)
+    return np.round((np.arange(counts.sum()) - firsts) * step_seconds, 6)
+
+
+def _lines(journal: Journal, step_seconds: float) -> Iterator[tuple[str, float, float]]:
+    """Path, start and duration of every row."""
+    for entry in _good(journal):
+        for row in range(entry.rows):
+            yield entry.path, round(row * step_seconds, 6), entry.seconds
+
+
+def _write_npy(file, blocks: Iterator[np.ndarray], shape: tuple[int, int]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    for block in blocks:
+        file.write(np.ascontiguousarray(block).data)

@@ -1,0 +1,27 @@
+"""The benchmark of embeddings runs, and what it compares gives the same numbers."""
+import json
+
+import torch
+
+from benchmarks import embed
+from hear_api import RuntimeSSAST
+from tests.hear_api.small_config import get_config
+
+
+def test_it_writes_a_rate_for_every_procedure(tmp_path, capsys):
+    embed.main(["--configs", "tests.hear_api.small_config", "--clips", "2.0 s", "mixed", "--count", "3", "--repeats", "1",
+                "--device", "cpu", "--out", str(tmp_path / "rates.json")])
+    results = json.loads((tmp_path / "rates.json").read_text())["results"]
+    assert [result["clips"] for result in results] == ["2.0 s", "mixed"]
+    names = ["published, batch 1", "published, batch 16", "fast, whole units", "fast, cut, published", "fast, cut, bands"]
+    for result in results:
+        assert list(result["clips_per_second"]) == names and min(result["clips_per_second"].values()) > 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * len(names)
+
+
+def test_the_procedures_give_the_same_embeddings():
+    runtime, clips = RuntimeSSAST(get_config(), None), embed.make_clips([0.5, 2.0, 5.5], 3)
+    for layout in ("published", "bands"):
+        with torch.no_grad():
+            expected = embed.published(runtime, clips, 16, layout)
+        torch.testing.assert_close(embed.fast(runtime, clips, layout), expected, rtol=0, atol=5e-5)

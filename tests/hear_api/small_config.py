@@ -1,0 +1,8 @@
+"""An experiment whose model embeds in no time."""
+from configs.base import ssam_config
+
+
+def get_config():
+    config = ssam_config("tiny")
+    config.model.model_args.update({"depth": 1, "embed_dim": 64})
+    return config

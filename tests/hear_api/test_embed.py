@@ -1,0 +1,208 @@
+"""The embed command against `RuntimeSSAST.embed`, and its promises: resume, failures, bounded memory."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from hear_api import RuntimeSSAST, pieces
+from hear_api.embed import main
+from hear_api.journal import Entry, Journal, JournalError
+from tests.conftest import ROOT
+from tests.hear_api.small_config import get_config
+
+LENGTHS = {"a.wav": 16000, "deep/b.flac": 50001, "deep/c.ogg": 33000, "d.mp3": 40000, "e.wav": 4000}
+MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audio")
+    for number, (name, samples) in enumerate(LENGTHS.items()):
+        (folder / name).parent.mkdir(exist_ok=True)
+        t = np.arange(samples) / 16000
+        noise = np.random.default_rng(number).standard_normal(samples)
+        soundfile.write(folder / name, 0.3 * np.sin(2 * np.pi * (200 + 90 * number) * t) + 0.02 * noise, 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return RuntimeSSAST(get_config(), None)
+
+
+def sorted_paths(folder):
+    return sorted(path for path in folder.rglob("*.*") if path.is_file())
+
+
+def test_scenes_of_a_folder_as_npz(audio, runtime, tmp_path):
+    main([str(audio), *MODEL, "--out", str(tmp_path / "out.npz")])
+    result, paths = np.load(tmp_path / "out.npz"), sorted_paths(audio)
+    assert list(result["path"]) == [str(path) for path in paths]
+    np.testing.assert_allclose(result["embedding"], runtime.embed(paths), rtol=0, atol=1e-4)
+    durations = [LENGTHS[path.relative_to(audio).as_posix()] / 16000 for path in paths]
+    np.testing.assert_allclose(result["duration"], durations, atol=0.1)
+    assert list(result["offset"]) == list(range(len(paths) + 1)) and not result["start"].any()
+    assert str(result["model"]) == "small_config:untrained" and str(result["layout"]) == "published"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+
+
+def test_timestamps_are_the_same_in_every_format(audio, runtime, tmp_path):
+    paths = sorted_paths(audio)
+    outs = [tmp_path / name for name in ("out.npz", "out.parquet", "out")]
+    for out in outs:
+        main([*map(str, paths), *MODEL, "--out", str(out), "--kind", "timestamps"])
+    expected = runtime.embed(paths, kind="timestamps")
+    rows, starts = (np.concatenate(parts) for parts in zip(*expected))
+    starts = starts / 1000
+
+    npz = np.load(outs[0])
+    np.testing.assert_allclose(npz["embedding"], rows, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(npz["start"], starts, atol=1e-6)
+    assert str(npz["layout"]) == "bands"
+    assert [npz["offset"][i + 1] - npz["offset"][i] for i in range(len(paths))] == [len(r) for r, _ in expected]
+
+    table = pd.read_parquet(outs[1])
+    assert list(table) == ["path", "start", "embedding", "duration", "model", "layout"]
+    np.testing.assert_array_equal(np.stack(table["embedding"]), npz["embedding"])
+    np.testing.assert_array_equal(table["start"], npz["start"])
+    assert list(table["path"].unique()) == [str(path) for path in paths]
+
+    index = pd.read_csv(outs[2] / "index.csv")
+    assert list(index["path"]) == [str(path) for path in paths]
+    np.testing.assert_array_equal(np.concatenate([np.load(outs[2] / name) for name in index["npy"]]), npz["embedding"])
+
+
+@pytest.mark.parametrize("kind", ["scene", "timestamps"])
+def test_long_files_in_pieces_equal_short_ones_whole(audio, tmp_path, monkeypatch, kind):
+    main([str(audio), *MODEL, "--out", str(tmp_path / "whole.npz"), "--kind", kind])
+    monkeypatch.setattr(pieces, "LONG_SECONDS", 2)
+    monkeypatch.setattr("data.audio.BLOCK_SECONDS", 0.7)
+    monkeypatch.setattr("hear_api.bulk.PIECE_UNITS", 1)
+    monkeypatch.setattr("soundfile.SoundFile.read", _whole_seconds(soundfile.SoundFile.read))
+    main([str(audio), *MODEL, "--out", str(tmp_path / "pieces.npz"), "--kind", kind])
+    whole, in_pieces = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "pieces.npz")
+    for name in whole:
+        if whole[name].dtype.kind == "f":
+            np.testing.assert_allclose(in_pieces[name], whole[name], rtol=0, atol=2e-4)
+        else:
+            np.testing.assert_array_equal(in_pieces[name], whole[name])
+
+
+def _whole_seconds(read):
+    return lambda self, frames, **arguments: read(self, int(frames), **arguments)
+
+
+def test_faulty_files_are_listed_and_the_rest_embedded(audio, tmp_path, capsys):
+    soundfile.write(tmp_path / "short.wav", np.zeros(200), 16000)
+    (tmp_path / "text.flac").write_text("not audio")
+    soundfile.write(tmp_path / "unscaled.wav", np.full(8000, 20_000.0), 16000, subtype="FLOAT")
+    arguments = [str(tmp_path), str(audio), *MODEL, "--out", str(tmp_path / "out.npz")]
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 3
+    error = capsys.readouterr().err
+    assert "3 files could not be embedded" in error
+    assert re.search("short.wav +too short, 200 samples", error) and "cannot be read as audio" in error
+    assert "its peak is 20000: integer PCM needs scaling" in error
+    assert len(np.load(tmp_path / "out.npz")["embedding"]) == len(LENGTHS)
+
+    (tmp_path / "out.npz").unlink()
+    with pytest.raises(SystemExit, match=r"embed: .*short.wav: too short.*\(--strict\)"):
+        main([*arguments, "--strict"])
+
+
+def test_an_interrupted_run_gives_the_same_file_when_resumed(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr("hear_api.bulk.GROUP_FRAMES", 300)
+    arguments = [str(audio), *MODEL, "--kind", "timestamps", "--out"]
+    main([*arguments, str(tmp_path / "whole.npz")])
+    encode, calls = RuntimeSSAST.encode, []
+
+    def interrupted(self, *args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, *args)
+
+    monkeypatch.setattr(RuntimeSSAST, "encode", interrupted)
+    out = tmp_path / "out.npz"
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, str(out)])
+    assert exit.value.code == 130 and not out.exists()
+    with pytest.raises(SystemExit, match="continue it with --resume"):
+        main([*arguments, str(out)])
+    with pytest.raises(SystemExit, match="begun with another kind"):
+        main([str(audio), *MODEL, "--resume", "--out", str(out)])
+    with open(tmp_path / "out.npz.partial" / "files.jsonl", "a") as file:
+        file.write('{"path": "torn')
+    done_before = len(calls)
+    main([*arguments, str(out), "--resume"])
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert len(calls) - done_before < 4  # and not everything was done again
+
+
+def test_journal_drops_rows_without_an_entry(tmp_path):
+    journal = Journal(tmp_path / "j", {}, width=2, resume=False)
+    journal.append(np.ones((3, 2)))
+    journal.commit([Entry("a", 3), Entry("b", error="bad")])
+    journal.append(np.zeros((1, 2)))
+    journal.close()
+    again = Journal(tmp_path / "j", {}, width=2, resume=True)
+    assert [entry.path for entry in again.entries] == ["a", "b"]
+    again.append(np.full((1, 2), 7))
+    again.commit([Entry("c", 1)])
+    np.testing.assert_array_equal(np.concatenate(list(again.read_rows())), [[1, 1]] * 3 + [[7, 7]])
+    again.close()
+    with pytest.raises(JournalError, match="--resume"):
+        Journal(tmp_path / "j", {}, width=2, resume=False)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["nowhere/*.wav"], "nowhere/.*: no such file or folder, and as a pattern it matches nothing"),
+    (["AUDIO", "--config", "ssam_tinny"], "no config module 'configs.ssam_tinny'"),
+    (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
+    (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
+    (["AUDIO", "--workers", "0"], "--workers 0"),
+    (["AUDIO", "--device", "gpu"], "--device gpu"),
+])
+def test_commands_that_cannot_be_carried_out(audio, tmp_path, arguments, message):
+    arguments = [str(audio) if argument == "AUDIO" else argument for argument in arguments]
+    with pytest.raises(SystemExit, match=f"embed: .*{message}"):
+        main([*MODEL, "--out", str(tmp_path / "out.npz"), *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_kill_and_resume_and_memory_of_an_hour(tmp_path):
+    """The process is killed without warning in the middle of a file of an hour; the result is that of one run."""
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile(tmp_path / "hour.wav", "w", 16000, 1) as file:
+        for _ in range(60):
+            file.write(0.1 * rng.standard_normal(60 * 16000))
+    for number in range(4):
+        soundfile.write(tmp_path / f"clip{number}.wav", 0.1 * rng.standard_normal(32000), 16000)
+
+    def command(out):
+        return [sys.executable, "-m", "hear_api.embed", str(tmp_path), *MODEL, "--kind", "timestamps",
+                "--out", str(out)]
+
+    subprocess.run(command(tmp_path / "whole.npz"), cwd=ROOT, check=True)
+    out = tmp_path / "out.npz"
+    process = subprocess.Popen(command(out), cwd=ROOT)
+    rows = tmp_path / "out.npz.partial" / "rows.f32"
+    while not (rows.exists() and rows.stat().st_size > 5_000_000):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    process = subprocess.Popen([*command(out), "--resume"], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0 and usage.ru_maxrss < 1_000_000  # KB
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()

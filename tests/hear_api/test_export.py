@@ -1,0 +1,84 @@
+"""Folders and programs give the numbers of the model they came from."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hear_api import RuntimeSSAST
+from hear_api.export import ExportError, export, main
+from hear_api.pretrained import from_pretrained, save_pretrained
+from tests.golden_weights import fill_by_rule, golden_audio, golden_input
+from tests.hear_api.test_runtime import config_of
+from training.checkpoint import CheckpointError
+
+
+@pytest.fixture(scope="module", params=["ssam_tiny_200_16x4", "ssast_tiny_200_16x4"])
+def runtime(request):
+    runtime = RuntimeSSAST(config_of(request.param, depth=1, embed_dim=96), None)
+    fill_by_rule(runtime.model)
+    return runtime
+
+
+def test_a_folder_brings_back_the_same_model(runtime, tmp_path):
+    runtime.scene_layout = "bands"
+    again = from_pretrained(save_pretrained(runtime, tmp_path / "saved"))
+    assert again.scene_layout == "bands"
+    torch.testing.assert_close(again.get_scene_embeddings(golden_audio(16000)),
+                               runtime.get_scene_embeddings(golden_audio(16000)), rtol=0, atol=0)
+
+
+def test_a_published_checkpoint_becomes_a_folder(golden, tmp_path):
+    runtime = RuntimeSSAST(config_of("ssam_tiny_200_16x4", depth=2), golden / "published_layout")
+    again = from_pretrained(save_pretrained(runtime, tmp_path))
+    for key, value in runtime.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key])
+
+
+def test_damaged_folders_are_named(runtime, tmp_path):
+    with pytest.raises(CheckpointError, match="not a saved model"):
+        from_pretrained(tmp_path / "absent")
+    folder = save_pretrained(runtime, tmp_path / "saved")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_args": {"depth": 1, "embed_dim": 48}}))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        from_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not of the format"):
+        from_pretrained(folder)
+    save_pretrained(runtime, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="saved: damaged"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("layout", ["published", "bands"])
+def test_a_program_gives_the_features_for_any_batch(runtime, tmp_path, layout):
+    export(runtime, tmp_path / "model.pt2", layout)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    units = golden_input().repeat(4, 1, 1, 1)[:7]
+    with torch.no_grad():
+        torch.testing.assert_close(program(units), runtime.model.forward_features(units, layout), rtol=0, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_onnx_of_ssast(tmp_path):
+    pytest.importorskip("onnxscript")
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    runtime = RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1, embed_dim=96), None)
+    export(runtime, tmp_path / "model.onnx")
+    units = golden_input()
+    ours = evaluator(str(tmp_path / "model.onnx")).run(None, {"units": units.numpy()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(ours, runtime.model.forward_features(units, "bands").numpy(), rtol=0, atol=1e-4)
+
+
+def test_what_cannot_be_exported_is_refused(runtime, tmp_path):
+    if runtime.model.causal:
+        with pytest.raises(ExportError, match="ONNX has no operator for the selective scan"):
+            export(runtime, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="write it as .pt2, .onnx"):
+        export(runtime, tmp_path / "model.tflite")
+    with pytest.raises(SystemExit, match="export: .*no config module"):
+        main(["--config", "absent", "--weights", "untrained", "--out", str(tmp_path / "m")])

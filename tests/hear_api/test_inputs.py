@@ -1,0 +1,129 @@
+"""What is audio and what is not: every listed fault has its error, everything else embeds."""
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data.audio import AudioError
+from hear_api import RuntimeSSAST
+from hear_api.inputs import InputError
+from tests.hear_api.test_runtime import config_of
+
+FLOATS = ["float16", "float32", "float64", ">f4"]
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return RuntimeSSAST(config_of("ssam_tiny_200_16x4", depth=1, embed_dim=64), None)
+
+
+@st.composite
+def arrays(draw):
+    """Arrays of any rank, length, dtype and content, and the fault that they have, or None."""
+    shape = draw(st.sampled_from([(), (0,), (1,), (2,), (3,), (0, 2), (1, 2, 2)]).map(list))
+    length = draw(st.one_of(st.integers(0, 400), st.integers(0, 40_000)))
+    if draw(st.booleans()):
+        shape = draw(st.sampled_from([[], [1], [2], [3]]))  # lean to shapes that are accepted
+    shape = (*shape, length)
+    dtype = draw(st.sampled_from([*FLOATS, "int16", "int32", "uint8", "bool", "complex64"]))
+    scale = draw(st.sampled_from([0.0, 1e-30, 1e-4, 1.0, 50.0, 30_000.0]))
+    bad = draw(st.sampled_from([None, None, None, np.nan, np.inf, -np.inf]))
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    values = scale * rng.uniform(-1, 1, shape)
+    if values.size:
+        values.flat[rng.integers(values.size)] = scale
+    with np.errstate(invalid="ignore"):
+        audio = values.astype(dtype)
+    if bad is not None and audio.size and dtype in FLOATS:
+        audio.flat[rng.integers(audio.size)] = bad
+    return audio
+
+
+def fault_of(audio):
+    """The documented faults, in the order in which they are looked for."""
+    if audio.dtype.kind != "f":
+        return "floating-point"
+    if audio.ndim not in (1, 2) or audio.ndim == 2 and len(audio) == 0:
+        return "n_samples"
+    if audio.shape[-1] <= 200:
+        return "at least 201 samples"
+    for clip in np.atleast_2d(audio.astype("float64")):
+        if not np.isfinite(clip).all():
+            return "NaN or Inf"
+        if np.abs(clip).max() > 100:
+            return "integer PCM"
+    return None
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(audio=arrays())
+def test_valid_audio_embeds_and_only_listed_faults_raise(runtime, audio):
+    fault = fault_of(audio)
+    if fault:
+        with pytest.raises(InputError, match=fault.replace("[", r"\[")):
+            runtime.embed(audio)
+        return
+    clips, frames = (len(audio) if audio.ndim == 2 else 1), 1 + audio.shape[-1] // 160
+    scenes, timed = runtime.embed(audio), runtime.embed(audio, kind="timestamps")
+    assert scenes.shape == (clips, 320) and np.isfinite(scenes).all()
+    assert len(timed) == clips
+    for rows, times in timed:
+        assert rows.shape == (-(-frames // 4), 320) and np.isfinite(rows).all()
+        assert times[-1] <= 1000 * audio.shape[-1] / 16000
+    hear = runtime.get_scene_embeddings(audio)
+    assert hear.shape == (clips, 320)
+    np.testing.assert_allclose(hear.numpy(), scenes, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("audio, message", [
+    (torch.zeros(1, 200), "clip 0 of 1 must have at least 201 samples"),
+    (torch.zeros(1, 1, 16000), r"\[n_sounds, n_samples\]"),
+    (torch.zeros(0, 16000), "at least one sound"),
+    (torch.zeros(1, 16000, dtype=torch.int16), "int16; integer PCM needs scaling"),
+    (torch.full((3, 16000), float("nan")), "clip 0 of 3 holds NaN or Inf"),
+    ([[0.0] * 16000], "floating-point samples in .* got list"),
+])
+def test_bad_audio_is_refused_in_one_sentence(runtime, audio, message):
+    with pytest.raises(ValueError, match=message):
+        runtime.get_scene_embeddings(audio)
+
+
+@pytest.mark.parametrize("clips, arguments, message", [
+    ([np.zeros(16000), np.zeros((2, 16000))], {}, r"clip 1 of 2 must be \[n_samples\], got \[2, 16000\]"),
+    ([np.zeros(16000), np.zeros(200)], {}, "clip 1 of 2 must have at least 201 samples"),
+    ([np.zeros(300)], {"sample_rate": 48000}, "clip 0 of 1, resampled to 16000 Hz, must have at least 201 samples"),
+    ([np.zeros(16000)], {"sample_rate": 0}, "sample_rate must be a positive number of Hz, got 0"),
+    ([np.zeros(16000)], {"kind": "event"}, "unknown kind 'event'; choose from scene, timestamps"),
+    ([np.zeros(16000)], {"output": "jax"}, "unknown output 'jax'"),
+    (None, {}, "clips must be an array, a path or a list of them, got NoneType"),
+    ("absent.wav", {}, "absent.wav: no such audio file"),
+])
+def test_embed_names_the_clip_and_the_fault(runtime, clips, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        runtime.embed(clips, **arguments)
+
+
+def test_truncated_and_mislabelled_files(runtime, tmp_path):
+    tone = 0.3 * np.sin(np.arange(48000) / 10)
+    for name in ("whole.flac", "wave.wav"):
+        soundfile.write(tmp_path / name, tone, 16000)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "whole.flac").read_bytes()[:3000])
+    (tmp_path / "text.wav").write_text("not audio")
+    for name in ("cut.flac", "text.wav"):
+        with pytest.raises(AudioError, match=name):
+            runtime.embed(tmp_path / name)
+    expected = runtime.embed(tmp_path / "wave.wav")
+    (tmp_path / "wave.wav").rename(tmp_path / "mislabelled.mp3")  # its bytes say what it is
+    np.testing.assert_array_equal(runtime.embed(tmp_path / "mislabelled.mp3"), expected)
+
+
+def test_more_than_two_channels_are_mixed_with_a_notice(runtime, tmp_path, caplog):
+    tone = 0.3 * np.sin(np.arange(16000) / 10)
+    for channels in (2, 4):
+        soundfile.write(tmp_path / f"{channels}.wav", np.stack([tone] * channels, axis=1), 16000)
+    two = runtime.embed(tmp_path / "2.wav")
+    assert not caplog.records
+    np.testing.assert_allclose(runtime.embed(tmp_path / "4.wav"), two, rtol=0, atol=1e-4)
+    assert "4.wav: its 4 channels are mixed into one" in caplog.text

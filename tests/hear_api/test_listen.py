@@ -1,0 +1,58 @@
+"""The listen command, on a file and on stdin."""
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hear_api.listen import Novelty, main
+from tests.conftest import ROOT
+
+MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--device", "cpu"]
+
+
+@pytest.fixture
+def one_thread():
+    """The command sets the number of threads of its process, which is this one here."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def tone(hertz, seconds):
+    return 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * 16000)) / 16000)
+
+
+def test_a_file(tmp_path, capsys, one_thread):
+    soundfile.write(tmp_path / "a.wav", tone(440, 3), 16000)
+    main([str(tmp_path / "a.wav"), *MODEL, "--statistics=-5,3"])
+    out = capsys.readouterr().out
+    assert "\n    0.0 s |" in out and "\n    2.0 s |" in out
+    steps, factor = re.search(r"(\d+) steps of 40 ms.*real-time factor ([\d.]+)", out).groups()
+    assert int(steps) == 76 and 0 < float(factor) < 5  # ceil(301 frames / 4)
+
+
+def test_raw_stdin_in_a_process_of_its_own():
+    raw = (tone(440, 1) * 32767).astype("<i2").tobytes() + b"\0"  # with half a sample at the end
+    command = [sys.executable, "-m", "hear_api.listen", "-", *MODEL]
+    done = subprocess.run(command, cwd=ROOT, input=raw, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"26 steps of 40 ms" in done.stdout
+
+
+def test_errors_are_one_line(tmp_path, one_thread):
+    with pytest.raises(SystemExit, match="listen: .*absent.wav: no such audio file"):
+        main([str(tmp_path / "absent.wav"), *MODEL])
+    with pytest.raises(SystemExit, match="listen: SSAST is not causal"):
+        main(["-", "--config", "ssast_tiny_200_16x4", "--weights", "untrained", "--device", "cpu"])
+
+
+def test_novelty_is_high_where_the_embeddings_change():
+    rng, novelty = np.random.default_rng(0), Novelty()
+    before, after = torch.tensor(rng.standard_normal((2, 64)), dtype=torch.float32)
+    rows = torch.cat([before.expand(100, -1), after.expand(100, -1)]) + 0.1 * torch.randn(200, 64)
+    values = [novelty(row) for row in rows]
+    assert np.argmax(values[20:]) + 20 in range(100, 103) and np.mean(values[180:]) < 0.2

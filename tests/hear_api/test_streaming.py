@@ -1,0 +1,102 @@
+"""Live embeddings against those of the whole clip, given the same statistics."""
+import numpy as np
+import pytest
+import torch
+
+from data.features import log_mel
+from hear_api import RuntimeSSAST
+from hear_api.inputs import InputError
+from hear_api.streaming import StreamingSSAM
+from tests.golden_weights import fill_by_rule, golden_audio
+from tests.hear_api.test_runtime import config_of
+
+
+@pytest.fixture(scope="module", params=[{}, {"use_cls_token": False, "rms_norm": True}])
+def runtime(request):
+    runtime = RuntimeSSAST(config_of("ssam_tiny_200_16x4", depth=2, embed_dim=64, **request.param), None)
+    fill_by_rule(runtime.model)
+    return runtime
+
+
+def statistics_of(audio):
+    spectrogram = log_mel(audio)
+    return spectrogram.mean().item(), spectrogram.std().item()
+
+
+def stream(streaming, audio, piece):
+    results = [streaming.feed(part) for part in audio.split(piece)] + [streaming.finish()]
+    return tuple(torch.cat(parts) for parts in zip(*results))
+
+
+@pytest.mark.parametrize("piece", [1, 160, 1000, 32000])
+@pytest.mark.parametrize("samples", [201, 8000, 50001])
+def test_streaming_equals_offline_given_the_statistics(runtime, piece, samples):
+    if piece == 1:
+        samples = min(samples, 8000)
+    audio = golden_audio(samples)[0]
+    rows, times = stream(StreamingSSAM(runtime, statistics_of(audio)), audio, piece)
+    expected_rows, expected_times = runtime.get_timestamp_embeddings(audio)
+    torch.testing.assert_close(rows, expected_rows[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(times, expected_times[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", [1, 160, 1000, 32000])
+def test_the_published_size_too(piece):
+    runtime, audio = RuntimeSSAST(config_of("ssam_tiny_200_16x4"), None), golden_audio(80000)[0]
+    fill_by_rule(runtime.model)
+    rows, _ = stream(StreamingSSAM(runtime, statistics_of(audio)), audio, piece)
+    torch.testing.assert_close(rows, runtime.get_timestamp_embeddings(audio)[0][0], rtol=0, atol=1e-4)
+
+
+def test_a_step_comes_out_as_soon_as_its_frames_are_complete(runtime):
+    streaming, audio = StreamingSSAM(runtime, (0.0, 1.0)), golden_audio(8000)[0]
+    arrivals = [at for at in range(0, 8000, 40) if len(streaming.feed(audio[at:at + 40])[0])]
+    # Step i ends with frame 4 i + 3, whose window ends 200 samples after sample 160 (4 i + 3).
+    assert [at + 40 for at in arrivals] == [160 * (4 * i + 3) + 200 for i in range(len(arrivals))]
+
+
+def test_warm_up_holds_back_and_then_uses_its_own_statistics(runtime):
+    audio = golden_audio(50001)[0]
+    statistics = StreamingSSAM(runtime, statistics_of(audio)), StreamingSSAM(runtime, "warmup", 0.5)
+    assert len(statistics[1].feed(audio[:7000])[0]) == 0 and len(statistics[1].feed(audio[7000:9000])[0]) == 14
+    mean, std = (f(log_mel(audio)[:50]).item() for f in (torch.mean, torch.std))
+    rows, _ = stream(StreamingSSAM(runtime, "warmup", 0.5), audio, 1700)
+    expected, _ = stream(StreamingSSAM(runtime, (mean, std)), audio, 50001)
+    torch.testing.assert_close(rows, expected, rtol=0, atol=1e-4)
+    short, _ = stream(StreamingSSAM(runtime, "warmup", 0.5), audio[:4000], 4000)
+    torch.testing.assert_close(short, runtime.get_timestamp_embeddings(audio[:4000])[0][0], rtol=0, atol=1e-4)
+
+
+def test_running_statistics_do_not_depend_on_the_pieces_and_never_look_ahead(runtime):
+    audio = golden_audio(16000)[0]
+    rows, _ = stream(StreamingSSAM(runtime), audio, 16000)
+    others, _ = stream(StreamingSSAM(runtime), audio, 777)
+    torch.testing.assert_close(rows, others, rtol=0, atol=1e-4)
+    changed = audio.clone()
+    changed[12000:] = 0
+    others, _ = stream(StreamingSSAM(runtime), changed, 777)
+    unchanged = 18  # steps whose windows end before sample 12000
+    torch.testing.assert_close(rows[:unchanged], others[:unchanged], rtol=0, atol=1e-4)
+    assert (rows[unchanged + 1:] - others[unchanged + 1:]).abs().amax(dim=1).min() > 1e-3
+
+
+def test_memory_stays_constant(runtime):
+    streaming, sizes = StreamingSSAM(runtime), []
+    for _ in range(60):
+        streaming.feed(torch.randn(1600))
+        kept = [*streaming._states[0], streaming._frames, streaming._log_mel._held]
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept))
+    assert max(sizes[30:]) <= max(sizes[:30])
+
+
+def test_faults_are_named(runtime):
+    with pytest.raises(InputError, match="the piece holds NaN or Inf"):
+        StreamingSSAM(runtime).feed(torch.full((10,), np.nan))
+    with pytest.raises(ValueError, match="200 samples"):
+        stream(StreamingSSAM(runtime), torch.zeros(200), 50)
+    for statistics in ("mean", (1.0,), (0.0, -1.0), None):
+        with pytest.raises(ValueError, match="statistics must be"):
+            StreamingSSAM(runtime, statistics)
+    with pytest.raises(ValueError, match="SSAST is not causal"):
+        StreamingSSAM(RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1), None))
