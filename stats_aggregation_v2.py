@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
+from atomic_files import atomic_write
 from external_sources import layout
-from training.files import atomic_write
 
 CONFIDENCE = 0.95
 OVERALL = "s(m)"

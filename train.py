@@ -12,6 +12,7 @@ import ast
 import json
 import logging
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import nn
 from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from atomic_files import atomic_write
 import configs.base
 import models
 from data.loader import EpochBatches, make_loader, make_remote_loader, set_epoch
@@ -31,7 +33,6 @@ from data.samples import ArchiveError
 from models.loss import reconstruction_loss
 from training import checkpoint, distributed, figures, optim
 from training.fake_data import RandomSpectrograms
-from training.files import atomic_write
 from training.monitor import Monitor, start_wandb
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -269,6 +270,7 @@ def save_reconstructions(run: Run, epoch: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's, for each loader
     try:
         try:
             run = set_up(args)

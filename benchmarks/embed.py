@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from atomic_files import atomic_write
 from data.features import SAMPLE_RATE
 from hear_api.embed import load_runtime
 from hear_api.runtime import LAYOUTS, RuntimeSSAST
-from training.files import atomic_write
 
 UNIT_FRAMES = 200
 CLIP_SECONDS = {"2.0 s": [2.0], "4.0 s": [4.0], "10 s": [10.0], "mixed": [0.5, 1.3, 2.0, 2.7, 4.0, 5.5, 10.0]}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
-from data.files import atomic_write
+from atomic_files import atomic_write
 from data.samples import ArchiveError, Sample, decode_labels, decode_spectrogram, encode_members
 from data.shard_files import ShardFiles
 from data.shard_index import ShardIndex, read_index, save_index

@@ -18,9 +18,9 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
+from atomic_files import atomic_write, remove_partials
 from data import features
 from data.archives import MANIFEST_NAME, SHARD_PATTERN, read_manifest, write_manifest
-from data.files import atomic_write, remove_partials
 from data.shard_index import index_path
 
 JOB_NAME = "unfinished"

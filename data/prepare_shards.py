@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from atomic_files import sha256
 from data import features
 from data.archives import write_shard
 from data.audio import AudioError, stream_audio
-from data.files import sha256
 from data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
 from data.samples import Sample
 from data.shard_index import index_path

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
+from atomic_files import atomic_write
 from data.features import clip_statistics
-from data.files import atomic_write
 from data.samples import DATA_MEMBER, LABELS_MEMBER, ArchiveError, decode_spectrogram
 
 TAR_BLOCK = 512

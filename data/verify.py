@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from atomic_files import sha256
 from data.archives import MANIFEST_NAME, read_manifest, read_sample
 from data.features import N_MELS, clip_statistics
-from data.files import sha256
 from data.samples import ArchiveError
 from data.shard_files import ShardFiles
 from data.shard_index import ShardIndex, index_from_headers, index_path, saved_index

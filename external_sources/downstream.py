@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from atomic_files import atomic_write
 from external_sources import layout, machine, worker
 from external_sources.grid import parse_grid
-from training.files import atomic_write
 
 SETTINGS = "downstream-settings.json"           # in the folder of each task: the seed and grid of its results
 # Measured: the kit and its libraries take 0.6 GB; it holds a task's embeddings as memory map, rows and stacked.

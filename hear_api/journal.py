@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.files import atomic_write
+from atomic_files import atomic_write
 
 READ_ROWS = 8192  # held at once when the rows are read again
 

@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from atomic_files import atomic_write
 from hear_api.runtime import RuntimeSSAST
 from training.checkpoint import CheckpointError, load_model_state
-from training.files import atomic_write
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 FORMAT = "audio-mamba 1"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from atomic_files import atomic_write
 from hear_api.journal import Entry, Journal
-from training.files import atomic_write
 
 
 def writer_for(out: Path):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.files import atomic_write
+from atomic_files import atomic_write, remove_partials
 
 LAST_EPOCHS_KEPT = 5
 
@@ -27,6 +27,7 @@ def is_due(epoch: int, num_epochs: int) -> bool:
 
 def save_checkpoint(path: str | Path, **state: Any) -> None:
     """Writes `state` (tensors and builtins only, so that it can be read safely) to `path`, whole or not at all."""
+    remove_partials(path)  # of an attempt that was killed; they are as large as the checkpoint
     with atomic_write(path) as file:
         torch.save(state, file)
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from training.files import atomic_write
+from atomic_files import atomic_write
 
 SECONDS_PER_FRAME = 0.01  # the hop of the front end
 MASKED_COLOUR = "0.8"

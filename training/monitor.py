@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from atomic_files import atomic_write
 from training import distributed, figures
-from training.files import atomic_write
 
 logger = logging.getLogger(__name__)
 

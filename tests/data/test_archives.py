@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import webdataset
 
+from atomic_files import atomic_write
 from data.archives import read_manifest, read_shard, shard_indices, write_manifest, write_shard
-from data.files import atomic_write
 from data.samples import ArchiveError, Sample
 from data.shard_files import ShardFiles
 from data.shard_index import index_from_headers, read_index

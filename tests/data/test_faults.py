@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import webdataset
 
+from atomic_files import sha256
 from data.archives import write_manifest, write_shard
 from data.dataset import LogMelDataset
 from data.faults import Faults
-from data.files import sha256
 from data.inspect import main as inspect_command
 from data.loader import make_loader, set_epoch
 from data.samples import ArchiveError, Sample

@@ -15,10 +15,10 @@ import soundfile
 import torch
 import webdataset
 
+from atomic_files import sha256
 from data.archives import read_shard, shard_indices
 from data.audio import AudioError, load_audio
 from data.features import log_mel
-from data.files import sha256
 from data.prepare import prepare
 from data.prepare_job import PrepareError, Settings, Share
 from data.prepare_shards import cut_clips

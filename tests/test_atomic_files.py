@@ -1,6 +1,6 @@
 import pytest
 
-from training.files import atomic_write
+from atomic_files import atomic_write, remove_partials
 
 
 def test_the_file_appears_only_when_it_is_complete(tmp_path):
@@ -24,8 +24,8 @@ def test_an_error_leaves_the_old_contents_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_left_is_overwritten(tmp_path):
-    (tmp_path / "file.tmp").write_bytes(b"a long rest of a killed attempt")
-    with atomic_write(tmp_path / "file") as file:
-        file.write(b"new")
-    assert (tmp_path / "file").read_bytes() == b"new"
+def test_what_a_killed_writer_left_can_be_removed(tmp_path):
+    (tmp_path / "file.0123abcd.partial").write_bytes(b"the rest of a killed attempt")
+    (tmp_path / "file2.0123abcd.partial").write_bytes(b"of another file")
+    remove_partials(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file2.0123abcd.partial"]
