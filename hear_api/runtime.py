@@ -165,6 +165,7 @@ class RuntimeSSAST(nn.Module):
             name = "float16" if device == "cuda" else "float32"
         return torch.autocast(device, PRECISIONS[name]) if name != "float32" else contextlib.nullcontext()
 
+
 def build_model(config: ConfigDict) -> nn.Module:
     """The untrained encoder of a config, with the same weights each time. ValueError for an unknown arch."""
     arch = config.model.arch
