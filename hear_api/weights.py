@@ -37,7 +37,8 @@ def find_checkpoint(weights_dir: str | Path) -> Path:
 def load_weights(model: nn.Module, weights_dir: str | Path) -> Path:
     """Load the newest checkpoint below `weights_dir` into a model; returns the file taken.
 
-    FileNotFoundError if there is none, `training.checkpoint.CheckpointError` for a damaged file or another architecture.
+    FileNotFoundError if there is none, `training.checkpoint.CheckpointError` for a damaged file or another
+    architecture.
     """
     path = find_checkpoint(weights_dir)
     load_model_state(model, load_checkpoint(path)["model"], source=path)

@@ -42,7 +42,8 @@ def test_imports_flow_downward(path):
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_no_optional_package_at_module_level_and_no_path_edits(path):
     tree = ast.parse(path.read_text())
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
     for node, name in imports(tree):
         if id(node) not in inside and "triton" not in path.stem:
             assert name.split(".")[0] not in OPTIONAL, f"{path.name} imports {name} at module level"

@@ -72,7 +72,7 @@ def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):
         load_config("json")
     module = importlib.import_module("configs.ssam_tiny_200_16x4")
     monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
-    with pytest.raises(FileNotFoundError, match="set PT_MAMBA_MODEL_DIR to the folder that holds ssam_tiny_200_16x4_4x"):
+    with pytest.raises(FileNotFoundError, match="set PT_MAMBA_MODEL_DIR to the folder that holds ssam_tiny_200_"):
         module.load_model()
     monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="has no folder .*ssam_tiny_200_16x4_4x256_fp16_r1"):
