@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.ops.causal_conv1d import causal_conv1d
+from models.ops.linear import linear
 from models.ops.selective_scan import selective_scan
 
 
@@ -55,7 +56,7 @@ class Mamba(nn.Module):
         x = causal_conv1d(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
         y = selective_scan(x, *self._scan_inputs(x), self.D, z, self.dt_proj.bias, delta_softplus=True,
                            backend=self.backend)
-        return self.out_proj(y.transpose(1, 2))
+        return _apply(self.out_proj, y.transpose(1, 2))
 
     def first_state(self, batch: int) -> MambaState:
         """The state before any token."""
@@ -79,15 +80,19 @@ class Mamba(nn.Module):
         steps = F.softplus(delta.transpose(1, 2).float() + self.dt_proj.bias.float()).cumsum(1)  # [B, L, E]
         left = torch.exp_(steps[..., None] * A).mul_(state.scan[:, None])                        # [B, L, E, N]
         y = (y + (left @ C.float().transpose(1, 2)[..., None]).squeeze(-1).transpose(1, 2)) * F.silu(z)
-        y = self.out_proj(y.to(hidden.dtype).transpose(1, 2))
+        y = _apply(self.out_proj, y.to(hidden.dtype).transpose(1, 2))
         return y, MambaState(joined[..., joined.shape[-1] - before:].clone(), scan + left[:, -1])
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's branch and the gate's: [B, L, D] -> 2 x [B, E, L]."""
-        return self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
+        return _apply(self.in_proj, hidden).transpose(1, 2).chunk(2, dim=1)
 
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [B, E, L] -> delta [B, E, L], A [E, N], B and C [B, N, L]."""
-        dt, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.linear(dt, self.dt_proj.weight)  # [B, L, R] -> [B, L, E]; its bias enters the scan in float32
+        dt, B, C = _apply(self.x_proj, x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = linear(dt, self.dt_proj.weight)  # [B, L, R] -> [B, L, E]; its bias enters the scan in float32
         return delta.transpose(1, 2), -torch.exp(self.A_log.float()), B.transpose(1, 2), C.transpose(1, 2)
+
+
+def _apply(layer: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, layer.weight, layer.bias)
