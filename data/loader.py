@@ -34,9 +34,10 @@ class EpochBatches(Sampler):
         check_enough(n_samples, batch_size, world_size)
         self.n_samples, self.batch_size, self.rank, self.world_size = n_samples, batch_size, rank, world_size
         self.seed = seed
-        self.epoch = 0
+        self.epoch, self.first_step = 0, 0
 
     def __len__(self) -> int:
+        """Batches of a whole epoch."""
         return self.n_samples // (self.batch_size * self.world_size)
 
     def __iter__(self) -> "_EpochIterator":
@@ -54,7 +55,7 @@ class _EpochIterator(Iterator):
 
     def __init__(self, sampler: EpochBatches):
         self._sampler = sampler
-        self._begin(sampler.epoch, step=0)
+        self._begin(sampler.epoch, sampler.first_step)
 
     def _begin(self, epoch: int, step: int) -> None:
         self._epoch, self._step = epoch, step
@@ -158,7 +159,9 @@ def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, ba
                          pin_memory=pin_memory)
 
 
-def set_epoch(loader: StatefulDataLoader, epoch: int) -> None:
-    """The epoch that the next iteration over the loader begins; one resumed in mid-epoch finishes its own first."""
+def set_epoch(loader: StatefulDataLoader, epoch: int, first_step: int = 0) -> None:
+    """The epoch that the next iteration over the loader begins, at any of its steps (one resumed by
+    `load_state_dict` finishes its own epoch first). The batches from there on are those of the whole epoch; from
+    remote shards, if the number of processes and workers is the same."""
     place = loader.dataset if loader.batch_sampler is None else loader.batch_sampler
-    place.epoch = epoch
+    place.epoch, place.first_step = epoch, first_step

@@ -56,10 +56,10 @@ class RemoteShards(IterableDataset):
         self.samples, self.num_frames, self.batch_size, self.n_mels = samples, num_frames, batch_size, n_mels
         self.rank, self.world_size, self.seed, self.strict = rank, world_size, seed, strict
         self.draw_mask, self.shuffle_buffer = draw_mask, shuffle_buffer
-        self.epoch = 0
+        self.epoch, self.first_step = 0, 0
 
     def __len__(self) -> int:
-        """Batches of an epoch on this rank."""
+        """Batches of a whole epoch on this rank."""
         return self.samples // (self.batch_size * self.world_size)
 
     def __iter__(self) -> "_Reader":
@@ -80,9 +80,12 @@ class _Reader(Iterator):
         worker = get_worker_info()
         worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         self._shards = shards
-        self._number, self._readers = shards.rank * workers + worker_id, shards.world_size * workers
-        self._batches = len(range(worker_id, len(shards), workers))      # batches are taken from workers in turn
+        turn = (worker_id + shards.first_step) % workers                 # batches are taken from workers in turn
+        self._number, self._readers = shards.rank * workers + turn, shards.world_size * workers
+        self._batches = len(range(turn, len(shards), workers))
         self._begin(shards.epoch)
+        while self._done < len(range(turn, shards.first_step, workers)):
+            next(self)
 
     def _begin(self, epoch: int) -> None:
         self._epoch, self._done, self._drawn = epoch, 0, 0

@@ -148,6 +148,17 @@ def test_resumes_in_mid_epoch_with_the_very_batches_that_were_left(archive, num_
     assert_same(epoch_of(resumed, 4), expected[1])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_can_begin_at_any_step(archive, num_workers):
+    expected = [epoch_of(make(archive, batch_size=4), epoch) for epoch in (3, 4)]
+    loader = make(archive, batch_size=4, num_workers=num_workers)
+    for step in (3, 1, len(expected[0])):
+        set_epoch(loader, 3, step)
+        assert_same(list(loader), expected[0][step:])
+        assert len(loader) == len(expected[0])
+    assert_same(epoch_of(loader, 4), expected[1])
+
+
 def test_a_state_saved_after_an_epoch_goes_on_with_the_next(archive):
     loader = make(archive, batch_size=4)
     epoch_of(loader, 0)

@@ -104,6 +104,17 @@ def test_resumes_in_mid_epoch_with_the_batches_that_were_left(archive, num_worke
     assert same(epoch_of(resumed, 3), epoch_of(make(urls, num_workers=num_workers), 3))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_can_begin_at_any_step(archive, num_workers):
+    urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS)]
+    expected = epoch_of(make(urls, num_workers=num_workers), 2)
+    loader = make(urls, num_workers=num_workers)
+    for step in (7, 2):
+        set_epoch(loader, 2, step)
+        assert same(list(loader), expected[step:])
+    assert same(epoch_of(loader, 2), expected)
+
+
 def test_too_few_shards_for_the_readers_are_refused(archive):
     with pytest.raises(ValueError, match=r"6 shards are too few for 8 readers \(4 process\(es\) with 2 worker"):
         make([str(archive / "shard-{0..5}.tar")], num_workers=2, world_size=4)
