@@ -130,7 +130,7 @@ class LogMelDataset(Dataset):
             else:
                 crop_member(out, self._read_member(index), rng)
         except (OSError, ValueError) as error:
-            raise ArchiveError(f"{self._name(index)}: {error}") from error
+            raise ArchiveError(f"{self.name(index)}: {error}") from error
         return mask
 
     def _crop_in_place(self, out: np.ndarray, index: int, rng: np.random.Generator) -> None:
@@ -162,7 +162,7 @@ class LogMelDataset(Dataset):
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._first, index, side="right")) - 1
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
         """Shard and key of a sample, for messages. Keys are not kept in memory."""
         shard = self._shard(index)
         path, number = self._paths[shard], index - self._first[shard]

@@ -6,7 +6,7 @@ and masks, and a run can go on from any step of any epoch.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,21 @@ class _EpochIterator(Iterator):
         self._begin(state["epoch"], state["step"])
 
 
+class FixedBatches(Sampler):
+    """All samples in stored order as batches of (epoch 0, index), so with the same crops and masks each time; each rank
+    has those of every world_size-th place."""
+
+    def __init__(self, n_samples: int, batch_size: int, rank: int, world_size: int):
+        self._indices, self._batch_size = range(rank, n_samples, world_size), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for begin in range(0, len(self._indices), self._batch_size):
+            yield [(0, index) for index in self._indices[begin:begin + self._batch_size]]
+
+
 class ArchiveLoader(StatefulDataLoader):
     """Batches from a data set that makes them whole, (batch, faults). The faults, wherever a worker met them, are
     counted and told of here, out of `samples` that a pass has on this rank."""
@@ -104,7 +119,8 @@ def _as_it_is(fetched: tuple) -> tuple:
 def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_size: int, n_mels: int = N_MELS,
                 rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
                 draw_mask: DrawMask | None = None, pin_memory: bool = False, strict: bool = False,
-                multiprocessing_context: str | None = None) -> ArchiveLoader:
+                multiprocessing_context: str | None = None,
+                worker_init_fn: Callable[[int], None] | None = None) -> ArchiveLoader:
     """The batches of one rank; call `set_epoch` before each epoch.
 
     Args:
@@ -119,6 +135,7 @@ def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_siz
         pin_memory: put batches into page-locked memory, for fast copies to a GPU.
         strict: raise at the first bad shard or sample, instead of skipping up to 1% of them with warnings.
         multiprocessing_context: how workers start ("fork", "spawn", ...); None is the platform's own way.
+        worker_init_fn: called in each worker with its number, at its start.
 
     Returns:
         a loader of samples // (batch_size * world_size) batches, each a dict of spectrogram float32
@@ -132,14 +149,24 @@ def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_siz
     dataset = LogMelDataset(directories, num_frames, n_mels, seed, draw_mask, strict)
     batches = EpochBatches(len(dataset), batch_size, rank, world_size, seed)
     return ArchiveLoader(dataset, len(batches) * batch_size, batch_sampler=batches, num_workers=num_workers,
-                         pin_memory=pin_memory, persistent_workers=num_workers > 0,
+                         pin_memory=pin_memory, persistent_workers=num_workers > 0, worker_init_fn=worker_init_fn,
                          multiprocessing_context=multiprocessing_context if num_workers else None)
+
+
+def make_validation_loader(directory: str | Path, *, num_frames: int, batch_size: int, n_mels: int = N_MELS,
+                           rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
+                           draw_mask: DrawMask | None = None, pin_memory: bool = False, strict: bool = False,
+                           worker_init_fn: Callable[[int], None] | None = None) -> ArchiveLoader:
+    """All samples of an archive folder once, the same crops and masks at each pass; arguments as for `make_loader`."""
+    dataset = LogMelDataset([directory], num_frames, n_mels, seed, draw_mask, strict)
+    return ArchiveLoader(dataset, len(dataset), batch_sampler=FixedBatches(len(dataset), batch_size, rank, world_size),
+                         num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=worker_init_fn)
 
 
 def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, batch_size: int, n_mels: int = N_MELS,
                        rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
-                       draw_mask: DrawMask | None = None, pin_memory: bool = False,
-                       strict: bool = False) -> ArchiveLoader:
+                       draw_mask: DrawMask | None = None, pin_memory: bool = False, strict: bool = False,
+                       worker_init_fn: Callable[[int], None] | None = None) -> ArchiveLoader:
     """The batches of one rank from shards that can only be read from front to back (see `data.remote`).
 
     Args:
@@ -156,7 +183,7 @@ def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, ba
     dataset = RemoteShards(urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers,
                            draw_mask, strict)
     return ArchiveLoader(dataset, len(dataset) * batch_size, batch_size=None, num_workers=num_workers,
-                         pin_memory=pin_memory)
+                         pin_memory=pin_memory, worker_init_fn=worker_init_fn)
 
 
 def set_epoch(loader: StatefulDataLoader, epoch: int, first_step: int = 0) -> None:

@@ -1,37 +1,78 @@
 """Several processes under torchrun, or one alone: the same calls serve both, and alone they do nothing."""
 
+import ctypes
+import logging
 import os
+import signal
+import sys
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+logger = logging.getLogger(__name__)
 
-def init() -> torch.device:
+# How long a process waits for the others in one exchange, and how long survivors wait for word of each other.
+PATIENCE = timedelta(minutes=10)
+ROLL_CALL_SECONDS = 5.0
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+_store: dist.Store | None = None  # what the processes know of each other while the group cannot be used
+
+
+def init(device_name: str = "auto") -> torch.device:
     """Joins the processes that torchrun started (nccl on CUDA, gloo on a CPU) and returns the device of this one.
 
     Started without torchrun, it only picks the device. On a CPU the cores are shared out among the machine's processes.
+    ValueError if the device that is asked for ("auto", "cpu" or "cuda") is not there.
     """
-    if torch.cuda.is_available():
-        device = torch.device("cuda", _from_torchrun("LOCAL_RANK", 0))
-        if device.index >= torch.cuda.device_count():
-            raise ValueError(f"process {device.index} on this machine has no GPU: it has {torch.cuda.device_count()}")
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
+    device = _pick_device(device_name)
     if "RANK" in os.environ:
         if device.type == "cpu":  # torchrun gives each process a single thread, which may leave most cores idle
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // _from_torchrun("LOCAL_WORLD_SIZE", 1)))
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _stop_with_the_launcher()
+        _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def _pick_device(name: str) -> torch.device:
+    if name == "cpu" or name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: PyTorch {torch.__version__} sees no CUDA device on this machine")
+    device = torch.device("cuda", _from_torchrun("LOCAL_RANK", 0))
+    if device.index >= torch.cuda.device_count():
+        raise ValueError(f"process {device.index} on this machine has no GPU: it has {torch.cuda.device_count()}")
+    torch.cuda.set_device(device)
     return device
 
 
 def _from_torchrun(name: str, alone: int) -> int:
     return int(os.environ.get(name, alone))
+
+
+def _stop_with_the_launcher() -> None:
+    """A torchrun that was killed would leave its processes running: let the system tell them by SIGTERM."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _join(backend: str) -> None:
+    global _store
+    store, rank_, world_size_ = next(rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank_, world_size=world_size_,
+                            timeout=PATIENCE)
+    _store = dist.PrefixStore("roll call", store)
+    _store.set_timeout(timedelta(seconds=ROLL_CALL_SECONDS))
 
 
 def rank() -> int:
@@ -51,11 +92,77 @@ def is_main() -> bool:
 
 def mean(value: torch.Tensor) -> torch.Tensor:
     """The mean of `value` over the processes, on each of them; `value` itself is not changed."""
+    return total(value) / world_size() if dist.is_initialized() else value
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """The sum of `value` over the processes, on each of them; `value` itself is not changed."""
     if not dist.is_initialized():
         return value
-    total = value.detach().clone()
-    dist.all_reduce(total)  # a sum, since gloo has no mean
-    return total / world_size()
+    summed = value.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def gather(value: Any) -> list[Any]:
+    """The picklable `value` of every process in the order of ranks, on each of them."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+class Agreement:
+    """Yes-or-no questions on which all processes act alike, at the same step and without waiting for each other."""
+
+    def __init__(self, questions: int):
+        self._questions = questions
+        self._answers: torch.Tensor | None = None
+        self._exchange: dist.Work | None = None
+
+    def vote(self, *answers: bool) -> list[bool]:
+        """For each question, whether any process said yes: alone in this call, with others in the call before."""
+        if not dist.is_initialized():
+            return list(answers)
+        agreed = [False] * self._questions
+        if self._exchange is not None:
+            self._exchange.wait()
+            agreed = self._answers.bool().tolist()
+        self._answers = torch.tensor(answers, dtype=torch.int32)
+        self._exchange = dist.all_reduce(self._answers, op=dist.ReduceOp.MAX, async_op=True)
+        return agreed
+
+
+@contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """If an exchange fails inside because another process died or hangs, says which in place of where it broke.
+
+    Raises ConnectionError, after a roll call of the survivors.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not dist.is_initialized() or not _is_of_an_exchange(error):
+            raise
+        raise ConnectionError(_roll_call()) from error
+
+
+def _is_of_an_exchange(error: Exception) -> bool:
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection")))
+
+
+def _roll_call() -> str:
+    try:
+        _store.set(f"here {rank()}", "")
+        time.sleep(ROLL_CALL_SECONDS)
+        lost = [number for number in range(world_size()) if not _store.check([f"here {number}"])]
+    except dist.DistError:
+        return f"rank {rank()} of {world_size()} has lost all the others and the launcher's store"
+    if not lost:
+        return "the connection between the processes broke, but all of them are still there"
+    return f"rank(s) {', '.join(map(str, lost))} of {world_size()} died or do not answer; rank {rank()} stops as well"
 
 
 def cleanup() -> None:

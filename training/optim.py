@@ -1,10 +1,13 @@
 """AdamW with the published parameter groups, and the published learning-rate schedule."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from training.checkpoint import CheckpointError
 
 # Rates are quoted for a global batch of this many samples (Goyal et al. 2017, arXiv 1706.02677; as MAE does).
 REFERENCE_BATCH = 256
@@ -37,10 +40,24 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_decay: bool = F
 def make_optimizer(model: nn.Module, weight_decay: float, bias_decay: bool = False) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, with betas (0.9, 0.95), or (0.9, 0.999) with `bias_decay`.
 
-    Its rate is 0 until `set_learning_rate` is called.
+    Its rate is 0 until `set_learning_rate` is called. A step changes nothing while its attribute `found_inf` is 1.
     """
     betas = (0.9, 0.999) if bias_decay else (0.9, 0.95)
-    return torch.optim.AdamW(parameter_groups(model, weight_decay, bias_decay), lr=0.0, betas=betas)
+    return torch.optim.AdamW(parameter_groups(model, weight_decay, bias_decay), lr=0.0, betas=betas, fused=True)
+
+
+def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any], source: str | Path) -> None:
+    """Loads the state of an AdamW with the same groups, read from `source`; whether it was fused does not matter.
+
+    CheckpointError where its groups hold other numbers of parameters.
+    """
+    sizes, expected = ([len(group["params"]) for group in groups]
+                       for groups in (state["param_groups"], optimizer.param_groups))
+    if sizes != expected:
+        raise CheckpointError(f"{source}: its optimizer has groups of {sizes} parameters instead of {expected}; "
+                              "--bias_decay makes one group, its absence two")
+    groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,0 +1,244 @@
+"""What train.py does before its first step: arguments, checks, and everything that the loop needs."""
+
+import argparse
+import ast
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+from torch.utils.data import default_collate
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import configs.base
+import models
+from data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
+from data.remote import RemoteShards, is_remote
+from training import checkpoint, distributed, optim, resume
+from training.fake_data import RandomSpectrograms
+from training.interruption import leave_signals_to_the_trainer
+from training.resume import Place
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FAKE_SAMPLES = 1024
+CLIPS_SHOWN = 3
+
+# Keys that may change between two parts of one run: none of them changes what the weights so far were trained to do.
+FREE_KEYS = ("name", "data.train_", "data.val_", "log_every_steps", "num_epochs", "wandb.", "precision", "half_precision",
+             "batch_size", "opt.grad_accum_steps", "scene_layout", "num_train_steps", "steps_per_eval")
+
+logger = logging.getLogger("train")
+
+
+def parse_arguments(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config", required=True, metavar="MODULE", help="config module, such as configs.ssam_tiny_200_16x4")
+    add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; made where missing")
+    add("--data", nargs="+", metavar="DIR",
+        help="archive folders (default: data.train_dirs of the config), or addresses of shards such as "
+             "http://host/shard-{000000..000099}.tar, with their samples in data.train_samples of the config")
+    add("--val-data", metavar="DIR",
+        help="archive folder for the validation loss (default: data.val_dir of the config, where --data is not given)")
+    add("--fake_data", action="store_true", help=f"train on {FAKE_SAMPLES} random spectrograms instead of archives")
+    add("--strict-data", action="store_true",
+        help="stop at the first bad shard or sample (default: skip up to 1%% of them with warnings)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change entries of the config, such as num_epochs=2 opt.warmup_epochs=0")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one")
+    add("--precision", choices=PRECISIONS,
+        help="of the autocast region; float16 also scales the loss (default: precision of the config, float32)")
+    add("--resume", metavar="PATH",
+        help="checkpoint to go on from (default: the newest one in the workdir that can be read, if there is any)")
+    add("--checkpoint-minutes", type=float, default=15.0, metavar="MINUTES",
+        help="time between two checkpoints in mid-epoch, in DIR/resume; 0: none but at a stop (default: %(default)g)")
+    add("--min_lr", type=float, default=0.0, help="learning rate at the end of the schedule (default: %(default)s)")
+    add("--bias_decay", action="store_true",
+        help="decay all weights alike, in one group, with betas (0.9, 0.999) instead of (0.9, 0.95)")
+    add("--seed", type=int, default=0, help="of initialisation, order, crops and masks (default: %(default)s)")
+    add("--num_workers", type=int, default=2, help="data-loading processes per process (default: %(default)s)")
+    add("--compile", action="store_true", help="run the model through torch.compile: a slow start, then faster steps")
+    add("--gradient-checkpointing", action="store_true",
+        help="keep no activations inside the blocks: less memory, a second forward pass")
+    add("--detect-anomaly", action="store_true", help="name the operation that makes a gradient NaN; slow")
+    add("--print_freq", type=int, metavar="STEPS", help="steps per line (default: log_every_steps of the config)")
+    add("--no_wandb", action="store_true", help="do not log to wandb")
+    add("--tensorboard", action="store_true", help="log to TensorBoard, in the folder tensorboard of the workdir")
+    return parser.parse_args(arguments)
+
+
+def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
+    """The config of a module with KEY=VALUE entries replaced. Raises ValueError naming what is wrong."""
+    config = configs.base.load_config(module_name)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"--set {override}: expected KEY=VALUE")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text  # a plain word is a string
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"--set {override}: {error.args[0]}") from error
+    return configs.base.check_config(config, source="--set")
+
+
+@dataclass
+class Run:
+    """Everything that the loop needs, ready to go on at `place`."""
+
+    args: argparse.Namespace
+    config: ConfigDict
+    workdir: Path
+    device: torch.device
+    model: nn.Module
+    parallel_model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loader: StatefulDataLoader
+    val_loader: StatefulDataLoader | None
+    fixed_clips: dict[str, torch.Tensor]
+    peak_rate: float
+    place: Place
+    monitor_state: dict[str, Any] | None
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of all processes together."""
+        return self.config.batch_size * distributed.world_size()
+
+
+def set_up(args: argparse.Namespace) -> Run:
+    """Builds the run. Whatever the user got wrong raises ValueError or OSError here, on every process alike."""
+    config = load_config(args.config, args.overrides)
+    optim.check_names(config.opt.optimizer, config.opt.schedule)
+    args.print_freq = args.print_freq or config.log_every_steps
+    args.precision = args.precision or config.precision
+    if args.precision not in PRECISIONS:
+        raise ValueError(f"precision {args.precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+    device = distributed.init(args.device)
+    if args.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} cannot compute in it; take float16")
+    logging.basicConfig(level=logging.INFO if distributed.is_main() else logging.WARNING, stream=sys.stdout,
+                        format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    workdir = Path(args.workdir)
+    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    check_same_experiment(workdir, config)
+
+    torch.manual_seed(args.seed)
+    model = build_model(config).to(device)
+    model.gradient_checkpointing = args.gradient_checkpointing
+    if distributed.is_main():
+        resume.tidy(workdir)
+        resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
+    loader, val_loader = build_loaders(args, config, model, device)
+    optimizer = optim.make_optimizer(model, config.opt.weight_decay, args.bias_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
+    place, monitor_state = load_state(args, config, workdir, model, optimizer, scaler)
+    compiled = torch.compile(model) if args.compile else model
+    return Run(args, config, workdir, device, model, distributed.parallel(compiled, device), optimizer, scaler, loader,
+               val_loader, clips_to_show(loader), optim.peak_learning_rate(
+                   config.opt.learning_rate, config.opt.grad_accum_steps * config.batch_size * distributed.world_size()),
+               place, monitor_state)
+
+
+def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
+    """Raises ValueError where checkpoints in `workdir` were trained by a config that differs in more than FREE_KEYS."""
+    if not (workdir / "config.json").exists() or not resume.checkpoints(workdir):
+        return
+    theirs = flattened(json.loads((workdir / "config.json").read_text()))
+    ours = flattened(json.loads(json.dumps(config.to_dict())))
+    differences = [f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in sorted({*theirs, *ours})
+                   if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)]
+    if differences:
+        raise ValueError(f"{workdir} belongs to another config: {'; '.join(differences)}; choose another --workdir")
+
+
+def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one of dotted keys."""
+    flat = {}
+    for key, value in entries.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def build_model(config: ConfigDict) -> nn.Module:
+    arch = config.model.arch
+    if arch not in models.ARCHS:
+        raise ValueError(f"model.arch {arch!r} is unknown; choose from {', '.join(models.ARCHS)}")
+    return getattr(models, arch)(**config.model.model_args.to_dict())
+
+
+def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module,
+                  device: torch.device) -> tuple[StatefulDataLoader, StatefulDataLoader | None]:
+    """The loaders of training and, where there is a folder for it, of validation."""
+    frames, mels = reversed(model.img_size) if model.frequency_first else model.img_size
+    if config.data.num_frames != frames:
+        raise ValueError(f"data.num_frames is {config.data.num_frames}, but the model reads {frames} frames "
+                         f"(model.model_args.img_size is {model.img_size})")
+    rank, world_size = distributed.rank(), distributed.world_size()
+    options = {"num_frames": frames, "n_mels": mels, "batch_size": config.batch_size, "rank": rank,
+               "world_size": world_size, "seed": args.seed, "num_workers": args.num_workers,
+               "draw_mask": model.draw_mask, "pin_memory": device.type == "cuda", "strict": args.strict_data,
+               "worker_init_fn": leave_signals_to_the_trainer}
+    val_dir = args.val_data or ("" if args.data or args.fake_data else config.data.val_dir)
+    if val_dir and not Path(val_dir).is_dir():
+        if args.val_data:
+            raise ValueError(f"no data folder {val_dir}, named by --val-data")
+        logger.warning("no validation loss: there is no folder %s (data.val_dir)", val_dir)
+        val_dir = ""
+    val_loader = make_validation_loader(val_dir, **options) if val_dir else None
+    if args.fake_data:
+        dataset = RandomSpectrograms(FAKE_SAMPLES, frames, mels, args.seed, model.draw_mask)
+        batches = EpochBatches(len(dataset), config.batch_size, rank, world_size, args.seed)
+        return StatefulDataLoader(dataset, batch_sampler=batches, num_workers=args.num_workers,
+                                  worker_init_fn=leave_signals_to_the_trainer), val_loader
+    directories = args.data or config.data.train_dirs
+    if all(map(is_remote, directories)):
+        return make_remote_loader(directories, samples=sum(config.data.train_samples), **options), val_loader
+    for directory in directories:
+        if not Path(directory).is_dir():
+            raise ValueError(f"no data folder {directory}; name archive folders with --data, or set $DATASETS_BASE_DIR")
+    return make_loader(directories, **options), val_loader
+
+
+def clips_to_show(loader: StatefulDataLoader) -> dict[str, torch.Tensor]:
+    """A batch of clips for the pictures, from all over the data: data that do not fit the model are found here."""
+    if isinstance(loader.dataset, RemoteShards):
+        return loader.dataset.first(CLIPS_SHOWN)
+    shown = np.linspace(0, len(loader.dataset) - 1, CLIPS_SHOWN, dtype=int).tolist()
+    return default_collate([loader.dataset[0, index] for index in shown])
+
+
+def load_state(args: argparse.Namespace, config: ConfigDict, workdir: Path, model: nn.Module,
+               optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[Place, dict[str, Any] | None]:
+    """Loads the checkpoint to go on from, if there is one; returns the place, and the state of the monitor there."""
+    if args.resume:
+        path, state = args.resume, checkpoint.load_checkpoint(args.resume)
+    else:
+        path, state = resume.load_newest(workdir) or (None, None)
+    found = distributed.gather(str(path))
+    if len(set(found)) > 1:
+        raise ValueError(f"the processes see different checkpoints in {workdir} ({', '.join(sorted(set(found)))}): it "
+                         "must be one folder for all machines")
+    if path is None:
+        return Place(0, 0), None
+    if "processes" in state and state["args"]["seed"] != args.seed:
+        raise ValueError(f"{path} was trained with --seed {state['args']['seed']}, not {args.seed}")
+    checkpoint.load_model_state(model, state["model"], source=path)
+    optim.load_state(optimizer, state["optimizer"], source=path)
+    if scaler.is_enabled() and state.get("scaler"):  # one of a run in another precision is of no use
+        scaler.load_state_dict(state["scaler"])
+    samples_per_step = config.batch_size * distributed.world_size()
+    place, monitor_state = resume.restore_process(state, samples_per_step, config.opt.grad_accum_steps)
+    logger.info("going on from %s: %d epoch(s)%s are done", path, place.epoch,
+                f" and {place.step} steps" if place.step else "")
+    return place, monitor_state
