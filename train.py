@@ -3,8 +3,8 @@
     python train.py --config configs.ssam_tiny_200_16x4 --workdir W --data ARCHIVE_DIR
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.ssam_tiny_200_16x4 --workdir W
 
-W gets config.json, log.txt, curves.png, reconstructions.png and checkpoints/. Started again with the same W, training
-goes on after the last checkpoint.
+W gets config.json, log.txt, steps.csv, curves.png, reconstructions.png and checkpoints/. Started again with the same W,
+training goes on after the last checkpoint.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from data.samples import ArchiveError
 from models.loss import reconstruction_loss
 from training import checkpoint, distributed, figures, optim
 from training.fake_data import RandomSpectrograms
-from training.monitor import Monitor, start_wandb
+from training.monitor import Monitor
+from training.trackers import TensorBoard, Tracker, Wandb
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAKE_SAMPLES = 1024
@@ -66,6 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--num_workers", type=int, default=2, help="data-loading processes per process (default: %(default)s)")
     add("--print_freq", type=int, metavar="STEPS", help="steps per line (default: log_every_steps of the config)")
     add("--no_wandb", action="store_true", help="do not log to wandb")
+    add("--tensorboard", action="store_true", help="log to TensorBoard, in the folder tensorboard of the workdir")
     return parser.parse_args(arguments)
 
 
@@ -184,31 +186,40 @@ def resume(args: argparse.Namespace, workdir: Path, model: nn.Module, optimizer:
 
 def train(run: Run) -> None:
     args, config = run.args, run.config
-    wandb_run = None
     if distributed.is_main():
         logger.info("%s: %.2f M parameters, %d steps per epoch, %d process(es) on %s", args.config,
                     sum(p.numel() for p in run.model.parameters()) / 1e6, len(run.loader),
                     distributed.world_size(), run.device)
         with atomic_write(run.workdir / "config.json") as file:
-            file.write(json.dumps(config.to_dict(), indent=2).encode())
-        if not args.no_wandb:
-            wandb_run = start_wandb(config.wandb.project, run.workdir, config.to_dict())
+            file.write(json.dumps({"name": args.config, **config.to_dict()}, indent=2).encode())
     monitor = Monitor(run.workdir, first_epoch=run.first_epoch, num_epochs=config.num_epochs,
-                      steps_per_epoch=len(run.loader), print_freq=args.print_freq, wandb_run=wandb_run,
+                      steps_per_epoch=len(run.loader), print_freq=args.print_freq, trackers=start_trackers(run),
                       samples_per_step=config.batch_size * distributed.world_size())
 
     if run.first_epoch >= config.num_epochs:
         logger.info("all %d epochs are done already", config.num_epochs)
     for epoch in range(run.first_epoch, config.num_epochs):
         train_epoch(run, epoch, monitor)
+        monitor.end_epoch()
         if distributed.is_main() and checkpoint.is_due(epoch, config.num_epochs):
             checkpoint.save_checkpoint(
                 checkpoint.checkpoint_path(run.workdir / "checkpoints", epoch),
                 model=run.model.state_dict(), optimizer=run.optimizer.state_dict(), epoch=epoch,
                 scaler=run.scaler.state_dict(), args={**vars(args), "config": config.to_dict()})
             save_reconstructions(run, epoch)
-    if wandb_run is not None:
-        wandb_run.finish()
+            monitor.image("reconstructions", run.workdir / "reconstructions.png")
+    monitor.close()
+
+
+def start_trackers(run: Run) -> list[Tracker]:
+    """Those that the user wants, on the main process."""
+    trackers: list[Tracker] = []
+    if distributed.is_main():
+        if run.args.tensorboard:
+            trackers.append(TensorBoard(run.workdir, first_step=run.first_epoch * len(run.loader)))
+        if not run.args.no_wandb:
+            trackers.append(Wandb(run.config.wandb.project, run.workdir, run.config.to_dict()))
+    return trackers
 
 
 def train_epoch(run: Run, epoch: int, monitor: Monitor) -> None:
