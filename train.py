@@ -103,10 +103,9 @@ def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interr
             optimizer.zero_grad()
             measures = {"grad_norm": grad_norm}
             if before:
-                measures["update_ratio"] = update_ratio(before, [weight.detach() for weight in weights])
-                measures["skipped"] = guard.skipped
-            if scaler.is_enabled():
-                measures["loss_scale"] = scaler.get_scale() if before else None
+                measures |= {"update_ratio": update_ratio(before, weights), "skipped": guard.skipped}
+                if scaler.is_enabled():
+                    measures["loss_scale"] = scaler.get_scale()
         monitor.step(loss, rate, **measures)
         if run.device.type == "cpu" or monitor.line_due(step):
             guard.review()

@@ -79,6 +79,7 @@ class StepGuard:
         return "; ".join(names) + (f"; and {more} more" if more else "")
 
 
+@torch.no_grad()
 def update_ratio(before: list[torch.Tensor], parameters: list[torch.Tensor]) -> torch.Tensor:
     """The norm of a step's change of the parameters, divided by their norm before it."""
     change = torch._foreach_norm(torch._foreach_sub(parameters, before))

@@ -1,12 +1,13 @@
-"""What a run shows while it trains: lines or a progress bar, log.txt, curves and, where asked for, wandb."""
+"""What a run shows while it trains: lines or a progress bar, log.txt, steps.csv, curves and trackers."""
 
-import json
+import itertools
 import logging
-import os
+import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,113 +15,210 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from atomic_files import atomic_write
 from training import distributed, figures
+from training.records import LOG_NAME, STEPS_NAME, StepTable, read_log, write_log
+from training.trackers import Tracker, Trackers
+
+BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+MEASURE = "measure "  # what the names of measures begin with in a state
 
 logger = logging.getLogger(__name__)
 
 
-class Monitor:
-    """Follows the losses of a run. Every process calls it; the main one writes.
+def _on_device(value: float) -> torch.Tensor:
+    """A scalar on the device of this process, see distributed.init."""
+    return torch.tensor(value, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
 
-    Lines and wandb show means over all processes and over the steps since the line before. On a terminal there is a
-    progress bar as well. `log.txt` has one JSON object per epoch, of which those from `first_epoch` on are dropped at
-    the start: they belong to an attempt that was killed before its checkpoint, and are trained again.
+
+@dataclass
+class Part:
+    """What this process has summed up over some steps of an epoch.
+
+    Losses stay on the device until a line is due, so that the GPU need not wait for the CPU at every step.
+    """
+
+    loss: torch.Tensor = field(default_factory=lambda: _on_device(0.0))    # sum of the finite losses
+    finite: torch.Tensor = field(default_factory=lambda: _on_device(0.0))  # how many these are
+    steps: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0  # of these seconds, for data
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(**{name: value + vars(other)[name] for name, value in vars(self).items()})
+
+    def over_processes(self) -> tuple[float, int, float]:
+        """Mean loss (NaN of none), count of losses that were not finite, and mean of the seconds waited."""
+        sums = torch.stack([self.loss, self.finite, _on_device(self.waited)])
+        loss, finite, waited = distributed.mean(sums).tolist()
+        return loss / finite if finite else math.nan, round((self.steps - finite) * distributed.world_size()), waited
+
+
+class Monitor:
+    """Follows a run that goes on at step `first_step` of `first_epoch`. Every process calls it; the main one writes.
+
+    Lines, steps.csv and trackers show means over all processes and over the steps since the line before; losses that
+    are not finite are counted, but left out. On a terminal a progress bar takes the place of the lines. What log.txt
+    and steps.csv hold beyond the beginning belongs to an attempt that was killed before its checkpoint: it is dropped,
+    and trained again.
 
     Args:
-        workdir: folder of log.txt and curves.png.
+        workdir: folder of log.txt, steps.csv and curves.png.
         steps_per_epoch: batches of each process per epoch.
         samples_per_step: samples of a step, all processes together.
         print_freq: steps between two lines.
-        wandb_run: a run of `start_wandb`, or None.
+        trackers: get the values of every line; used on the main process only.
     """
 
-    def __init__(self, workdir: Path, *, first_epoch: int, num_epochs: int, steps_per_epoch: int,
-                 samples_per_step: int, print_freq: int, wandb_run: Any = None):
-        self._log_path, self._curves_path = workdir / "log.txt", workdir / "curves.png"
+    def __init__(self, workdir: Path, *, first_epoch: int, first_step: int = 0, num_epochs: int, steps_per_epoch: int,
+                 samples_per_step: int, print_freq: int, trackers: Sequence[Tracker] = ()):
+        self._log_path, self._curves_path = workdir / LOG_NAME, workdir / "curves.png"
         self._num_epochs, self._steps, self._samples_per_step = num_epochs, steps_per_epoch, samples_per_step
-        self._print_freq, self._wandb_run = print_freq, wandb_run
-        self._terminal = distributed.is_main() and sys.stderr.isatty()
-        self._history = [line for line in read_log(self._log_path) if line["epoch"] < first_epoch]
+        self._print_freq = print_freq
+        self._epoch, self._step, self._loaded = first_epoch, first_step, None
+        self._start, self._start_step = None, self._global_step()
+        self._main = distributed.is_main()
+        if self._main:
+            self._trackers = Trackers(trackers)
+            self._history = [line for line in read_log(self._log_path) if line["epoch"] < first_epoch]
+            self._table = StepTable(workdir / STEPS_NAME, last_step=self._start_step)
+        self._shows_bar = self._main and sys.stderr.isatty()
+        self._shows_lines = self._main and not (self._shows_bar and sys.stdout.isatty())
 
-    def epoch(self, epoch: int, batches: Iterable) -> Iterator[tuple[int, Any]]:
-        """The batches with their numbers; when they are through, the epoch is written to log.txt."""
-        self._epoch, self._step, self._line_step, self._rate = epoch, 0, 0, 0.0
-        self._epoch_loss = self._line_loss = 0.0
-        self._epoch_start = self._line_start = time.perf_counter()
-        self._bar = tqdm(batches, desc=f"epoch {epoch + 1}/{self._num_epochs}", total=self._steps, unit="step",
-                         leave=False, dynamic_ncols=True, disable=not self._terminal)
-        with logging_redirect_tqdm() if self._terminal else nullcontext():
-            yield from enumerate(self._bar)
-        self._end_epoch()
+    def epoch(self, epoch: int, batches: Iterable, first_step: int = 0) -> Iterator[tuple[int, Any]]:
+        """The batches with their numbers, of which the first is `first_step`. `end_epoch` ends the epoch."""
+        self._epoch, self._step = epoch, first_step
+        # The lines that are written, the steps since the last of them, and the measures of these.
+        self._written, self._since, self._rate, self._measures = self._loaded or (Part(), Part(), 0.0, {})
+        self._loaded = None
+        self._clock = time.perf_counter()
+        self._start = self._start or self._clock
+        self._bar = tqdm(desc=f"epoch {epoch + 1}/{self._num_epochs}", total=self._steps, initial=first_step,
+                         bar_format=BAR_FORMAT, leave=False, dynamic_ncols=True, disable=not self._shows_bar)
+        with self._bar, logging_redirect_tqdm() if self._shows_bar else nullcontext():
+            arriving = iter(batches)
+            for step in itertools.count(first_step):
+                asked = time.perf_counter()
+                try:
+                    batch = next(arriving)
+                except StopIteration:
+                    return
+                self._since.waited += time.perf_counter() - asked
+                yield step, batch
 
-    def step(self, loss: torch.Tensor, rate: float, grad_norm: torch.Tensor | None) -> None:
-        """Notes a step: this process's loss, the learning rate, and the latest gradient norm before clipping."""
-        # Losses stay on the device until a line is due, so that the GPU need not wait for the CPU at every step.
-        self._line_loss = self._line_loss + loss.detach().double()
-        self._step, self._rate = self._step + 1, rate
-        if self._step % self._print_freq == 0 or self._step == self._steps:
-            self._line(grad_norm)
+    def line_due(self, step: int) -> bool:
+        """Whether the step of this number, as `epoch` gives it, ends with a line: costly measures are wanted then."""
+        return (step + 1) % self._print_freq == 0 or step + 1 == self._steps
 
-    def _line(self, grad_norm: torch.Tensor | None) -> None:
-        steps, self._line_step = self._step - self._line_step, self._step
-        self._epoch_loss = self._epoch_loss + self._line_loss
-        loss = distributed.mean(self._line_loss / steps).item()
-        self._line_loss = 0.0
-        now = time.perf_counter()
-        rate_of_steps, self._line_start = steps / (now - self._line_start), now
-        if not distributed.is_main():
+    def step(self, loss: torch.Tensor, rate: float, grad_norm: torch.Tensor | float | None = None,
+             **measures: torch.Tensor | float) -> None:
+        """Notes a step.
+
+        Args:
+            loss: of this process, a scalar on its device.
+            rate: the learning rate.
+            grad_norm: the latest gradient norm, before clipping.
+            measures: others by name. Of them and `grad_norm`, numbers or scalars on a device that are alike on all
+                processes, a line shows the latest since the line before.
+        """
+        loss = loss.detach().double()
+        finite = loss.isfinite()
+        self._since.loss = self._since.loss + torch.where(finite, loss, 0.0)
+        self._since.finite = self._since.finite + finite
+        self._since.steps += 1
+        self._rate = rate
+        self._measures |= measures if grad_norm is None else {"grad_norm": grad_norm, **measures}
+        self._step += 1
+        if self.line_due(self._step - 1):
+            self._end_line()
+        self._bar.update()
+
+    def _end_line(self) -> None:
+        loss, non_finite, waited = self._since.over_processes()
+        self._tick()  # only now, when the device has done the steps
+        part, self._since = self._since, Part()
+        self._written += part
+        measures, self._measures = self._measures, {}
+        if not self._main:
             return
-        values = {
-            "train_loss": loss,
-            "step": self._epoch * self._steps + self._step,
-            "lr": self._rate,
-            "steps_per_second": rate_of_steps,
-            "samples_per_second": rate_of_steps * self._samples_per_step,
-        }
-        if grad_norm is not None:
-            values["grad_norm"] = grad_norm.item()
-        self._bar.set_postfix(loss=f"{loss:.4f}", samples_per_s=f"{values['samples_per_second']:.0f}")
-        logger.info("epoch %d/%d  step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.1f samples/s",
-                    self._epoch + 1, self._num_epochs, self._step, self._steps, loss, self._rate,
-                    values.get("grad_norm", float("nan")), values["samples_per_second"])
-        if self._wandb_run is not None:
-            self._wandb_run.log(values)
+        steps_per_second, data_wait = part.steps / part.seconds, waited / part.seconds
+        values = {"epoch": self._epoch, "train_loss": loss, "lr": self._rate,
+                  **{name: float(value) for name, value in measures.items()}, "non_finite": non_finite,
+                  "steps_per_second": steps_per_second, "samples_per_second": steps_per_second * self._samples_per_step,
+                  "data_wait": data_wait}
+        self._table.add({"step": self._global_step(), **values, "seconds": part.seconds})
+        self._trackers.log(values, self._global_step())
+        speed = f"{values['samples_per_second']:.1f} samples/s  data wait {data_wait:.0%}  {self._time_left()} left"
+        self._bar.set_postfix_str(f"loss {loss:.4f}  {speed}")
+        if self._shows_lines:
+            shown = "".join(f"  {name.replace('_', ' ')} {float(value):.3g}" for name, value in measures.items())
+            shown += f"  {non_finite} losses not finite" if non_finite else ""
+            logger.info("epoch %d/%d  step %d/%d  loss %.4f  lr %.3g%s  %s", self._epoch + 1, self._num_epochs,
+                        self._step, self._steps, loss, self._rate, shown, speed)
 
-    def _end_epoch(self) -> None:
-        train_loss = distributed.mean(self._epoch_loss / self._steps).item()
-        if not distributed.is_main():
+    def image(self, name: str, path: Path) -> None:
+        """Shows a picture, a PNG file, to the trackers."""
+        if self._main:
+            self._trackers.image(name, path, self._global_step())
+
+    def end_epoch(self, val_loss: float | None = None) -> None:
+        """Writes the epoch to log.txt, with the loss on validation data where there is one, and draws the curves."""
+        if self._since.steps:  # there were fewer batches than promised
+            self._end_line()
+        train_loss, *_ = self._written.over_processes()
+        if not self._main:
             return
-        seconds = time.perf_counter() - self._epoch_start
-        self._history.append({"epoch": self._epoch, "train_loss": train_loss, "train_lr": self._rate,
+        seconds, validation = self._written.seconds, {} if val_loss is None else {"val_loss": val_loss}
+        self._history.append({"epoch": self._epoch, "train_loss": train_loss, "train_lr": self._rate, **validation,
                               "seconds": round(seconds, 3)})
-        with atomic_write(self._log_path) as file:
-            file.writelines(json.dumps(line).encode() + b"\n" for line in self._history)
+        write_log(self._log_path, self._history)
         figures.save_curves(self._curves_path, self._history)
-        logger.info("epoch %d/%d  train loss %.4f  %.1f s", self._epoch + 1, self._num_epochs, train_loss, seconds)
+        self._trackers.log({"epoch": self._epoch, "epoch_train_loss": train_loss, **validation}, self._global_step())
+        logger.info("epoch %d/%d  train loss %.4f%s  %.1f s", self._epoch + 1, self._num_epochs, train_loss,
+                    "" if val_loss is None else f"  val loss {val_loss:.4f}", seconds)
+
+    def close(self) -> None:
+        """Ends the run for the trackers."""
+        if self._main:
+            self._trackers.close()
+            self._table.close()
+
+    def state_dict(self) -> dict[str, float | int]:
+        """What this process has summed up of the epoch: with it, a run resumed here writes the same means."""
+        self._tick()
+        sums = {f"{name} {key}": value.item() if isinstance(value, torch.Tensor) else value
+                for name, part in (("written", self._written), ("since", self._since))
+                for key, value in vars(part).items()}
+        return {**sums, "rate": self._rate, **{MEASURE + name: float(value) for name, value in self._measures.items()}}
+
+    def load_state_dict(self, state: dict[str, float | int]) -> None:
+        """Makes the next `epoch` add to what `state_dict` told, on the same process of as many."""
+        written, since = (Part(_on_device(state[f"{name} loss"]), _on_device(state[f"{name} finite"]),
+                               *(state[f"{name} {key}"] for key in ("steps", "seconds", "waited")))
+                          for name in ("written", "since"))
+        measures = {name.removeprefix(MEASURE): value for name, value in state.items() if name.startswith(MEASURE)}
+        self._loaded = written, since, state["rate"], measures
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self._since.seconds += now - self._clock
+        self._clock = now
+
+    def _global_step(self) -> int:
+        return self._epoch * self._steps + self._step
+
+    def _time_left(self) -> str:
+        """Of the whole run, at the mean speed of this attempt."""
+        done, all_steps = self._global_step(), self._num_epochs * self._steps
+        per_step = (time.perf_counter() - self._start) / max(1, done - self._start_step)
+        return format_duration((all_steps - done) * per_step)
 
 
-def read_log(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a log.txt, one dict per epoch; none if there is no such file."""
-    path = Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
-    """A wandb run named after `workdir`: online where an account is set up, else offline in `workdir`/wandb.
-
-    `$WANDB_MODE` goes first. The run has `log(values)` and `finish()`.
-    """
-    import wandb  # a second of import time that --no_wandb saves
-
-    mode = os.environ.get("WANDB_MODE")
-    if mode is None:
-        try:
-            mode = "online" if wandb.login(prompt=False) else "offline"
-        except wandb.errors.Error as error:  # a key, but no way to check it
-            logger.warning("wandb cannot be reached: %s", error)
-            mode = "offline"
-    run = wandb.init(project=project, name=workdir.name, dir=workdir, config=config, mode=mode)
-    if mode == "offline":
-        logger.info("wandb logs offline in %s; `wandb sync` with this folder uploads it", Path(run.dir).parent)
-    return run
+def format_duration(seconds: float) -> str:
+    """The two largest units of a duration, in words: "2 d 3 h", "3 h 12 min", "5 min", "<1 min"."""
+    minutes = round(seconds / 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else "<1 min"

@@ -1,127 +1,280 @@
 import json
 import logging
-import sys
-import types
+import math
+import random
+import time
 
 import pytest
 import torch
 
 from training import monitor
 from training.monitor import Monitor
+from training.records import read_log, read_steps
 
 
-class RecordingRun:
+class RecordingTracker:
     def __init__(self):
-        self.logged = []
+        self.logged, self.steps, self.images, self.closed = [], [], [], False
 
-    def log(self, values):
+    def log(self, values, step):
         self.logged.append(values)
+        self.steps.append(step)
+
+    def image(self, name, path, step):
+        self.images.append((name, path, step))
+
+    def close(self):
+        self.closed = True
 
 
-def follow(workdir, losses_by_epoch, first_epoch=0, print_freq=2, run=None):
-    steps = len(losses_by_epoch[0])
-    watcher = Monitor(workdir, first_epoch=first_epoch, num_epochs=5, steps_per_epoch=steps, samples_per_step=8,
-                      print_freq=print_freq, wandb_run=run)
+def make(workdir, first_epoch=0, first_step=0, steps=5, print_freq=2, trackers=()):
+    return Monitor(workdir, first_epoch=first_epoch, first_step=first_step, num_epochs=5, steps_per_epoch=steps,
+                   samples_per_step=8, print_freq=print_freq, trackers=trackers)
+
+
+def follow(workdir, losses_by_epoch, first_epoch=0, print_freq=2, trackers=(), val_loss=None, **measures):
+    watcher = make(workdir, first_epoch, 0, len(losses_by_epoch[0]), print_freq, trackers)
     for epoch, losses in enumerate(losses_by_epoch, start=first_epoch):
         for step, loss in watcher.epoch(epoch, losses):
-            watcher.step(torch.tensor(loss), rate=0.1 * epoch, grad_norm=torch.tensor(float(step)))
+            watcher.step(torch.tensor(loss), 0.1 * epoch, torch.tensor(float(step)), **measures)
+        watcher.end_epoch(val_loss)
+    watcher.close()
 
 
-def test_a_line_shows_the_mean_since_the_last_one(tmp_path, caplog):
-    run = RecordingRun()
-    with caplog.at_level(logging.INFO, logger="training.monitor"):
-        follow(tmp_path, [[1.0, 2.0, 3.0, 4.0, 7.0], [1.0, 1.0, 1.0, 1.0, 0.0]], run=run)
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].startswith("epoch 1/5  step 2/5  loss 1.5000  lr 0  grad norm 1 ")
-    assert lines[1].startswith("epoch 1/5  step 4/5  loss 3.5000 ")
-    assert lines[2].startswith("epoch 1/5  step 5/5  loss 7.0000 ")
-    assert lines[3].startswith("epoch 1/5  train loss 3.4000 ")
-    assert [values["step"] for values in run.logged] == [2, 4, 5, 7, 9, 10]
-    assert [values["train_loss"] for values in run.logged] == [1.5, 3.5, 7.0, 1.0, 1.0, 0.0]
-    assert run.logged[-1].keys() == {"train_loss", "step", "lr", "steps_per_second", "samples_per_second", "grad_norm"}
-    assert run.logged[-1]["samples_per_second"] == pytest.approx(8 * run.logged[-1]["steps_per_second"])
+@pytest.fixture(autouse=True)
+def nothing_drawn(monkeypatch, request):
+    if request.node.name != "test_log_txt_has_one_line_per_epoch":
+        monkeypatch.setattr("training.figures._save", lambda figure, path: None)
+
+
+@pytest.fixture
+def lines(caplog):
+    caplog.set_level(logging.INFO, logger="training.monitor")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_a_line_shows_the_mean_since_the_last_one(tmp_path, lines):
+    tracker = RecordingTracker()
+    follow(tmp_path, [[1.0, 2.0, 3.0, 4.0, 7.0], [1.0, 1.0, 1.0, 1.0, 0.0]], trackers=[tracker])
+    assert lines()[0].startswith("epoch 1/5  step 2/5  loss 1.5000  lr 0  grad norm 1  ")
+    assert lines()[1].startswith("epoch 1/5  step 4/5  loss 3.5000 ")
+    assert lines()[2].startswith("epoch 1/5  step 5/5  loss 7.0000 ")
+    assert lines()[3].startswith("epoch 1/5  train loss 3.4000  ")
+    assert tracker.steps == [2, 4, 5, 5, 7, 9, 10, 10] and tracker.closed
+    by_line = [values for values in tracker.logged if "train_loss" in values]
+    assert [values["train_loss"] for values in by_line] == [1.5, 3.5, 7.0, 1.0, 1.0, 0.0]
+    assert by_line[-1].keys() == {"epoch", "train_loss", "lr", "grad_norm", "non_finite", "steps_per_second",
+                                  "samples_per_second", "data_wait"}
+    assert by_line[-1]["samples_per_second"] == pytest.approx(8 * by_line[-1]["steps_per_second"])
+    assert tracker.logged[-1] == {"epoch": 1, "epoch_train_loss": 0.8}
+
+
+def test_steps_csv_has_a_row_per_line(tmp_path):
+    follow(tmp_path, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], update_ratio=torch.tensor(0.25), skipped=1)
+    rows = read_steps(tmp_path / "steps.csv")
+    assert [(row["step"], row["epoch"], row["train_loss"], row["lr"], row["grad_norm"]) for row in rows] == [
+        (2, 0, 1.5, 0.0, 1.0), (3, 0, 3.0, 0.0, 2.0), (5, 1, 4.5, 0.1, 1.0), (6, 1, 6.0, 0.1, 2.0)]
+    assert {(row["update_ratio"], row["skipped"]) for row in rows} == {(0.25, 1)}
+    assert all(math.isnan(row["loss_scale"]) for row in rows)
+    assert [row["samples_per_second"] * row["seconds"] for row in rows] == pytest.approx([16, 8, 16, 8])
+
+
+def test_measures_stand_in_the_line_that_follows_them_and_in_no_other(tmp_path, lines):
+    watcher = make(tmp_path, steps=4)
+    for step, loss in watcher.epoch(0, [1.0, 1.0, 1.0, 1.0]):
+        watcher.step(torch.tensor(loss), 0.5, **({"update_ratio": torch.tensor(0.00123456)} if step == 0 else {}))
+    assert "  lr 0.5  update ratio 0.00123  " in lines()[0]
+    assert "update ratio" not in lines()[1] and "grad norm" not in lines()[1]
+
+
+@pytest.mark.parametrize("steps, print_freq, due", [(5, 2, [1, 3, 4]), (4, 2, [1, 3]), (3, 100, [2]), (2, 1, [0, 1])])
+def test_lines_are_due_every_so_many_steps_and_at_the_end(tmp_path, steps, print_freq, due):
+    watcher = make(tmp_path, steps=steps, print_freq=print_freq)
+    assert [step for step in range(steps) if watcher.line_due(step)] == due
+    for _, loss in watcher.epoch(0, [1.0] * steps):
+        watcher.step(torch.tensor(loss), 0.0)
+    assert [row["step"] for row in read_steps(tmp_path / "steps.csv")] == [step + 1 for step in due]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_counted_and_left_out(tmp_path, lines, bad):
+    follow(tmp_path, [[1.0, bad, 3.0, 5.0], [bad, bad, 2.0, 2.0]])
+    rows = read_steps(tmp_path / "steps.csv")
+    assert [(row["train_loss"], row["non_finite"]) for row in rows[:2]] == [(1.0, 1), (4.0, 0)]
+    assert math.isnan(rows[2]["train_loss"]) and rows[2]["non_finite"] == 2
+    assert "  1 losses not finite  " in lines()[0] and "not finite" not in lines()[1]
+    assert [line["train_loss"] for line in read_log(tmp_path / "log.txt")] == [3.0, 2.0]
+
+
+def test_no_step_waits_for_the_device_unless_a_line_is_due(tmp_path, monkeypatch):
+    watcher, read = make(tmp_path, steps=4), []
+    for name in ("item", "tolist", "__float__", "__bool__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, original=original: read.append(1) or original(self))
+    reads = []
+    for _, loss in watcher.epoch(0, [torch.tensor(1.0)] * 4):
+        watcher.step(loss, 0.1, torch.tensor(1.0), update_ratio=torch.tensor(1.0))
+        reads.append(len(read))
+    assert reads[0] == 0 < reads[1] == reads[2] < reads[3]
 
 
 def test_log_txt_has_one_line_per_epoch(tmp_path):
     follow(tmp_path, [[1.0, 2.0], [3.0, 5.0]], print_freq=100)
     lines = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert [(line["epoch"], line["train_loss"], line["train_lr"]) for line in lines] == [(0, 1.5, 0.0), (1, 4.0, 0.1)]
-    assert monitor.read_log(tmp_path / "log.txt") == lines
+    assert lines[0].keys() == {"epoch", "train_loss", "train_lr", "seconds"}
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
-def test_going_on_replaces_the_lines_of_epochs_that_are_trained_again(tmp_path):
+def test_the_validation_loss_goes_everywhere(tmp_path, lines):
+    tracker = RecordingTracker()
+    follow(tmp_path, [[1.0, 2.0]], trackers=[tracker], val_loss=1.75)
+    assert read_log(tmp_path / "log.txt")[0]["val_loss"] == 1.75
+    assert tracker.logged[-1]["val_loss"] == 1.75
+    assert "  train loss 1.5000  val loss 1.7500  " in lines()[-1]
+
+
+def test_an_epoch_of_fewer_batches_counts_them_all(tmp_path):
+    watcher = make(tmp_path, steps=5)
+    for _, loss in watcher.epoch(0, [1.0, 2.0, 6.0]):
+        watcher.step(torch.tensor(loss), 0.1)
+    watcher.end_epoch()
+    assert read_log(tmp_path / "log.txt")[0]["train_loss"] == 3.0
+
+
+def test_going_on_replaces_what_is_trained_again(tmp_path):
     follow(tmp_path, [[1.0], [2.0], [3.0]])
     follow(tmp_path, [[20.0]], first_epoch=1)
-    assert [(line["epoch"], line["train_loss"]) for line in monitor.read_log(tmp_path / "log.txt")] == [
-        (0, 1.0), (1, 20.0)]
+    assert [(line["epoch"], line["train_loss"]) for line in read_log(tmp_path / "log.txt")] == [(0, 1.0), (1, 20.0)]
+    assert [(row["step"], row["train_loss"]) for row in read_steps(tmp_path / "steps.csv")] == [(1, 1.0), (2, 20.0)]
 
 
-def test_read_log_of_a_new_run_is_empty(tmp_path):
-    assert monitor.read_log(tmp_path / "log.txt") == []
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_a_run_cut_anywhere_writes_the_same_to_the_last_bit(tmp_path, cut):
+    """Losses of very different sizes, so that any other order of additions would show."""
+    generator = random.Random(0)
+    losses = [generator.uniform(0, 1) * 10 ** generator.randint(-6, 6) for _ in range(7)]
+    losses[3] = math.nan
+
+    def train(watcher, first_step, end):
+        for step, loss in watcher.epoch(2, losses[first_step:], first_step):
+            watcher.step(torch.tensor(loss), 0.1 * step, float(step), **({"skipped": 1} if step == 2 else {}))
+            if step + 1 == end:
+                break
+
+    def recorded(workdir):
+        rows = read_steps(workdir / "steps.csv")
+        return (read_log(workdir / "log.txt")[0]["train_loss"],
+                repr([{key: row[key] for key in ("step", "train_loss", "grad_norm", "skipped")} for row in rows]))
+
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    watcher = make(tmp_path / "whole", 2, steps=7, print_freq=3)
+    train(watcher, 0, 7)
+    watcher.end_epoch()
+
+    watcher = make(tmp_path / "cut", 2, steps=7, print_freq=3)
+    train(watcher, 0, cut)
+    state = json.loads(json.dumps(watcher.state_dict()))
+    assert all(type(value) in (int, float) for value in state.values())
+    train(watcher, cut, 7)  # goes on unsaved, and is killed
+    watcher = make(tmp_path / "cut", 2, cut, steps=7, print_freq=3)
+    watcher.load_state_dict(state)
+    train(watcher, cut, 7)
+    watcher.end_epoch()
+    assert recorded(tmp_path / "cut") == recorded(tmp_path / "whole")
+    whole = math.fsum(loss for loss in losses if not math.isnan(loss)) / 6
+    assert recorded(tmp_path / "cut")[0] == pytest.approx(whole)
 
 
-def test_a_terminal_gets_a_progress_bar(tmp_path, monkeypatch, capsys):
+def test_the_epoch_after_a_resumed_one_begins_at_zero(tmp_path):
+    watcher = make(tmp_path, steps=2)
+    for _ in watcher.epoch(0, range(1)):
+        watcher.step(torch.tensor(6.0), 0.1)
+    watcher.load_state_dict(watcher.state_dict())
+    for epoch, first_step, loss in ((0, 1, 2.0), (1, 0, 1.0)):
+        for _ in watcher.epoch(epoch, range(2 - first_step), first_step):
+            watcher.step(torch.tensor(loss), 0.1)
+        watcher.end_epoch()
+    assert [line["train_loss"] for line in read_log(tmp_path / "log.txt")] == [4.0, 1.0]
+
+
+@pytest.mark.cuda
+def test_cuda_is_waited_for_at_lines_alone(tmp_path):
+    watcher = make(tmp_path, steps=4)
+    losses = torch.tensor([1.0, math.nan, 2.0, 3.0], device="cuda")
+    for step, loss in watcher.epoch(0, losses.unbind()):
+        torch.cuda.set_sync_debug_mode("default" if watcher.line_due(step) else "error")
+        watcher.step(loss, 0.1, loss, update_ratio=loss)
+    torch.cuda.set_sync_debug_mode("default")
+    watcher.load_state_dict(watcher.state_dict())
+    watcher.end_epoch()
+    assert read_log(tmp_path / "log.txt")[0]["train_loss"] == 2.0
+
+
+def test_waiting_for_data_is_told_from_computing(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow_batches():
+        for _ in range(4):
+            now[0] += 3.0
+            yield torch.tensor(1.0)
+
+    watcher = make(tmp_path, steps=4)
+    for _, loss in watcher.epoch(0, slow_batches()):
+        now[0] += 1.0
+        watcher.step(loss, 0.1)
+    now[0] += 100.0  # validation, which belongs to no step
+    watcher.end_epoch()
+    assert [(row["data_wait"], row["seconds"]) for row in read_steps(tmp_path / "steps.csv")] == [(0.75, 8.0)] * 2
+    assert read_log(tmp_path / "log.txt")[0]["seconds"] == 16.0
+
+
+def test_the_time_left_is_that_of_the_whole_run(tmp_path, monkeypatch, lines):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    watcher = make(tmp_path, first_epoch=1, first_step=1, steps=4)
+    for _, loss in watcher.epoch(1, [torch.tensor(1.0)] * 3, first_step=1):
+        now[0] += 3600.0
+        watcher.step(loss, 0.1)
+    # Of 20 steps in all, 6 and then 8 are done, an hour each since the start.
+    assert [line.split("  ")[-1] for line in lines()] == ["14 h 0 min left", "12 h 0 min left"]
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "<1 min"), (29, "<1 min"), (90, "2 min"), (3599, "1 h 0 min"),
+                                           (7500, "2 h 5 min"), (86399, "1 d 0 h"), (200_000, "2 d 7 h")])
+def test_durations_are_told_in_two_units(seconds, text):
+    assert monitor.format_duration(seconds) == text
+
+
+def test_pictures_go_to_the_trackers_at_the_step_of_the_run(tmp_path):
+    tracker = RecordingTracker()
+    watcher = make(tmp_path, steps=3, trackers=[tracker])
+    for epoch in (0, 1):
+        for _ in watcher.epoch(epoch, range(3)):
+            watcher.step(torch.tensor(1.0), 0.1)
+        watcher.end_epoch()
+        watcher.image("reconstructions", tmp_path / "a.png")
+    assert tracker.images == [("reconstructions", tmp_path / "a.png", step) for step in (3, 6)]
+
+
+def test_a_terminal_gets_a_progress_bar_in_place_of_lines(tmp_path, monkeypatch, capsys, lines):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     follow(tmp_path, [[1.0, 2.0]])
     shown = capsys.readouterr().err
-    assert "epoch 1/5:" in shown and "0/2" in shown and "loss=1.5000" in shown
+    assert "epoch 1/5:" in shown and "0/2" in shown and "loss 1.5000" in shown
+    assert "samples/s" in shown and "data wait" in shown and "<1 min left" in shown
+    assert [line.split("  ")[1] for line in lines()] == ["train loss 1.5000"]
 
 
-def test_a_plain_output_gets_none(tmp_path, capsys):
+def test_a_log_file_gets_lines_beside_the_bar_of_a_terminal(tmp_path, monkeypatch, capsys, lines):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    follow(tmp_path, [[1.0, 2.0]])
+    assert "step 2/2" in lines()[0]
+
+
+def test_a_plain_output_gets_no_bar(tmp_path, capsys):
     follow(tmp_path, [[1.0, 2.0]])
     assert capsys.readouterr().err == ""
-
-
-class TestWandb:
-    @pytest.fixture
-    def started(self, monkeypatch):
-        """Replaces wandb; holds the arguments of init, and what login does."""
-        calls = types.SimpleNamespace(login=lambda prompt: False, init=None)
-        fake = types.ModuleType("wandb")
-        fake.errors = types.SimpleNamespace(Error=ConnectionError)
-        fake.login = lambda prompt: calls.login(prompt)
-
-        def init(**arguments):
-            calls.init = arguments
-            return types.SimpleNamespace(dir=str(arguments["dir"] / "wandb" / "offline-run-1" / "files"))
-
-        fake.init = init
-        monkeypatch.setitem(sys.modules, "wandb", fake)
-        monkeypatch.delenv("WANDB_MODE", raising=False)
-        return calls
-
-    def test_with_an_account_it_is_online(self, tmp_path, started):
-        started.login = lambda prompt: True
-        monitor.start_wandb("project", tmp_path, {"a": 1})
-        assert started.init == {"project": "project", "name": tmp_path.name, "dir": tmp_path, "config": {"a": 1},
-                                "mode": "online"}
-
-    def test_without_a_key_it_is_offline_and_says_where(self, tmp_path, started, caplog):
-        with caplog.at_level(logging.INFO, logger="training.monitor"):
-            monitor.start_wandb("project", tmp_path, {})
-        assert started.init["mode"] == "offline"
-        assert str(tmp_path / "wandb" / "offline-run-1") in caplog.text
-
-    def test_an_unreachable_server_does_not_stop_the_run(self, tmp_path, started, caplog):
-        def refuse(prompt):
-            raise ConnectionError("no route")
-
-        started.login = refuse
-        monitor.start_wandb("project", tmp_path, {})
-        assert started.init["mode"] == "offline"
-        assert "no route" in caplog.text
-
-    def test_the_environment_goes_first(self, tmp_path, started, monkeypatch):
-        started.login = None  # must not be asked
-        monkeypatch.setenv("WANDB_MODE", "disabled")
-        monitor.start_wandb("project", tmp_path, {})
-        assert started.init["mode"] == "disabled"
-
-    def test_the_real_one_logs_offline(self, tmp_path, monkeypatch):
-        pytest.importorskip("wandb")
-        monkeypatch.setenv("WANDB_MODE", "offline")
-        run = monitor.start_wandb("project", tmp_path, {"a": (1, 2)})
-        run.log({"train_loss": 1.0, "step": 1})
-        run.finish()
-        assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))

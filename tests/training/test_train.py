@@ -100,7 +100,7 @@ class TestSeveralProcesses:
         output, workdir = undisturbed
         assert len(re.findall(r"^\d\d:\d\d:\d\d epoch 3/8  step [246]/6  loss ", output, re.M)) == 3
         assert {path.name for path in workdir.iterdir()} == {
-            "checkpoints", "config.json", "curves.png", "log.txt", "reconstructions.png"}
+            "checkpoints", "config.json", "curves.png", "log.txt", "reconstructions.png", "steps.csv"}
         assert {path.name for path in (workdir / "checkpoints").iterdir()} == {
             f"checkpoint-{epoch}.pth" for epoch in (0, 2, 3, 4, 5, 6, 7)}
         assert losses(workdir)[-1] < losses(workdir)[0]
