@@ -5,11 +5,11 @@ checkpoint and exits with status 0. All processes must do so at the same step, w
 """
 
 import logging
+import os
 import signal
+import threading
 import time
 from types import FrameType
-
-import torch
 
 from training import distributed
 
@@ -68,7 +68,14 @@ class Interruption:
 
 def leave_signals_to_the_trainer(worker_id: int) -> None:
     """For data-loading workers: schedulers and terminals send signals to all processes, but the trainer still needs
-    its workers for the steps until it stops, and ends them then."""
-    for number in SIGNALS:
+    its workers for the steps until it stops. So they end by SIGTERM only where the trainer itself sends it."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_the_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_the_trainer(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)

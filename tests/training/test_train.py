@@ -1,13 +1,8 @@
 """train.py as people start it, on archives made by data.prepare, with an encoder of one narrow block."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,80 +10,23 @@ import torch
 
 import train
 from data.archives import write_shard
-from data.prepare import prepare
 from data.samples import Sample
-from data.synthetic import write_audio
+from tests.training.runs import EPOCHS, arguments, finish, kill, losses, start
 from training import checkpoint
-from training.monitor import read_log
+from training.records import read_log
 
 needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
-EPOCHS = 8
-TINY = ["opt.warmup_epochs=1", "model.model_args.depth=1", "model.model_args.embed_dim=48"]
-
-
-@pytest.fixture(scope="module")
-def synthetic_archive(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("synthetic")
-    write_audio(folder / "audio", minutes=2)
-    prepare(folder / "audio", folder / "archive")
-    return folder / "archive"
-
-
-@pytest.fixture(scope="module")
-def real_archive(tmp_path_factory, shared_tasks):
-    """48 drum hits."""
-    folder = tmp_path_factory.mktemp("real")
-    (folder / "audio").mkdir()
-    for path in sorted((shared_tasks / "drum_hits-v1-full" / "16000").rglob("*.wav"))[::11][:48]:
-        (folder / "audio" / path.name).symlink_to(path)
-    manifest = prepare(folder / "audio", folder / "archive")
-    assert manifest["samples"] == 48
-    return folder / "archive"
-
-
-def arguments(workdir, data=None, *options, config="configs.ssast_tiny_200_16x4", **overrides):
-    data = ["--data", str(data)] if data else ["--fake_data"]
-    changes = TINY + [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
-    return ["--config", config, "--workdir", str(workdir), *data, "--no_wandb", "--num_workers", "0", "--print_freq",
-            "2", *options, "--set", *changes]
-
-
-def losses(workdir):
-    return [line["train_loss"] for line in read_log(workdir / "log.txt")]
 
 
 def last_state(workdir):
     return checkpoint.load_checkpoint(checkpoint.latest_checkpoint(workdir / "checkpoints")[0])
 
 
-def start(processes, train_arguments, root):
-    """train.py, by torchrun if there is more than one process."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc-per-node={processes}"]
-    return subprocess.Popen([sys.executable, *(launcher if processes > 1 else []), "train.py", *train_arguments],
-                            cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)
-
-
-def kill(process):
-    """SIGKILL for the launcher and for its workers, which have sessions of their own."""
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for pid in (process.pid, *map(int, workers)):
-        os.kill(pid, signal.SIGKILL)
-
-
-def finish(process, timeout=120):
-    try:
-        return process.communicate(timeout=timeout)[0]
-    finally:
-        if process.poll() is None:
-            kill(process)
-
-
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, real_archive, pytestconfig):
+def undisturbed(tmp_path_factory, real_archive):
     """A run of two processes, 4 samples each: its output and folder."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    process = start(2, arguments(workdir, real_archive, num_epochs=EPOCHS, batch_size=4), pytestconfig.rootpath)
+    process = start(2, arguments(workdir, real_archive, num_epochs=EPOCHS, batch_size=4))
     output = finish(process)
     assert process.returncode == 0, output
     return output, workdir
@@ -107,9 +45,9 @@ class TestSeveralProcesses:
         assert json.loads((workdir / "config.json").read_text())["model"]["model_args"]["embed_dim"] == 48
         torch.load(workdir / "checkpoints" / "checkpoint-7.pth", weights_only=True)  # needs no allow-list
 
-    def test_killed_and_started_again_it_ends_the_same(self, undisturbed, tmp_path, real_archive, pytestconfig):
+    def test_killed_and_started_again_it_ends_the_same(self, undisturbed, tmp_path, real_archive):
         train_arguments = arguments(tmp_path, real_archive, num_epochs=EPOCHS, batch_size=4)
-        process = start(2, train_arguments, pytestconfig.rootpath)
+        process = start(2, train_arguments)
         deadline = time.monotonic() + 120
         while len(losses(tmp_path)) < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -117,7 +55,7 @@ class TestSeveralProcesses:
         finish(process)
         assert 2 <= len(losses(tmp_path)) < EPOCHS, "the kill came too late to mean anything"
 
-        process = start(2, train_arguments, pytestconfig.rootpath)
+        process = start(2, train_arguments)
         output = finish(process)
         assert process.returncode == 0, output
         assert "going on from" in output
@@ -129,16 +67,15 @@ class TestSeveralProcesses:
         for index, moments in expected["optimizer"]["state"].items():
             assert torch.equal(ended["optimizer"]["state"][index]["exp_avg"], moments["exp_avg"])
 
-    def test_one_process_with_twice_the_batch_does_the_same(self, undisturbed, tmp_path, real_archive, pytestconfig):
-        process = start(1, arguments(tmp_path, real_archive, num_epochs=EPOCHS, batch_size=8),
-                        pytestconfig.rootpath)
+    def test_one_process_with_twice_the_batch_does_the_same(self, undisturbed, tmp_path, real_archive):
+        process = start(1, arguments(tmp_path, real_archive, num_epochs=EPOCHS, batch_size=8))
         output = finish(process)
         assert process.returncode == 0, output
         _, reference = undisturbed
         assert losses(tmp_path) == pytest.approx(losses(reference), abs=1e-5)
 
-    def test_a_mistake_ends_every_process_at_once(self, tmp_path, pytestconfig):
-        process = start(2, arguments(tmp_path, tmp_path / "absent"), pytestconfig.rootpath)
+    def test_a_mistake_ends_every_process_at_once(self, tmp_path):
+        process = start(2, arguments(tmp_path, tmp_path / "absent"))
         output = finish(process)
         assert process.returncode != 0
         assert output.count(f"train.py: no data folder {tmp_path / 'absent'}") == 2
@@ -263,6 +200,8 @@ def test_fake_data_needs_no_archive(tmp_path):
     ([], {"data__num_frames": 100}, "data.num_frames is 100, but the model reads 200 frames"),
     ([], {"model__model_args__img_size": (200, 64)}, "has 80 mel bands, but 64 are expected"),
     (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
+    (["--val-data", "absent"], {}, "no data folder absent, named by --val-data"),
+    pytest.param(["--device", "cuda"], {}, "--device cuda: PyTorch ", marks=needs_cpu),
 ])
 def test_mistakes_get_one_sentence(tmp_path, synthetic_archive, options, overrides, message):
     with pytest.raises(SystemExit) as ended:
@@ -296,6 +235,17 @@ def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, synthetic_archive):
-    run(tmp_path, synthetic_archive, num_epochs=1)
+    run(tmp_path / "a", synthetic_archive, num_epochs=1)
+    other = str(tmp_path / "a" / "checkpoints" / "checkpoint-0.pth")
     with pytest.raises(SystemExit, match="holds another architecture: no blocks.1.norm1.weight"):
-        run(tmp_path, synthetic_archive, model__model_args__depth=2)
+        run(tmp_path / "b", synthetic_archive, "--resume", other, model__model_args__depth=2)
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, num_epochs=1)
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, synthetic_archive, opt__weight_decay=0.1, model__model_args__depth=2)
+    assert str(ended.value.code) == (
+        f"train.py: {tmp_path} belongs to another config: model.model_args.depth is 1 there and 2 here; "
+        "opt.weight_decay is 0.05 there and 0.1 here; choose another --workdir")
+    assert len(run(tmp_path, synthetic_archive, num_epochs=3, batch_size=2)) == 3  # these may change

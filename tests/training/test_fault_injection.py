@@ -1,0 +1,108 @@
+"""A small real training, hurt at a random step in one of five ways and started again: it always ends the same.
+
+The first cases are part of every test run, all thirty of the slow one.
+"""
+import os
+import resource
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.runs import EPOCHS, arguments, children, finish, follow, kill, losses, rank_of, start
+from training import checkpoint, resume
+
+CASES, SHORT = 30, 3
+STEPS = 48
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
+
+
+def begin(processes, workdir, archive):
+    """A line and a checkpoint at nearly every step; steps of 8 samples."""
+    return start(processes, arguments(workdir, archive, "--print_freq", "1", "--checkpoint-minutes", "0.0005",
+                                      num_epochs=EPOCHS, batch_size=8 // processes))
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory, larger_archive):
+    """Losses and weights of undisturbed runs by their number of processes."""
+    found = {}
+    for processes in (1, 2):
+        workdir = tmp_path_factory.mktemp(f"undisturbed{processes}")
+        run = begin(processes, workdir, larger_archive)
+        output = finish(run)
+        assert run.returncode == 0, output
+        found[processes] = losses(workdir), checkpoint.load_checkpoint(workdir / "checkpoints" / "checkpoint-7.pth")
+    return found
+
+
+def sigkill(run, workdir):
+    kill(run)
+    finish(run)
+
+
+def sigterm(run, workdir):
+    run.send_signal(signal.SIGTERM)
+    output = finish(run, timeout=30)
+    assert run.returncode == 0, output
+    assert "SIGTERM: the run saves and stops" in output and "saved at step" in output
+
+
+def full_disk(run, workdir):
+    """No file may grow any more, as under a quota."""
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    output = finish(run)
+    assert run.returncode == 1, output
+    (message,) = [line for line in output.splitlines() if line.startswith("train.py: ")]
+    assert str(workdir) in message and "the same command goes on from the newest checkpoint" in message
+
+
+def truncated_newest(run, workdir):
+    sigkill(run, workdir)
+    _, newest = resume.checkpoints(workdir)[0]
+    os.truncate(newest, newest.stat().st_size * 2 // 3)
+
+
+def dead_rank(run, workdir):
+    (victim,) = [pid for pid in children(run) if rank_of(pid) == 1]
+    os.kill(victim, signal.SIGKILL)
+    output = finish(run, timeout=60)
+    assert run.returncode != 0, output
+    assert "rank(s) 1 of 2 died or do not answer; rank 0 stops as well" in output
+
+
+FAULTS = [(sigterm, 1), (truncated_newest, 1), (dead_rank, 2), (sigkill, 2), (full_disk, 1), (sigkill, 1)]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", [pytest.param(number, marks=() if number < SHORT else pytest.mark.slow)
+                                  for number in range(CASES)])
+def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, references, larger_archive):
+    hurt, processes = FAULTS[case % len(FAULTS)]
+    # Not among the first, before there are two checkpoints, nor the last, when the run would end by itself.
+    at_step = int(np.random.default_rng(case).integers(4, STEPS - 12))
+    run = begin(processes, tmp_path, larger_archive)
+    follow(run, at_step)
+    hurt(run, tmp_path)
+
+    found = resume.checkpoints(tmp_path)
+    intact = found[1:] if hurt is truncated_newest else found
+    assert intact
+    for _, path in intact:
+        checkpoint.load_checkpoint(path)
+
+    run = begin(processes, tmp_path, larger_archive)
+    output = finish(run)
+    assert run.returncode == 0, output
+    if hurt is truncated_newest:
+        assert f"cannot read checkpoint {found[0][1]}" in output
+        found = found[1:]
+    assert f"going on from {found[0][1]}" in output  # nothing was lost
+    expected_losses, expected = references[processes]
+    assert losses(tmp_path) == expected_losses
+    ended = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "checkpoint-7.pth")
+    for key, value in expected["model"].items():
+        assert torch.equal(ended["model"][key], value), key
+    for index, moments in expected["optimizer"]["state"].items():
+        assert all(torch.equal(ended["optimizer"]["state"][index][name], value) for name, value in moments.items())
