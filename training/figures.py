@@ -7,13 +7,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
 from atomic_files import atomic_write
 
 SECONDS_PER_FRAME = 0.01  # the hop of the front end
-MASKED_COLOUR = "0.8"
+MASKED_COLOUR, NOTE_COLOUR = "0.8", "0.35"
 
 
 @dataclass
@@ -51,41 +52,62 @@ def reconstruct(model: nn.Module, spectrogram: torch.Tensor, mask: torch.Tensor,
 def save_reconstructions(path: str | Path, clips: Reconstructions, title: str) -> None:
     """Writes a PNG with a row per clip: original | masked | reconstructed, in one colour scale."""
     n, frames, mels = clips.original.shape
-    figure = Figure(figsize=(12, 0.9 + 2.2 * n), layout="constrained")
+    figure = Figure(figsize=(12, 1 + 2 * n), layout="constrained")
     axes = figure.subplots(n, 3, sharex=True, sharey=True, squeeze=False)
     low, high = np.percentile(clips.original, [1, 99])
     colours = matplotlib.colormaps["magma"].with_extremes(bad=MASKED_COLOUR)
     for row, original, masked, predicted, loss in zip(
             axes, clips.original, clips.masked, clips.predicted, clips.losses, strict=True):
         panels = [original, np.ma.array(original, mask=masked), predicted]
-        titles = ["original", f"masked ({masked.mean():.0%} hidden)", f"reconstructed, loss {loss:.3f}"]
-        for axis, panel, panel_title in zip(row, panels, titles, strict=True):
+        notes = ["", f"{masked.mean():.0%} hidden", f"loss {loss:.3f}"]
+        for axis, panel, note in zip(row, panels, notes, strict=True):
             image = axis.imshow(panel.T, origin="lower", aspect="auto", interpolation="nearest", cmap=colours,
                                 vmin=low, vmax=high, extent=(0, frames * SECONDS_PER_FRAME, 0, mels))
-            axis.set_title(panel_title, fontsize=10)
-        row[0].set_ylabel("mel band")
+            axis.set_title(note, loc="right", fontsize=9, color=NOTE_COLOUR, pad=4)
+            axis.locator_params(nbins=5)
+            axis.tick_params(length=2, labelsize=8, colors=NOTE_COLOUR)
+            axis.spines[:].set_visible(False)
+        row[0].set_ylabel("mel band", fontsize=9)
+    for axis, heading in zip(axes[0], ("original", "masked", "reconstructed"), strict=True):
+        axis.set_title(heading, loc="left", fontsize=11, fontweight="bold", pad=4)
     for axis in axes[-1]:
-        axis.set_xlabel("time (s)")
-    figure.colorbar(image, ax=axes, label="normalised log-mel", extend="both", pad=0.01)
-    figure.suptitle(title)
+        axis.set_xlabel("time (s)", fontsize=9)
+    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01, aspect=30)
+    bar.set_label("normalised log-mel", fontsize=9)
+    bar.ax.tick_params(length=2, labelsize=8, colors=NOTE_COLOUR)
+    bar.outline.set_visible(False)
+    figure.suptitle(title, fontsize=12)
     _save(figure, path)
 
 
-def save_curves(path: str | Path, log: Sequence[dict[str, float]]) -> None:
-    """Writes a PNG of training loss and learning rate by epoch, from the lines of a log.txt."""
+def save_curves(path: str | Path, log: Sequence[dict[str, float | None]]) -> None:
+    """Writes a PNG of losses and learning rate by epoch, from the lines of a log.txt; what is None is left out."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     loss_axis, rate_axis = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     epochs = [line["epoch"] + 1 for line in log]
     marker = "." if len(log) < 50 else None
-    loss_axis.plot(epochs, [line["train_loss"] for line in log], marker=marker)
-    rate_axis.plot(epochs, [line.get("train_lr", np.nan) for line in log], marker=marker, color="tab:orange")
-    loss_axis.set_ylabel("training loss")
+
+    def plot(axis: Axes, key: str, label: str, **style: str) -> None:
+        values = np.array([line.get(key) for line in log], dtype=float)  # None becomes NaN
+        seen = np.flatnonzero(np.isfinite(values))
+        if len(seen):
+            axis.plot(np.array(epochs)[seen], values[seen], label=f"{label} {values[seen[-1]]:.4g}", marker=marker,
+                      **style)
+
+    plot(loss_axis, "train_loss", "training", color="tab:blue")
+    plot(loss_axis, "val_loss", "validation", color="tab:red", linestyle="--")
+    plot(rate_axis, "train_lr", "learning rate", color="tab:green")
+    if loss_axis.lines:
+        loss_axis.legend(frameon=False)
+    loss_axis.set_ylabel("loss")
     rate_axis.set_ylabel("learning rate")
+    rate_axis.set_ylim(bottom=0)
     rate_axis.set_xlabel("epochs")
     rate_axis.xaxis.get_major_locator().set_params(integer=True)
     rate_axis.ticklabel_format(axis="y", scilimits=(0, 0))
     for axis in (loss_axis, rate_axis):
         axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

@@ -74,8 +74,9 @@ class Monitor:
         self._log_path, self._curves_path = workdir / LOG_NAME, workdir / "curves.png"
         self._num_epochs, self._steps, self._samples_per_step = num_epochs, steps_per_epoch, samples_per_step
         self._print_freq = print_freq
-        self._epoch, self._step, self._loaded = first_epoch, first_step, None
+        self._epoch, self._step = first_epoch, first_step
         self._start, self._start_step = None, self._global_step()
+        self._begin()
         self._main = distributed.is_main()
         if self._main:
             self._trackers = Trackers(trackers)
@@ -87,23 +88,21 @@ class Monitor:
     def epoch(self, epoch: int, batches: Iterable, first_step: int = 0) -> Iterator[tuple[int, Any]]:
         """The batches with their numbers, of which the first is `first_step`. `end_epoch` ends the epoch."""
         self._epoch, self._step = epoch, first_step
-        # The lines that are written, the steps since the last of them, and the measures of these.
-        self._written, self._since, self._rate, self._measures = self._loaded or (Part(), Part(), 0.0, {})
-        self._loaded = None
         self._clock = time.perf_counter()
         self._start = self._start or self._clock
         self._bar = tqdm(desc=f"epoch {epoch + 1}/{self._num_epochs}", total=self._steps, initial=first_step,
                          bar_format=BAR_FORMAT, leave=False, dynamic_ncols=True, disable=not self._shows_bar)
         with self._bar, logging_redirect_tqdm() if self._shows_bar else nullcontext():
-            arriving = iter(batches)
+            asked = time.perf_counter()
+            arriving = iter(batches)  # which may start processes
             for step in itertools.count(first_step):
-                asked = time.perf_counter()
                 try:
                     batch = next(arriving)
                 except StopIteration:
                     return
                 self._since.waited += time.perf_counter() - asked
                 yield step, batch
+                asked = time.perf_counter()
 
     def line_due(self, step: int) -> bool:
         """Whether the step of this number, as `epoch` gives it, ends with a line: costly measures are wanted then."""
@@ -165,10 +164,12 @@ class Monitor:
         if self._since.steps:  # there were fewer batches than promised
             self._end_line()
         train_loss, *_ = self._written.over_processes()
+        seconds, rate = self._written.seconds, self._rate
+        self._begin()
         if not self._main:
             return
-        seconds, validation = self._written.seconds, {} if val_loss is None else {"val_loss": val_loss}
-        self._history.append({"epoch": self._epoch, "train_loss": train_loss, "train_lr": self._rate, **validation,
+        validation = {} if val_loss is None else {"val_loss": val_loss}
+        self._history.append({"epoch": self._epoch, "train_loss": train_loss, "train_lr": rate, **validation,
                               "seconds": round(seconds, 3)})
         write_log(self._log_path, self._history)
         figures.save_curves(self._curves_path, self._history)
@@ -183,7 +184,10 @@ class Monitor:
             self._table.close()
 
     def state_dict(self) -> dict[str, float | int]:
-        """What this process has summed up of the epoch: with it, a run resumed here writes the same means."""
+        """What this process has summed up of the epoch: with it, a run resumed here writes the same means.
+
+        Between epochs, that is nothing.
+        """
         self._tick()
         sums = {f"{name} {key}": value.item() if isinstance(value, torch.Tensor) else value
                 for name, part in (("written", self._written), ("since", self._since))
@@ -191,17 +195,23 @@ class Monitor:
         return {**sums, "rate": self._rate, **{MEASURE + name: float(value) for name, value in self._measures.items()}}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        """Makes the next `epoch` add to what `state_dict` told, on the same process of as many."""
+        """Goes on from a `state_dict` of the same process; call it before `epoch`."""
         written, since = (Part(_on_device(state[f"{name} loss"]), _on_device(state[f"{name} finite"]),
                                *(state[f"{name} {key}"] for key in ("steps", "seconds", "waited")))
                           for name in ("written", "since"))
         measures = {name.removeprefix(MEASURE): value for name, value in state.items() if name.startswith(MEASURE)}
-        self._loaded = written, since, state["rate"], measures
+        self._written, self._since, self._rate, self._measures = written, since, state["rate"], measures
+
+    def _begin(self) -> None:
+        """Nothing is summed up: neither in written lines nor since the last of them. The clock of an epoch stands."""
+        self._written, self._since, self._rate, self._measures = Part(), Part(), 0.0, {}
+        self._clock = None
 
     def _tick(self) -> None:
-        now = time.perf_counter()
-        self._since.seconds += now - self._clock
-        self._clock = now
+        if self._clock is not None:
+            now = time.perf_counter()
+            self._since.seconds += now - self._clock
+            self._clock = now
 
     def _global_step(self) -> int:
         return self._epoch * self._steps + self._step

@@ -1,3 +1,4 @@
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
@@ -58,6 +59,23 @@ def test_the_picture_greys_what_is_hidden(tmp_path):
     assert grey["half"] > 0.05 > 0.01 > grey["none"]  # the masked panels are about a fifth of the picture
 
 
+def pixels_of(path, colour):
+    """How many pixels of a PNG have a colour of Matplotlib's."""
+    pixels = matplotlib.image.imread(path)[..., :3]
+    return (np.abs(pixels - matplotlib.colors.to_rgb(colour)) < 0.01).all(-1).sum()
+
+
 def test_curves_are_drawn_from_published_logs_too(tmp_path):
     figures.save_curves(tmp_path / "curves.png", [{"epoch": 0, "train_loss": 1.0}, {"epoch": 1, "train_loss": 0.5}])
     assert matplotlib.image.imread(tmp_path / "curves.png").shape[:2] == (600, 960)
+    assert pixels_of(tmp_path / "curves.png", "tab:blue") > 300
+    assert pixels_of(tmp_path / "curves.png", "tab:red") == pixels_of(tmp_path / "curves.png", "tab:green") == 0
+
+
+def test_curves_show_what_the_log_has_and_leave_out_losses_that_were_not_finite(tmp_path):
+    log = [{"epoch": epoch, "train_loss": loss, "val_loss": 2.0, "train_lr": 1e-4}
+           for epoch, loss in enumerate([1.0, None, 0.5])]
+    figures.save_curves(tmp_path / "curves.png", log)
+    for colour in ("tab:blue", "tab:red", "tab:green"):
+        assert pixels_of(tmp_path / "curves.png", colour) > 300
+    figures.save_curves(tmp_path / "curves.png", [log[1] | {"val_loss": None}])  # nothing at all

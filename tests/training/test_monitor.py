@@ -1,7 +1,10 @@
 import json
 import logging
 import math
+import os
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -177,7 +180,7 @@ def test_a_run_cut_anywhere_writes_the_same_to_the_last_bit(tmp_path, cut):
     train(watcher, 0, cut)
     state = json.loads(json.dumps(watcher.state_dict()))
     assert all(type(value) in (int, float) for value in state.values())
-    train(watcher, cut, 7)  # goes on unsaved, and is killed
+    train(watcher, cut, 7)  # goes on unsaved, and is killed before the epoch's end
     watcher = make(tmp_path / "cut", 2, cut, steps=7, print_freq=3)
     watcher.load_state_dict(state)
     train(watcher, cut, 7)
@@ -197,6 +200,17 @@ def test_the_epoch_after_a_resumed_one_begins_at_zero(tmp_path):
             watcher.step(torch.tensor(loss), 0.1)
         watcher.end_epoch()
     assert [line["train_loss"] for line in read_log(tmp_path / "log.txt")] == [4.0, 1.0]
+
+
+def test_between_epochs_the_state_is_empty(tmp_path):
+    watcher = make(tmp_path, steps=2)
+    new = watcher.state_dict()
+    assert not any(new.values())
+    for _ in watcher.epoch(0, range(2)):
+        watcher.step(torch.tensor(6.0), 0.1, update_ratio=0.5)
+    assert any(watcher.state_dict().values())
+    watcher.end_epoch()
+    assert watcher.state_dict() == new
 
 
 @pytest.mark.cuda
@@ -278,3 +292,37 @@ def test_a_log_file_gets_lines_beside_the_bar_of_a_terminal(tmp_path, monkeypatc
 def test_a_plain_output_gets_no_bar(tmp_path, capsys):
     follow(tmp_path, [[1.0, 2.0]])
     assert capsys.readouterr().err == ""
+
+
+# The first process's second loss is lost; the second process must write nothing.
+TWO_PROCESSES = """
+import math
+from pathlib import Path
+import torch
+from training import distributed
+from training.monitor import Monitor
+
+device = distributed.init()
+workdir = Path(f"rank{distributed.rank()}")
+workdir.mkdir()
+losses = torch.tensor([[1.0, math.nan, 5.0], [2.0, 3.0, 6.0]][distributed.rank()], device=device)
+watcher = Monitor(workdir, first_epoch=0, num_epochs=1, steps_per_epoch=3, samples_per_step=8, print_freq=2)
+for step, loss in watcher.epoch(0, losses.unbind()):
+    watcher.step(loss, 0.1)
+watcher.end_epoch()
+watcher.close()
+distributed.cleanup()
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="two processes of the test would need two GPUs")
+def test_the_main_process_writes_the_means_of_all(tmp_path, pytestconfig):
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)}
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                          "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    rows = read_steps(tmp_path / "rank0" / "steps.csv")
+    assert [(row["train_loss"], row["non_finite"]) for row in rows] == [(2.0, 1), (5.5, 0)]
+    assert read_log(tmp_path / "rank0" / "log.txt")[0]["train_loss"] == 17 / 5
+    assert list((tmp_path / "rank1").iterdir()) == []

@@ -50,7 +50,8 @@ def test_going_on_drops_rows_beyond_that_step_and_keeps_the_others_to_the_byte(t
     assert (tmp_path / "steps.csv").read_text() == whole
 
 
-@pytest.mark.parametrize("tail", ["4,0,0.1", "4,0,0.15,,,,,,,,,", "\0\0\0\n", "4,0\n", ",".join(["x"] * 12) + "\n"])
+@pytest.mark.parametrize("tail", ["4,0,0.1", "4,0,0.15,,,,,,,,,", "\0\0\0\n", "4,0\n", ",".join(["x"] * 12) + "\n",
+                                  ",0,0.1" + "," * 9 + "\n"])
 def test_a_torn_row_is_dropped(tmp_path, tail):
     path = tmp_path / "steps.csv"
     StepTable(path, last_step=0).add({"step": 2, "epoch": 0, "train_loss": 0.5})

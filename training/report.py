@@ -1,0 +1,201 @@
+"""Compares runs of train.py in one HTML page that needs no network:
+
+    python -m training.report WORKDIR... [--out report.html]
+
+The page shows what the work folders hold now, so runs may still be going on, and may lack files.
+"""
+
+import argparse
+import base64
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from atomic_files import atomic_write
+from training.charts import Chart, Curve, draw
+from training.records import LOG_NAME, STEPS_NAME, read_log, read_steps
+
+CONFIG_NAME, PICTURE_NAME = "config.json", "reconstructions.png"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEMPLATE = "report.html"
+
+
+class ReportError(ValueError):
+    """A folder of which no report can be made."""
+
+
+@dataclass
+class Run:
+    """What the work folder of a run holds; `notes` say what it lacks."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    log: list[dict[str, Any]]
+    steps: list[dict[str, float]]
+    picture: bytes | None
+    written: datetime | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def config_name(self) -> str:
+        """Of the config module; of the architecture, where an older run did not note the module."""
+        model = self.config.get("model")
+        name = self.config.get("name") or (model.get("arch") if isinstance(model, dict) else None)
+        return str(name or "").removeprefix("configs.")
+
+    def by_epoch(self, key: str) -> np.ndarray:
+        """A value of each line of log.txt; NaN where there is none."""
+        values = (entry.get(key) for entry in self.log)
+        return np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=float)
+
+    def by_line(self, key: str) -> np.ndarray:
+        """A value of each row of steps.csv; NaN where there is none."""
+        return np.array([row[key] for row in self.steps], dtype=float)
+
+    def last(self, key: str) -> float | None:
+        return _finite(self.by_epoch(key)[-1:])
+
+    def best(self, key: str) -> float | None:
+        return _finite(np.fmin.reduce(self.by_epoch(key), initial=np.nan, keepdims=True))
+
+    def typical(self, key: str) -> float | None:
+        """The median over the rows of steps.csv."""
+        values = self.by_line(key)
+        values = values[np.isfinite(values)]
+        return float(np.median(values)) if len(values) else None
+
+    @property
+    def share_waited(self) -> float | None:
+        """Percent of the time that went into waiting for data, typically."""
+        share = self.typical("data_wait")
+        return None if share is None else 100 * share
+
+    @property
+    def hours(self) -> float | None:
+        """Of training, the epoch that is under way included."""
+        running = self.by_line("seconds")[self.by_line("epoch") >= (self.log[-1]["epoch"] + 1 if self.log else 0)]
+        seconds = np.append(self.by_epoch("seconds"), running)
+        return float(np.nansum(seconds)) / 3600 if np.isfinite(seconds).any() else None
+
+
+def read_run(folder: Path) -> Run:
+    """What `folder` holds of a run. Raises ReportError if it is no work folder of train.py."""
+    if not folder.is_dir():
+        raise ReportError(f"{folder} is no folder; name work folders of train.py")
+    if not any((folder / name).is_file() for name in (CONFIG_NAME, LOG_NAME, STEPS_NAME)):
+        raise ReportError(f"{folder} is no work folder of train.py: "
+                          f"it has neither {CONFIG_NAME}, {LOG_NAME} nor {STEPS_NAME}")
+    notes = []
+
+    def read(name: str, reader, missing: Any) -> Any:
+        if not (folder / name).is_file():
+            notes.append(f"no {name} yet")
+            return missing
+        try:
+            return reader(folder / name)
+        except (ValueError, OSError) as error:
+            notes.append(f"{name} cannot be read: {error}")
+            return missing
+
+    def read_config(path: Path) -> dict[str, Any]:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("expected a JSON object")
+        return config
+
+    def read_picture(path: Path) -> bytes:
+        data = path.read_bytes()
+        if not data.startswith(PNG_SIGNATURE):
+            raise ValueError("no PNG file")
+        return data
+
+    written = [(folder / name).stat().st_mtime for name in (LOG_NAME, STEPS_NAME) if (folder / name).is_file()]
+    return Run(folder, folder.resolve().name, read(CONFIG_NAME, read_config, {}), read(LOG_NAME, read_log, []),
+               read(STEPS_NAME, read_steps, []), read(PICTURE_NAME, read_picture, None),
+               datetime.fromtimestamp(max(written), timezone.utc) if written else None, notes)
+
+
+def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The config keys, such as opt.learning_rate, in which runs differ, with the value of each run as JSON.
+
+    It is empty where a config lacks the key. A run without a config differs in nothing.
+    """
+    flat = [_flatten({key: value for key, value in config.items() if key != "name"}) for config in configs]
+    keys = sorted({key for config in flat for key in config})
+    rows = {key: [config.get(key, "") for config in flat] for key in keys}
+    return {key: values for key, values in rows.items()
+            if len({value for value, config in zip(values, flat, strict=True) if config}) > 1}
+
+
+def make_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Losses by epoch and step, learning rate and gradient norm, with a curve per run that has the numbers."""
+    losses = [Curve(number, label, run.by_epoch("epoch") + 1, run.by_epoch(key), dashed=key == "val_loss")
+              for number, run in enumerate(runs)
+              for key, label in (("train_loss", f"{run.name} training"), ("val_loss", f"{run.name} validation"))]
+
+    def by_step(key: str) -> list[Curve]:
+        return [Curve(number, run.name, run.by_line("step"), run.by_line(key)) for number, run in enumerate(runs)]
+
+    if any(run.steps for run in runs):
+        rate = draw("Learning rate", "step", by_step("lr"), from_zero=True)
+    else:
+        rate = draw("Learning rate", "epoch", [
+            Curve(number, run.name, run.by_epoch("epoch") + 1, run.by_epoch("train_lr"))
+            for number, run in enumerate(runs)], from_zero=True)
+    return [draw("Loss", "epoch", losses), draw("Training loss", "step", by_step("train_loss")), rate,
+            draw("Gradient norm", "step", by_step("grad_norm"), log_scale=True)]
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment.get_template(TEMPLATE).render(
+        runs=runs, charts=make_charts(runs), differences=differing_keys([run.config for run in runs]),
+        now=datetime.now(timezone.utc))
+
+
+def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
+    """Writes the page about the runs in `folders`. Raises ReportError naming a folder that holds no run."""
+    runs = [read_run(Path(folder)) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        for run in runs:
+            run.name = str(run.folder)
+    with atomic_write(path) as file:
+        file.write(render(runs).encode())
+
+
+def _finite(values: np.ndarray) -> float | None:
+    return float(values[0]) if len(values) and np.isfinite(values[0]) else None
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.dumps(value)}
+    return flat
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work folders of train.py")
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    try:
+        write_report(args.workdirs, args.out)
+    except (ReportError, OSError) as error:
+        raise SystemExit(f"training.report: {error}")
+    print(f"{args.out}: {len(args.workdirs)} run(s)")
+
+
+if __name__ == "__main__":
+    main()
