@@ -95,7 +95,8 @@ def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interr
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             bad = guard.watch(epoch, step, window_loss, grad_norm, torch.cat(window_samples))
             weights = [p for group in optimizer.param_groups for p in group["params"]]
-            before = [weight.detach().clone() for weight in weights] if monitor.line_due(step) else None
+            line_follows = any(map(monitor.line_due, range(step, step + accumulation)))
+            before = [weight.detach().clone() for weight in weights] if line_follows else None
             if not scaler.is_enabled():  # which else keeps bad steps out itself
                 optimizer.found_inf = bad
             scaler.step(optimizer)

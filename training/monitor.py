@@ -25,9 +25,9 @@ MEASURE = "measure "  # what the names of measures begin with in a state
 logger = logging.getLogger(__name__)
 
 
-def _on_device(value: float) -> torch.Tensor:
-    """A scalar on the device of this process, see distributed.init."""
-    return torch.tensor(value, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
+def _scalar(value: float) -> torch.Tensor:
+    """On the CPU; what it is added to may be on another device, and so is the sum."""
+    return torch.tensor(value, dtype=torch.float64)
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Part:
     Losses stay on the device until a line is due, so that the GPU need not wait for the CPU at every step.
     """
 
-    loss: torch.Tensor = field(default_factory=lambda: _on_device(0.0))    # sum of the finite losses
-    finite: torch.Tensor = field(default_factory=lambda: _on_device(0.0))  # how many these are
+    loss: torch.Tensor = field(default_factory=lambda: _scalar(0.0))    # sum of the finite losses
+    finite: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # how many these are
     steps: int = 0
     seconds: float = 0.0
     waited: float = 0.0  # of these seconds, for data
@@ -48,7 +48,7 @@ class Part:
 
     def over_processes(self) -> tuple[float, int, float]:
         """Mean loss (NaN of none), count of losses that were not finite, and mean of the seconds waited."""
-        sums = torch.stack([self.loss, self.finite, _on_device(self.waited)])
+        sums = torch.stack([self.loss, self.finite, _scalar(self.waited).to(self.loss.device)])
         loss, finite, waited = distributed.mean(sums).tolist()
         return loss / finite if finite else math.nan, round((self.steps - finite) * distributed.world_size()), waited
 
@@ -196,7 +196,7 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         """Goes on from a `state_dict` of the same process; call it before `epoch`."""
-        written, since = (Part(_on_device(state[f"{name} loss"]), _on_device(state[f"{name} finite"]),
+        written, since = (Part(_scalar(state[f"{name} loss"]), _scalar(state[f"{name} finite"]),
                                *(state[f"{name} {key}"] for key in ("steps", "seconds", "waited")))
                           for name in ("written", "since"))
         measures = {name.removeprefix(MEASURE): value for name, value in state.items() if name.startswith(MEASURE)}

@@ -1,0 +1,228 @@
+"""Going on exactly, guards and validation of train.py, in this process."""
+import argparse
+import json
+import logging
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+import train
+import train_setup
+from data.loader import make_validation_loader
+from models.loss import reconstruction_loss
+from tests.training.runs import arguments, losses
+from training import checkpoint, optim, resume, validation
+from training.records import read_log, read_steps
+
+STEPS = 4  # of an epoch: 16 samples in batches of 4
+
+
+@pytest.fixture(autouse=True)
+def nothing_drawn(monkeypatch):
+    """Rendering would take most of the time of these runs."""
+    monkeypatch.setattr("training.figures._save", lambda figure, path: None)
+
+
+def run(workdir, data, *options, **overrides):
+    train.main(arguments(workdir, data, *options, **({"num_epochs": 3, "batch_size": 4} | overrides)))
+    return losses(workdir)
+
+
+def spoil(monkeypatch, change):
+    """`change(loss, number)` in place of the loss of the number-th training step."""
+    plain, steps = train.loss_of, []
+
+    def loss_of(run, model, batch):
+        loss = plain(run, model, batch)
+        if not model.training:
+            return loss
+        steps.append(batch["index"].tolist())
+        return change(loss, len(steps))
+
+    monkeypatch.setattr(train, "loss_of", loss_of)
+    return steps
+
+
+def stop_at(monkeypatch, step):
+    spoil(monkeypatch, lambda loss, number: os.kill(os.getpid(), signal.SIGTERM) or loss if number == step else loss)
+
+
+def weights(workdir):
+    return checkpoint.load_checkpoint(resume.checkpoints(workdir)[0][1])["model"]
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6, 12])
+def test_stopped_after_any_step_and_started_again_it_ends_the_same(tmp_path, synthetic_archive, monkeypatch, step):
+    options = ["--val-data", str(synthetic_archive), "--print_freq", "3"]
+    reference = run(tmp_path / "whole", synthetic_archive, *options)
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        run(tmp_path / "cut", synthetic_archive, *options)
+    epoch = (step - 1) // STEPS
+    assert resume.checkpoints(tmp_path / "cut")[0][0] == (epoch, step - epoch * STEPS)
+    assert len(losses(tmp_path / "cut")) == epoch
+    assert run(tmp_path / "cut", synthetic_archive, *options) == reference
+    for name in ("train_loss", "train_lr", "val_loss"):
+        assert [line[name] for line in read_log(tmp_path / "cut" / "log.txt")] == [
+            line[name] for line in read_log(tmp_path / "whole" / "log.txt")]
+    for name in ("step", "train_loss", "lr", "grad_norm", "update_ratio"):
+        assert [row[name] for row in read_steps(tmp_path / "cut" / "steps.csv")] == [
+            row[name] for row in read_steps(tmp_path / "whole" / "steps.csv")]
+    ended, expected = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    assert all(torch.equal(ended[key], expected[key]) for key in expected)
+    assert not (tmp_path / "cut" / "resume").exists()
+
+
+def test_a_stop_during_validation_loses_nothing(tmp_path, synthetic_archive, monkeypatch):
+    options = ["--val-data", str(synthetic_archive)]
+    run(tmp_path / "whole", synthetic_archive, *options)
+    plain, passes = validation.mean_loss, []
+
+    def interrupted(batches, *args, **kwargs):
+        passes.append(0)
+        if len(passes) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return plain(batches, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "mean_loss", interrupted)
+        run(tmp_path / "cut", synthetic_archive, *options)
+    assert resume.checkpoints(tmp_path / "cut")[0][0] == (1, STEPS)
+    run(tmp_path / "cut", synthetic_archive, *options)
+    assert [(line["train_loss"], line["val_loss"]) for line in read_log(tmp_path / "cut" / "log.txt")] == [
+        (line["train_loss"], line["val_loss"]) for line in read_log(tmp_path / "whole" / "log.txt")]
+
+
+def test_a_run_can_go_on_with_batches_of_another_size(tmp_path, synthetic_archive, monkeypatch):
+    """The rest of the epoch's order is trained, however it is cut into batches."""
+    with monkeypatch.context() as patch:
+        everything = spoil(patch, lambda loss, number: loss)
+        run(tmp_path / "whole", synthetic_archive, num_epochs=1)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        run(tmp_path / "cut", synthetic_archive, num_epochs=1)
+    with monkeypatch.context() as patch:
+        rest = spoil(patch, lambda loss, number: loss)
+        run(tmp_path / "cut", synthetic_archive, num_epochs=1, batch_size=2)
+    assert sum(rest, []) == sum(everything[2:], [])
+
+
+def test_the_clock_saves_in_mid_epoch(tmp_path, synthetic_archive, monkeypatch):
+    saved = []
+    monkeypatch.setattr(train, "save_in_epoch", lambda run, place, monitor: saved.append(place))
+    run(tmp_path, synthetic_archive, "--checkpoint-minutes", "1e-6", num_epochs=1)
+    assert saved == [(0, step) for step in (1, 2, 3, 4)]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, synthetic_archive, monkeypatch, caplog):
+    steps = spoil(monkeypatch, lambda loss, number: loss * math.nan if number == 2 else loss)
+    with caplog.at_level(logging.WARNING):
+        (loss,) = run(tmp_path, synthetic_archive, num_epochs=1)
+    assert math.isfinite(loss)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    (message,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert message.startswith("epoch 1, step 2 skipped: the loss is nan; its samples here: ")
+    dataset = train_setup.make_loader([synthetic_archive], num_frames=200, batch_size=4).dataset
+    assert all(dataset.name(index) in message for index in steps[1])
+    assert [row["skipped"] for row in read_steps(tmp_path / "steps.csv")] == [0, 1]
+
+
+def test_ten_such_steps_in_a_row_end_the_run_with_its_checkpoint_intact(tmp_path, synthetic_archive, monkeypatch):
+    run(tmp_path / "one", synthetic_archive, num_epochs=1)
+    spoil(monkeypatch, lambda loss, number: loss * math.inf if number > 4 else loss)
+    with pytest.raises(SystemExit, match="10 steps in a row, up to step 2 of epoch 4"):
+        run(tmp_path / "two", synthetic_archive, num_epochs=9)
+    assert resume.load_newest(tmp_path / "two")[1]["epoch"] == 2
+    kept = checkpoint.load_checkpoint(tmp_path / "two" / "checkpoints" / "checkpoint-0.pth")["model"]
+    last = weights(tmp_path / "two")
+    assert all(torch.equal(last[key], kept[key]) for key in kept)  # no step since was applied
+
+
+@pytest.mark.filterwarnings("ignore:Error detected in SqrtBackward0")
+def test_detect_anomaly_names_the_operation(tmp_path, synthetic_archive, monkeypatch):
+    spoil(monkeypatch, lambda loss, number: (loss * 0).sqrt() * 0)
+    with pytest.raises(RuntimeError, match="SqrtBackward0"):
+        run(tmp_path, synthetic_archive, "--detect-anomaly", num_epochs=1)
+
+
+def test_the_validation_loss_is_that_of_the_weights_on_fixed_crops_and_masks(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1)
+    config = train_setup.load_config("configs.ssast_tiny_200_16x4",
+                                     ["model.model_args.depth=1", "model.model_args.embed_dim=48"])
+    model = train_setup.build_model(config)
+    model.load_state_dict(weights(tmp_path))
+    (batch,) = make_validation_loader(synthetic_archive, num_frames=200, batch_size=16, draw_mask=model.draw_mask)
+    with torch.no_grad():
+        pred, target, mask = model(batch["spectrogram"], batch["mask"])
+        expected = reconstruction_loss(pred, target, mask).item()
+    (line,) = read_log(tmp_path / "log.txt")
+    assert line["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_change_of_precision_leaves_the_scaler_aside(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, "--precision", "float16", num_epochs=1)
+    assert len(run(tmp_path, synthetic_archive, "--precision", "bfloat16", num_epochs=2)) == 2
+    assert len(run(tmp_path, synthetic_archive, "--precision", "float16", num_epochs=3)) == 3
+    assert checkpoint.load_checkpoint(tmp_path / "checkpoints" / "checkpoint-2.pth")["scaler"]
+
+
+@pytest.mark.parametrize("config", ["ssam_tiny_200_16x4", "ssast_tiny_200_16x4"])
+def test_a_published_checkpoint_goes_on_with_each_parameters_own_moments(tmp_path, golden, config):
+    """Its optimizer state is by index, in the order that golden/ has from the published code."""
+    order = json.loads((golden / f"{config}_training.json").read_text())
+    settings = train_setup.load_config(f"configs.{config}", [])
+    model = train_setup.build_model(settings)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    names = order["no_decay"] + order["decay"]
+    state = {index: {"step": torch.tensor(7.0), "exp_avg": torch.full(shapes[name], float(index)),
+                     "exp_avg_sq": torch.full(shapes[name], 0.5 + index)} for index, name in enumerate(names)}
+    group = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "amsgrad": False, "foreach": None, "maximize": False,
+             "capturable": False, "differentiable": False, "fused": None}
+    split = len(order["no_decay"])
+    groups = [{**group, "weight_decay": 0.0, "params": list(range(split))},
+              {**group, "weight_decay": 0.05, "params": list(range(split, len(names)))}]
+    scaler = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 3}
+    torch.save({"model": model.state_dict(), "optimizer": {"state": state, "param_groups": groups}, "epoch": 41,
+                "scaler": scaler, "args": argparse.Namespace(config=ConfigDict(settings), seed=5)},
+               tmp_path / "checkpoint-41.pth")
+
+    args = train_setup.parse_arguments("", ["--config", f"configs.{config}", "--workdir", str(tmp_path), "--resume",
+                                            str(tmp_path / "checkpoint-41.pth")])
+    fresh = train_setup.build_model(settings)
+    optimizer = optim.make_optimizer(fresh, weight_decay=0.05)
+    place, _ = train_setup.load_state(args, settings, tmp_path, fresh, optimizer, torch.amp.GradScaler(enabled=False))
+    assert place == (42, 0)
+    parameters = dict(fresh.named_parameters())
+    for index, name in enumerate(names):
+        moments = optimizer.state[parameters[name]]
+        assert moments["exp_avg"].unique().tolist() == [index], name
+        assert moments["exp_avg_sq"].unique().tolist() == [0.5 + index] and moments["step"] == 7
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert optimizer.state[parameters[names[3]]]["exp_avg"].unique().tolist() == [pytest.approx(0.9 * 3)]
+
+
+def test_another_kind_of_groups_is_refused(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, num_epochs=1)
+    with pytest.raises(SystemExit, match=r"its optimizer has groups of \[\d+, \d+\] parameters instead of \[\d+\]"):
+        run(tmp_path, synthetic_archive, "--bias_decay", num_epochs=2)
+
+
+def test_another_seed_is_refused(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, num_epochs=1)
+    with pytest.raises(SystemExit, match="was trained with --seed 0, not 3"):
+        run(tmp_path, synthetic_archive, "--seed", "3", num_epochs=2)
+
+
+def test_gradients_are_counted_over_an_accumulation(tmp_path, synthetic_archive, monkeypatch):
+    """A stop comes at the end of a window, and its samples are named together."""
+    stop_at(monkeypatch, 1)
+    run(tmp_path, synthetic_archive, batch_size=2, opt__grad_accum_steps=4)
+    assert resume.checkpoints(tmp_path)[0][0] == (0, 4)
+    assert np.isfinite([row["train_loss"] for row in read_steps(tmp_path / "steps.csv")]).all()
