@@ -30,8 +30,9 @@ FAKE_SAMPLES = 1024
 CLIPS_SHOWN = 3
 
 # Keys that may change between two parts of one run: none of them changes what the weights so far were trained to do.
-FREE_KEYS = ("name", "data.train_", "data.val_", "log_every_steps", "num_epochs", "wandb.", "precision", "half_precision",
-             "batch_size", "opt.grad_accum_steps", "scene_layout", "num_train_steps", "steps_per_eval")
+FREE_KEYS = ("name", "data.train_", "data.val_", "log_every_steps", "num_epochs", "wandb.", "precision",
+             "half_precision", "batch_size", "opt.grad_accum_steps", "scene_layout", "num_train_steps",
+             "steps_per_eval")
 
 logger = logging.getLogger("train")
 
@@ -143,11 +144,11 @@ def set_up(args: argparse.Namespace) -> Run:
     optimizer = optim.make_optimizer(model, config.opt.weight_decay, args.bias_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
     place, monitor_state = load_state(args, config, workdir, model, optimizer, scaler)
-    compiled = torch.compile(model) if args.compile else model
-    return Run(args, config, workdir, device, model, distributed.parallel(compiled, device), optimizer, scaler, loader,
-               val_loader, clips_to_show(loader), optim.peak_learning_rate(
-                   config.opt.learning_rate, config.opt.grad_accum_steps * config.batch_size * distributed.world_size()),
-               place, monitor_state)
+    parallel_model = distributed.parallel(torch.compile(model) if args.compile else model, device)
+    global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
+    return Run(args, config, workdir, device, model, parallel_model, optimizer, scaler, loader, val_loader,
+               clips_to_show(loader), optim.peak_learning_rate(config.opt.learning_rate, global_batch), place,
+               monitor_state)
 
 
 def check_same_experiment(workdir: Path, config: ConfigDict) -> None:

@@ -1,9 +1,10 @@
 """Time and memory on the CPU of SSAM-tiny, its peers and SSAST-tiny: `python -m benchmarks.cpu`.
 
 All are stacks of 12 blocks of width 192 on random tokens in float32 (SSAM and the Mamba peers: expand 3, state 24; SSAM
-with the LayerNorm of the paper's configs). Each row runs in a process of its own, so that its peak memory is its own. The machine's ceilings, a large matrix
-product and an exponential of a vector, are measured in the same run; `of ceiling` is the time that the stack's matrix
-products and exponentials would take at those rates, divided by the time it took.
+with the LayerNorm of the paper's configs). Each row runs in a process of its own, so that its peak memory is its own.
+The machine's ceilings, a large matrix product and an exponential of a vector, are measured in the same run; `of
+ceiling` is the time that the stack's matrix products and exponentials would take at those rates, divided by the time it
+took.
 """
 import argparse
 import json

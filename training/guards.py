@@ -69,9 +69,9 @@ class StepGuard:
                                self._names(step.samples))
             if self._in_a_row >= (STEPS_IN_A_ROW_SCALED if self._scaled else STEPS_IN_A_ROW):
                 raise NonFiniteError(
-                    f"{self._in_a_row} steps in a row, up to step {step.step + 1} of epoch {step.epoch + 1}, had a loss "
-                    "or gradient that is not finite; none was applied. A lower opt.learning_rate, opt.clip_grad_value "
-                    "or --precision float32 may help, --detect-anomaly shows the operation")
+                    f"{self._in_a_row} steps in a row, up to step {step.step + 1} of epoch {step.epoch + 1}, had a "
+                    "loss or gradient that is not finite; none was applied. A lower opt.learning_rate, "
+                    "opt.clip_grad_value or --precision float32 may help, --detect-anomaly shows the operation")
 
     def _names(self, samples: torch.Tensor) -> str:
         names = [self._name_sample(index) for index in samples[:SAMPLES_NAMED].tolist()]

@@ -186,7 +186,8 @@ def test_a_published_checkpoint_goes_on_with_each_parameters_own_moments(tmp_pat
     split = len(order["no_decay"])
     groups = [{**group, "weight_decay": 0.0, "params": list(range(split))},
               {**group, "weight_decay": 0.05, "params": list(range(split, len(names)))}]
-    scaler = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 3}
+    scaler = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
+              "_growth_tracker": 3}
     torch.save({"model": model.state_dict(), "optimizer": {"state": state, "param_groups": groups}, "epoch": 41,
                 "scaler": scaler, "args": argparse.Namespace(config=ConfigDict(settings), seed=5)},
                tmp_path / "checkpoint-41.pth")
