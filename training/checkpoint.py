@@ -5,6 +5,7 @@ Reading never runs code from the file. The published `args` hold an `argparse.Na
 """
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ def is_due(epoch: int, num_epochs: int) -> bool:
 
 
 def save_checkpoint(path: str | Path, **state: Any) -> None:
-    """Writes `state` (tensors and builtins only, so that it can be read safely) to `path`, whole or not at all."""
+    """Writes `state` (tensors and builtins only, so that it can be read safely) to `path`, whole or not at all.
+
+    Raises OSError where the disk or a quota is full.
+    """
     remove_partials(path)  # of an attempt that was killed; they are as large as the checkpoint
-    with atomic_write(path) as file:
-        torch.save(state, file)
+    try:
+        with atomic_write(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # how torch.save tells of a write that failed
+        free = shutil.disk_usage(Path(path).parent).free
+        raise OSError(f"{path} cannot be written; its disk has {free / 2**20:.0f} MiB free") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

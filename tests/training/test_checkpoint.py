@@ -2,6 +2,8 @@ import argparse
 import os
 import pickle
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -115,3 +117,31 @@ def test_every_second_epoch_and_the_last_five_are_saved():
     due = [epoch for epoch in range(100) if checkpoint.is_due(epoch, 100)]
     assert due == [*range(0, 95, 2), 95, 96, 97, 98, 99]
     assert [epoch for epoch in range(3) if checkpoint.is_due(epoch, 3)] == [0, 1, 2]
+
+
+FULL_DISK = """
+import os, sys
+import torch
+from training.checkpoint import load_checkpoint, save_checkpoint
+kept, path = sys.argv[1] + "/checkpoint-0.pth", sys.argv[1] + "/checkpoint-1.pth"
+save_checkpoint(kept, model={"weight": torch.randn(1000)}, epoch=0)
+try:
+    save_checkpoint(path, model={"weight": torch.randn(100000)}, epoch=1)
+except OSError as error:
+    assert str(error).startswith(path + " cannot be written; its disk has 0 MiB free"), error
+    assert os.listdir(sys.argv[1]) == ["checkpoint-0.pth"]
+    load_checkpoint(kept)
+else:
+    raise AssertionError("there was room after all")
+"""
+
+
+def test_a_full_disk_leaves_what_was_there_and_nothing_half(tmp_path):
+    """On a disk of 200 KiB, which only this test sees."""
+    own_mounts = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*own_mounts, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("this machine allows no small disk of one's own (unshare, mount)")
+    mount = f"mount -t tmpfs -o size=200k none {tmp_path}"
+    done = subprocess.run([*own_mounts, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", FULL_DISK,
+                           str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
