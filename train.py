@@ -10,6 +10,7 @@ save and end with status 0.
 
 import json
 import logging
+import traceback
 import warnings
 from contextlib import nullcontext
 
@@ -31,7 +32,7 @@ from training.trackers import TensorBoard, Tracker, Wandb
 logger = logging.getLogger("train")
 
 
-def train(run: Run) -> None:
+def train(run: Run, interruption: Interruption) -> None:
     args, config = run.args, run.config
     if distributed.is_main():
         logger.info("%s: %.2f M parameters, %d steps per epoch, %d process(es) on %s", args.config,
@@ -48,16 +49,15 @@ def train(run: Run) -> None:
 
     if run.place.epoch >= config.num_epochs:
         logger.info("all %d epochs are done already", config.num_epochs)
-    with Interruption(args.checkpoint_minutes) as interruption:
-        for epoch in range(run.place.epoch, config.num_epochs):
-            steps = train_epoch(run, epoch, monitor, guard, interruption)
-            val_loss = validate(run, interruption) if run.val_loader and not interruption.stop_now else None
-            if interruption.stop_now:
-                save_in_epoch(run, Place(epoch, steps), monitor)
-                break
-            monitor.end_epoch(val_loss)
-            if checkpoint.is_due(epoch, config.num_epochs):
-                save_after_epoch(run, epoch, monitor)
+    for epoch in range(run.place.epoch, config.num_epochs):
+        steps = train_epoch(run, epoch, monitor, guard, interruption)
+        val_loss = validate(run, interruption) if run.val_loader and not interruption.stop_now else None
+        if interruption.stop_now:
+            save_in_epoch(run, Place(epoch, steps), monitor)
+            break
+        monitor.end_epoch(val_loss)
+        if checkpoint.is_due(epoch, config.num_epochs):
+            save_after_epoch(run, epoch, monitor)
     monitor.close()
     if distributed.is_main() and not interruption.stop_now:
         resume.tidy(run.workdir, finished=True)
@@ -198,20 +198,24 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(__doc__, arguments)
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's, for each loader
     try:
-        try:
+        with distributed.naming_lost_processes():
             run = set_up(args)
-        except (ValueError, OSError) as error:
-            raise SystemExit(f"train.py: {error}")
-        try:
-            with distributed.naming_lost_processes(), torch.autograd.set_detect_anomaly(args.detect_anomaly):
-                train(run)
-        except ArchiveError as error:  # from a worker, the sentence comes last, after the worker's traceback
-            raise SystemExit(f"train.py: {str(error).splitlines()[-1]}")
-        except (NonFiniteError, OSError) as error:
-            raise SystemExit(f"train.py: {error}; the same command goes on from the newest checkpoint in "
-                             f"{args.workdir}")
-    finally:
-        distributed.cleanup()
+    except (ValueError, OSError) as error:
+        distributed.fail(f"train.py: {error}")
+    try:
+        # The signals outermost: torchrun ends the others by SIGTERM where one is lost, before they could say which.
+        with (Interruption(args.checkpoint_minutes) as interruption, distributed.naming_lost_processes(),
+              torch.autograd.set_detect_anomaly(args.detect_anomaly)):
+            train(run, interruption)
+    except ArchiveError as error:  # from a worker, the sentence comes last, after the worker's traceback
+        distributed.fail(f"train.py: {str(error).splitlines()[-1]}")
+    except (NonFiniteError, OSError) as error:
+        distributed.fail(f"train.py: {error}; the same command goes on from the newest checkpoint in {args.workdir}")
+    except Exception:
+        if distributed.world_size() == 1:
+            raise
+        distributed.fail(traceback.format_exc())
+    distributed.cleanup()
 
 
 if __name__ == "__main__":

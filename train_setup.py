@@ -139,7 +139,7 @@ def set_up(args: argparse.Namespace) -> Run:
     model.gradient_checkpointing = args.gradient_checkpointing
     if distributed.is_main():
         resume.tidy(workdir)
-        resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
+    resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
     loader, val_loader = build_loaders(args, config, model, device)
     optimizer = optim.make_optimizer(model, config.opt.weight_decay, args.bias_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")

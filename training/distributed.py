@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -133,6 +133,11 @@ class Agreement:
         self._exchange = dist.all_reduce(self._answers, op=dist.ReduceOp.MAX, async_op=True)
         return agreed
 
+    def finish(self) -> None:
+        """Waits for the exchange under way; call it in all processes when there are no more votes."""
+        if self._exchange is not None:
+            self._exchange.wait()
+
 
 @contextmanager
 def naming_lost_processes() -> Iterator[None]:
@@ -163,6 +168,17 @@ def _roll_call() -> str:
     if not lost:
         return "the connection between the processes broke, but all of them are still there"
     return f"rank(s) {', '.join(map(str, lost))} of {world_size()} died or do not answer; rank {rank()} stops as well"
+
+
+def fail(message: str) -> NoReturn:
+    """Ends this process with a message and status 1, in company at once: to leave the group in order, with exchanges
+    under way, would mean to wait for processes that may be gone."""
+    if not dist.is_initialized():
+        raise SystemExit(message)
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(1)
 
 
 def cleanup() -> None:

@@ -37,7 +37,9 @@ class Interruption:
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+        if error is None:
+            self._agreement.finish()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

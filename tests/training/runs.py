@@ -1,9 +1,11 @@
 """Starting, following and ending train.py as its users do, for the tests."""
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -35,7 +37,8 @@ def start(processes, train_arguments, launcher_options=("--standalone", "--nnode
 
 def children(process):
     """The processes that a launcher started."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in listing.read_text().split()] if listing.exists() else []
 
 
 def rank_of(pid):
@@ -45,22 +48,26 @@ def rank_of(pid):
 def kill(process):
     """SIGKILL for the launcher and for its workers, which have sessions of their own."""
     for pid in (process.pid, *children(process)):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def finish(process, timeout=120):
-    """Waits for its end and returns what it printed."""
+    """Waits for its end, which comes by SIGKILL after `timeout` seconds, and returns what it printed since `follow`."""
+    late = threading.Timer(timeout, kill, [process])
+    late.start()
     try:
-        return process.communicate(timeout=timeout)[0]
+        output = process.stdout.read()  # not communicate(), which would miss what `follow` has read ahead
+        process.wait()
+        return output
     finally:
-        if process.poll() is None:
-            kill(process)
+        late.cancel()
 
 
 def follow(process, steps):
     """Reads what it prints up to the line of its `steps`-th step (one line per step), and returns that."""
     seen, text = 0, ""
-    for line in process.stdout:
+    while line := process.stdout.readline():
         text += line
         seen += bool(re.match(r"\d\d:\d\d:\d\d epoch \d+/\d+  step ", line))
         if seen == steps:
