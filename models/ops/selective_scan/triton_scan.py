@@ -75,7 +75,7 @@ def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
         kernels.forward[call.grid(FORWARD)](
             call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, carry, y, last,
             starts if save else None, *call.sizes, *_strides(call.u, call.delta, call.B, call.C, call.z),
-            SOFTPLUS=softplus, SPAN=SPAN, **call.tiles(FORWARD))
+            SOFTPLUS=softplus, SPAN=SPAN, **tiles(call.states, FORWARD))
     return y, last, starts
 
 
@@ -106,8 +106,8 @@ def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delt
     call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus)
     (batch, length, channels), state = u.shape, A.shape[1]
     blocks, parts = -(-channels // BACKWARD["BLOCK"]), batch * call.chunks
-    tiles, programs = call.tiles(BACKWARD), call.grid(BACKWARD)
-    scratch = A.new_empty(programs[0], SPAN // tiles["GROUP"], tiles["PARTS"] * tiles["WIDTH"], tiles["BLOCK"])
+    cut, programs = tiles(call.states, BACKWARD), call.grid(BACKWARD)
+    scratch = A.new_empty(programs[0], SPAN // cut["GROUP"], cut["PARTS"] * cut["WIDTH"], cut["BLOCK"])
     shares_of_BC = A.new_empty(2, blocks, batch, length, state)
     shares_of_A, shares_of_D = A.new_empty(parts, state, channels), A.new_empty(2, parts, channels)
     dy = rows(dy)
@@ -119,7 +119,7 @@ def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delt
             dy, carry, starts, scratch, call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, du,
             d_delta, z if z is None else dz, shares_of_A, *shares_of_BC.unbind(0), *shares_of_D.unbind(0), batch,
             *call.sizes, *_strides(dy, call.u, call.delta, call.B, call.C, call.z), SOFTPLUS=softplus, SPAN=SPAN,
-            **tiles)
+            **cut)
     dB, dC = (share.sum(0).to(t.dtype) for share, t in zip(shares_of_BC.unbind(0), (B, C)))
     dD, d_bias = (share.sum(0) for share in shares_of_D.unbind(0))
     return du, d_delta, shares_of_A.sum(0).t().contiguous(), dB, dC, dD, dz, d_bias
@@ -169,14 +169,6 @@ class _Call:
     def grid(self, options: dict[str, int]) -> tuple[int]:
         return (self.batch * self.chunks * -(-self.channels // options["BLOCK"]),)
 
-    def tiles(self, options: dict[str, int]) -> dict[str, int]:
-        """States as PARTS tiles of WIDTH: eights up to 32 of them, else at most four tiles."""
-        width = _power_of_two(self.states if self.states < 8 else max(8, -(-self.states // 4)))
-        parts = -(-self.states // width)
-        threads = _power_of_two(width * parts) * options["BLOCK"] // options["PER_THREAD"]
-        return {"GROUP": options["GROUP"], "BLOCK": options["BLOCK"], "WIDTH": width, "PARTS": parts,
-                "num_warps": min(max(threads // 32, 1), 8)}
-
     def carry(self, x: Tensor, gate: Tensor | None, row: Tensor, entry: Tensor | None, reverse: bool) -> Tensor:
         """What each chunk starts from, [B, chunks, N, D]: the state, or in `reverse` its gradient's q."""
         from models.ops.selective_scan import triton_chunk_kernels as kernels
@@ -185,11 +177,20 @@ class _Call:
         totals, carry = ends.new_empty(self.batch, self.chunks, self.channels), torch.empty_like(ends)
         kernels.chunk_ends[self.grid(FORWARD)](
             x, gate, self.delta, self.A, row, self.bias, ends, totals, *self.sizes,
-            *_strides(x, gate, self.delta, row), REVERSE=reverse, SOFTPLUS=self.softplus, **self.tiles(FORWARD))
+            *_strides(x, gate, self.delta, row), REVERSE=reverse, SOFTPLUS=self.softplus, **tiles(self.states, FORWARD))
         grid = (self.batch * self.states * -(-self.channels // FORWARD["BLOCK"]),)
         kernels.combine[grid](ends, totals, self.A, carry, entry, self.channels, self.states, self.chunks,
                               REVERSE=reverse, GROUP=FORWARD["GROUP"], BLOCK=FORWARD["BLOCK"], num_warps=1)
         return carry
+
+
+def tiles(states: int, options: dict[str, int]) -> dict[str, int]:
+    """States as PARTS tiles of WIDTH: eights up to 32 of them, else at most four tiles."""
+    width = _power_of_two(states if states < 8 else max(8, -(-states // 4)))
+    parts = -(-states // width)
+    threads = _power_of_two(width * parts) * options["BLOCK"] // options["PER_THREAD"]
+    return {"GROUP": options["GROUP"], "BLOCK": options["BLOCK"], "WIDTH": width, "PARTS": parts,
+            "num_warps": min(max(threads // 32, 1), 8)}
 
 
 def _plan(batch: int, length: int, channels: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from tests.models.ops.scan_cases import check_against_float64, make_inputs, outp
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-LENGTHS, CHANNELS, STATES, BATCHES = (17, 65, 1, 2), (5, 33, 1, 6), (8, 1, 24, 9), (1, 1, 1, 2)
+LENGTHS, CHANNELS, STATES, BATCHES = (17, 65, 1, 2), (5, 33, 1, 6), (8, 1, 24, 9), (2, 1, 1, 1)
 OPTIONS = ({}, {"optional": False}, {"groups": True, "softplus": False}, {"channels_last": False})
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
 # Its 16 rows hold every pair of the first five settings: lines and columns of the field of four elements.

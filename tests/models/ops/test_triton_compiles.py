@@ -1,0 +1,18 @@
+"""All Triton kernels compile for GPUs, on any machine."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize("arguments", [["90"], pytest.param(["80", "--published"], marks=pytest.mark.slow)])
+def test_every_kernel_compiles(tmp_path, arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-m", "tests.models.ops.compile_kernels", *arguments], cwd=ROOT, text=True,
+                          env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
