@@ -52,8 +52,7 @@ class Mamba(nn.Module):
         self.out_proj.weight /= math.sqrt(depth)  # one residual addition per block (GPT-2)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        fused = self.backend in ("auto", "mamba_ssm")
-        if fused and mamba_inner.why_not(hidden, self.A_log, self.conv1d.weight) is None:
+        if self.backend == "auto" and mamba_inner.why_not(hidden, self.A_log, self.conv1d.weight) is None:
             return mamba_inner.mamba_inner(
                 self.in_proj(hidden).transpose(1, 2), self.conv1d.weight, self.conv1d.bias, self.x_proj.weight,
                 self.dt_proj.weight, self.out_proj.weight, self.out_proj.bias, -torch.exp(self.A_log.float()), self.D,

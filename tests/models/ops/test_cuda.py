@@ -141,9 +141,8 @@ class TestModel:
     def test_torch_compile_without_graph_breaks(self):
         model, x = small_model().cuda(), torch.randn(2, 1, 40, 80, device="cuda")
         mask = torch.zeros(2, 50, device="cuda")
-        if mamba_inner.why_not(x, model.blocks[0].mixer.A_log, model.blocks[0].mixer.conv1d.weight) is None:
-            for block in model.blocks:
-                block.mixer.backend = "triton"
+        for block in model.blocks:
+            block.mixer.backend = "triton"  # the packages' functions are no operators
         expected = model(x, mask)[0]
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x, mask)[0], expected, rtol=1e-4, atol=1e-4)
