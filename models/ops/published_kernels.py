@@ -1,9 +1,9 @@
 """The packages mamba-ssm and causal-conv1d (CUDA kernels of Gu and Dao), where they are installed."""
 import functools
-import importlib
-import importlib.metadata
-import importlib.util
 import re
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -23,29 +23,29 @@ def why_not(package: str) -> str | None:
 
 def module(package: str) -> ModuleType:
     """The module with a package's functions. RuntimeError where there is none."""
-    found, reason = _module_or_reason(package)
+    loaded, reason = _module_or_reason(package)
     if reason:
         raise RuntimeError(reason)
-    return found
+    return loaded
 
 
 @functools.cache
 def _module_or_reason(package: str) -> tuple[ModuleType | None, str | None]:
     try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        found = version(package)
+    except PackageNotFoundError:
         return None, f"the package {package} is not installed"
     oldest, too_new = VERSIONS[package]
-    if not oldest <= _numbers(version) < too_new:
-        return None, (f"{package} {version} is installed, and {'.'.join(map(str, oldest))} up to, but not, "
+    if not oldest <= _numbers(found) < too_new:
+        return None, (f"{package} {found} is installed, and {'.'.join(map(str, oldest))} up to, but not, "
                       f"{'.'.join(map(str, too_new))} fit")
     name, compiled = MODULES[package]
-    if importlib.util.find_spec(compiled) is None:
-        return None, f"{package} {version} was built without its module {compiled}, see requirements-gpu.txt"
+    if find_spec(compiled) is None:
+        return None, f"{package} {found} was built without its module {compiled}, see requirements-gpu.txt"
     try:
-        return importlib.import_module(name), None
+        return import_module(name), None
     except ImportError as error:
-        return None, f"{package} {version} cannot be imported: {error}"
+        return None, f"{package} {found} cannot be imported: {error}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
