@@ -1,9 +1,10 @@
-"""Compiles all Triton kernels to PTX, which takes no GPU: `python -m tests.models.ops.compile_kernels 80 --published`.
+"""Compiles all Triton kernels for a GPU without one: `python -m tests.models.ops.compile_kernels 80 --published`.
 
 Run in a process of its own without TRITON_INTERPRET. It finds what the interpreter lets pass: types that change in a
 loop, and what the compiler does not know.
 """
 import argparse
+import functools
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -18,9 +19,13 @@ LOW = {"u_ptr", "delta_ptr", "B_ptr", "C_ptr", "z_ptr", "y_ptr", "dy_ptr", "du_p
 FEW = {"GROUP": 2, "BLOCK": 16, "WIDTH": 4, "PARTS": 2, "num_warps": 1}
 
 
-def compile_kernel(kernel, target, dtype, absent=(), num_warps=1, **constants):
-    """`kernel` for activations of `dtype`, with the arguments named in `absent` None."""
+def compile_one(kernel, target, dtype, absent=(), num_warps=1, size="i32", **constants):
+    """`kernel` for activations of `dtype`, with the arguments named in `absent` None and sizes and strides of the type
+    `size`, or all "1", which Triton makes constants."""
     constants |= dict.fromkeys(absent)
+    if size == "1":
+        constants |= {name: 1 for name in kernel.arg_names
+                      if not name.endswith("_ptr") and name != "eps" and name not in constants}
     signature = {}
     for name in kernel.arg_names:
         if name in constants:
@@ -28,17 +33,19 @@ def compile_kernel(kernel, target, dtype, absent=(), num_warps=1, **constants):
         elif name.endswith("_ptr"):
             signature[name] = f"*{dtype if name in LOW else 'fp32'}"
         else:
-            signature[name] = "fp32" if name == "eps" else "i32"
+            signature[name] = "fp32" if name == "eps" else size
     compiled = triton.compile(ASTSource(kernel, signature=signature, constexprs=constants),
                               target=GPUTarget("cuda", target, 32), options={"num_warps": num_warps})
-    assert ".entry" in compiled.asm["ptx"]
+    assert compiled.asm["cubin"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", type=int, help="compute capability, such as 90")
     parser.add_argument("--published", action="store_true", help="with the tiles of 24 states")
+    parser.add_argument("--size", choices=["i32", "i64", "1"], default="i32", help="type of sizes and strides")
     args = parser.parse_args()
+    compile_kernel = functools.partial(compile_one, size=args.size)
     forward = backward = FEW
     if args.published:
         forward, backward = (triton_scan.tiles(24, options) for options in (triton_scan.FORWARD, triton_scan.BACKWARD))

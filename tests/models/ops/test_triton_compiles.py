@@ -10,7 +10,8 @@ from tests.conftest import ROOT
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("arguments", [["90"], pytest.param(["80", "--published"], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arguments", [["90"], *(pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
+    ["80", "--published"], ["90", "--size", "1"], ["90", "--size", "i64"]))], ids=" ".join)
 def test_every_kernel_compiles(tmp_path, arguments):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-m", "tests.models.ops.compile_kernels", *arguments], cwd=ROOT, text=True,
