@@ -26,6 +26,7 @@ from training import checkpoint, distributed, figures, optim, resume, validation
 from training.guards import NonFiniteError, StepGuard, update_ratio
 from training.interruption import Interruption
 from training.monitor import Monitor
+from training.prefetch import prefetch
 from training.resume import Place
 from training.trackers import TensorBoard, Tracker, Wandb
 
@@ -75,7 +76,7 @@ def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interr
     optimizer.zero_grad()
     set_epoch(run.loader, epoch, first_step)
 
-    for step, batch in monitor.epoch(epoch, run.loader, first_step):
+    for step, batch in monitor.epoch(epoch, prefetch(run.loader, run.device), first_step):
         window_begins, window_ends = step % accumulation == 0, (step + 1) % accumulation == 0
         measures = {}
         if window_begins:

@@ -3,29 +3,28 @@ from torch import Tensor, nn
 
 from models.encoder import MaskedSpectrogramEncoder
 from models.mamba import Mamba, MambaState
+from models.ops.add_norm import add_norm
 
 
 class MambaBlock(nn.Module):
     """Add to the residual stream, normalise, mix: (hidden, residual) -> (hidden, residual), all [B, L, D]."""
 
-    def __init__(self, mixer: Mamba, norm: nn.Module, residual_in_fp32: bool):
+    def __init__(self, mixer: Mamba, norm: nn.LayerNorm | nn.RMSNorm, residual_in_fp32: bool,
+                 fused_add_norm: bool = True):
         super().__init__()
         self.mixer, self.norm, self.residual_in_fp32 = mixer, norm, residual_in_fp32
+        self.fused_add_norm = fused_add_norm
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        residual = self._add(hidden, residual)
-        return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
+        normed, residual = add_norm(hidden, residual, self.norm, self.residual_in_fp32, self.fused_add_norm)
+        return self.mixer(normed), residual
 
     def proceed(self, hidden: Tensor, residual: Tensor | None,
                 state: MambaState) -> tuple[Tensor, Tensor, MambaState]:
         """`forward` for some more tokens after those in `state`; returns the state after them as well."""
-        residual = self._add(hidden, residual)
-        hidden, state = self.mixer.proceed(self.norm(residual.to(self.norm.weight.dtype)), state)
+        normed, residual = add_norm(hidden, residual, self.norm, self.residual_in_fp32, self.fused_add_norm)
+        hidden, state = self.mixer.proceed(normed, state)
         return hidden, residual, state
-
-    def _add(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
-        residual = hidden if residual is None else residual + hidden
-        return residual.float() if self.residual_in_fp32 else residual
 
 
 class MambaSSAST(MaskedSpectrogramEncoder):
@@ -33,7 +32,7 @@ class MambaSSAST(MaskedSpectrogramEncoder):
 
     rms_norm: RMSNorm instead of LayerNorm in the blocks (the final norm is always a LayerNorm).
     residual_in_fp32: keep the residual stream in float32 under lower precision.
-    fused_add_norm: allow a fused kernel for add + norm where one exists; never changes a result.
+    fused_add_norm: allow one kernel for add + norm on CUDA tensors; never changes a result.
     norm_epsilon: of the blocks' norms.
     ssm_kwargs: arguments of `Mamba`; replaces the published {d_state 24, d_conv 4, expand 3} as a whole, so that
         missing ones take Mamba's own defaults.
@@ -48,11 +47,11 @@ class MambaSSAST(MaskedSpectrogramEncoder):
                  norm_epsilon: float = 1e-6, ssm_kwargs: dict | None = None):
         super().__init__(embed_dim, depth, img_size, patch_size, in_chans, mask_ratio, masking_mode, use_cls_token,
                          frequency_first)
-        self.fused_add_norm = fused_add_norm
         ssm_kwargs = {"d_state": 24, "d_conv": 4, "expand": 3} if ssm_kwargs is None else dict(ssm_kwargs)
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
         self.blocks = nn.ModuleList(
-            MambaBlock(Mamba(embed_dim, **ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32)
+            MambaBlock(Mamba(embed_dim, **ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32,
+                       fused_add_norm)
             for _ in range(depth))
         self.init_weights()
 

@@ -1,8 +1,12 @@
 """Fixtures that all test rooms share."""
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which torch does with `import models`
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -2,20 +2,27 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops import causal_conv1d_cpu
+from models.ops import causal_conv1d_cpu, published_kernels, triton_support
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """y_t = sum_k weight_k x_{t-K+1+k} + bias for each channel alone, then SiLU if asked for.
 
     x: [B, D, L]; weight: [D, K]; bias: [D]. Returns [B, D, L] in x's dtype. Compiled kernels serve CPU tensors where
-    there are some. Else the taps are added one by one, which beats conv1d for the few taps of Mamba and reads
-    channels-last views at full speed. ValueError for an unknown activation.
+    there are some; CUDA tensors are served by the package causal-conv1d where it is installed, else by our Triton
+    kernels. Else the taps are added one by one, which beats conv1d for the few taps of Mamba and reads channels-last
+    views at full speed. ValueError for an unknown activation.
     """
     if activation not in (None, "silu"):
         raise ValueError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
     if causal_conv1d_cpu.why_not(x, weight, bias) is None:
         return causal_conv1d_cpu.causal_conv1d(x, weight, bias, activation == "silu")
+    if x.is_cuda and _package_fits(x, weight):
+        return published_kernels.module("causal-conv1d").causal_conv1d_fn(x, weight, bias, activation=activation)
+    if triton_support.why_not_on_cuda(x, weight, bias) is None:
+        from models.ops import conv1d_triton
+
+        return conv1d_triton.causal_conv1d(x, weight, bias, activation == "silu")
     length, taps = x.shape[-1], weight.shape[-1]
     y = x * weight[:, -1:]
     for lag in range(1, min(taps, length)):
@@ -24,3 +31,11 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activat
         y = y + bias[:, None]
     y = y.to(x.dtype)
     return F.silu(y) if activation == "silu" else y
+
+
+def _package_fits(x: Tensor, weight: Tensor) -> bool:
+    """2 to 4 taps; channels-last views need strides in eights."""
+    channels_last = x.stride(1) == 1 and x.stride(2) % 8 == 0 and x.stride(0) % 8 == 0
+    return (2 <= weight.shape[-1] <= 4 and x.dtype in triton_support.DTYPES
+            and (x.stride(2) == 1 or channels_last and x.shape[1] % 8 == 0)
+            and published_kernels.why_not("causal-conv1d") is None)

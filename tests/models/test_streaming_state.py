@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from models import MambaSSAST
-from models.ops.selective_scan import BACKENDS
+from tests.models.ops.scan_cases import CPU_BACKENDS
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("sizes", [[60], [1] * 10 + [50], [5] * 12, [3, 2, 55]])
 @pytest.mark.parametrize("d_conv", [1, 4])
 def test_any_cut_gives_the_outputs_of_the_whole(backend, sizes, d_conv):

@@ -10,12 +10,12 @@ import logging
 import torch
 from torch import Tensor
 
-from models.ops.selective_scan import chunked, cpu, reference
+from models.ops.selective_scan import chunked, cpu, mamba_ssm, reference, triton_scan
 
 logger = logging.getLogger(__name__)
 
 # In the order in which "auto" asks them.
-BACKENDS = {"cpu": cpu, "chunked": chunked, "reference": reference}
+BACKENDS = {"mamba_ssm": mamba_ssm, "triton": triton_scan, "cpu": cpu, "chunked": chunked, "reference": reference}
 
 _announced = set()
 
@@ -38,7 +38,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     tensors = [t for t in (u, delta, A, B, C, D, z, delta_bias) if t is not None]
-    module = _choose(backend, tensors)
+    module = _choose(backend, tensors, return_last_state)
     return module.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
 
 
@@ -62,7 +62,7 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias):
                              f"with G dividing {channels}, got {list(tensor.shape)}")
 
 
-def _choose(backend, tensors):
+def _choose(backend, tensors, return_last_state):
     if backend != "auto":
         module = _load(backend)
         if reason := module.why_not(*tensors):
@@ -70,11 +70,20 @@ def _choose(backend, tensors):
         return module
     for name in BACKENDS:
         module = _load(name)
-        if module.why_not(*tensors) is None:
+        if module.why_not(*tensors) is None and not _passed_over(name, tensors, return_last_state):
             _announce(name, tensors[0].device.type)
             return module
     raise RuntimeError("selective_scan: no back end can serve this call: "
                        + "; ".join(f"{name}: {_load(name).why_not(*tensors)}" for name in BACKENDS))
+
+
+def _passed_over(name, tensors, return_last_state):
+    """What serves only those who ask for it by name."""
+    if name == "triton":
+        return tensors[0].device.type == "cpu"  # that is its interpreter, which is for tests
+    if name == "mamba_ssm" and return_last_state:  # whose last state has no gradient
+        return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return False
 
 
 def _load(name):

@@ -5,12 +5,12 @@ torch.export and torch.utils.checkpoint see one node. Training keeps the states 
 backward operator recomputes those between.
 """
 import ctypes
-import math
 
 import torch
 from torch import Tensor
 
 from models.ops.native import View, call, pointer, rows, why_not
+from models.ops.selective_scan.groups import scan_by_group
 
 __all__ = ["selective_scan", "why_not"]
 
@@ -23,33 +23,9 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
                    return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     inputs = [t if t is None else t.float() for t in (u, delta, A, B, C, D, z, delta_bias)]
-    groups = math.lcm(*(t.shape[1] for t in (B, C) if t.dim() == 4))
-    parts = [_call_operator(*part, delta_softplus) for part in _split_groups(*inputs, groups)]
-    y, last = (torch.cat(part, dim=1) if groups > 1 else part[0] for part in zip(*parts))
+    y, last = scan_by_group(torch.ops.audio_mamba.selective_scan_cpu, *inputs, delta_softplus)
     y = y.to(u.dtype)
     return (y, last) if return_last_state else y
-
-
-def _split_groups(u, delta, A, B, C, D, z, delta_bias, groups):
-    """The same arguments for the channels of each group, with B and C [B, N, L]."""
-    if groups == 1:
-        B, C = (t if t.dim() == 3 else t.squeeze(1) for t in (B, C))
-        return [(u, delta, A, B, C, D, z, delta_bias)]
-    of_channels = [groups * [None] if t is None else t.chunk(groups, dim) for t, dim in
-                   ((u, 1), (delta, 1), (A, 0), (D, 0), (z, 1), (delta_bias, 0))]
-    u, delta, A, D, z, delta_bias = of_channels
-    B, C = ([t if t.dim() == 3 else t[:, group * t.shape[1] // groups] for group in range(groups)] for t in (B, C))
-    return zip(u, delta, A, B, C, D, z, delta_bias)
-
-
-def _call_operator(u, delta, A, B, C, D, z, delta_bias, softplus):
-    """y [B, D, L] and the last state [B, D, N], both channels-last in memory."""
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    u, delta, B, C = (t.transpose(1, 2) for t in (u, delta, B, C))
-    z = z if z is None else z.transpose(1, 2)
-    y, last, _ = torch.ops.audio_mamba.selective_scan_cpu(u, delta, A, B, C, D, z, delta_bias, softplus, save)
-    return y.transpose(1, 2), last.transpose(1, 2)
 
 
 @torch.library.custom_op("audio_mamba::selective_scan_cpu", mutates_args=())

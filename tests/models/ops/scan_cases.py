@@ -3,7 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops.selective_scan import reference
+from models.ops.selective_scan import BACKENDS, reference
+
+# The others need a CUDA device, or Triton's interpreter: test_triton_scan.py and test_cuda.py.
+CPU_BACKENDS = [name for name in BACKENDS if name not in ("mamba_ssm", "triton")]
 
 
 def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: int = 0, optional: bool = True,
@@ -31,24 +34,29 @@ def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: i
 
 
 def outputs_and_gradients(back_end, inputs: dict[str, Tensor], softplus: bool = True,
-                          dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """y, the last state and the gradient of each input under fixed random weights of y and the state, in float64."""
-    leaves = {name: t.detach().to(dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
+                          dtype: torch.dtype | None = None, device: str = "cpu") -> dict[str, Tensor]:
+    """y, the last state and the gradient of each input under fixed random weights of y and the state, in float64 on
+    the CPU; computed on `device`."""
+    leaves = {name: t.detach().to(device, dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
     y, last = back_end.selective_scan(**leaves, delta_softplus=softplus, return_last_state=True)
     rng = torch.Generator().manual_seed(1)
     weights = [torch.randn(t.shape, generator=rng, dtype=torch.float64) for t in (y, last)]
-    torch.autograd.backward([y, last], [w.to(t.dtype) for w, t in zip(weights, (y, last))])
-    return {"y": y.double(), "last state": last.double()} | {f"d{k}": t.grad.double() for k, t in leaves.items()}
+    torch.autograd.backward([y, last], [w.to(t) for w, t in zip(weights, (y, last))])
+    results = {"y": y, "last state": last} | {f"d{k}": t.grad for k, t in leaves.items()}
+    return {name: t.detach().double().cpu() for name, t in results.items()}
 
 
-def check_against_float64(back_end, inputs: dict[str, Tensor], softplus: bool = True) -> None:
-    """Every number is there, and no error is above twice that of the plain equation in the inputs' own dtype."""
+def check_against_float64(back_end, inputs: dict[str, Tensor], softplus: bool = True, device: str = "cpu",
+                          forgiven: float = 2 * torch.finfo(torch.float32).eps) -> None:
+    """Every number is there, and no error is above twice that of the plain equation in the inputs' own dtype.
+
+    Two roundings of float32 are forgiven: tiny tensors may have no error at all in the plain equation.
+    """
     truth = outputs_and_gradients(reference, inputs, softplus, torch.float64)
     plain = outputs_and_gradients(reference, inputs, softplus)
-    ours = outputs_and_gradients(back_end, inputs, softplus)
+    ours = outputs_and_gradients(back_end, inputs, softplus, device=device)
     for name, true in truth.items():
         assert ours[name].shape == true.shape, name
         assert ours[name].isfinite().all(), name
-        # Two roundings of float32 are forgiven: tiny tensors may have no error at all in the plain equation.
-        allowed = 2 * (plain[name] - true).norm() + 2 * torch.finfo(torch.float32).eps * true.norm()
+        allowed = 2 * (plain[name] - true).norm() + forgiven * true.norm()
         assert (ours[name] - true).norm() <= allowed, f"{name}: {(ours[name] - true).norm()} > {allowed}"

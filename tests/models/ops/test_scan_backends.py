@@ -1,4 +1,4 @@
-"""Every back end of the selective scan that this machine can run, against the plain equation in float64."""
+"""Every back end of the selective scan for the CPU that this machine can run, against the plain equation in float64."""
 import math
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch.utils import deterministic
 
 from models.ops.selective_scan import BACKENDS, reference, selective_scan
-from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
+from tests.models.ops.scan_cases import CPU_BACKENDS, check_against_float64, make_inputs, outputs_and_gradients
 
 LENGTHS, STATES, CHANNELS, BATCHES = (1, 2, 63, 251, 1024), (1, 8, 16, 24, 64), (1, 5, 16, 33, 576), (1, 2, 3, 1, 2)
 OPTIONS = ({}, {"optional": False}, {"groups": True}, {"channels_last": False}, {"groups": True, "softplus": False})
@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.flo
 ROWS = [(i, j, *((i + k * j) % 5 for k in (1, 2, 3, 4))) for i in range(5) for j in range(5)]
 
 
-@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+@pytest.fixture(params=[name for name in CPU_BACKENDS if name != "reference"])
 def back_end(request):
     module = BACKENDS[request.param]
     if reason := module.why_not(*make_inputs(1, 1, 1, 1).values()):
@@ -118,7 +118,7 @@ def test_training_keeps_little(back_end):
 
 def test_auto_serves_this_machine():
     inputs = make_inputs(1, 4, 6, 2)
-    first = next(name for name, module in BACKENDS.items() if module.why_not(*inputs.values()) is None)
+    first = next(name for name in CPU_BACKENDS if BACKENDS[name].why_not(*inputs.values()) is None)
     assert torch.equal(selective_scan(**inputs), selective_scan(**inputs, backend=first))
     double = {name: t.double() for name, t in inputs.items()}
     assert torch.equal(selective_scan(**double), selective_scan(**double, backend="reference"))

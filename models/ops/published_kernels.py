@@ -1,0 +1,52 @@
+"""The packages mamba-ssm and causal-conv1d (CUDA kernels of Gu and Dao), where they are installed."""
+import functools
+import re
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+
+# Versions whose functions have the signatures used here: from the first, up to but not the second.
+VERSIONS = {"mamba-ssm": ((1, 1), (3,)), "causal-conv1d": ((1, 1), (2,))}
+# The module with the functions, and the compiled one beneath it.
+MODULES = {"mamba-ssm": ("mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda"),
+           "causal-conv1d": ("causal_conv1d", "causal_conv1d_cuda")}
+
+
+@torch.compiler.assume_constant_result
+def why_not(package: str) -> str | None:
+    """The reason why a package ("mamba-ssm" or "causal-conv1d") cannot be used, as a sentence."""
+    return _module_or_reason(package)[1]
+
+
+def module(package: str) -> ModuleType:
+    """The module with a package's functions. RuntimeError where there is none."""
+    loaded, reason = _module_or_reason(package)
+    if reason:
+        raise RuntimeError(reason)
+    return loaded
+
+
+@functools.cache
+def _module_or_reason(package: str) -> tuple[ModuleType | None, str | None]:
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        return None, f"the package {package} is not installed"
+    oldest, too_new = VERSIONS[package]
+    if not oldest <= _numbers(found) < too_new:
+        return None, (f"{package} {found} is installed, and {'.'.join(map(str, oldest))} up to, but not, "
+                      f"{'.'.join(map(str, too_new))} fit")
+    name, compiled = MODULES[package]
+    if find_spec(compiled) is None:
+        return None, f"{package} {found} was built without its module {compiled}, see requirements-gpu.txt"
+    try:
+        return import_module(name), None
+    except ImportError as error:
+        return None, f"{package} {found} cannot be imported: {error}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.match(r"\d+(\.\d+)*", version).group().split(".")))

@@ -1,0 +1,209 @@
+"""The selective scan by Triton kernels of our own: forward and backward with float32 states on CUDA tensors.
+
+Two ways, chosen by `_plan` from the shapes alone, so that results do not depend on the GPU:
+
+- Short sequences, many channels (pretraining: batch 256, D 576): each program walks the whole time of a block of
+  channels with their states in registers. Backward walks back over the same time. Forward leaves the states before
+  every span of 32 steps, B D N L / 32 numbers; backward recomputes those between.
+- A long clip with few channels: time is cut into chunks. A first pass gives what each chunk adds to the state and the
+  sum of its steps (exp(A sum) is the chunk's decay), a second one the state that each chunk starts from, and then all
+  chunks are walked at once. Backward does the same with the gradient of the state.
+
+What it costs at least, per channel and step of time, at s bytes per number:
+
+                 bytes                                   exponentials
+    forward      4 s (u, delta, z, y) + N / 8            N (twice in chunks)
+    backward     7 s (u, delta, z, dy, du, d_delta, dz)  3 N: the states before each group, those within, the adjoint
+                 + N / 8 + 2 N (dB, dC of a block)       (4 in chunks)
+
+N / 8 is the states before the spans. 2 N is 2 x 4 bytes x N / 16, written and read: a block of 16 channels leaves a row
+of dB and of dC, which are then summed in a fixed order (no atomics). B and C are read once per block, from cache. At
+pretraining size, with L 251, N 24 and bfloat16, forward has 37 million channel steps, so 0.41 GB and 0.89 G
+exponentials, backward 2.4 GB and 2.7 G. No kernel needs less than 8 and 14 bytes and N exponentials per channel step:
+these are the floors that benchmarks/gpu.py compares with.
+"""
+import math
+
+import torch
+from torch import Tensor
+
+from models.ops import triton_support
+from models.ops.native import rows
+from models.ops.selective_scan.groups import scan_by_group
+
+__all__ = ["selective_scan", "why_not"]
+
+SPAN = 32              # steps between two states that are kept for backward; chunks are whole spans
+MIN_CHUNK = 64         # steps
+PROGRAMS = 2048        # what keeps a large GPU busy; with less than half of it, time is cut into chunks
+# Steps that are loaded together, channels per program, and states per thread at most (registers bound all three).
+FORWARD = {"GROUP": 8, "BLOCK": 32, "PER_THREAD": 32}
+BACKWARD = {"GROUP": 4, "BLOCK": 16, "PER_THREAD": 16}
+LOG2_E = math.log2(math.e)
+
+
+def why_not(*tensors: Tensor) -> str | None:
+    """See `models.ops.triton_support.why_not`."""
+    return triton_support.why_not(*tensors)
+
+
+def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+                   z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
+                   return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """See `models.ops.selective_scan`."""
+    A, D, delta_bias = (t if t is None else t.float() for t in (A, D, delta_bias))
+    y, last = scan_by_group(torch.ops.audio_mamba.selective_scan_triton, u, delta, A, B, C, D, z, delta_bias,
+                            delta_softplus)
+    return (y, last) if return_last_state else y
+
+
+@torch.library.custom_op("audio_mamba::selective_scan_triton", mutates_args=())
+def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+             delta_bias: Tensor | None, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """u, delta, z [B, L, D], A [D, N], B, C [B, L, N], D, delta_bias [D]; A, D and delta_bias float32
+    -> y [B, L, D], last state [B, N, D], states before each span [B, spans, N, D] (no spans unless `save`)."""
+    from models.ops.selective_scan import triton_scan_kernels as kernels
+
+    y, last, starts = _outputs(u, A, save)
+    if not u.numel():
+        return y, last.zero_(), starts
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus)
+    with triton_support.device_of(u):
+        carry = None
+        if call.chunks > 1:
+            carry = call.carry(call.u, None, call.B, None, reverse=False)
+        kernels.forward[call.grid(FORWARD)](
+            call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, carry, y, last,
+            starts if save else None, *call.sizes, *_strides(call.u, call.delta, call.B, call.C, call.z),
+            SOFTPLUS=softplus, SPAN=SPAN, **tiles(call.states, FORWARD))
+    return y, last, starts
+
+
+def _outputs(u, A, save):
+    (batch, length, channels), state = u.shape, A.shape[1]
+    spans = -(-length // SPAN) if save else 0
+    return (u.new_empty(batch, length, channels), A.new_empty(batch, state, channels),
+            A.new_empty(batch, spans, state, channels))
+
+
+@_forward.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, softplus, save):
+    return _outputs(u, A, save)
+
+
+@torch.library.custom_op("audio_mamba::selective_scan_triton_backward", mutates_args=())
+def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+              C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
+              softplus: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, delta, A, B, C, D, z and delta_bias; that of z is empty where there is none."""
+    from models.ops.selective_scan import triton_scan_kernels as kernels
+
+    du, d_delta, dA, dB, dC, dD, dz, d_bias = outputs = _gradients_like(u, delta, A, B, C, z)
+    if not u.numel():
+        for output in outputs:
+            output.zero_()
+        return outputs
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus)
+    (batch, length, channels), state = u.shape, A.shape[1]
+    blocks, parts = -(-channels // BACKWARD["BLOCK"]), batch * call.chunks
+    cut, programs = tiles(call.states, BACKWARD), call.grid(BACKWARD)
+    scratch = A.new_empty(programs[0], SPAN // cut["GROUP"], cut["PARTS"] * cut["WIDTH"], cut["BLOCK"])
+    shares_of_BC = A.new_empty(2, blocks, batch, length, state)
+    shares_of_A, shares_of_D = A.new_empty(parts, state, channels), A.new_empty(2, parts, channels)
+    dy = rows(dy)
+    with triton_support.device_of(u):
+        carry = d_last if d_last is None else d_last.contiguous()
+        if call.chunks > 1:
+            carry = call.carry(dy, call.z, call.C, carry, reverse=True)
+        kernels.backward[programs](
+            dy, carry, starts, scratch, call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, du,
+            d_delta, z if z is None else dz, shares_of_A, *shares_of_BC.unbind(0), *shares_of_D.unbind(0), batch,
+            *call.sizes, *_strides(dy, call.u, call.delta, call.B, call.C, call.z), SOFTPLUS=softplus, SPAN=SPAN,
+            **cut)
+    dB, dC = (share.sum(0).to(t.dtype) for share, t in zip(shares_of_BC.unbind(0), (B, C)))
+    dD, d_bias = (share.sum(0) for share in shares_of_D.unbind(0))
+    return du, d_delta, shares_of_A.sum(0).t().contiguous(), dB, dC, dD, dz, d_bias
+
+
+def _gradients_like(u, delta, A, B, C, z):
+    channels = u.shape[-1]
+    return (u.new_empty(u.shape), delta.new_empty(u.shape), A.new_empty(A.shape), B.new_empty(B.shape),
+            C.new_empty(C.shape), A.new_empty(channels), u.new_empty(0) if z is None else z.new_empty(u.shape),
+            A.new_empty(channels))
+
+
+@_backward.register_fake
+def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus):
+    return _gradients_like(u, delta, A, B, C, z)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.softplus, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[2], *tensors)
+
+
+def _autograd(ctx, dy, d_last, _):
+    starts, *tensors = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(tensors[0])
+    grads = torch.ops.audio_mamba.selective_scan_triton_backward(dy, d_last, starts, *tensors, ctx.softplus)
+    return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+class _Call:
+    """The arguments of a call in the form that the kernels want, and how the work is cut."""
+
+    def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus):
+        self.u, self.delta, self.B, self.C, self.z = (t if t is None else rows(t) for t in (u, delta, B, C, z))
+        self.D, self.bias = (t if t is None else t.contiguous() for t in (D, delta_bias))
+        self.A = (A.t() * LOG2_E).contiguous()  # [N, D]
+        self.softplus, self.states = softplus, A.shape[1]
+        self.batch, length, self.channels = u.shape
+        self.chunks, chunk_length = _plan(*u.shape)
+        self.sizes = (length, self.channels, self.states, self.chunks, chunk_length)
+
+    def grid(self, options: dict[str, int]) -> tuple[int]:
+        return (self.batch * self.chunks * -(-self.channels // options["BLOCK"]),)
+
+    def carry(self, x: Tensor, gate: Tensor | None, row: Tensor, entry: Tensor | None, reverse: bool) -> Tensor:
+        """What each chunk starts from, [B, chunks, N, D]: the state, or in `reverse` its gradient's q."""
+        from models.ops.selective_scan import triton_chunk_kernels as kernels
+
+        ends = self.A.new_empty(self.batch, self.chunks, self.states, self.channels)
+        totals, carry = ends.new_empty(self.batch, self.chunks, self.channels), torch.empty_like(ends)
+        kernels.chunk_ends[self.grid(FORWARD)](
+            x, gate, self.delta, self.A, row, self.bias, ends, totals, *self.sizes,
+            *_strides(x, gate, self.delta, row), REVERSE=reverse, SOFTPLUS=self.softplus, **tiles(self.states, FORWARD))
+        grid = (self.batch * self.states * -(-self.channels // FORWARD["BLOCK"]),)
+        kernels.combine[grid](ends, totals, self.A, carry, entry, self.channels, self.states, self.chunks,
+                              REVERSE=reverse, GROUP=FORWARD["GROUP"], BLOCK=FORWARD["BLOCK"], num_warps=1)
+        return carry
+
+
+def tiles(states: int, options: dict[str, int]) -> dict[str, int]:
+    """States as PARTS tiles of WIDTH: eights up to 32 of them, else at most four tiles."""
+    width = _power_of_two(states if states < 8 else max(8, -(-states // 4)))
+    parts = -(-states // width)
+    threads = _power_of_two(width * parts) * options["BLOCK"] // options["PER_THREAD"]
+    return {"GROUP": options["GROUP"], "BLOCK": options["BLOCK"], "WIDTH": width, "PARTS": parts,
+            "num_warps": min(max(threads // 32, 1), 8)}
+
+
+def _plan(batch: int, length: int, channels: int) -> tuple[int, int]:
+    """How many chunks time is cut into, and the steps of each."""
+    programs = batch * -(-channels // FORWARD["BLOCK"])
+    chunks = max(1, min(PROGRAMS // max(programs, 1), length // MIN_CHUNK))
+    chunk_length = -(-length // (chunks * SPAN)) * SPAN
+    return -(-length // chunk_length), chunk_length
+
+
+def _strides(*sequences: Tensor | None) -> list[int]:
+    return [stride for t in sequences for stride in ((0, 0) if t is None else t.stride()[:2])]
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,75 @@
+"""Compiles all Triton kernels for a GPU without one: `python -m tests.models.ops.compile_kernels 80 --published`.
+
+Run in a process of its own without TRITON_INTERPRET. It finds what the interpreter lets pass: types that change in a
+loop, and what the compiler does not know.
+"""
+import argparse
+import functools
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from models.ops import add_norm_triton, conv1d_triton
+from models.ops.selective_scan import triton_chunk_kernels, triton_scan, triton_scan_kernels
+
+# Arguments in the dtype of the activations; other addresses are float32.
+LOW = {"u_ptr", "delta_ptr", "B_ptr", "C_ptr", "z_ptr", "y_ptr", "dy_ptr", "du_ptr", "d_delta_ptr", "dz_ptr", "x_ptr",
+       "gate_ptr", "row_ptr", "dx_ptr", "hidden_ptr", "d_hidden_ptr"}
+FEW = {"GROUP": 2, "BLOCK": 16, "WIDTH": 4, "PARTS": 2, "num_warps": 1}
+
+
+def compile_one(kernel, target, dtype, absent=(), num_warps=1, size="i32", **constants):
+    """`kernel` for activations of `dtype`, with the arguments named in `absent` None and sizes and strides of the type
+    `size`, or all "1", which Triton makes constants."""
+    constants |= dict.fromkeys(absent)
+    if size == "1":
+        constants |= {name: 1 for name in kernel.arg_names
+                      if not name.endswith("_ptr") and name != "eps" and name not in constants}
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = f"*{dtype if name in LOW else 'fp32'}"
+        else:
+            signature[name] = "fp32" if name == "eps" else size
+    compiled = triton.compile(ASTSource(kernel, signature=signature, constexprs=constants),
+                              target=GPUTarget("cuda", target, 32), options={"num_warps": num_warps})
+    assert compiled.asm["cubin"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", type=int, help="compute capability, such as 90")
+    parser.add_argument("--published", action="store_true", help="with the tiles of 24 states")
+    parser.add_argument("--size", choices=["i32", "i64", "1"], default="i32", help="type of sizes and strides")
+    args = parser.parse_args()
+    compile_kernel = functools.partial(compile_one, size=args.size)
+    forward = backward = FEW
+    if args.published:
+        forward, backward = (triton_scan.tiles(24, options) for options in (triton_scan.FORWARD, triton_scan.BACKWARD))
+    for dtype, softplus, absent in (("bf16", True, ()), ("fp32", False, ("D_ptr", "z_ptr", "bias_ptr"))):
+        options = {"SOFTPLUS": softplus, "SPAN": triton_scan.SPAN}
+        without_z = {"dz_ptr"} if absent else set()
+        compile_kernel(triton_scan_kernels.forward, args.target, dtype,
+                       {*absent, "carry_ptr" if absent else "starts_ptr"}, **options, **forward)
+        compile_kernel(triton_scan_kernels.backward, args.target, dtype, {*absent, "d_carry_ptr"} | without_z,
+                       **options, **backward)
+        for reverse in (False, True):
+            compile_kernel(triton_chunk_kernels.chunk_ends, args.target, dtype,
+                           {"gate_ptr", "bias_ptr"} if absent else (), REVERSE=reverse, SOFTPLUS=softplus, **forward)
+            compile_kernel(triton_chunk_kernels.combine, args.target, dtype, ("entry_ptr",) if absent else (),
+                           REVERSE=reverse, GROUP=4, BLOCK=32)
+        for kernel in (conv1d_triton.forward_kernel, conv1d_triton.backward_kernel):
+            compile_kernel(kernel, args.target, dtype, ("bias_ptr",) if absent else (), TAPS=4, SILU=softplus, STEPS=32,
+                           BLOCK=32)
+        rms = not softplus
+        compile_kernel(add_norm_triton.forward_kernel, args.target, dtype,
+                       ("residual_ptr", "bias_ptr", "mean_ptr") if rms else (), RMS=rms, BLOCK=256)
+        compile_kernel(add_norm_triton.backward_kernel, args.target, dtype,
+                       ("d_total_ptr", "d_residual_ptr", "mean_ptr") if rms else (), RMS=rms, BLOCK=256)
+
+
+if __name__ == "__main__":
+    main()

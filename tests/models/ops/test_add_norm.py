@@ -1,0 +1,109 @@
+"""Add + norm: the Triton kernel (interpreted, or on a CUDA device where there is one) against the plain path."""
+import pytest
+import torch
+from torch import nn
+
+from models import MambaSSAST
+from models.ops import triton_support
+from models.ops.add_norm import add_norm
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KINDS = [(nn.LayerNorm, 33), (nn.RMSNorm, 33), (nn.LayerNorm, 192), (nn.RMSNorm, 1)]
+
+
+@pytest.fixture
+def kernel():
+    pytest.importorskip("triton")
+    from models.ops import add_norm_triton
+
+    return add_norm_triton.add_norm
+
+
+def make(kind, width, hidden_dtype, residual_dtype, weight_dtype):
+    torch.manual_seed(0)
+    norm = kind(width, eps=1e-6)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    hidden, residual = torch.randn(2, 2, 7, width).unbind()
+    residual = None if residual_dtype is None else (residual + 1).to(residual_dtype)
+    return norm.to(weight_dtype), hidden.to(hidden_dtype), residual
+
+
+def results(function, norm, hidden, residual, in_fp32, device):
+    norm = norm.to(device)
+    leaves = [t.detach().to(device).requires_grad_() for t in (hidden, residual) if t is not None]
+    normed, total = function(leaves[0], leaves[1] if residual is not None else None, norm, in_fp32)
+    rng = torch.Generator().manual_seed(1)
+    weights = [torch.randn(t.shape, generator=rng).to(t) for t in (normed, total)]
+    gradients = torch.autograd.grad([normed, total], [*leaves, *norm.parameters()], weights)
+    return [t.detach().cpu() for t in (normed, total, *gradients)]
+
+
+def plain(hidden, residual, norm, in_fp32):
+    return add_norm(hidden, residual, norm, in_fp32, fused=False)
+
+
+@pytest.mark.parametrize("kind, width", KINDS)
+@pytest.mark.parametrize("dtypes", [
+    (torch.float32, torch.float32, torch.float32, True), (torch.float32, None, torch.float32, False),
+    (torch.bfloat16, torch.float32, torch.float32, True), (torch.float16, torch.float16, torch.float16, False),
+    (torch.float16, None, torch.float32, True), (torch.float16, torch.float32, torch.float16, True)])
+def test_the_kernel_equals_the_plain_path(kernel, kind, width, dtypes):
+    *dtypes, in_fp32 = dtypes
+    norm, hidden, residual = make(kind, width, *dtypes)
+    rounding = max({None: 0, torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 2e-2}[t] for t in dtypes)
+    ours = results(kernel, norm, hidden, residual, in_fp32, DEVICE)
+    theirs = results(plain, norm, hidden, residual, in_fp32, "cpu")
+    for mine, true in zip(ours, theirs, strict=True):
+        assert mine.dtype == true.dtype
+        torch.testing.assert_close(mine, true, rtol=rounding, atol=rounding * max(1.0, true.abs().max().item()))
+
+
+@pytest.mark.parametrize("missing", ["normed", "total"])
+def test_a_gradient_of_one_output_alone(kernel, missing):
+    norm, hidden, residual = make(nn.LayerNorm, 9, torch.float32, torch.float32, torch.float32)
+    gradients = []
+    for function, device in ((kernel, DEVICE), (plain, "cpu")):
+        leaf = hidden.to(device).requires_grad_()
+        normed, total = function(leaf, residual.to(device), norm.to(device), True)
+        kept = total if missing == "normed" else normed
+        gradients.append(torch.autograd.grad((kept * torch.arange(9., device=device)).sum(), leaf)[0].cpu())
+    torch.testing.assert_close(*gradients)
+
+
+def test_many_rows_per_program(kernel, monkeypatch):
+    from models.ops import add_norm_triton
+
+    monkeypatch.setattr(add_norm_triton, "PROGRAMS", 3)
+    norm, hidden, residual = make(nn.LayerNorm, 5, torch.float32, torch.float32, torch.float32)
+    for mine, true in zip(results(kernel, norm, hidden, residual, True, DEVICE),
+                          results(plain, norm, hidden, residual, True, "cpu"), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rms", [True, False])
+def test_opcheck(kernel, rms):
+    hidden, residual = (torch.randn(3, 5, device=DEVICE, requires_grad=True) for _ in range(2))
+    weight = torch.randn(5, device=DEVICE, requires_grad=True)
+    bias = None if rms else torch.randn(5, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(torch.ops.audio_mamba.add_norm_triton,
+                          (hidden, residual, weight, bias, 1e-6, rms, torch.float32))
+
+
+def test_the_model_uses_the_kernel_where_it_may(kernel, monkeypatch):
+    """As on CUDA tensors: fused_add_norm allows the kernel, and changes no result."""
+    from models.ops import add_norm_triton
+
+    calls = []
+    monkeypatch.setattr(triton_support, "why_not_on_cuda", triton_support.why_not)
+    monkeypatch.setattr(add_norm_triton, "add_norm", lambda *arguments: (calls.append(1), kernel(*arguments))[1])
+    features = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = MambaSSAST(embed_dim=16, depth=2, img_size=(8, 16), patch_size=(4, 16), frequency_first=False,
+                           fused_add_norm=fused, rms_norm=False, ssm_kwargs={"d_conv": 20}).to(DEVICE)
+        for block in model.blocks:
+            block.mixer.backend = "chunked"
+        features.append(model.forward_features(torch.ones(1, 1, 8, 16, device=DEVICE)))
+        assert len(calls) == 2
+    torch.testing.assert_close(*features)

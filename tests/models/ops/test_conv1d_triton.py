@@ -1,0 +1,50 @@
+"""Our Triton kernels of the causal convolution: interpreted, or on a CUDA device where there is one."""
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from models.ops import conv1d_triton  # noqa: E402
+from tests.models.ops.test_causal_conv1d import expected  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("batch, channels, length, taps, silu, has_bias, dtype", [
+    (1, 1, 1, 4, True, True, torch.float32), (2, 33, 63, 4, True, True, torch.float32),
+    (1, 65, 64, 4, True, False, torch.float32), (3, 5, 2, 3, False, True, torch.float32),
+    (1, 16, 65, 1, True, True, torch.float32), (1, 6, 40, 9, False, False, torch.float32),
+    (2, 7, 33, 4, True, True, torch.float16), (1, 7, 9, 4, True, True, torch.bfloat16)])
+def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(batch, length, 2 * channels)[..., :channels].transpose(1, 2).to(dtype)  # a view, as in the block
+    inputs = [x, torch.randn(channels, taps), *([torch.randn(channels)] if has_bias else [])]
+    weights = torch.randn(batch, channels, length)
+    results = []
+    for convolve, device in ((conv1d_triton.causal_conv1d, DEVICE), (expected, "cpu")):
+        leaves = [t.detach().to(device).requires_grad_() for t in inputs]
+        y = convolve(*leaves, *([] if has_bias else [None]), silu)
+        results.append([y, *torch.autograd.grad(y, leaves, weights.to(y))])
+    rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    for ours, true, like in zip(*results, [x, *inputs], strict=True):
+        assert ours.dtype == like.dtype
+        torch.testing.assert_close(ours.double().cpu(), true.double(), rtol=10 * rounding,
+                                   atol=rounding * true.abs().max().item() + 1e-7)
+
+
+def test_no_time():
+    x = torch.zeros(2, 3, 0, device=DEVICE, requires_grad=True)
+    weight = torch.ones(3, 4, device=DEVICE, requires_grad=True)
+    conv1d_triton.causal_conv1d(x, weight, None, True).sum().backward()
+    assert (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_opcheck(has_bias):
+    x = torch.randn(1, 5, 3, device=DEVICE, requires_grad=True)  # [B, L, D]
+    weight = torch.randn(3, 4, device=DEVICE, requires_grad=True)
+    bias = torch.randn(3, device=DEVICE, requires_grad=True) if has_bias else None
+    torch.library.opcheck(torch.ops.audio_mamba.causal_conv1d_triton, (x, weight, bias, True))
+    x, weight = x.detach(), weight.detach()
+    torch.library.opcheck(torch.ops.audio_mamba.causal_conv1d_triton_backward,
+                          (torch.randn_like(x), x, weight, None if bias is None else bias.detach(), True))

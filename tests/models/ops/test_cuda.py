@@ -1,0 +1,177 @@
+"""What only a CUDA device can show: `./run_tests.sh -m cuda`."""
+import copy
+
+import pytest
+import torch
+
+import models
+from models.loss import reconstruction_loss
+from models.ops import mamba_inner, published_kernels
+from models.ops.causal_conv1d import causal_conv1d
+from models.ops.selective_scan import BACKENDS, chunked, mamba_ssm, selective_scan, triton_scan
+from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
+from tests.models.ops.test_scan_backends import BATCHES, CHANNELS, DTYPES, LENGTHS, OPTIONS, ROWS, STATES
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+needs_mamba_ssm = pytest.mark.skipif(published_kernels.why_not("mamba-ssm") is not None,
+                                     reason=str(published_kernels.why_not("mamba-ssm")))
+
+
+class TestScan:
+    @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
+    def test_outputs_and_every_gradient(self, row):
+        length, state, channels, batch, option, dtype = (
+            choices[level] for choices, level in
+            zip((LENGTHS, STATES, CHANNELS, BATCHES, OPTIONS, DTYPES), row, strict=True))
+        if channels * length * state > 4e6:
+            batch = 1  # the reference keeps every state of every copy
+        option = dict(option)
+        if option.pop("groups", False):
+            option["groups"] = {1: 1, 5: 5, 16: 4, 33: 3, 576: 2}[channels]
+        inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
+        check_against_float64(triton_scan, inputs, option.get("softplus", True), "cuda")
+
+    def test_many_channels_in_one_chunk(self):
+        """The pretraining way, which small batches do not take."""
+        batch, length, channels = 64, 67, 1100
+        assert triton_scan._plan(batch, length, channels)[0] == 1
+        check_against_float64(triton_scan, make_inputs(batch, channels, length, 3), device="cuda")
+
+    def test_a_long_clip(self):
+        inputs = make_inputs(1, 32, 22000, 8)
+        assert triton_scan._plan(1, 22000, 32)[0] > 100
+        ours = outputs_and_gradients(triton_scan, inputs, device="cuda")
+        plain = outputs_and_gradients(chunked, inputs)
+        for name, value in plain.items():
+            assert (ours[name] - value).norm() <= 1e-4 * value.norm(), name
+
+    def test_offsets_beyond_two_to_the_31(self):
+        """More numbers than 32 bits count: the last batch entry equals the first, which has the same inputs."""
+        one = {name: t.cuda() for name, t in make_inputs(1, 4096, 1100, 1, dtype=torch.bfloat16).items()}
+        batch = 2 ** 31 // (4096 * 1100) + 2
+        if torch.cuda.mem_get_info()[0] < 24 * 2 ** 30:
+            pytest.skip("less than 24 GiB of free memory")
+        many = {name: t.expand(batch, *t.shape[1:]) if t.dim() == 3 else t for name, t in one.items()}
+        with torch.no_grad():
+            y = selective_scan(**many, delta_softplus=True, backend="triton")
+            assert torch.equal(y[-1], y[0]) and y[-1].isfinite().all()
+
+    def test_same_bits_every_time(self):
+        first, second = (outputs_and_gradients(triton_scan, make_inputs(8, 200, 251, 24), device="cuda")
+                         for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def test_auto_takes_our_kernels_where_mamba_ssm_is_missing(self):
+        inputs = {name: t.cuda() for name, t in make_inputs(2, 20, 40, 6).items()}
+        name = "triton" if mamba_ssm.why_not(*inputs.values()) else "mamba_ssm"
+        assert torch.equal(selective_scan(**inputs), selective_scan(**inputs, backend=name))
+
+    @needs_mamba_ssm
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("groups", [0, 2])
+    def test_agreement_with_mamba_ssm(self, dtype, groups):
+        inputs = make_inputs(3, 64, 251, 24, dtype=dtype, groups=groups)
+        results = []
+        for back_end in (triton_scan, mamba_ssm):
+            leaves = {name: t.cuda().requires_grad_() for name, t in inputs.items()}
+            y = back_end.selective_scan(**leaves, delta_softplus=True)
+            results.append([y, *torch.autograd.grad(y.float().square().sum(), list(leaves.values()))])
+        for ours, theirs in zip(*results, strict=True):
+            scale = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype] * theirs.float().norm()
+            assert (ours.float() - theirs.float()).norm() <= scale
+
+    @needs_mamba_ssm
+    def test_mamba_ssm_refuses_what_it_cannot_do(self):
+        inputs = {name: t.cuda().requires_grad_() for name, t in make_inputs(1, 8, 9, 3).items()}
+        with pytest.raises(RuntimeError, match="no gradient of the last state"):
+            selective_scan(**inputs, return_last_state=True, backend="mamba_ssm")
+        selective_scan(**inputs, return_last_state=True)[1].sum().backward()
+        assert inputs["u"].grad.abs().sum() > 0
+
+
+def small_model(**kwargs):
+    torch.manual_seed(0)
+    return models.MambaSSAST(embed_dim=64, depth=3, img_size=(40, 80), patch_size=(4, 16), frequency_first=False,
+                             **kwargs)
+
+
+class TestModel:
+    @pytest.mark.parametrize("rms_norm", [True, False])
+    def test_the_encoder_equals_that_on_the_cpu(self, rms_norm):
+        model, x = small_model(rms_norm=rms_norm), torch.randn(3, 1, 40, 80)
+        with torch.no_grad():
+            torch.testing.assert_close(copy.deepcopy(model).cuda().forward_features(x.cuda()).cpu(),
+                                       model.forward_features(x), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("cpu", "reference")])
+    def test_carried_states_give_the_outputs_of_the_whole(self, backend):
+        model = small_model().cuda()
+        for block in model.blocks:
+            block.mixer.backend = backend
+        tokens = torch.randn(2, 50, 64, device="cuda")
+        if backend == "mamba_ssm" and (reason := mamba_ssm.why_not(tokens)):
+            pytest.skip(reason)
+        with torch.no_grad():
+            states, parts = model.first_states(batch=2), []
+            for part in tokens.split([10, 1, 39], dim=1):
+                out, states = model.proceed(part, states)
+                parts.append(out)
+            torch.testing.assert_close(torch.cat(parts, dim=1), model.encode(tokens), rtol=0, atol=1e-4)
+
+    def test_fused_add_norm_changes_no_result(self):
+        x = torch.randn(2, 1, 40, 80, device="cuda")
+        with torch.no_grad():
+            features = [small_model(fused_add_norm=fused).cuda().forward_features(x) for fused in (True, False)]
+        torch.testing.assert_close(*features, rtol=1e-5, atol=1e-5)
+
+    @needs_mamba_ssm
+    def test_the_fused_block_equals_its_parts(self):
+        model = small_model().cuda()
+        mixer, hidden = model.blocks[0].mixer, torch.randn(2, 30, 64, device="cuda")
+        if reason := mamba_inner.why_not(hidden, mixer.A_log, mixer.conv1d.weight):
+            pytest.skip(reason)
+        results = []
+        for backend in ("auto", "triton"):
+            mixer.backend = backend
+            y = mixer(hidden)
+            results.append([y, *torch.autograd.grad(y.square().sum(), list(mixer.parameters()))])
+        for fused, parts in zip(*results, strict=True):
+            assert (fused - parts).norm() <= 1e-3 * parts.norm()
+
+    def test_torch_compile_without_graph_breaks(self):
+        model, x = small_model().cuda(), torch.randn(2, 1, 40, 80, device="cuda")
+        mask = torch.zeros(2, 50, device="cuda")
+        for block in model.blocks:
+            block.mixer.backend = "triton"  # the packages' functions are no operators
+        expected = model(x, mask)[0]
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x, mask)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_training_goes_as_on_the_cpu(precision):
+    """Twenty steps of AdamW on the same batches, within what the precision allows."""
+    torch.manual_seed(1)
+    batches = [(torch.randn(4, 1, 40, 80).cumsum(2) / 5, (torch.rand(4, 50) < 0.5).float()) for _ in range(20)]
+    losses = {}
+    for device, dtype in (("cpu", torch.float32), ("cuda", precision)):
+        model = small_model().to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses[device] = []
+        for x, mask in batches:
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                loss = reconstruction_loss(*model(x.to(device), mask.to(device)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[device].append(loss.item())
+    assert losses["cpu"][-1] < 0.9 * losses["cpu"][0]
+    tolerance = 1e-4 if precision == torch.float32 else 3e-3
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=tolerance)
+
+
+def test_the_convolution_reads_views_of_any_layout():
+    weight = torch.randn(24, 4, device="cuda")
+    x = torch.randn(2, 30, 48, device="cuda")[..., :24].transpose(1, 2)
+    torch.testing.assert_close(causal_conv1d(x, weight, None, "silu"),
+                               causal_conv1d(x.contiguous().cpu(), weight.cpu(), None, "silu").cuda())

@@ -1,0 +1,142 @@
+"""The adapters to mamba-ssm and causal-conv1d, with stand-ins that compute what the packages document."""
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.mamba import Mamba
+from models.ops import causal_conv1d, published_kernels
+from models.ops.selective_scan import mamba_ssm, reference, selective_scan
+from tests.models.ops.scan_cases import make_inputs
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    published_kernels._module_or_reason.cache_clear()
+    yield
+    published_kernels._module_or_reason.cache_clear()
+
+
+def install(monkeypatch, versions, compiled=True, module=None):
+    """The process believes that these packages are installed."""
+
+    def version(package):
+        if package not in versions:
+            raise PackageNotFoundError(package)
+        return versions[package]
+
+    def import_module(name):
+        if module is None:
+            raise ImportError(f"no symbol in {name}")
+        return module
+
+    monkeypatch.setattr(published_kernels, "version", version)
+    monkeypatch.setattr(published_kernels, "find_spec", lambda name: object() if compiled else None)
+    monkeypatch.setattr(published_kernels, "import_module", import_module)
+
+
+class TestReasons:
+    def test_not_installed(self, monkeypatch):
+        install(monkeypatch, {})
+        assert published_kernels.why_not("mamba-ssm") == "the package mamba-ssm is not installed"
+        with pytest.raises(RuntimeError, match="not installed"):
+            published_kernels.module("mamba-ssm")
+
+    @pytest.mark.parametrize("version, fits", [("1.0.1", False), ("1.1.3", True), ("2.3.2.post1", True), ("3", False)])
+    def test_version(self, monkeypatch, version, fits):
+        install(monkeypatch, {"mamba-ssm": version}, module=SimpleNamespace())
+        reason = published_kernels.why_not("mamba-ssm")
+        assert reason is None if fits else version in reason
+
+    def test_built_without_the_kernels(self, monkeypatch):
+        install(monkeypatch, {"mamba-ssm": "2.3.2.post1"}, compiled=False)
+        assert "without its module selective_scan_cuda" in published_kernels.why_not("mamba-ssm")
+
+    def test_broken(self, monkeypatch):
+        install(monkeypatch, {"causal-conv1d": "1.7.0"})
+        assert "cannot be imported: no symbol" in published_kernels.why_not("causal-conv1d")
+
+    def test_tensors(self):
+        inputs = make_inputs(1, 2, 3, 2)
+        with pytest.raises(RuntimeError, match="'mamba_ssm' cannot serve.*cpu"):
+            selective_scan(**inputs, backend="mamba_ssm")
+        meta = {name: t.to("meta") for name, t in inputs.items()}
+        assert "meta" in mamba_ssm.why_not(*meta.values())
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Both packages, serving CPU tensors by plain PyTorch."""
+
+    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
+                          return_last_state=False):
+        assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == D.dtype == delta_bias.dtype == torch.float32
+        return reference.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+
+    def mamba_inner_fn(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias,
+                       A, B=None, C=None, D=None, delta_bias=None, B_proj_bias=None, C_proj_bias=None,
+                       delta_softplus=True):
+        assert B is None and C is None and conv1d_weight.dim() == 3
+        x, z = xz.chunk(2, dim=1)
+        taps = conv1d_weight.shape[-1]
+        x = F.silu(F.conv1d(F.pad(x, (taps - 1, 0)), conv1d_weight, conv1d_bias, groups=len(conv1d_weight)))
+        rank, state = delta_proj_weight.shape[1], A.shape[1]
+        dt, B, C = (x_proj_weight @ x).split([rank, state, state], dim=1)
+        y = selective_scan_fn(x, delta_proj_weight @ dt, A, B, C, D, z, delta_bias, delta_softplus)
+        return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+
+    module = SimpleNamespace(selective_scan_fn=selective_scan_fn, mamba_inner_fn=mamba_inner_fn)
+    install(monkeypatch, {"mamba-ssm": "2.3.2", "causal-conv1d": "1.7.0"}, module=module)
+    monkeypatch.setattr(mamba_ssm, "why_not", lambda *tensors: published_kernels.why_not("mamba-ssm"))
+    return module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scan(stand_ins, dtype):
+    inputs = make_inputs(2, 6, 5, 3, dtype=dtype, groups=2)
+    ours = selective_scan(**inputs, delta_softplus=True, return_last_state=True, backend="mamba_ssm")
+    plain = reference.selective_scan(**inputs, delta_softplus=True, return_last_state=True)
+    assert all(torch.equal(*pair) for pair in zip(ours, plain, strict=True))
+
+
+def test_a_gradient_of_the_last_state_goes_elsewhere(stand_ins):
+    inputs = {name: t.requires_grad_() for name, t in make_inputs(1, 2, 3, 2).items()}
+    with pytest.raises(RuntimeError, match="no gradient of the last state"):
+        selective_scan(**inputs, return_last_state=True, backend="mamba_ssm")
+    selective_scan(**inputs, return_last_state=True)[1].sum().backward()
+    assert inputs["u"].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_fused_block_equals_its_parts(stand_ins, monkeypatch, bias):
+    torch.manual_seed(0)
+    mixer, hidden = Mamba(8, d_state=3, bias=bias), torch.randn(2, 7, 8)
+    mixer.init_weights(depth=2)
+    torch.nn.init.normal_(mixer.D)
+    results = []
+    for backend in ("reference", "auto"):
+        mixer.backend = backend
+        if backend == "auto":
+            monkeypatch.setattr("models.mamba.selective_scan", lambda *arguments: pytest.fail("not fused"))
+        y = mixer(hidden)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(mixer.parameters()))])
+    for parts, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, parts, rtol=1e-4, atol=1e-5)
+
+
+def test_five_taps_are_not_for_the_package(stand_ins):
+    mixer, hidden = Mamba(8, d_state=3, d_conv=5), torch.randn(1, 4, 8)
+    mixer.init_weights(depth=2)
+    stand_ins.mamba_inner_fn = None
+    assert mixer(hidden).shape == hidden.shape
+
+
+def test_which_convolutions_the_package_takes(stand_ins):
+    weight, rows = torch.zeros(16, 4), torch.zeros(2, 9, 32)
+    assert causal_conv1d._package_fits(rows[..., :16].transpose(1, 2), weight)          # as in the block
+    assert causal_conv1d._package_fits(torch.zeros(2, 16, 9), weight)
+    assert not causal_conv1d._package_fits(torch.zeros(2, 9, 12).transpose(1, 2), weight[:12])  # strides of 12
+    assert not causal_conv1d._package_fits(torch.zeros(2, 16, 9), torch.zeros(16, 5))
+    assert not causal_conv1d._package_fits(torch.zeros(2, 16, 9, dtype=torch.float64), weight)

@@ -1,0 +1,187 @@
+"""Our Triton kernels of the selective scan on small shapes: interpreted, or on a CUDA device where there is one."""
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models.mamba import Mamba
+from models.ops.selective_scan import selective_scan, triton_scan
+from tests.conftest import ROOT
+from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+LENGTHS, CHANNELS, STATES, BATCHES = (17, 65, 1, 2), (5, 33, 1, 6), (8, 1, 24, 9), (2, 1, 1, 1)
+OPTIONS = ({}, {"optional": False}, {"groups": True, "softplus": False}, {"channels_last": False})
+DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
+# Its 16 rows hold every pair of the first five settings: lines and columns of the field of four elements.
+TIMES = ((0, 0, 0, 0), (0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2))
+ROWS = [(i, j, *(i ^ TIMES[k][j] for k in (1, 2, 3))) for i in range(4) for j in range(4)]
+
+
+@pytest.fixture
+def in_chunks(monkeypatch):
+    """The long-clip way also for small shapes."""
+    monkeypatch.setattr(triton_scan, "MIN_CHUNK", 8)
+    monkeypatch.setattr(triton_scan, "SPAN", 8)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
+def test_outputs_and_every_gradient(row):
+    """Each setting with each of every other one."""
+    length, channels, state, dtype, option = (
+        choices[level] for choices, level in zip((LENGTHS, CHANNELS, STATES, DTYPES, OPTIONS), row, strict=True))
+    batch = BATCHES[row[4]] if length < 65 else 1  # the interpreter is slow
+    option = dict(option)
+    if option.pop("groups", False):
+        option["groups"] = {1: 1, 5: 5, 6: 2, 33: 3}[channels]
+    inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
+    # Triton's interpreter cuts numbers off to bfloat16 instead of rounding them.
+    forgiven = {"forgiven": 2 ** -7} if dtype == torch.bfloat16 and DEVICE == "cpu" else {}
+    check_against_float64(triton_scan, inputs, option.get("softplus", True), DEVICE, **forgiven)
+
+
+@pytest.mark.parametrize("length", [16, 17, 23, 24])
+def test_chunks_of_time(in_chunks, length):
+    assert triton_scan._plan(1, length, 3)[0] > 1
+    check_against_float64(triton_scan, make_inputs(1, 3, length, 5, optional=length != 23), device=DEVICE)
+
+
+def test_more_chunks_than_are_combined_at_once(in_chunks):
+    assert triton_scan._plan(1, 72, 2)[0] == 9 > triton_scan.FORWARD["GROUP"]
+    check_against_float64(triton_scan, make_inputs(1, 2, 72, 2), device=DEVICE)
+
+
+def test_the_way_is_chosen_by_the_shape_alone():
+    assert triton_scan._plan(256, 251, 576) == (1, 256)  # pretraining
+    chunks, steps = triton_scan._plan(1, 22000, 576)     # one long clip
+    assert chunks > 32 and steps % triton_scan.SPAN == 0 and (chunks - 1) * steps < 22000 <= chunks * steps
+    for length in (1, 2, 31, 32, 33, 129, 1000):
+        chunks, steps = triton_scan._plan(1, length, 1)
+        assert (chunks - 1) * steps < length <= chunks * steps
+
+
+@pytest.mark.parametrize("missing", ["D", "z", "delta_bias"])
+def test_each_optional_input(missing):
+    inputs = make_inputs(2, 5, 9, 3)
+    del inputs[missing]
+    check_against_float64(triton_scan, inputs, device=DEVICE)
+
+
+def test_many_states():
+    check_against_float64(triton_scan, make_inputs(1, 3, 6, 70), device=DEVICE)
+
+
+def test_steps_that_forget_everything_and_states_that_grow():
+    inputs = make_inputs(1, 4, 20, 4, optional=False)
+    inputs["delta"] = torch.rand(1, 4, 20) * torch.tensor(10.) ** torch.randint(-3, 4, (1, 4, 20))
+    check_against_float64(triton_scan, inputs, softplus=False, device=DEVICE)
+    inputs["A"], inputs["delta"] = torch.full((4, 4), 0.5), torch.full((1, 4, 20), 0.1)
+    check_against_float64(triton_scan, inputs, softplus=False, device=DEVICE)
+
+
+def test_softplus_of_large_and_small_steps():
+    inputs = make_inputs(1, 3, 12, 2, optional=False)
+    inputs["delta"] = torch.linspace(-30, 30, 36).reshape(1, 3, 12)
+    check_against_float64(triton_scan, inputs, device=DEVICE)
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C"])
+def test_nan_is_not_lost(name):
+    inputs = {key: t.to(DEVICE) for key, t in make_inputs(1, 5, 9, 3).items()}
+    inputs[name][..., -1] = torch.nan
+    y = selective_scan(**inputs, delta_softplus=True, backend="triton")
+    assert y[..., -1].isnan().all()
+    assert name == "A" or y[..., :-1].isfinite().all()
+
+
+def test_no_time_and_no_batch():
+    for batch, length in ((1, 0), (0, 5)):
+        inputs = {key: t.to(DEVICE).requires_grad_() for key, t in make_inputs(batch, 3, length, 2).items()}
+        y, last = selective_scan(**inputs, return_last_state=True, backend="triton")
+        assert y.shape == (batch, 3, length) and (last == 0).all() and last.shape == (batch, 3, 2)
+        y.sum().backward()
+        assert (inputs["A"].grad == 0).all()
+
+
+def test_gradient_of_the_output_or_the_last_state_alone():
+    inputs = {key: t.to(DEVICE) for key, t in make_inputs(1, 3, 10, 2).items()}
+    gradients = []
+    for which in ((0,), (1,), (0, 1)):
+        u = inputs["u"].clone().requires_grad_()
+        results = selective_scan(**inputs | {"u": u}, delta_softplus=True, return_last_state=True, backend="triton")
+        gradients.append(torch.autograd.grad([results[i].sum() for i in which], u)[0])
+    torch.testing.assert_close(gradients[0] + gradients[1], gradients[2])
+
+
+def test_the_views_of_a_mamba_block():
+    """Parts of wider rows, which start at odd places."""
+    torch.manual_seed(0)
+    mixer, hidden = Mamba(7, d_state=3, expand=1), torch.randn(2, 6, 7)
+    mixer.init_weights(depth=1)
+    mixer.to(DEVICE)
+    results = []
+    for backend in ("triton", "reference"):
+        mixer.backend = backend
+        y = mixer(hidden.to(DEVICE))
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(mixer.parameters()))])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_same_bits_every_time():
+    first, second = (outputs_and_gradients(triton_scan, make_inputs(2, 17, 5, 3), device=DEVICE) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_opcheck(optional):
+    inputs = make_inputs(1, 3, 5, 2, optional=optional)
+    leaves = {name: (t if name in ("A", "D", "delta_bias") else t.transpose(1, 2)).to(DEVICE).requires_grad_()
+              for name, t in inputs.items()}
+    arguments = *(leaves.get(name) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")), True, True
+    torch.library.opcheck(torch.ops.audio_mamba.selective_scan_triton, arguments)
+    arguments = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
+    y, last, starts = torch.ops.audio_mamba.selective_scan_triton(*arguments)
+    torch.library.opcheck(torch.ops.audio_mamba.selective_scan_triton_backward,
+                          (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]))
+
+
+def test_training_keeps_little():
+    """Saved for backward: the inputs, and the state before each 32 steps."""
+    inputs = {name: t.to(DEVICE).requires_grad_() for name, t in make_inputs(1, 4, 70, 8).items()}
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        selective_scan(**inputs, delta_softplus=True, backend="triton")
+    assert sum(saved.values()) <= sum(t.numel() for t in inputs.values()) + 3 * 4 * 8
+
+
+class TestChoice:
+    def test_the_interpreter_serves_only_those_who_ask(self, monkeypatch, caplog):
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        monkeypatch.setattr(triton_scan, "selective_scan", lambda *arguments: pytest.fail("the interpreter ran"))
+        selective_scan(**make_inputs(1, 2, 3, 2))
+
+    def test_without_the_interpreter_the_cpu_is_refused(self, monkeypatch):
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        with pytest.raises(RuntimeError, match="'triton' cannot serve.* cpu, not on a CUDA device"):
+            selective_scan(**make_inputs(1, 2, 3, 2), backend="triton")
+
+    def test_float64_is_refused(self):
+        inputs = {name: t.double().to(DEVICE) for name, t in make_inputs(1, 2, 3, 2).items()}
+        with pytest.raises(RuntimeError, match="'triton' cannot serve.*float64"):
+            selective_scan(**inputs, backend="triton")
+
+    def test_the_models_run_on_a_cpu_without_triton(self):
+        code = ("import sys; sys.modules['triton'] = None\n"
+                "import torch, models\n"
+                "model = models.mamba_ssast_tiny(depth=1)\n"
+                "model(torch.zeros(1, 1, 80, 200))[0].sum().backward()\n")
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
