@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.ops.build import BuildError, build, cache_directory
+from models.ops.tracing import constant_when_traced
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def why_not(*tensors: Tensor) -> str | None:
     return _reason()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _reason() -> str | None:
     return _library_or_reason()[1]
 

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 
-import torch
+from models.ops.tracing import constant_when_traced
 
 # Versions whose functions have the signatures used here: from the first, up to but not the second.
 VERSIONS = {"mamba-ssm": ((1, 1), (3,)), "causal-conv1d": ((1, 1), (2,))}
@@ -15,7 +15,7 @@ MODULES = {"mamba-ssm": ("mamba_ssm.ops.selective_scan_interface", "selective_sc
            "causal-conv1d": ("causal_conv1d", "causal_conv1d_cuda")}
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def why_not(package: str) -> str | None:
     """The reason why a package ("mamba-ssm" or "causal-conv1d") cannot be used, as a sentence."""
     return _module_or_reason(package)[1]

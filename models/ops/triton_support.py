@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from models.ops.tracing import constant_when_traced
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,7 +38,7 @@ def why_not_on_cuda(*tensors: Tensor | None) -> str | None:
     return why_not(*tensors)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -47,7 +49,7 @@ def device_of(tensor: Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _installed() -> bool:
     return _spec_found()
 

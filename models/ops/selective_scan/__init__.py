@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.ops.selective_scan import chunked, cpu, mamba_ssm, reference, triton_scan
+from models.ops.tracing import constant_when_traced
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def _load(name):
     return BACKENDS[name]
 
 
-@torch.compiler.assume_constant_result  # which keeps the log out of torch.compile's sight
+@constant_when_traced  # which keeps the log out of torch.compile's sight
 def _announce(name, device_type):
     if (name, device_type) not in _announced:
         _announced.add((name, device_type))
