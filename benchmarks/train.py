@@ -10,12 +10,12 @@ SSAM-tiny and SSAST-tiny of the paper's configs, by one process and by two (torc
                                 log, schedule or guard; SSAM without compiled kernels, its scan in chunks of time
     plain, step-by-step scan    the same with the scan as the equation reads and autograd keeping every state, as
                                 published for machines without the CUDA kernels; in batches of --loop-batch, for a
-                                sample takes it seconds and 1 GiB
+                                sample takes it seconds and over 1 GiB
     plain                       the bare loop with SSAST
 
-Each row runs in processes of its own, until --seconds of its steps are timed (two at least). The whole takes about
-eight minutes on two quiet cores; --models, --processes, --precisions and --steps leave rows out, and a smaller --batch
-or fewer --seconds shorten them.
+Each row runs in processes of its own, until --seconds of its steps are timed (two at least). The whole is sized for
+about eight minutes on two quiet cores; --models, --processes, --precisions and --steps leave rows out, and a smaller
+--batch or fewer --seconds shorten them.
 
 samples/s are of all processes together, by the median step. Shares are of the time from one optimizer step to the next:
 forward with the loss, backward (with the exchange of gradients and, checkpointing, the second forward), optimizer step
@@ -177,7 +177,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="the rows named above")
     add("--seconds", type=float, default=4.0, help="timed in each row (default: %(default)g)")
     add("--batch", type=int, default=16, help="samples per process and step (default: %(default)s)")
-    add("--loop-batch", type=int, default=2, help="the same for the step-by-step scan (default: %(default)s)")
+    add("--loop-batch", type=int, default=1, help="the same for the step-by-step scan (default: %(default)s)")
     add("--audio-minutes", type=float, default=AUDIO_MINUTES, help="made for the archive (default: %(default)g)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="change entries of the configs")
     add("--output", type=Path, default=Path("benchmark_train.json"),
