@@ -9,8 +9,6 @@ took.
 import argparse
 import json
 import platform
-import resource
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -22,10 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import models
+from benchmarks.measure import fastest, peak_mib, resident_mib, without_kernels
 
 DEPTH, WIDTH, EXPAND, STATE, CONV = 12, 192, 3, 24, 4
 INNER, RANK = EXPAND * WIDTH, WIDTH // 16
-SECONDS = 3.0  # each measurement is repeated for this long and its fastest run counts
 
 
 @dataclass
@@ -56,12 +54,8 @@ def ssam() -> Callable[[Tensor], Tensor]:
 
 def ssam_plain() -> Callable[[Tensor], Tensor]:
     """SSAM as a machine without a compiler runs it."""
-    from models.ops import native
-
-    native.why_not = lambda *tensors: "the benchmark wants the plain path"
     model = models.mamba_ssast_tiny(rms_norm=False)
-    for block in model.blocks:
-        block.mixer.backend = "chunked"
+    without_kernels(model)
     return model.forward_blocks
 
 
@@ -88,22 +82,12 @@ STACKS = {"SSAM-tiny": ssam, "SSAM-tiny, plain PyTorch": ssam_plain, "transforme
           "mambapy": mambapy, "SSAST-tiny": ssast}
 
 
-def fastest(function: Callable[[], object]) -> float:
-    """Seconds of the fastest run among those that fit into SECONDS, at least one."""
-    times, begin = [], time.perf_counter()
-    while not times or time.perf_counter() - begin < SECONDS:
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def measure(row: Row) -> Row:
     """Fill a row's time and memory; meant for a fresh process."""
     torch.manual_seed(0)
     stack = STACKS[row.stack]()
     tokens = torch.randn(row.batch, row.tokens, WIDTH)
-    resident = _resident_mib()
+    resident = resident_mib()
 
     def run():
         with torch.set_grad_enabled(row.backward):
@@ -112,13 +96,8 @@ def measure(row: Row) -> Row:
             output.sum().backward()
 
     row.seconds = fastest(run)
-    row.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - resident
+    row.peak_mib = peak_mib() - resident
     return row
-
-
-def _resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2 ** 20
 
 
 def ceilings(_: None) -> tuple[float, float]:

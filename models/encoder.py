@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models import masking
 from models.patches import PatchEmbed, patchify, unpatchify
@@ -26,6 +27,9 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         frequency_first: inputs are [B, C, M, T] instead of [B, C, T, M]. Tokens, positions, masks and features are
             those of a time-first model on the transposed input.
 
+    Set the attribute `gradient_checkpointing` to train in less memory: of each block only the input is kept, and the
+    backward pass runs the block again (Chen et al. 2016, arXiv 1604.06174). Losses and gradients stay the same.
+
     ValueError where the patches do not tile the spectrogram and for values out of range.
     """
 
@@ -44,6 +48,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         self.img_size, self.embed_dim, self.depth, self.in_chans = img_size, embed_dim, depth, in_chans
         self.mask_ratio, self.masking_mode, self.frequency_first = mask_ratio, masking_mode, frequency_first
         self._patch_size = patch_size
+        self.gradient_checkpointing = False
 
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if use_cls_token else None
         positions = sincos_position_embedding(self.grid_size(), embed_dim, use_cls_token)
@@ -123,6 +128,13 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
             tokens = torch.cat([cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         hidden = self.forward_blocks(tokens)
         return hidden if self.cls_token is None else hidden[:, 1:]
+
+    def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+        """What the block gives for its inputs, with its activations dropped if `gradient_checkpointing` asks for it."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # Nothing in a block is drawn at random, so there is no random state to bring back for the second run.
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)
 
     @abstractmethod
     def forward_blocks(self, tokens: Tensor) -> Tensor:

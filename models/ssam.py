@@ -65,7 +65,7 @@ class MambaSSAST(MaskedSpectrogramEncoder):
     def forward_blocks(self, tokens: Tensor) -> Tensor:
         hidden, residual = tokens, None
         for block in self.blocks:
-            hidden, residual = block(hidden, residual)
+            hidden, residual = self.run_block(block, hidden, residual)
         return self._finish(hidden, residual)
 
     def first_states(self, batch: int) -> list[MambaState]:

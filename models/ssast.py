@@ -74,5 +74,5 @@ class SSAST(MaskedSpectrogramEncoder):
 
     def forward_blocks(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = self.run_block(block, tokens)
         return self.encoder_norm(tokens)

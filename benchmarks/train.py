@@ -1,0 +1,193 @@
+"""Speed and memory of pretraining on the CPU: train.py against the same step written plainly in PyTorch.
+
+    python -m benchmarks.train
+
+SSAM-tiny and SSAST-tiny of the paper's configs, by one process and by two (torchrun, gloo), in each precision:
+
+    train.py                    the command itself, with its loader, on an archive made for the occasion
+    train.py, checkpointing     the same with --gradient-checkpointing
+    plain, chunked scan         a bare loop over random batches in memory with PyTorch's default AdamW: no loader,
+                                log, schedule or guard; SSAM without compiled kernels, its scan in chunks of time
+    plain, step-by-step scan    the same with the scan as the equation reads and autograd keeping every state, as
+                                published for machines without the CUDA kernels; in batches of --loop-batch, for a
+                                sample takes it seconds and over 1 GiB
+    plain                       the bare loop with SSAST
+
+Each row runs in processes of its own, until --seconds of its steps are timed (two at least). The whole is sized for
+about eight minutes on two quiet cores; --models, --processes, --precisions and --steps leave rows out, and a smaller
+--batch or fewer --seconds shorten them.
+
+samples/s are of all processes together, by the median step. Shares are of the time from one optimizer step to the next:
+forward with the loss, backward (with the exchange of gradients and, checkpointing, the second forward), optimizer step
+and zero_grad; `outside` is the rest, `data wait` the part of it that the loader is waited for. Peak memory is that of
+the larger process above what it held before the first step.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from tqdm import tqdm
+
+from atomic_files import atomic_write
+from benchmarks.train_steps import CHECKPOINTING, PLAIN_SCANS, TRAIN_PY, WORK, Setting
+from data.prepare import prepare
+from data.synthetic import write_audio
+
+MODELS = {"SSAM-tiny": "configs.ssam_tiny_200_16x4", "SSAST-tiny": "configs.ssast_tiny_200_16x4"}
+STEPS = (TRAIN_PY, CHECKPOINTING, *PLAIN_SCANS)
+ROOT = Path(__file__).resolve().parent.parent
+AUDIO_MINUTES = 40
+LEAST_SPEED_UP, MOST_OUTSIDE = 8, 0.05  # the targets
+
+
+@dataclass
+class Row:
+    """One measurement; see the module."""
+    model: str
+    processes: int
+    precision: str
+    step: str
+    batch: int
+    steps_timed: int
+    samples_per_second: float
+    forward: float
+    backward: float
+    optimizer: float
+    outside: float
+    data_wait: float
+    peak_mib: float
+    speed_up: float | None = None  # of train.py in the same setting over this row
+
+
+@dataclass
+class Report:
+    cores: int
+    torch: str
+    load_average: float
+    rows: list[Row] = field(default_factory=list)
+
+
+def settings(args: argparse.Namespace, archive: Path) -> list[Setting]:
+    """Everything to measure, in an order that keeps together what is compared."""
+    found = []
+    for model, processes, precision, step in product(args.models, args.processes, args.precisions, args.steps):
+        scan = PLAIN_SCANS.get(step)
+        if step in PLAIN_SCANS and (scan is not None) != (model == "SSAM-tiny"):
+            continue
+        found.append(Setting(model, MODELS[model], processes, precision, step,
+                             args.loop_batch if scan == "reference" else args.batch, args.seconds, str(archive),
+                             args.overrides))
+    return found
+
+
+def measure(setting: Setting) -> Row:
+    """Runs a setting in fresh processes. RuntimeError with their last words if one fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "setting.json").write_text(json.dumps(asdict(setting)))
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1",
+                    f"--nproc-per-node={setting.processes}"] if setting.processes > 1 else []
+        done = subprocess.run([sys.executable, *launcher, "-m", "benchmarks.train_steps",
+                               f"{folder}/setting.json", folder], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{setting} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        ranks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
+    return summary(setting, ranks)
+
+
+def summary(setting: Setting, ranks: list[dict]) -> Row:
+    """What the processes measured, as a row."""
+    def share(*parts: str) -> float:
+        return mean(sum(step.get(part, 0.0) for step in rank["steps"] for part in parts)
+                    / sum(step["step"] for step in rank["steps"]) for rank in ranks)
+
+    seconds = max(median(step["step"] for step in rank["steps"]) for rank in ranks)
+    return Row(setting.model, setting.processes, setting.precision, setting.step, setting.batch, len(ranks[0]["steps"]),
+               setting.processes * setting.batch / seconds, *map(share, WORK), 1 - share(*WORK), share("data"),
+               max(rank["peak_mib"] for rank in ranks))
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Measures everything, one setting after the other; the file args.output grows row by row."""
+    report = Report(os.cpu_count(), torch.__version__, os.getloadavg()[0])
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "archive"
+        write_audio(Path(folder) / "audio", args.audio_minutes)
+        prepare(Path(folder) / "audio", archive, workers=os.cpu_count())
+        for setting in (bar := tqdm(settings(args, archive), unit="row")):
+            bar.set_description(f"{setting.model}, {setting.processes} x {setting.precision}, {setting.step}")
+            report.rows.append(measure(setting))
+            compare(report.rows)
+            with atomic_write(args.output) as file:
+                file.write(json.dumps(asdict(report), indent=1).encode() + b"\n")
+    return report
+
+
+def compare(rows: list[Row]) -> None:
+    """Fills in how much faster train.py is than each row, where it was measured in the same setting."""
+    ours = {(row.model, row.processes, row.precision): row for row in rows if row.step == TRAIN_PY}
+    for row in rows:
+        same = ours.get((row.model, row.processes, row.precision))
+        row.speed_up = same and same.samples_per_second / row.samples_per_second
+
+
+def table(report: Report) -> str:
+    """The rows in markdown, and below them how they stand to the targets."""
+    lines = [f"{report.cores} cores, torch {report.torch}, load average at the start {report.load_average:.1f}", "",
+             "| model | processes | precision | step | batch | samples/s | train.py is faster | forward | backward "
+             "| optimizer | outside | data wait | peak MiB |", "|---|---:|---|---|" + "---:|" * 9]
+    for row in report.rows:
+        faster = f"{row.speed_up:.2f} x" if row.speed_up else ""
+        lines.append(f"| {row.model} | {row.processes} | {row.precision} | {row.step} | {row.batch} "
+                     f"| {row.samples_per_second:.2f} | {faster} | {row.forward:.1%} | {row.backward:.1%} "
+                     f"| {row.optimizer:.1%} | {row.outside:.1%} | {row.data_wait:.1%} | {row.peak_mib:.0f} |")
+    return "\n".join([*lines, "", *verdicts(report.rows)])
+
+
+def verdicts(rows: list[Row]) -> list[str]:
+    """A line for each target that something was measured for."""
+    lines = []
+    for step, scan in PLAIN_SCANS.items():
+        found = [row.speed_up for row in rows if row.step == step and scan and row.speed_up]
+        if found:
+            lines.append(f"SSAM-tiny by train.py is {min(found):.1f} to {max(found):.1f} times as fast as {step} "
+                         f"(target: at least {LEAST_SPEED_UP})")
+    found = [row.outside for row in rows if row.step in (TRAIN_PY, CHECKPOINTING)]
+    if found:
+        lines.append(f"train.py spends at most {max(found):.1%} of a step outside forward, backward and optimizer "
+                     f"(target: at most {MOST_OUTSIDE:.0%})")
+    return lines
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="of SSAM-tiny SSAST-tiny")
+    add("--processes", nargs="+", type=int, default=[1, 2], metavar="N", help="world sizes (default: 1 2)")
+    add("--precisions", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"],
+        metavar="NAME", help="default: float32 bfloat16")
+    add("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="the rows named above")
+    add("--seconds", type=float, default=4.0, help="timed in each row (default: %(default)g)")
+    add("--batch", type=int, default=16, help="samples per process and step (default: %(default)s)")
+    add("--loop-batch", type=int, default=1, help="the same for the step-by-step scan (default: %(default)s)")
+    add("--audio-minutes", type=float, default=AUDIO_MINUTES, help="made for the archive (default: %(default)g)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="change entries of the configs")
+    add("--output", type=Path, default=Path("benchmark_train.json"),
+        help="where the numbers are written as JSON, row by row (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    print(table(run(parse(arguments))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What benchmarks.train measures: training steps by train.py, or written plainly, with a clock on them.
+
+    [torchrun ...] python -m benchmarks.train_steps SETTING.json FOLDER
+
+leaves FOLDER/rank-<number>.json, a `Measured`.
+"""
+import argparse
+import functools
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import train
+from benchmarks.measure import peak_mib, resident_mib, without_kernels
+from train_setup import PRECISIONS, Run, build_model, load_config, set_up
+from training import distributed
+
+WARM_UP_STEPS, LEAST_STEPS = 1, 2
+WORK = ("forward", "backward", "optimizer")
+TRAIN_PY, CHECKPOINTING = "train.py", "train.py, checkpointing"
+PLAIN_SCANS = {"plain, chunked scan": "chunked", "plain, step-by-step scan": "reference", "plain": None}  # to back end
+LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured. `step` is TRAIN_PY, CHECKPOINTING or one of PLAIN_SCANS."""
+    model: str
+    config: str
+    processes: int
+    precision: str
+    step: str
+    batch: int  # samples per process and step
+    seconds: float
+    archive: str
+    overrides: list[str]  # KEY=VALUE entries of the config
+
+
+@dataclass
+class Measured:
+    """Of one process: seconds of each step, in all and by what they went into; MiB above the idle run's."""
+    steps: list[dict[str, float]]
+    peak_mib: float
+
+
+class StepClock:
+    """Times steps from end to end, and parts of them. The first steps of an epoch do not count: the loader and the
+    allocator are still warming up then."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self.steps: list[dict[str, float]] = []
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """The next step begins now; what came before, such as a checkpoint, is part of none."""
+        self._warm_up = WARM_UP_STEPS
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start, self._spent = time.perf_counter(), {}
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        """What runs inside belongs to the part `name` of the step."""
+        start = time.perf_counter()
+        yield
+        self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """`function`, whose calls belong to the part `name` of the step."""
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            with self.on(name):
+                return function(*args, **kwargs)
+        return call
+
+    def end_step(self) -> bool:
+        """The next step begins now. Returns whether enough of them were timed."""
+        now = time.perf_counter()
+        if self._warm_up:
+            self._warm_up -= 1
+        else:
+            self.steps.append({**self._spent, "step": now - self._start})
+        self._begin()
+        return len(self.steps) >= LEAST_STEPS and sum(step["step"] for step in self.steps) >= self._seconds
+
+
+class ClockedLoader:
+    """A loader whose batches are waited for under the clock."""
+
+    def __init__(self, loader: Any, clock: StepClock):
+        self._loader, self._clock = loader, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        self._clock.begin_epoch()
+        batches = iter(self._loader)
+        while True:
+            with self._clock.on("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+def measure_train_py(setting: Setting, folder: Path) -> Measured:
+    """train.py itself, with clocks around what it calls; when they have seen enough, it is stopped as by a scheduler.
+
+    The forward pass is from the batch to the loss. The optimizer's part is step and zero_grad.
+    """
+    clock = StepClock(setting.seconds)
+    measured = Measured(clock.steps, peak_mib=0.0)
+
+    def set_up_with_clock(args: argparse.Namespace) -> Run:
+        run = set_up(args)
+        idle_mib = resident_mib()
+        run.loader = ClockedLoader(run.loader, clock)
+        run.optimizer.zero_grad = clock.timed("optimizer", run.optimizer.zero_grad)
+        make_step = clock.timed("optimizer", run.optimizer.step)
+
+        @functools.wraps(run.optimizer.step)
+        def step(*args, **kwargs):
+            make_step(*args, **kwargs)
+            if clock.end_step():
+                measured.peak_mib = peak_mib() - idle_mib
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        run.optimizer.step = step
+        return run
+
+    arguments = ["--config", setting.config, "--workdir", str(folder / "run"), "--data", setting.archive, "--no_wandb",
+                 "--device", "cpu", "--precision", setting.precision,
+                 *(["--gradient-checkpointing"] if setting.step == CHECKPOINTING else []),
+                 "--set", f"batch_size={setting.batch}", *setting.overrides]
+    with (mock.patch.object(train, "set_up", set_up_with_clock),
+          mock.patch.object(train, "loss_of", clock.timed("forward", train.loss_of)),
+          mock.patch.object(torch.Tensor, "backward", clock.timed("backward", torch.Tensor.backward))):
+        train.main(arguments)
+    return measured
+
+
+def measure_plain(setting: Setting) -> Measured:
+    """A bare loop: random batches in memory, PyTorch's AdamW as it comes, no loader, log, schedule, guard or check."""
+    config, device = load_config(setting.config, setting.overrides), distributed.init("cpu")
+    torch.manual_seed(0)
+    model = build_model(config)
+    if PLAIN_SCANS[setting.step]:
+        without_kernels(model, PLAIN_SCANS[setting.step])
+    parallel, optimizer = distributed.parallel(model, device), torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    rng, dtype = np.random.default_rng(0), PRECISIONS[setting.precision]
+    batches = [(torch.randn(setting.batch, 1, *model.img_size),
+                torch.from_numpy(np.stack([model.draw_mask(rng) for _ in range(setting.batch)]))) for _ in range(4)]
+    clock, idle_mib = StepClock(setting.seconds), resident_mib()
+    for spectrogram, mask in itertools.cycle(batches):
+        with clock.on("forward"), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            pred, target, _ = parallel(spectrogram, mask)
+            loss = F.mse_loss(pred.float(), target)
+        with clock.on("backward"):
+            loss.backward()
+        with clock.on("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+        if all(distributed.gather(clock.end_step())):
+            break
+    distributed.cleanup()
+    return Measured(clock.steps, peak_mib() - idle_mib)
+
+
+def main() -> None:
+    setting, folder = Setting(**json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
+    measured = measure_plain(setting) if setting.step in PLAIN_SCANS else measure_train_py(setting, folder)
+    (folder / f"rank-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(asdict(measured)))
+
+
+if __name__ == "__main__":
+    main()
