@@ -69,6 +69,10 @@ def _stop_with_the_launcher() -> None:
 def _join(backend: str) -> None:
     global _store
     store, rank_, world_size_ = next(rendezvous("env://", timeout=PATIENCE))
+    # torchrun hands the same store to the processes of each restart, in which the addresses of those before would be
+    # found. On one machine its count tells them apart; on several, each torchrun counts for itself.
+    if _from_torchrun("LOCAL_WORLD_SIZE", 1) == world_size_:
+        store = dist.PrefixStore(f"restart {_from_torchrun('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank_, world_size=world_size_,
                             timeout=PATIENCE)
     _store = dist.PrefixStore("roll call", store)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from models.ops import native
 from models.ops.native import View, call, pointer, rows
+from models.ops.tracing import unwatched
 
 MAX_TAPS = 16  # as in csrc/causal_conv1d.c
 
@@ -20,12 +21,12 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """See `models.ops.causal_conv1d`; the sums are float32 for every dtype."""
     weight, bias = weight.float(), bias if bias is None else bias.float()
-    y = torch.ops.audio_mamba.causal_conv1d_cpu(x.transpose(1, 2).float(), weight, bias, silu)
+    operator = _forward_in_c if unwatched(x, weight, bias) else torch.ops.audio_mamba.causal_conv1d_cpu
+    y = operator(x.transpose(1, 2).float(), weight, bias, silu)
     return y.to(x.dtype).transpose(1, 2)  # [B, L, D] -> [B, D, L]
 
 
-@torch.library.custom_op("audio_mamba::causal_conv1d_cpu", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+def _forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """x [B, L, D], weight [D, K], bias [D] -> [B, L, D]."""
     y = x.new_empty(x.shape)
     x, weight, bias = _prepare(x, weight, bias)
@@ -33,6 +34,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tens
         *x.shape, weight.shape[1], torch.get_num_threads(), silu, View.of(x), View.of(y), View(), View(),
         pointer(weight), pointer(bias)))
     return y
+
+
+_forward = torch.library.custom_op("audio_mamba::causal_conv1d_cpu", _forward_in_c, mutates_args=())
 
 
 @_forward.register_fake

@@ -18,6 +18,7 @@ def row(step="train.py", rate=6.0, outside=0.01, model="SSAM-tiny"):
     return train.Row(model, 1, "float32", step, 16, 3, rate, 0.3, 0.6, 0.1 - outside, outside, 0.002, 1000.4)
 
 
+@pytest.mark.slow
 def test_it_measures_two_processes_of_train_py_and_of_the_plain_loop(tmp_path, capsys):
     train.main(["--models", "SSAM-tiny", "--processes", "2", "--precisions", "bfloat16", "--steps", "train.py",
                 "plain, chunked scan", "--batch", "4", "--seconds", "0.1", "--audio-minutes", "4", "--set",

@@ -2,6 +2,7 @@
 
 The first cases are part of every test run, all thirty of the slow one.
 """
+import functools
 import os
 import resource
 import signal
@@ -26,15 +27,15 @@ def begin(processes, workdir, archive):
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory, larger_archive):
-    """Losses and weights of undisturbed runs by their number of processes."""
-    found = {}
-    for processes in (1, 2):
+    """Losses and last checkpoint of an undisturbed run by the number of its processes."""
+    @functools.cache
+    def undisturbed(processes):
         workdir = tmp_path_factory.mktemp(f"undisturbed{processes}")
         run = begin(processes, workdir, larger_archive)
         output = finish(run)
         assert run.returncode == 0, output
-        found[processes] = losses(workdir), checkpoint.load_checkpoint(workdir / "checkpoints" / "checkpoint-7.pth")
-    return found
+        return losses(workdir), checkpoint.load_checkpoint(workdir / "checkpoints" / "checkpoint-7.pth")
+    return undisturbed
 
 
 def sigkill(run, workdir):
@@ -72,7 +73,7 @@ def dead_rank(run, workdir):
     assert "rank(s) 1 of 2 died or do not answer; rank 0 stops as well" in output
 
 
-FAULTS = [(sigterm, 1), (truncated_newest, 1), (dead_rank, 2), (sigkill, 2), (full_disk, 1), (sigkill, 1)]
+FAULTS = [(sigterm, 1), (truncated_newest, 1), (full_disk, 1), (dead_rank, 2), (sigkill, 2), (sigkill, 1)]
 
 
 @pytest.mark.timeout(300)
@@ -99,7 +100,7 @@ def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, refe
         assert f"cannot read checkpoint {found[0][1]}" in output
         found = found[1:]
     assert f"going on from {found[0][1]}" in output  # nothing was lost
-    expected_losses, expected = references[processes]
+    expected_losses, expected = references(processes)
     assert losses(tmp_path) == expected_losses
     ended = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "checkpoint-7.pth")
     for key, value in expected["model"].items():

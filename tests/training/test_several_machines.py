@@ -65,6 +65,7 @@ def test_torchrun_restarts_a_run_that_lost_a_process(tmp_path, larger_archive, u
     assert losses(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_machines_train_as_one_with_two_processes(tmp_path, larger_archive, undisturbed):
     with socket.socket() as free:

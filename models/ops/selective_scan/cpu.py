@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.ops.native import View, call, pointer, rows, why_not
 from models.ops.selective_scan.groups import scan_by_group
+from models.ops.tracing import unwatched
 
 __all__ = ["selective_scan", "why_not"]
 
@@ -23,14 +24,14 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
                    return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     inputs = [t if t is None else t.float() for t in (u, delta, A, B, C, D, z, delta_bias)]
-    y, last = scan_by_group(torch.ops.audio_mamba.selective_scan_cpu, *inputs, delta_softplus)
+    operator = _forward_in_c if unwatched(*inputs) else torch.ops.audio_mamba.selective_scan_cpu
+    y, last = scan_by_group(operator, *inputs, delta_softplus)
     y = y.to(u.dtype)
     return (y, last) if return_last_state else y
 
 
-@torch.library.custom_op("audio_mamba::selective_scan_cpu", mutates_args=())
-def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-             delta_bias: Tensor | None, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_in_c(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+                  delta_bias: Tensor | None, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """u, delta, z [B, L, D], A [D, N], B, C [B, L, N], D, delta_bias [D]
     -> y [B, L, D], last state [B, N, D], states before each chunk [B, chunks, N, D] (no chunks unless `save`)."""
     y, last, starts = _outputs(u, A, save)
@@ -44,6 +45,9 @@ def _outputs(u, A, save):
     chunks = -(-length // CHUNK) if save else 0
     return (u.new_empty(batch, length, channels), u.new_empty(batch, state, channels),
             u.new_empty(batch, chunks, state, channels))
+
+
+_forward = torch.library.custom_op("audio_mamba::selective_scan_cpu", _forward_in_c, mutates_args=())
 
 
 @_forward.register_fake
