@@ -64,6 +64,14 @@ def finish(process, timeout=120):
         late.cancel()
 
 
+def run_undisturbed(workdir, data):
+    """Eight epochs by two processes, 4 samples each; returns what they printed."""
+    process = start(2, arguments(workdir, data, num_epochs=EPOCHS, batch_size=4))
+    output = finish(process)
+    assert process.returncode == 0, output
+    return output
+
+
 def follow(process, steps):
     """Reads what it prints up to the line of its `steps`-th step (one line per step), and returns that."""
     seen, text = 0, ""

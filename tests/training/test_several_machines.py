@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.training.runs import EPOCHS, arguments, children, finish, follow, losses, rank_of, start
+from tests.training.runs import EPOCHS, arguments, children, finish, follow, losses, rank_of, run_undisturbed, start
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
 
@@ -44,9 +44,7 @@ def test_all_processes_learn_a_wish_at_the_same_step(tmp_path):
 def undisturbed(tmp_path_factory, larger_archive):
     """Losses of two processes, 4 samples each."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    run = start(2, arguments(workdir, larger_archive, num_epochs=EPOCHS, batch_size=4))
-    output = finish(run)
-    assert run.returncode == 0, output
+    run_undisturbed(workdir, larger_archive)
     return losses(workdir)
 
 

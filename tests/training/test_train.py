@@ -11,7 +11,7 @@ import torch
 import train
 from data.archives import write_shard
 from data.samples import Sample
-from tests.training.runs import EPOCHS, arguments, finish, kill, losses, start
+from tests.training.runs import EPOCHS, arguments, finish, kill, losses, run_undisturbed, start
 from training import checkpoint
 from training.records import read_log, read_steps
 
@@ -26,10 +26,7 @@ def last_state(workdir):
 def undisturbed(tmp_path_factory, real_archive):
     """A run of two processes, 4 samples each: its output and folder."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    process = start(2, arguments(workdir, real_archive, num_epochs=EPOCHS, batch_size=4))
-    output = finish(process)
-    assert process.returncode == 0, output
-    return output, workdir
+    return run_undisturbed(workdir, real_archive), workdir
 
 
 @needs_cpu

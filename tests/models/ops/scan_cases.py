@@ -7,6 +7,11 @@ from models.ops.selective_scan import BACKENDS, reference
 
 # The others need a CUDA device, or Triton's interpreter: test_triton_scan.py and test_cuda.py.
 CPU_BACKENDS = [name for name in BACKENDS if name not in ("mamba_ssm", "triton")]
+LENGTHS, STATES, CHANNELS, BATCHES = (1, 2, 63, 251, 1024), (1, 8, 16, 24, 64), (1, 5, 16, 33, 576), (1, 2, 3, 1, 2)
+OPTIONS = ({}, {"optional": False}, {"groups": True}, {"channels_last": False}, {"groups": True, "softplus": False})
+DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float32)
+# An orthogonal array: its 25 rows hold every pair of settings of any two factors.
+ROWS = [(i, j, *((i + k * j) % 5 for k in (1, 2, 3, 4))) for i in range(5) for j in range(5)]
 
 
 def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: int = 0, optional: bool = True,
@@ -31,6 +36,20 @@ def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: i
         if not softplus:
             inputs["delta_bias"] = F.softplus(inputs["delta_bias"] - 2)
     return inputs
+
+
+def inputs_of(row: tuple[int, ...]) -> tuple[dict[str, Tensor], bool]:
+    """The inputs of a row of ROWS, and whether its scan takes the softplus."""
+    length, state, channels, batch, option, dtype = (
+        choices[level] for choices, level in
+        zip((LENGTHS, STATES, CHANNELS, BATCHES, OPTIONS, DTYPES), row, strict=True))
+    if channels * length * state > 4e6:
+        batch = 1  # the reference keeps every state of every copy
+    option = dict(option)
+    if option.pop("groups", False):
+        option["groups"] = {1: 1, 5: 5, 16: 4, 33: 3, 576: 2}[channels]
+    inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
+    return inputs, option.get("softplus", True)
 
 
 def outputs_and_gradients(back_end, inputs: dict[str, Tensor], softplus: bool = True,

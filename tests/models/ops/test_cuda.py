@@ -9,8 +9,8 @@ from models.loss import reconstruction_loss
 from models.ops import mamba_inner, published_kernels
 from models.ops.causal_conv1d import causal_conv1d
 from models.ops.selective_scan import BACKENDS, chunked, mamba_ssm, selective_scan, triton_scan
-from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
-from tests.models.ops.test_scan_backends import BATCHES, CHANNELS, DTYPES, LENGTHS, OPTIONS, ROWS, STATES
+from tests.models.ops.scan_cases import (
+    ROWS, check_against_float64, inputs_of, make_inputs, outputs_and_gradients)
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 needs_mamba_ssm = pytest.mark.skipif(published_kernels.why_not("mamba-ssm") is not None,
@@ -20,16 +20,8 @@ needs_mamba_ssm = pytest.mark.skipif(published_kernels.why_not("mamba-ssm") is n
 class TestScan:
     @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
     def test_outputs_and_every_gradient(self, row):
-        length, state, channels, batch, option, dtype = (
-            choices[level] for choices, level in
-            zip((LENGTHS, STATES, CHANNELS, BATCHES, OPTIONS, DTYPES), row, strict=True))
-        if channels * length * state > 4e6:
-            batch = 1  # the reference keeps every state of every copy
-        option = dict(option)
-        if option.pop("groups", False):
-            option["groups"] = {1: 1, 5: 5, 16: 4, 33: 3, 576: 2}[channels]
-        inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
-        check_against_float64(triton_scan, inputs, option.get("softplus", True), "cuda")
+        inputs, softplus = inputs_of(row)
+        check_against_float64(triton_scan, inputs, softplus, "cuda")
 
     def test_many_channels_in_one_chunk(self):
         """The pretraining way, which small batches do not take."""

@@ -6,13 +6,8 @@ import torch
 from torch.utils import deterministic
 
 from models.ops.selective_scan import BACKENDS, reference, selective_scan
-from tests.models.ops.scan_cases import CPU_BACKENDS, check_against_float64, make_inputs, outputs_and_gradients
-
-LENGTHS, STATES, CHANNELS, BATCHES = (1, 2, 63, 251, 1024), (1, 8, 16, 24, 64), (1, 5, 16, 33, 576), (1, 2, 3, 1, 2)
-OPTIONS = ({}, {"optional": False}, {"groups": True}, {"channels_last": False}, {"groups": True, "softplus": False})
-DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float32)
-# An orthogonal array: its 25 rows hold every pair of settings of any two factors.
-ROWS = [(i, j, *((i + k * j) % 5 for k in (1, 2, 3, 4))) for i in range(5) for j in range(5)]
+from tests.models.ops.scan_cases import (
+    CPU_BACKENDS, ROWS, check_against_float64, inputs_of, make_inputs, outputs_and_gradients)
 
 
 @pytest.fixture(params=[name for name in CPU_BACKENDS if name != "reference"])
@@ -37,16 +32,8 @@ def poisoned():
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
 def test_outputs_and_every_gradient(back_end, poisoned, row):
-    length, state, channels, batch, option, dtype = (
-        choices[level] for choices, level in
-        zip((LENGTHS, STATES, CHANNELS, BATCHES, OPTIONS, DTYPES), row, strict=True))
-    if channels * length * state > 4e6:
-        batch = 1  # the reference keeps every state of every copy
-    option = dict(option)
-    if option.pop("groups", False):
-        option["groups"] = {1: 1, 5: 5, 16: 4, 33: 3, 576: 2}[channels]
-    inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
-    check_against_float64(back_end, inputs, option.get("softplus", True))
+    inputs, softplus = inputs_of(row)
+    check_against_float64(back_end, inputs, softplus)
 
 
 def test_different_numbers_of_groups(back_end):
