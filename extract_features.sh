@@ -4,7 +4,9 @@
 #   ./extract_features.sh TASKS_DIR OUTPUT_DIR [CONFIG...]
 #   PT_MAMBA_MODEL_DIR=weights ./extract_features.sh tasks out ssam_tiny_200_16x4
 #   MODEL=checkpoint-99.pth    ./extract_features.sh tasks out ssam_tiny_200_16x4
+#   NAME=epoch_10 LAYOUT=bands MODEL=checkpoint-9.pth ./extract_features.sh tasks out ssam_tiny_200_16x4
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec python -m external_sources.embeddings ${MODEL:+--model "$MODEL"} "$@"
+exec python -m external_sources.embeddings \
+    ${MODEL:+--model "$MODEL"} ${NAME:+--name "$NAME"} ${LAYOUT:+--layout "$LAYOUT"} "$@"

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -28,47 +29,66 @@ def resolve_module(name: str) -> str:
                      "ssam_tiny_200_16x4, and any module with the HEAR API that python can find")
 
 
-def extract(module: str, tasks: list[Path], embeddings_dir: Path, weights: str | None) -> list[str]:
-    """Write embeddings_dir/<module>/<task> for every task that has none yet, with the kit's own runner.
+def extract(module: str, tasks: list[Path], embeddings_dir: Path, weights: str | None, name: str | None = None,
+            layout_of_scenes: str | None = None) -> list[str]:
+    """Write embeddings_dir/<name>/<task> for every task that has none yet, with the kit's own runner.
 
     Args:
         module: importable name of a module with the HEAR API.
         tasks: task folders.
         weights: given to `load_model`, or None to call it without.
+        name: of the folder; default: the module's.
+        layout_of_scenes: "published" or "bands" in place of the config's `scene_layout`.
 
     Returns:
         One sentence for each task that failed; its traceback has been printed.
     """
-    pending = [task for task in tasks if not (embeddings_dir / module / task.name / layout.DONE_EMBEDDINGS).exists()]
-    print(f"{module}: {len(tasks) - len(pending)} of {len(tasks)} tasks were extracted before")
+    results = name or module
+    pending = [task for task in tasks if not (embeddings_dir / results / task.name / layout.DONE_EMBEDDINGS).exists()]
+    print(f"{results}: {len(tasks) - len(pending)} of {len(tasks)} tasks were extracted before")
     if not pending:
         return []
     with stand_ins():
         from heareval.embeddings import runner as kit
     patch_device_name()
 
+    class NamedEmbedding(kit.Embedding):
+        """The kit's model; it names the folder of the results."""
+
+        name = results
+
     try:
-        embedding = kit.Embedding(module, weights)
+        embedding = NamedEmbedding(module, weights)
     except (OSError, ValueError, RuntimeError) as error:      # absent or unfit weights; anything else is a defect
         return [f"{module}: the model cannot be loaded: {error}"]
+    if layout_of_scenes:
+        if not hasattr(embedding.model, "scene_layout"):
+            return [f"{module}: its model has no layouts to choose from"]
+        embedding.model.scene_layout = layout_of_scenes
     original, kit.Embedding = kit.Embedding, lambda *args: embedding     # loaded once, not once for each task
     failures = []
     try:
         for number, task in enumerate(pending, start=1):
-            print(f"{module}: {task.name} ({number} of {len(pending)})")
+            print(f"{results}: {task.name} ({number} of {len(pending)})")
             audio = task / str(embedding.sample_rate)
             if not audio.is_dir():
-                failures.append(f"{module} on {task.name}: no audio at the model's sample rate, {audio} is absent")
+                failures.append(f"{results} on {task.name}: no audio at the model's sample rate, {audio} is absent")
                 continue
             try:
                 kit.runner(["--tasks-dir", str(task.parent), "--task", task.name, "--embeddings-dir",
                             str(embeddings_dir), module], standalone_mode=False)
             except Exception as error:            # one damaged task must not cost a night's other tasks
                 traceback.print_exc()
-                failures.append(f"{module} on {task.name}: {type(error).__name__}: {error}")
+                failures.append(f"{results} on {task.name}: {type(error).__name__}: {error}")
     finally:
         kit.Embedding = original
     return failures
+
+
+def _plain_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be letters, digits, and . _ - within")
+    return text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,8 +102,15 @@ def main(argv: list[str] | None = None) -> None:
                              f"default: {' '.join(DEFAULT_CONFIGS)}")
     parser.add_argument("--model", metavar="PATH", help="given to load_model: a checkpoint, or what else the module "
                         "takes (environment: MODEL); default: none, so that a config looks below $PT_MAMBA_MODEL_DIR")
+    parser.add_argument("--name", type=_plain_name, help="of the one CONFIG's results, which lets several weights or "
+                        "layouts of it stand side by side (environment: NAME); default: the module's")
+    parser.add_argument("--layout", choices=["published", "bands"], help="of scene embeddings (environment: LAYOUT); "
+                        "default: the config's")
     args = parser.parse_args(argv)
 
+    modules = list(dict.fromkeys(resolve_module(name) for name in args.configs))
+    if args.name and len(modules) > 1:
+        raise SystemExit(f"NAME: {args.name} can name the results of one CONFIG only, got {len(modules)}")
     if not args.tasks_dir.is_dir():
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is not a folder")
     tasks = layout.task_folders(args.tasks_dir)
@@ -93,10 +120,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
 
     failures = []
-    for module in dict.fromkeys(resolve_module(name) for name in args.configs):
-        failures += extract(module, tasks, args.output_dir / layout.EMBEDDINGS, args.model)
+    for module in modules:
+        failures += extract(module, tasks, args.output_dir / layout.EMBEDDINGS, args.model, args.name, args.layout)
         for seed in layout.SEEDS:
-            layout.link_run(args.output_dir, module, seed)
+            layout.link_run(args.output_dir, args.name or module, seed)
     if failures:
         raise SystemExit("\n".join(["not extracted:", *failures]))
 

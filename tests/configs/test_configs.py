@@ -35,6 +35,15 @@ def test_poc_is_the_same_module(name):
     assert importlib.import_module(f"configs.poc.{name}") is importlib.import_module(f"configs.{name}")
 
 
+def test_the_free_audio_pair_differs_in_the_model_alone():
+    ssam, ssast = (load_config(f"configs.{model}_tiny_free_audio").to_dict() for model in ("ssam", "ssast"))
+    for ours, papers in ((ssam, "ssam"), (ssast, "ssast")):
+        assert ours.pop("model") == load_config(f"configs.{papers}_tiny_200_16x4").model.to_dict()
+    assert ssam == ssast
+    crops = ssam["num_epochs"] * (sum(ssam["data"]["train_samples"]) // ssam["batch_size"]) * ssam["batch_size"]
+    assert crops == 32000 and ssam["opt"]["learning_rate"] * ssam["batch_size"] / 256 == 5e-4
+
+
 def test_configs_import_without_torch_and_without_weights():
     code = ("import sys, configs.poc.ssam_tiny_200_16x4 as c; c.get_config(); "
             "assert 'torch' not in sys.modules, 'torch was imported'")

@@ -1,5 +1,6 @@
 """The three commands, run as a user runs them, on tiny tasks of each kind."""
 
+import importlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
 from tests.conftest import ROOT
 from tests.evaluation.conftest import environment, run_command
@@ -92,6 +94,31 @@ def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
     stamp = (extracted / "audioset" / MODULE / "scene" / "train.embeddings.npy").stat().st_mtime_ns
     command("extract_features.sh", tiny_tasks, extracted, MODULE)
     assert (extracted / "audioset" / MODULE / "scene" / "train.embeddings.npy").stat().st_mtime_ns == stamp
+
+
+def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_tasks, tmp_path):
+    tasks, output, config = tmp_path / "tasks", tmp_path / "output", "ssam_tiny_free_audio"
+    tasks.mkdir()
+    (tasks / "scene").symlink_to(tiny_tasks / "scene")
+    for scene_layout in ("published", "bands"):
+        command("extract_features.sh", tasks, output, config, NAME=f"random_{scene_layout}", LAYOUT=scene_layout,
+                MODEL="untrained")
+    stored = {name: np.fromfile(output / "audioset" / name / "scene/test.embeddings.npy", np.float32)
+              .reshape(9, 960) for name in ("random_published", "random_bands")}
+    clips = [soundfile.read(path, dtype="float32")[0] for path in sorted((tasks / "scene/16000/test").iterdir())]
+    model = importlib.import_module(f"configs.{config}").load_model("untrained")
+    for name, embeddings in stored.items():
+        model.scene_layout = name.removeprefix("random_")
+        expected = model.embed(clips)
+        order = np.abs(embeddings[:, None] - expected[None]).sum(-1).argmin(0)       # the kit shuffles the clips
+        np.testing.assert_allclose(embeddings[order], expected, atol=1e-4)
+    assert np.abs(stored["random_published"] - stored["random_bands"]).max() > 0.01
+
+    command("downstream_experiments.sh", "random_bands", output, SEEDS="1", GRID=GRID)
+    assert (output / "todo_audioset/random_bands_r1_00/scene/prediction-done.json").exists()
+    for arguments, variables, sentence in (((config, MODULE), {"NAME": "x"}, "one CONFIG only, got 2"),
+                                           ((MODULE,), {"LAYOUT": "bands"}, "no layouts to choose from")):
+        assert sentence in command("extract_features.sh", tasks, output, *arguments, status=1, **variables).stderr
 
 
 def test_a_failed_run_is_listed_with_its_log_and_the_others_finish(command, extracted):

@@ -1,0 +1,14 @@
+"""SSAM-Tiny on eight hours of free recordings: the experiment of experiments/free_audio, for a CPU.
+
+    torchrun --standalone --nproc-per-node=1 train.py --config configs.ssam_tiny_free_audio --workdir RUN --no_wandb
+
+Cost: 10 epochs of 200 steps of 16 crops of 2 s each.
+"""
+from configs.base import free_audio_config, hear_functions, ssam_config
+
+
+def get_config():
+    return free_audio_config(ssam_config("tiny"))
+
+
+load_model, get_scene_embeddings, get_timestamp_embeddings = hear_functions(__name__)
