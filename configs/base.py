@@ -7,6 +7,7 @@ import difflib
 import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -61,6 +62,7 @@ MODEL_ARGS = {
 }
 
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
+SHIPPED_WEIGHTS = Path(__file__).with_name("weights")
 AUDIOSET = [("balanced_train", 18988), ("unbalanced_train", 1766912), ("unbalanced_train_2", 265408)]
 
 
@@ -165,23 +167,30 @@ def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:
     return ValueError(f"{source}: nothing reads the key {name!r}; did you mean {nearest[0]!r}?")
 
 
+def default_weights(config_name: str) -> Path:
+    """The weights of an experiment where none are named: $PT_MAMBA_MODEL_DIR/<config>_4x256_fp16_r1, or else the folder
+    that came with the project. FileNotFoundError if neither is there."""
+    from hear_api.weights import default_weights_dir
+
+    name = config_name.rpartition(".")[2]
+    return default_weights_dir(name, os.environ.get(WEIGHTS_VARIABLE), SHIPPED_WEIGHTS / name)
+
+
 def hear_functions(module_name: str) -> tuple[Callable, Callable, Callable]:
     """`load_model`, `get_scene_embeddings` and `get_timestamp_embeddings` of a config module (HEAR common API)."""
-    name = module_name.rpartition(".")[2]
 
     def load_model(model_file_path: str = ""):
         """The pretrained encoder as a HEAR model (`hear_api.RuntimeSSAST`).
 
         model_file_path: a checkpoint file, a work folder of train.py or its folder `checkpoints`, or "untrained" for
-        random weights. Default: $PT_MAMBA_MODEL_DIR/<config>_4x256_fp16_r1. FileNotFoundError if nothing is there.
+        random weights. Default: `default_weights`. FileNotFoundError if nothing is there.
         """
         from hear_api import RuntimeSSAST
-        from hear_api.weights import default_weights_dir
 
         config = load_config(module_name)
         if model_file_path == "untrained":
             return RuntimeSSAST(config, None)
-        return RuntimeSSAST(config, model_file_path or default_weights_dir(name, os.environ.get(WEIGHTS_VARIABLE)))
+        return RuntimeSSAST(config, model_file_path or default_weights(module_name))
 
     def get_scene_embeddings(audio, model):
         """One embedding per clip: audio float32 [n_sounds, n_samples] at 16 kHz -> [n_sounds, width]."""

@@ -1,6 +1,6 @@
 """Embeddings of audio files, from the command line.
 
-    python -m hear_api.embed INPUT... --config NAME --weights DIR --out FILE
+    python -m hear_api.embed INPUT... [--config NAME] [--weights DIR] [--out FILE]
 
 Exit status: 0 if every file was embedded, 3 if some could not be (a table at the end says which and why), 1 for a
 command that cannot be carried out, 130 after Ctrl-C. An interrupted run, even a killed one, goes on with --resume.
@@ -35,19 +35,19 @@ class StrictError(ValueError):
     """A file failed and --strict was asked for."""
 
 
-def load_runtime(config_name: str, weights: str, precision: str = "auto", layout: str | None = None,
+def load_runtime(config_name: str, weights: str | None, precision: str = "auto", layout: str | None = None,
                  device: str = "cpu") -> tuple[RuntimeSSAST, str]:
     """A runtime by names from a command line, and the model's name for tables.
 
-    config_name: "ssam_tiny_200_16x4", or any importable module with get_config(). weights: checkpoint file, folder, or
-    "untrained". layout: of scene embeddings instead of the config's own. ValueError and FileNotFoundError say what is
-    not there.
+    config_name: "ssam_tiny_200_16x4", or any module with get_config(). weights: file, folder, "untrained", or
+    None for those that the config's load_model() takes. layout: of scene embeddings instead of the config's own.
+    ValueError and FileNotFoundError say what is not there.
     """
     module = config_name if "." in config_name else f"configs.{config_name}"
     config = importlib.import_module("configs.base").load_config(module)
     if layout:
         config.scene_layout = layout
-    path = None if weights == "untrained" else find_checkpoint(weights)
+    path = weights_file(config_name, weights)
     try:
         device = torch.device(device)
     except RuntimeError as error:
@@ -56,31 +56,39 @@ def load_runtime(config_name: str, weights: str, precision: str = "auto", layout
     return runtime, f"{module.rpartition('.')[2]}:{'untrained' if path is None else path.stem}"
 
 
+def weights_file(config_name: str, weights: str | None) -> Path | None:
+    """The file that `load_runtime` takes for the same arguments; None for "untrained"."""
+    if weights == "untrained":
+        return None
+    return find_checkpoint(weights or importlib.import_module("configs.base").default_weights(config_name))
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `load_runtime` takes, the same for every command."""
-    parser.add_argument("--config", required=True, metavar="NAME", help="experiment, e.g. ssam_tiny_200_16x4, or a "
-                        "module with get_config()")
-    parser.add_argument("--weights", required=True, metavar="DIR", help="checkpoint file, work folder of train.py, "
-                        "or \"untrained\"")
-    parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
-                        help="auto: float16 on CUDA, float32 elsewhere")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    add = parser.add_argument
+    add("--config", default="ssam_tiny_free_audio", metavar="NAME",
+        help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: %(default)s)")
+    add("--weights", metavar="DIR",
+        help="checkpoint file, work folder of train.py, folder of a saved model, or \"untrained\" (default: those in "
+             "$PT_MAMBA_MODEL_DIR, else those that came with the project)")
+    add("--precision", choices=["auto", *PRECISIONS], default="auto",
+        help="default: auto, float16 on CUDA and float32 elsewhere")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (default: %(default)s)")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hear_api.embed", description=__doc__.splitlines()[0],
-                                     epilog=__doc__.split("\n\n", 2)[2],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("inputs", metavar="INPUT", nargs="+",
-                        help="audio file, folder, glob in quotes, or .csv list with a column path")
+                                     epilog=__doc__.split("\n\n", 2)[2])
+    add = parser.add_argument
+    add("inputs", metavar="INPUT", nargs="+", help="file, folder, glob in quotes, or .csv list with a column path")
     add_model_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", type=Path,
-                        help=".npz, .parquet, or a name without suffix for a folder of .npy files")
-    parser.add_argument("--kind", choices=KINDS, default="scene", help="one embedding per file, or one per 40 ms")
-    parser.add_argument("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that decode files")
-    parser.add_argument("--resume", action="store_true", help="take an interrupted run up where it was")
-    parser.add_argument("--strict", action="store_true", help="stop at the first file that fails")
+    add("--out", default=Path("embeddings.npz"), metavar="FILE", type=Path,
+        help=".npz, .parquet, or a name without suffix for a folder of .npy files (default: %(default)s)")
+    add("--kind", choices=KINDS, default="scene", help="one embedding per file (default), or one per 40 ms")
+    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes that decode files (default: %(default)s)")
+    add("--resume", action="store_true", help="take an interrupted run up where it was")
+    add("--strict", action="store_true", help="stop at the first file that fails")
     return parser.parse_args(arguments)
 
 
@@ -117,7 +125,8 @@ def embed(args: argparse.Namespace) -> list[Entry]:
 def _settings(args: argparse.Namespace, files: list[Path], model: str, layout: str) -> dict:
     """What the result follows from."""
     listed = hashlib.sha256("\0".join(map(str, files)).encode()).hexdigest()
-    state = None if args.weights == "untrained" else find_checkpoint(args.weights).stat()
+    path = weights_file(args.config, args.weights)
+    state = path and path.stat()
     return {"model": model, "weights file": state and [state.st_size, state.st_mtime_ns], "kind": args.kind,
             "layout": layout, "precision": args.precision, "device": args.device, "list of files": listed}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hear_api.embed import add_model_arguments, load_runtime
 from hear_api.pretrained import save_pretrained
-from hear_api.runtime import LAYOUTS, RuntimeSSAST
+from hear_api.runtime import LAYOUTS, PRECISIONS, RuntimeSSAST
 
 TOLERANCE = 1e-4  # of the check, at features of order 1
 
@@ -34,11 +34,11 @@ class _Features(nn.Module):
         return self.model.forward_features(units, self.layout)
 
 
-def export(runtime: RuntimeSSAST, out: Path, layout: str = "bands") -> None:
+def export(runtime: RuntimeSSAST, out: Path, layout: str = "bands", dtype: str = "float32") -> None:
     """Write `out` in the form that its suffix names. ExportError for an unknown suffix and for a failed check."""
     writers = {".pt2": _write_program, ".onnx": _write_onnx}
     if out.suffix == "":
-        save_pretrained(runtime, out)
+        save_pretrained(runtime, out, dtype)
     elif out.suffix in writers:
         temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
         try:
@@ -95,10 +95,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="folder, .pt2 or .onnx")
     parser.add_argument("--layout", choices=LAYOUTS, default="bands",
                         help="of the features of .pt2 and .onnx (default: bands, true time order)")
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float32",
+                        help="of the weights in a folder (default: float32; float16 halves it)")
     args = parser.parse_args(arguments)
     try:
         runtime, model = load_runtime(args.config, args.weights, args.precision, device="cpu")
-        export(runtime, args.out, args.layout)
+        export(runtime, args.out, args.layout, args.dtype)
     except (ValueError, OSError) as error:
         raise SystemExit(f"export: {error}")
     print(f"{model} -> {args.out}")

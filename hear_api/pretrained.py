@@ -4,28 +4,29 @@ import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from atomic_files import atomic_write
-from hear_api.runtime import RuntimeSSAST
+from hear_api.runtime import PRECISIONS, RuntimeSSAST
+from hear_api.weights import WEIGHTS_NAME, read_safetensors
 from training.checkpoint import CheckpointError, load_model_state
 
-WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+CONFIG_NAME = "config.json"
 FORMAT = "audio-mamba 1"
 
 
-def save_pretrained(runtime: RuntimeSSAST, folder: str | Path) -> Path:
+def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "float32") -> Path:
     """Write the encoder's weights and what rebuilds it; returns the folder, made where it does not exist.
 
-    The config is written last, so that a folder that has one is complete.
+    dtype: of the weights in the file, a key of PRECISIONS; "float16" halves it. They are float32 again when loaded. The
+    config is written last, so that a folder that has one is complete.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     temporary = folder / (WEIGHTS_NAME + ".tmp")
-    save_file({key: value.cpu().contiguous() for key, value in runtime.model.state_dict().items()}, temporary,
-              metadata={"format": "pt"})
+    state = {key: value.cpu().to(PRECISIONS[dtype]).contiguous() for key, value in runtime.model.state_dict().items()}
+    save_file(state, temporary, metadata={"format": "pt"})
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.rename(folder / WEIGHTS_NAME)
@@ -41,11 +42,9 @@ def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        state = load_file(folder / WEIGHTS_NAME)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is not a saved model: it has no {Path(error.filename or WEIGHTS_NAME).name}"
-                              ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is not a saved model: it has no {CONFIG_NAME}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: damaged, or not a saved model ({error})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{folder / CONFIG_NAME}: not of the format {FORMAT!r}")
@@ -55,5 +54,5 @@ def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST
         runtime = RuntimeSSAST(experiment, None, precision)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: does not describe a model ({error})") from error
-    load_model_state(runtime.model, state, source=folder / WEIGHTS_NAME)
+    load_model_state(runtime.model, read_safetensors(folder / WEIGHTS_NAME), source=folder / WEIGHTS_NAME)
     return runtime

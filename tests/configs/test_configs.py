@@ -4,7 +4,10 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 from ml_collections import ConfigDict
 
 from configs.base import check_config, load_config
@@ -86,6 +89,31 @@ def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):
     monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="has no folder .*ssam_tiny_200_16x4_4x256_fp16_r1"):
         module.load_model()
+
+
+def test_weights_that_came_with_the_project_serve_where_no_others_are_named(monkeypatch, tmp_path):
+    from hear_api import RuntimeSSAST, embed
+    from hear_api.pretrained import save_pretrained
+
+    config = load_config("configs.ssam_tiny_free_audio")
+    torch.manual_seed(7)
+    shipped = RuntimeSSAST(config, None)
+    torch.nn.init.normal_(shipped.model.mask_token)
+    save_pretrained(shipped, tmp_path / "weights/ssam_tiny_free_audio", "float16")
+    monkeypatch.setattr("configs.base.SHIPPED_WEIGHTS", tmp_path / "weights")
+    expected = shipped.model.mask_token.half().float()
+
+    monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
+    module = importlib.import_module("configs.ssam_tiny_free_audio")
+    assert torch.equal(module.load_model().model.mask_token, expected)
+    monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))             # it has no weights of this config
+    assert torch.equal(module.load_model().model.mask_token, expected)
+
+    soundfile.write(tmp_path / "my.wav", 0.1 * torch.randn(16000).numpy(), 16000)
+    monkeypatch.chdir(tmp_path)
+    embed.main(["my.wav", "--workers", "1"])
+    with np.load("embeddings.npz") as stored:
+        assert stored["embedding"].shape == (1, 960) and str(stored["model"]) == "ssam_tiny_free_audio:model"
 
 
 def test_load_model_takes_the_published_folder(monkeypatch, tmp_path, golden):

@@ -35,6 +35,17 @@ def test_a_published_checkpoint_becomes_a_folder(golden, tmp_path):
         assert torch.equal(value, again.model.state_dict()[key])
 
 
+def test_half_precision_halves_the_file_and_comes_back_as_float32(runtime, tmp_path):
+    sizes = [(save_pretrained(runtime, tmp_path / dtype, dtype) / "model.safetensors").stat().st_size
+             for dtype in ("float32", "float16")]
+    assert sizes[1] < 0.55 * sizes[0]
+    again = from_pretrained(tmp_path / "float16")
+    for key, value in runtime.model.state_dict().items():
+        assert torch.equal(value.half().float(), again.model.state_dict()[key])
+    by_config = RuntimeSSAST(runtime.config, tmp_path / "float16")       # weights_dir may be such a folder
+    assert torch.equal(by_config.model.mask_token, again.model.mask_token)
+
+
 def test_damaged_folders_are_named(runtime, tmp_path):
     with pytest.raises(CheckpointError, match="not a saved model"):
         from_pretrained(tmp_path / "absent")
@@ -49,7 +60,7 @@ def test_damaged_folders_are_named(runtime, tmp_path):
     save_pretrained(runtime, folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="saved: damaged"):
+    with pytest.raises(CheckpointError, match="model.safetensors: damaged"):
         from_pretrained(folder)
 
 
