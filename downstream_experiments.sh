@@ -7,4 +7,5 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec python -m external_sources.downstream \
-    ${SEEDS:+--seeds "$SEEDS"} ${GRID:+--grid "$GRID"} ${JOBS:+--jobs "$JOBS"} "$@"
+    ${SEEDS:+--seeds "$SEEDS"} ${GRID:+--grid "$GRID"} ${JOBS:+--jobs "$JOBS"} \
+    ${TASKS:+--tasks "$TASKS"} "$@"

@@ -9,4 +9,4 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec python -m external_sources.embeddings \
-    ${MODEL:+--model "$MODEL"} ${NAME:+--name "$NAME"} ${LAYOUT:+--layout "$LAYOUT"} "$@"
+    ${TASKS:+--tasks "$TASKS"} ${MODEL:+--model "$MODEL"} ${NAME:+--name "$NAME"} ${LAYOUT:+--layout "$LAYOUT"} "$@"

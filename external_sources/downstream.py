@@ -37,16 +37,17 @@ class Job(NamedTuple):
         return sum(file.stat().st_size for file in self.task.glob("*.embeddings.npy"))
 
 
-def find_jobs(directory: Path, config: str, seeds: Sequence[int]) -> list[Job]:
+def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "*") -> list[Job]:
     """All tasks of a model and the given seeds, after linking embeddings that have no downstream folders yet.
 
     Args:
         directory: OUTPUT_DIR of extract_features.sh, or its todo_audioset.
         config: X, configs.X, configs.poc.X, hear_configs.X (published), or the name of another module.
         seeds: downstream seeds.
+        tasks: patterns of the names of tasks.
 
     Raises:
-        SystemExit: no such folder, model, or seed.
+        SystemExit: no such folder, model, seed, or task.
     """
     runs = directory if directory.name == layout.RUNS else directory / layout.RUNS
     if not runs.is_dir():
@@ -62,7 +63,9 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int]) -> list[Job]:
         folder = runs / layout.run_name(module, seed)
         if not folder.is_dir():
             raise SystemExit(f"SEEDS: {folder} is absent, and there are no embeddings of {module} to make it from")
-        jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder)]
+        jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder, tasks)]
+    if not jobs:
+        raise SystemExit(f"TASKS: {tasks} matches no task of {module} in {runs}")
     return jobs
 
 
@@ -163,6 +166,8 @@ def main(argv: list[str] | None = None) -> None:
                         "default: %(default)s")
     parser.add_argument("--jobs", type=int, help="runs side by side (environment: JOBS); default: as many as cores and "
                         "memory bear")
+    parser.add_argument("--tasks", default="*", metavar="PATTERNS", help="only tasks whose names match, such as "
+                        "'drum* guitar*' (environment: TASKS)")
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise SystemExit(f"JOBS: {args.jobs} must be at least 1")
@@ -171,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
-    jobs = find_jobs(args.output_dir, args.config, seeds)
+    jobs = find_jobs(args.output_dir, args.config, seeds, args.tasks)
     finished = [job for job in jobs if job.is_done()]
     check_settings(finished, grid)
     todo = [job for job in jobs if job not in finished]

@@ -106,6 +106,8 @@ def main(argv: list[str] | None = None) -> None:
                         "layouts of it stand side by side (environment: NAME); default: the module's")
     parser.add_argument("--layout", choices=["published", "bands"], help="of scene embeddings (environment: LAYOUT); "
                         "default: the config's")
+    parser.add_argument("--tasks", default="*", metavar="PATTERNS", help="only tasks whose names match, such as "
+                        "'drum* guitar*' (environment: TASKS)")
     args = parser.parse_args(argv)
 
     modules = list(dict.fromkeys(resolve_module(name) for name in args.configs))
@@ -113,10 +115,13 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"NAME: {args.name} can name the results of one CONFIG only, got {len(modules)}")
     if not args.tasks_dir.is_dir():
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is not a folder")
-    tasks = layout.task_folders(args.tasks_dir)
-    if not tasks:
+    found = layout.task_folders(args.tasks_dir)
+    if not found:
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} holds no HEAR task (a folder with {layout.METADATA})")
-    for entry in sorted(set(args.tasks_dir.iterdir()) - set(tasks)):
+    tasks = layout.task_folders(args.tasks_dir, args.tasks)
+    if not tasks:
+        raise SystemExit(f"TASKS: {args.tasks} matches none of {', '.join(task.name for task in found)}")
+    for entry in sorted(set(args.tasks_dir.iterdir()) - set(found)):
         print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
 
     failures = []

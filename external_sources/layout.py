@@ -4,6 +4,7 @@
     OUTPUT_DIR/todo_audioset/<module>_r1_<seed>/<task>/     links to them, and the results of one downstream run
 """
 
+import fnmatch
 import os
 import re
 from pathlib import Path
@@ -39,9 +40,11 @@ def parse_run_name(name: str) -> Run | None:
     return Run(match["module"], int(match["ssl_run"]), int(match["seed"])) if match else None
 
 
-def task_folders(directory: Path) -> list[Path]:
-    """The HEAR tasks in a folder, sorted: its sub-folders that hold a task_metadata.json."""
-    return sorted(entry for entry in directory.iterdir() if (entry / METADATA).is_file())
+def task_folders(directory: Path, patterns: str = "*") -> list[Path]:
+    """The HEAR tasks in a folder, sorted: its sub-folders that hold a task_metadata.json and whose names match one of
+    the `patterns` ("*", "?" and "[]" as in a shell), which are separated by spaces."""
+    return sorted(entry for entry in directory.iterdir() if (entry / METADATA).is_file()
+                  and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns.split()))
 
 
 def embedded_tasks(module_dir: Path) -> list[Path]:

@@ -68,3 +68,16 @@ def test_any_module_is_taken_and_its_own_missing_imports_are_not_hidden(tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_absent"):
         resolve_module("needy_hear_module")
+
+
+def test_tasks_are_chosen_by_patterns(tmp_path):
+    for name in ("drum_hits-v1-full", "guitar-v1", "piano-v1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "task_metadata.json").touch()
+    (tmp_path / "drums_of_no_task").mkdir()
+
+    def names(patterns):
+        return [task.name for task in layout.task_folders(tmp_path, patterns)]
+
+    assert names("*") == ["drum_hits-v1-full", "guitar-v1", "piano-v1"]
+    assert names("drum* p*") == ["drum_hits-v1-full", "piano-v1"] and names("harp") == []
