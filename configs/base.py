@@ -62,7 +62,7 @@ MODEL_ARGS = {
 }
 
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
-SHIPPED_WEIGHTS = Path(__file__).with_name("weights")
+SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights"
 AUDIOSET = [("balanced_train", 18988), ("unbalanced_train", 1766912), ("unbalanced_train_2", 265408)]
 
 
