@@ -1,0 +1,47 @@
+"""Fetching packages, with stand-ins for apt-get and dpkg-deb."""
+import os
+
+import pytest
+
+from experiments.free_audio import fetch
+
+APT_GET = """#!/bin/sh
+[ "$2" = khangman ] && { echo "E: Unable to locate package khangman" >&2; exit 100; }
+echo "$2" >> "$CALLS"
+touch "$2_1.0_all.deb"
+"""
+DPKG_DEB = """#!/bin/sh
+mkdir -p "$3/usr/share/game/Sounds" "$3/usr/share/doc/game"
+touch "$3/usr/share/game/Sounds/BANG.OGG" "$3/usr/share/game/level.txt" "$3/usr/share/doc/game/copyright"
+ln -s BANG.OGG "$3/usr/share/game/Sounds/again.ogg"
+"""
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """The names of packages that were downloaded, in a file."""
+    for name, script in (("apt-get", APT_GET), ("dpkg-deb", DPKG_DEB)):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    return tmp_path / "calls"
+
+
+def test_audio_and_licence_are_kept_and_nothing_is_fetched_twice(calls, tmp_path):
+    for _ in range(2):
+        fetch.main([str(tmp_path / "audio"), "bambam", "overgod-data"])
+    assert calls.read_text().split() == ["bambam", "overgod-data"]
+    assert sorted(path.name for path in (tmp_path / "audio").iterdir()) == ["bambam", "overgod-data"]
+    assert sorted(path.relative_to(tmp_path / "audio/bambam").as_posix()
+                  for path in (tmp_path / "audio/bambam").rglob("*") if path.is_file()) == [
+        "usr/share/doc/game/copyright", "usr/share/game/Sounds/BANG.OGG"]
+
+
+def test_packages_that_fail_are_named_and_leave_nothing(calls, tmp_path):
+    with pytest.raises(SystemExit, match="khangman: E: Unable to locate package khangman"):
+        fetch.main([str(tmp_path / "audio"), "khangman", "bambam"])
+    assert [path.name for path in (tmp_path / "audio").iterdir()] == ["bambam"]
+    with pytest.raises(SystemExit, match="not in packages.csv: hydrogen-drumkits"):
+        fetch.main([str(tmp_path / "audio"), "hydrogen-drumkits"])
