@@ -5,18 +5,21 @@
 #   SEEDS=3 ./experiments/free_audio/evaluate.sh TASKS_DIR      a quick look
 #
 # Scene tasks get ten seeds, event tasks and the learning curve (after 10% and 30% of the crops) three. Results land in
-# free_audio/hear and free_audio/results. Events are embedded in true time order whatever the layout of scenes, so the rows
-# of the published layout leave them out.
+# free_audio/hear and free_audio/results. Events are embedded in true time order whatever the layout of scenes, so the
+# rows of the published layout leave them out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tasks=$(realpath "${1:?TASKS_DIR is missing: the folder of HEAR tasks}")
 out=free_audio/hear
-scenes=$(cd "$tasks" && grep -l '"embedding_type": "scene"' -- */task_metadata.json | xargs -n 1 dirname | xargs)
-events=$(cd "$tasks" && grep -l '"embedding_type": "event"' -- */task_metadata.json | xargs -n 1 dirname | xargs)
+of_kind() {
+    (cd "$tasks" && { grep -l "\"embedding_type\": \"$1\"" -- */task_metadata.json || true; }) | xargs -r -n 1 dirname | xargs
+}
+scenes=$(of_kind scene)
+events=$(of_kind event)
 
 heads() {   # NAME SEEDS LAYOUT
     TASKS=$scenes SEEDS=$2 ./downstream_experiments.sh "$1" "$out"
-    [ "$3" = published ] || TASKS=$events SEEDS=3 ./downstream_experiments.sh "$1" "$out"
+    if [ "$3" = bands ] && [ -n "$events" ]; then TASKS=$events SEEDS=3 ./downstream_experiments.sh "$1" "$out"; fi
 }
 row() {     # NAME MODEL LAYOUT WEIGHTS SEEDS
     local embedded="$scenes $events"
