@@ -143,7 +143,12 @@ class Job:
             "skipped": skipped,
         }
         if manifest["samples"]:
-            write_manifest(self.out_dir, manifest)
+            try:
+                write_manifest(self.out_dir, manifest)
+            except FileNotFoundError:
+                # Another process merged the same reports meanwhile, and its cleaning took the file that this one wrote.
+                if read_manifest(self.out_dir) != manifest:
+                    raise
         remove_scaffold(self.out_dir)
         return manifest
 

@@ -20,7 +20,7 @@ from data.archives import read_shard, shard_indices
 from data.audio import AudioError, load_audio
 from data.features import log_mel
 from data.prepare import prepare
-from data.prepare_job import PrepareError, Settings, Share
+from data.prepare_job import PrepareError, Settings, Share, start_or_go_on
 from data.prepare_shards import cut_clips
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -311,6 +311,25 @@ def test_killed_20_times_at_random_moments_it_ends_with_the_very_bytes_of_an_und
     again.communicate(timeout=120)
     assert again.returncode == 0
     assert contents(tmp_path / "out") == expected
+
+
+def test_a_process_that_merges_while_another_does_finds_the_same_archive(tree, tmp_path, monkeypatch):
+    alone = prepare(tree, tmp_path / "alone", settings=SMALL)
+    out, rename, jobs = tmp_path / "out", os.replace, []
+
+    def other_process_merges_first(source, target):
+        if jobs and Path(target).name == "manifest.json":
+            jobs.pop().merge(alone["labels"])
+        rename(source, target)
+
+    def two_jobs(*arguments):
+        jobs.append(start_or_go_on(*arguments))
+        return start_or_go_on(*arguments)
+
+    monkeypatch.setattr("data.prepare.start_or_go_on", two_jobs)
+    monkeypatch.setattr("os.replace", other_process_merges_first)
+    assert prepare(tree, out, settings=SMALL) == alone
+    assert not jobs and contents(out) == contents(tmp_path / "alone")
 
 
 @pytest.mark.slow
