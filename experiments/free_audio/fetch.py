@@ -34,7 +34,12 @@ def fetch(name: str, out: Path) -> None:
                 kept = temporary / "kept" / file.relative_to(temporary / "all")
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(file, kept)
-        (temporary / "kept").rename(out / name)
+        try:
+            (temporary / "kept").rename(out / name)
+        except OSError:
+            if not (out / name).exists():
+                raise
+            # another fetch into the same folder was faster
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -45,3 +45,18 @@ def test_packages_that_fail_are_named_and_leave_nothing(calls, tmp_path):
     assert [path.name for path in (tmp_path / "audio").iterdir()] == ["bambam"]
     with pytest.raises(SystemExit, match="not in packages.csv: hydrogen-drumkits"):
         fetch.main([str(tmp_path / "audio"), "hydrogen-drumkits"])
+
+
+def test_two_fetches_into_one_folder_keep_the_first(calls, tmp_path, monkeypatch):
+    unpack, out = fetch._run, tmp_path / "audio"
+
+    def other_fetch_ends_first(command, folder):
+        unpack(command, folder)
+        if command[0] == "dpkg-deb":
+            (out / "bambam").mkdir()
+            (out / "bambam" / "copyright").write_text("of the other fetch")
+
+    monkeypatch.setattr(fetch, "_run", other_fetch_ends_first)
+    fetch.main([str(out), "bambam"])
+    assert [path.name for path in out.iterdir()] == ["bambam"]
+    assert [path.name for path in (out / "bambam").iterdir()] == ["copyright"]

@@ -1,0 +1,88 @@
+"""The experiment in one picture: loss while pretraining, and test scores after 10%, 30% and all of the crops.
+
+    python -m experiments.free_audio.figure RUNS RESULTS_CSV OUT.png
+
+RUNS holds the folders ssam_tiny and ssast_tiny of train.py; RESULTS_CSV is all_results.csv of stats_aggregation_v2.py.
+A part of the picture without numbers yet stays empty.
+"""
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from atomic_files import atomic_write
+from stats_aggregation_v2 import interval
+from training.records import read_log
+
+MODELS = {"ssam": "tab:blue", "ssast": "tab:orange"}
+SHARES = {"random_bands": 0, "10_percent": 10, "30_percent": 30, "pretrained_bands": 100}     # percent of the crops
+BASELINE = "benchmarks.log_mel_baseline"
+
+
+def learning_curve(results: pd.DataFrame) -> pd.DataFrame:
+    """Scores of both models by share of the crops.
+
+    Args:
+        results: columns exp, run, dataset, scores; rows of other models than those of the curve are ignored.
+
+    Returns:
+        columns model, dataset, percent, mean, interval (half width of its 95% interval), by rising percent.
+    """
+    points = [(model, dataset, percent, 100 * scores.mean(), 100 * interval(scores))
+              for model in MODELS for state, percent in SHARES.items()
+              for dataset, scores in results[results.exp == f"{model}_{state}"].groupby("dataset").scores]
+    return pd.DataFrame(points, columns=["model", "dataset", "percent", "mean", "interval"])
+
+
+def draw(runs: Path, results: pd.DataFrame) -> Figure:
+    """Validation losses, and a panel of scores for each task with a line at the score of mean log-mels."""
+    curve = learning_curve(results)
+    tasks = sorted(curve.dataset.unique())
+    figure = Figure(figsize=(3.2 * (1 + len(tasks)), 3.2), layout="constrained")
+    loss, *panels = figure.subplots(1, 1 + len(tasks), squeeze=False)[0]
+    for model, colour in MODELS.items():
+        log = [line for line in read_log(runs / f"{model}_tiny" / "log.txt") if line.get("val_loss") is not None]
+        loss.plot([line["epoch"] + 1 for line in log], [line["val_loss"] for line in log], ".-", color=colour,
+                  label=model.upper())
+    _finish(loss, "validation loss", "epoch")
+    loss.set_ylim(bottom=0)
+    loss.legend(frameon=False)
+    for axes, task in zip(panels, tasks):
+        for model, points in curve[curve.dataset == task].groupby("model"):
+            axes.errorbar(points.percent, points["mean"], yerr=points.interval.fillna(0), fmt=".-", capsize=3,
+                          color=MODELS[model])
+        baseline = results.scores[(results.exp == BASELINE) & (results.dataset == task)]
+        if len(baseline):
+            axes.axhline(100 * baseline.mean(), color="0.5", linestyle="--", linewidth=1)
+            axes.annotate("mean log-mel", (100, 100 * baseline.mean()), color="0.35", fontsize=8, ha="right",
+                          xytext=(0, 2), textcoords="offset points")
+        _finish(axes, task.split("-")[0].replace("_", " ") + ", test score", "percent of the crops")
+    return figure
+
+
+def _finish(axes: Axes, title: str, x_label: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x_label)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.figure", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUNS", type=Path, help="folder of the folders ssam_tiny and ssast_tiny")
+    parser.add_argument("results", metavar="RESULTS_CSV", type=Path, help="all_results.csv of stats_aggregation_v2.py")
+    parser.add_argument("out", metavar="OUT.png", type=Path, help="picture to write")
+    args = parser.parse_args(arguments)
+    try:
+        figure = draw(args.runs, pd.read_csv(args.results))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"figure: {error}") from None
+    with atomic_write(args.out) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
