@@ -1,4 +1,4 @@
-"""SSAM-Tiny on eight hours of free recordings: the experiment of experiments/free_audio, for a CPU.
+"""SSAM-Tiny on five hours of free recordings: the experiment of experiments/free_audio, for a CPU.
 
     torchrun --standalone --nproc-per-node=1 train.py --config configs.ssam_tiny_free_audio --workdir RUN --no_wandb
 

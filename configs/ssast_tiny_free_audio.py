@@ -1,4 +1,4 @@
-"""SSAST-Tiny on eight hours of free recordings: the experiment of experiments/free_audio, for a CPU.
+"""SSAST-Tiny on five hours of free recordings: the experiment of experiments/free_audio, for a CPU.
 
     torchrun --standalone --nproc-per-node=1 train.py --config configs.ssast_tiny_free_audio --workdir RUN --no_wandb
 
