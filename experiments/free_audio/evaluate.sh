@@ -4,8 +4,9 @@
 #   ./experiments/free_audio/evaluate.sh TASKS_DIR              a row for each model, its state and its layout of scenes
 #   SEEDS=3 ./experiments/free_audio/evaluate.sh TASKS_DIR      a quick look
 #
-# Scene tasks get ten seeds, event tasks and the learning curve (after 10% and 30% of the crops) three. Results land in
-# free_audio/hear and free_audio/results. Events are embedded in true time order whatever the layout of scenes, so the
+# Scene tasks get ten seeds, event tasks and the learning curve (after 10% and 30% of the crops) three. The weights that
+# came with the project are evaluated, or those just exported to their place. Results land in free_audio/hear and
+# free_audio/results. Events are embedded in true time order whatever the layout of scenes, so the
 # rows of the published layout leave them out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -35,7 +36,7 @@ table() {
 heads benchmarks.log_mel_baseline "${SEEDS:-10}" bands
 for model in ssam ssast; do
     for layout in bands published; do
-        row "${model}_pretrained_$layout" $model $layout "free_audio/${model}_tiny" "${SEEDS:-10}"
+        row "${model}_pretrained_$layout" $model $layout "weights/${model}_tiny_free_audio" "${SEEDS:-10}"
         row "${model}_random_$layout" $model $layout untrained "${SEEDS:-10}"
         table
     done
