@@ -32,16 +32,25 @@ _store: dist.Store | None = None  # what the processes know of each other while 
 def init(device_name: str = "auto") -> torch.device:
     """Joins the processes that torchrun started (nccl on CUDA, gloo on a CPU) and returns the device of this one.
 
-    Started without torchrun, it only picks the device. On a CPU the cores are shared out among the machine's processes.
+    Started without torchrun, it only picks the device. On a CPU the cores are shared out among the machine's processes,
+    unless OMP_NUM_THREADS says otherwise.
     ValueError if the device that is asked for ("auto", "cpu" or "cuda") is not there.
     """
     device = _pick_device(device_name)
     if "RANK" in os.environ:
-        if device.type == "cpu":  # torchrun gives each process a single thread, which may leave most cores idle
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // _from_torchrun("LOCAL_WORLD_SIZE", 1)))
+        if device.type == "cpu":
+            _share_out_cores(_from_torchrun("LOCAL_WORLD_SIZE", 1))
         _stop_with_the_launcher()
         _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def _share_out_cores(processes: int) -> None:
+    # To several processes torchrun gives one thread each where OMP_NUM_THREADS is not set, which may leave most cores
+    # idle. One process keeps what its user set: threads that outnumber the cores, as of two runs side by side, make each
+    # other wait and are many times slower.
+    if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
 def _pick_device(name: str) -> torch.device:

@@ -55,6 +55,21 @@ def test_alone_every_call_does_nothing(monkeypatch):
     distributed.cleanup()
 
 
+@pytest.mark.parametrize("processes, asked, expected", [(1, None, 3), (1, "1", 3), (2, None, 4), (2, "1", 4), (2, "2", 3)])
+def test_cores_are_shared_out_where_torchrun_gave_each_process_one(monkeypatch, processes, asked, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)                  # what torch has made of the environment at its import
+        distributed._share_out_cores(processes)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two processes of the test would need two GPUs")
 def test_two_processes_average_gradients_and_values(tmp_path, pytestconfig):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
