@@ -1,8 +1,8 @@
-"""SSAST-Tiny on three hours of free recordings: the experiment of experiments/free_audio, for a CPU.
+"""SSAST-Tiny on five hours of free recordings: the experiment of experiments/free_audio, for a CPU.
 
     torchrun --standalone --nproc-per-node=1 train.py --config configs.ssast_tiny_free_audio --workdir RUN --no_wandb
 
-Cost: 10 epochs of 200 steps of 8 crops of 2 s each.
+Cost: 10 epochs of 400 steps of 8 crops of 2 s each.
 """
 from configs.base import free_audio_config, hear_functions, ssast_config
 

@@ -30,7 +30,7 @@ CLIP_SECONDS, SHORTEST_SECONDS = 10, 1
 QUIETEST_DB = -55.0         # level of the whole clip, 0 dB is a full square wave
 SAME = 0.98                 # correlation of two fingerprints from which clips count as one recording
 FINGERPRINT = (16, 16)      # cells of time x mel bands
-CLIPS_PER_KIND = {"train": 534, "validation": 100}
+CLIPS_PER_KIND = {"train": 1067, "validation": 100}
 
 logger = logging.getLogger(__name__)
 

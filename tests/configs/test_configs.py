@@ -44,7 +44,7 @@ def test_the_free_audio_pair_differs_in_the_model_alone():
         assert ours.pop("model") == load_config(f"configs.{papers}_tiny_200_16x4").model.to_dict()
     assert ssam == ssast
     crops = ssam["num_epochs"] * (sum(ssam["data"]["train_samples"]) // ssam["batch_size"]) * ssam["batch_size"]
-    assert crops == 16000 and ssam["opt"]["learning_rate"] * ssam["batch_size"] / 256 == 5e-4
+    assert crops == 32000 and ssam["opt"]["learning_rate"] * ssam["batch_size"] / 256 == 5e-4
 
 
 def test_configs_import_without_torch_and_without_weights():
