@@ -1,10 +1,9 @@
 """Models as folders that anybody can read: `model.safetensors` and `config.json`."""
 import json
-import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from atomic_files import atomic_write
 from hear_api.runtime import PRECISIONS, RuntimeSSAST
@@ -24,12 +23,9 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).unlink(missing_ok=True)
-    temporary = folder / (WEIGHTS_NAME + ".tmp")
     state = {key: value.cpu().to(PRECISIONS[dtype]).contiguous() for key, value in runtime.model.state_dict().items()}
-    save_file(state, temporary, metadata={"format": "pt"})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.rename(folder / WEIGHTS_NAME)
+    with atomic_write(folder / WEIGHTS_NAME) as file:
+        file.write(save(state, metadata={"format": "pt"}))
     config = {"format": FORMAT, "arch": runtime.config.model.arch,
               "model_args": runtime.config.model.model_args.to_dict(), "scene_layout": runtime.scene_layout}
     with atomic_write(folder / CONFIG_NAME) as file:
