@@ -1,0 +1,81 @@
+"""The weights that come with the project: whole, trained, and those that the experiment's table speaks of."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+
+from configs.base import SHIPPED_WEIGHTS, load_config
+from data.synthetic import KINDS, make_clip
+from hear_api import RuntimeSSAST
+from stats_aggregation_v2 import read_score
+from tests.conftest import ROOT
+from tests.evaluation.conftest import run_command
+
+RESULTS = ROOT / "experiments" / "free_audio" / "results" / "all_results.csv"
+MODELS = ("ssam", "ssast")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_they_are_small_and_have_a_card(model):
+    folder = SHIPPED_WEIGHTS / f"{model}_tiny_free_audio"
+    assert (folder / "model.safetensors").stat().st_size < 11e6
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}
+    card = (folder / "README.md").read_text()
+    for heading in ("## Data", "## Licence", "## Recipe", "## Scores", "## Limits"):
+        assert heading in card
+
+
+def losses_of_patches(model: str, weights) -> tuple[float, float]:
+    """Squared error on the hidden and on the visible patches of made-up audio, whose variance is 1."""
+    clips = torch.from_numpy(np.stack([make_clip(kind, 2.0, np.random.default_rng(0)) for kind in KINDS]))
+    torch.manual_seed(0)
+    runtime = RuntimeSSAST(load_config(f"configs.{model}_tiny_free_audio"), weights)
+    spectrograms = runtime.spectrogram(clips)[:, None, :200]                        # [clips, 1, 200, 80]
+    hidden = torch.rand(len(clips), 250, generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.no_grad():
+        predicted, target, _ = runtime.model.train()(spectrograms, hidden.float())  # [clips, 250, 64]
+    errors = (predicted - target).square()
+    return errors[hidden].mean().item(), errors[~hidden].mean().item()
+
+
+def test_ssam_fills_in_sounds_that_it_never_heard_and_ssast_sees_what_is_shown():
+    hidden, visible = losses_of_patches("ssam", SHIPPED_WEIGHTS / "ssam_tiny_free_audio")
+    assert hidden < 0.6 and visible < 0.05
+    _, visible = losses_of_patches("ssast", SHIPPED_WEIGHTS / "ssast_tiny_free_audio")
+    assert visible < 0.1                # of hidden patches it has learned no more than their mean: its card says so
+    for model in MODELS:
+        assert min(losses_of_patches(model, None)) > 0.9
+
+
+def test_one_command_embeds_a_file_with_nothing_set_up(tmp_path):
+    soundfile.write(tmp_path / "my.wav", np.sin(np.arange(24000) / 9), 16000)
+    env = {name: value for name, value in os.environ.items() if name != "PT_MAMBA_MODEL_DIR"} | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "hear_api.embed", "my.wav"], cwd=tmp_path, env=env, check=True, timeout=120)
+    with np.load(tmp_path / "embeddings.npz") as stored:
+        from configs.ssam_tiny_free_audio import load_model
+
+        expected = load_model().embed([tmp_path / "my.wav"])
+        np.testing.assert_allclose(stored["embedding"], expected, atol=1e-5)
+    assert expected.shape == (1, 960) and np.abs(expected).max() > 0.1
+
+
+@pytest.mark.slow
+def test_they_reproduce_the_table_on_a_task(shared_tasks, tmp_path):
+    tasks, out = tmp_path / "tasks", tmp_path / "out"
+    for folder in (tasks, tmp_path / "here"):
+        folder.mkdir()
+    (tasks / "guitar_chords-v1-full").symlink_to(shared_tasks / "guitar_chords-v1-full")
+    run_command(tmp_path / "here", "extract_features.sh", tasks, out, "ssam_tiny_free_audio", NAME="row")
+    run_command(tmp_path / "here", "downstream_experiments.sh", "row", out, SEEDS="3")
+    table = pd.read_csv(RESULTS).query("exp == 'ssam_pretrained_bands' and dataset == 'guitar_chords-v1-full'")
+    expected = table.set_index("run").scores
+    for seed in range(3):
+        scores = out / "todo_audioset" / f"row_r1_{seed:02d}" / "guitar_chords-v1-full" / "test.predicted-scores.json"
+        assert read_score(scores) == pytest.approx(expected[seed], abs=0.02)
