@@ -47,8 +47,8 @@ def init(device_name: str = "auto") -> torch.device:
 
 def _share_out_cores(processes: int) -> None:
     # To several processes torchrun gives one thread each where OMP_NUM_THREADS is not set, which may leave most cores
-    # idle. One process keeps what its user set: threads that outnumber the cores, as of two runs side by side, make each
-    # other wait and are many times slower.
+    # idle. One process keeps what its user set: threads that outnumber the cores, as of two runs side by side, wait for
+    # each other and are many times slower.
     if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 

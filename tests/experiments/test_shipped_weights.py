@@ -56,7 +56,8 @@ def test_ssam_fills_in_sounds_that_it_never_heard_and_ssast_sees_what_is_shown()
 
 def test_one_command_embeds_a_file_with_nothing_set_up(tmp_path):
     soundfile.write(tmp_path / "my.wav", np.sin(np.arange(24000) / 9), 16000)
-    env = {name: value for name, value in os.environ.items() if name != "PT_MAMBA_MODEL_DIR"} | {"PYTHONPATH": str(ROOT)}
+    env = {name: value for name, value in os.environ.items() if name != "PT_MAMBA_MODEL_DIR"}
+    env["PYTHONPATH"] = str(ROOT)
     subprocess.run([sys.executable, "-m", "hear_api.embed", "my.wav"], cwd=tmp_path, env=env, check=True, timeout=120)
     with np.load(tmp_path / "embeddings.npz") as stored:
         from configs.ssam_tiny_free_audio import load_model

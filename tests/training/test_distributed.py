@@ -55,7 +55,8 @@ def test_alone_every_call_does_nothing(monkeypatch):
     distributed.cleanup()
 
 
-@pytest.mark.parametrize("processes, asked, expected", [(1, None, 3), (1, "1", 3), (2, None, 4), (2, "1", 4), (2, "2", 3)])
+@pytest.mark.parametrize("processes, asked, expected",
+                         [(1, None, 3), (1, "1", 3), (2, None, 4), (2, "1", 4), (2, "2", 3)])
 def test_cores_are_shared_out_where_torchrun_gave_each_process_one(monkeypatch, processes, asked, expected):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
