@@ -14,7 +14,7 @@ import torch
 from tests.training.runs import EPOCHS, arguments, children, finish, follow, kill, losses, rank_of, start
 from training import checkpoint, resume
 
-CASES, SHORT = 30, 3
+CASES, SHORT = 30, 2
 STEPS = 48
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
 
