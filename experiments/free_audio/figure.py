@@ -51,14 +51,15 @@ def draw(runs: Path, results: pd.DataFrame) -> Figure:
     loss.legend(frameon=False)
     for axes, task in zip(panels, tasks):
         for model, points in curve[curve.dataset == task].groupby("model"):
-            axes.errorbar(points.percent, points["mean"], yerr=points.interval.fillna(0), fmt=".-", capsize=3,
+            shift = -0.8 if model == "ssam" else 0.8            # so that neither hides the other
+            axes.errorbar(points.percent + shift, points["mean"], yerr=points.interval.fillna(0), fmt=".-", capsize=3,
                           color=MODELS[model])
         baseline = results.scores[(results.exp == BASELINE) & (results.dataset == task)]
         if len(baseline):
             axes.axhline(100 * baseline.mean(), color="0.5", linestyle="--", linewidth=1)
             axes.annotate("mean log-mel", (100, 100 * baseline.mean()), color="0.35", fontsize=8, ha="right",
                           xytext=(0, 2), textcoords="offset points")
-        _finish(axes, task.split("-")[0].replace("_", " ") + ", test score", "percent of the crops")
+        _finish(axes, task.split("-")[0].replace("_", " ") + ", test score (%)", "percent of the crops")
     return figure
 
 

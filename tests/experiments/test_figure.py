@@ -37,7 +37,7 @@ def test_a_panel_for_the_losses_and_one_for_each_task(results, tmp_path):
     loss, drums, notes = figure.draw(tmp_path, results).axes
     assert [list(line.get_xdata()) for line in loss.lines] == [[1, 3], [1]]
     assert [list(line.get_ydata()) for line in loss.lines] == [[0.5, 0.3], [0.6]]
-    assert drums.get_title() == "drum hits, test score" and notes.get_title() == "notes, test score"
+    assert drums.get_title() == "drum hits, test score (%)" and notes.get_title() == "notes, test score (%)"
     assert list(drums.lines[-1].get_ydata()) == pytest.approx([50, 50])       # the baseline
 
     results.to_csv(tmp_path / "all_results.csv")

@@ -68,6 +68,7 @@ def test_one_command_embeds_a_file_with_nothing_set_up(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_they_reproduce_the_table_on_a_task(shared_tasks, tmp_path):
     tasks, out = tmp_path / "tasks", tmp_path / "out"
     for folder in (tasks, tmp_path / "here"):
