@@ -37,7 +37,7 @@ def learning_curve(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(runs: Path, results: pd.DataFrame) -> Figure:
-    """Validation losses, and a panel of scores for each task with a line at the score of mean log-mels."""
+    """Validation losses, and a panel of scores for each task with a line at the score of plain log-mels."""
     curve = learning_curve(results)
     tasks = sorted(curve.dataset.unique())
     figure = Figure(figsize=(3.2 * (1 + len(tasks)), 3.2), layout="constrained")
@@ -57,7 +57,7 @@ def draw(runs: Path, results: pd.DataFrame) -> Figure:
         baseline = results.scores[(results.exp == BASELINE) & (results.dataset == task)]
         if len(baseline):
             axes.axhline(100 * baseline.mean(), color="0.5", linestyle="--", linewidth=1)
-            axes.annotate("mean log-mel", (100, 100 * baseline.mean()), color="0.35", fontsize=8, ha="right",
+            axes.annotate("log-mels", (65, 100 * baseline.mean()), color="0.35", fontsize=8, ha="center",
                           xytext=(0, 2), textcoords="offset points")
         _finish(axes, task.split("-")[0].replace("_", " ") + ", test score (%)", "percent of the crops")
     return figure

@@ -1,5 +1,6 @@
 """The weights that come with the project: whole, trained, and those that the experiment's table speaks of."""
 import os
+import re
 import subprocess
 import sys
 
@@ -12,13 +13,14 @@ from safetensors import safe_open
 
 from configs.base import SHIPPED_WEIGHTS, load_config
 from data.synthetic import KINDS, make_clip
+from experiments.free_audio import hidden_patches
+from experiments.free_audio.hidden_patches import MODELS, errors
 from hear_api import RuntimeSSAST
 from stats_aggregation_v2 import read_score
 from tests.conftest import ROOT
 from tests.evaluation.conftest import run_command
 
 RESULTS = ROOT / "experiments" / "free_audio" / "results" / "all_results.csv"
-MODELS = ("ssam", "ssast")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -32,26 +34,40 @@ def test_they_are_small_and_have_a_card(model):
         assert heading in card
 
 
-def losses_of_patches(model: str, weights) -> tuple[float, float]:
-    """Squared error on the hidden and on the visible patches of made-up audio, whose variance is 1."""
-    clips = torch.from_numpy(np.stack([make_clip(kind, 2.0, np.random.default_rng(0)) for kind in KINDS]))
+def made_up_sounds() -> torch.Tensor:
+    return torch.from_numpy(np.stack([make_clip(kind, 2.0, np.random.default_rng(0)) for kind in KINDS]))
+
+
+def runtime(model: str, weights) -> RuntimeSSAST:
     torch.manual_seed(0)
-    runtime = RuntimeSSAST(load_config(f"configs.{model}_tiny_free_audio"), weights)
-    spectrograms = runtime.spectrogram(clips)[:, None, :200]                        # [clips, 1, 200, 80]
-    hidden = torch.rand(len(clips), 250, generator=torch.Generator().manual_seed(0)) < 0.5
-    with torch.no_grad():
-        predicted, target, _ = runtime.model.train()(spectrograms, hidden.float())  # [clips, 250, 64]
-    errors = (predicted - target).square()
-    return errors[hidden].mean().item(), errors[~hidden].mean().item()
+    return RuntimeSSAST(load_config(f"configs.{model}_tiny_free_audio"), weights)
 
 
 def test_ssam_fills_in_sounds_that_it_never_heard_and_ssast_sees_what_is_shown():
-    hidden, visible = losses_of_patches("ssam", SHIPPED_WEIGHTS / "ssam_tiny_free_audio")
+    clips = made_up_sounds()
+    hidden, visible = errors(runtime("ssam", SHIPPED_WEIGHTS / "ssam_tiny_free_audio"), clips)
     assert hidden < 0.6 and visible < 0.05
-    _, visible = losses_of_patches("ssast", SHIPPED_WEIGHTS / "ssast_tiny_free_audio")
+    _, visible = errors(runtime("ssast", SHIPPED_WEIGHTS / "ssast_tiny_free_audio"), clips)
     assert visible < 0.1                # of hidden patches it has learned no more than their mean: its card says so
     for model in MODELS:
-        assert min(losses_of_patches(model, None)) > 0.9
+        assert min(errors(runtime(model, None), clips)) > 0.9
+
+
+def test_the_command_prints_the_errors_of_files_that_are_long_enough(tmp_path, capsys):
+    for number, clip in enumerate(made_up_sounds()[:3]):
+        soundfile.write(tmp_path / f"{number}.wav", clip[:32000 if number else 31999].numpy(), 16000)
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    hidden_patches.main([str(tmp_path)])
+    found = re.findall(r"(\w+)_tiny_free_audio: (\d) clips, error ([\d.]+) on hidden patches, ([\d.]+)",
+                       capsys.readouterr().out)
+    assert [(model, clips) for model, clips, *_ in found] == [("ssam", "2"), ("ssast", "2")]
+    assert float(found[0][2]) < float(found[1][2]) and float(found[0][3]) < 0.1
+    for path in (tmp_path / "1.wav", tmp_path / "2.wav"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="no audio file of 2 s or more"):
+        hidden_patches.main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="nothing is not a folder"):
+        hidden_patches.main([str(tmp_path / "nothing")])
 
 
 def test_one_command_embeds_a_file_with_nothing_set_up(tmp_path):
