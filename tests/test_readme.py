@@ -11,6 +11,18 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 
 
+def python_example() -> str:
+    """The code block of the README that starts with an import."""
+    block = re.search(r"(?:^    import .*\n)(?:^    .*\n)+", README, re.M)
+    assert block, "the README has no Python example"
+    return "".join(line.removeprefix("    ") for line in block[0].splitlines(keepends=True))
+
+
+def test_the_python_example_is_python():
+    compile(python_example(), "README.md", "exec")
+    assert "get_scene_embeddings" in python_example() and "load_audio" in python_example()
+
+
 def test_every_script_and_module_that_it_names_exists():
     scripts = set(re.findall(r"\./(\w+\.sh)|python (\w+\.py)|nproc-per-node=\d (\w+\.py)", README))
     names = {name for match in scripts for name in match if name}
@@ -61,7 +73,7 @@ def test_quickstart_and_the_python_example_in_a_fresh_clone(tmp_path):
         assert (out / name).stat().st_size > 0
 
     shutil.copy(next((out / "audio").rglob("*.wav")), clone / "recording.mp3")  # a mislabelled file must do as well
-    example = README.split("## Embeddings of your own audio")[1].split("\n\n")[1]
-    code = "\n".join(line.removeprefix("    ") for line in example.splitlines())
-    code += "\nassert scene.shape == (1, 960) and steps.shape[:2] == times_ms.shape\n"
+    code = python_example() + "assert scene.shape == (1, 960) and steps.shape[:2] == times_ms.shape\n"
     subprocess.run([clone / ".venv/bin/python", "-c", code], cwd=clone, env=env, check=True)
+    subprocess.run([clone / ".venv/bin/python", "-m", "hear_api.embed", "recording.mp3"], cwd=clone, env=env, check=True)
+    assert (clone / "embeddings.npz").stat().st_size > 0
