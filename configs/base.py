@@ -55,10 +55,10 @@ DEFAULTS = {
 
 MODEL_ARGS = {
     "ssast": ["img_size", "patch_size", "in_chans", "mask_ratio", "masking_mode", "use_cls_token", "frequency_first",
-              "embed_dim", "depth", "num_heads"],
+              "masked_positions", "embed_dim", "depth", "num_heads"],
     "mamba_ssast": ["img_size", "patch_size", "in_chans", "mask_ratio", "masking_mode", "use_cls_token",
-                    "frequency_first", "embed_dim", "depth", "rms_norm", "fused_add_norm", "residual_in_fp32",
-                    "norm_epsilon", "ssm_kwargs"],
+                    "frequency_first", "masked_positions", "embed_dim", "depth", "rms_norm", "fused_add_norm",
+                    "residual_in_fp32", "norm_epsilon", "ssm_kwargs"],
 }
 
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"

@@ -26,6 +26,9 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         use_cls_token: put a learned token, which is always visible, before the patches.
         frequency_first: inputs are [B, C, M, T] instead of [B, C, T, M]. Tokens, positions, masks and features are
             those of a time-first model on the transposed input.
+        masked_positions: add the positions to masked tokens too. Published: no, so that a masked token has no place
+            but its place in the sequence. Attention does not read that, so SSAST predicts one and the same patch for
+            all masked patches of a clip; the scan of SSAM does.
 
     Set the attribute `gradient_checkpointing` to train in less memory: of each block only the input is kept, and the
     backward pass runs the block again (Chen et al. 2016, arXiv 1604.06174). Losses and gradients stay the same.
@@ -36,7 +39,8 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
     causal = False  # whether no output token depends on a later one
 
     def __init__(self, embed_dim: int, depth: int, img_size: tuple[int, int], patch_size: tuple[int, int],
-                 in_chans: int, mask_ratio: float, masking_mode: str, use_cls_token: bool, frequency_first: bool):
+                 in_chans: int, mask_ratio: float, masking_mode: str, use_cls_token: bool, frequency_first: bool,
+                 masked_positions: bool):
         super().__init__()
         img_size, patch_size = tuple(img_size), tuple(patch_size)
         if any(size % patch for size, patch in zip(img_size, patch_size, strict=True)):
@@ -47,6 +51,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
             raise ValueError(f"unknown masking_mode {masking_mode!r}; choose from {', '.join(masking.MODES)}")
         self.img_size, self.embed_dim, self.depth, self.in_chans = img_size, embed_dim, depth, in_chans
         self.mask_ratio, self.masking_mode, self.frequency_first = mask_ratio, masking_mode, frequency_first
+        self.masked_positions = masked_positions
         self._patch_size = patch_size
         self.gradient_checkpointing = False
 
@@ -99,7 +104,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         return masking.draw_mask(rng, self.grid_size(), self.mask_ratio, self.masking_mode)
 
     def random_masking(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Replace masked tokens [B, L, D] by the mask token, which carries no position (as published).
+        """Replace masked tokens [B, L, D] by the mask token, which carries no position.
 
         Without a `mask` one is drawn per sample from torch's global generator. Returns tokens and mask [B, L].
         """
@@ -118,8 +123,12 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
     def embed_steps(self, frames: Tensor, first: int) -> Tensor:
         """Time-first frames [B, C, t * p_t, M] of t time steps from number `first` on -> their tokens [B, t*M', D]."""
         tokens = self.patch_embed(frames)
-        begin = (self.cls_token is not None) + first * self.grid_size()[1]
-        return tokens + self.pos_embed[:, begin:begin + tokens.shape[1]]
+        begin = first * self.grid_size()[1]
+        return tokens + self._patch_positions()[:, begin:begin + tokens.shape[1]]
+
+    def _patch_positions(self) -> Tensor:
+        """Positions of all patches, without the class token's: [1, L, D]."""
+        return self.pos_embed if self.cls_token is None else self.pos_embed[:, 1:]
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens [B, L, D] -> normalised output of the blocks [B, L, D], without the class token."""
@@ -147,6 +156,8 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         Returns prediction [B, L, P], target [B, L, P] and mask [B, L]. ValueError for wrong shapes.
         """
         tokens, mask = self.random_masking(self.embed(x), mask)
+        if self.masked_positions:
+            tokens = tokens + mask.unsqueeze(-1) * self._patch_positions()
         return self.pred(self.encode(tokens)), self.patchify(x), mask
 
     def forward_features(self, x: Tensor, layout: str = "published", steps: int | None = None) -> Tensor:

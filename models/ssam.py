@@ -44,9 +44,9 @@ class MambaSSAST(MaskedSpectrogramEncoder):
                  patch_size: tuple[int, int] = (16, 4), in_chans: int = 1, mask_ratio: float = 0.5,
                  masking_mode: str = "unstructured", use_cls_token: bool = True, frequency_first: bool = True,
                  rms_norm: bool = True, fused_add_norm: bool = True, residual_in_fp32: bool = True,
-                 norm_epsilon: float = 1e-6, ssm_kwargs: dict | None = None):
+                 norm_epsilon: float = 1e-6, ssm_kwargs: dict | None = None, masked_positions: bool = False):
         super().__init__(embed_dim, depth, img_size, patch_size, in_chans, mask_ratio, masking_mode, use_cls_token,
-                         frequency_first)
+                         frequency_first, masked_positions)
         ssm_kwargs = {"d_state": 24, "d_conv": 4, "expand": 3} if ssm_kwargs is None else dict(ssm_kwargs)
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
         self.blocks = nn.ModuleList(

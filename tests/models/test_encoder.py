@@ -89,6 +89,33 @@ def test_random_masking_replaces_masked_tokens_by_the_mask_token_alone():
         model.random_masking(tokens, torch.zeros(3, 200))
 
 
+@pytest.mark.parametrize("arch, args, tells_apart", [
+    ("ssast_tiny", {}, False), ("ssast_tiny", {"masked_positions": True}, True),
+    ("mamba_ssast_tiny", {}, True), ("mamba_ssast_tiny", {"masked_positions": True}, True),
+])
+def test_without_positions_ssast_cannot_tell_masked_patches_apart(arch, args, tells_apart):
+    torch.manual_seed(0)
+    model = small(arch, **args).double()
+    x = torch.randn(2, 1, 200, 80, dtype=torch.float64)
+    pred, _, mask = model(x)
+    for clip in range(2):
+        hidden = pred[clip, mask[clip] == 1]
+        assert (hidden.std(dim=0).max() > 1e-3) == tells_apart
+        assert pred[clip, mask[clip] == 0].std(dim=0).max() > 1e-3
+    # However the masked patches are told apart, the prediction sees nothing of what they hold.
+    noise = model.unpatchify(torch.randn_like(pred) * mask.unsqueeze(-1))
+    torch.testing.assert_close(model(x + noise, mask)[0], pred, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("use_cls_token", [True, False])
+def test_masked_positions_by_hand(use_cls_token):
+    model = small("ssast_tiny", masked_positions=True, use_cls_token=use_cls_token)
+    x, mask = torch.randn(1, 1, 200, 80), torch.arange(250)[None] % 2
+    tokens, positions = model.embed(x), model.pos_embed[:, -250:]
+    tokens[:, 1::2] = model.mask_token + positions[:, 1::2]
+    torch.testing.assert_close(model(x, mask)[0], model.pred(model.encode(tokens)))
+
+
 @pytest.mark.parametrize("arch, causal", [("mamba_ssast_tiny", True), ("ssast_tiny", False)])
 def test_ssam_is_causal_and_ssast_is_not(arch, causal):
     model = small(arch)
