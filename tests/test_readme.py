@@ -74,6 +74,6 @@ def test_quickstart_and_the_python_example_in_a_fresh_clone(tmp_path):
 
     shutil.copy(next((out / "audio").rglob("*.wav")), clone / "recording.mp3")  # a mislabelled file must do as well
     code = python_example() + "assert scene.shape == (1, 960) and steps.shape[:2] == times_ms.shape\n"
-    subprocess.run([clone / ".venv/bin/python", "-c", code], cwd=clone, env=env, check=True)
-    subprocess.run([clone / ".venv/bin/python", "-m", "hear_api.embed", "recording.mp3"], cwd=clone, env=env, check=True)
+    for arguments in (["-c", code], ["-m", "hear_api.embed", "recording.mp3"]):
+        subprocess.run([clone / ".venv/bin/python", *arguments], cwd=clone, env=env, check=True)
     assert (clone / "embeddings.npz").stat().st_size > 0

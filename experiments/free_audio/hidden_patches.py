@@ -1,42 +1,75 @@
-"""How well the encoders that come with the project fill in what is hidden from them.
+"""How well encoders fill in what is hidden from them.
 
-    python -m experiments.free_audio.hidden_patches AUDIO
+    python -m experiments.free_audio.hidden_patches AUDIO [MODEL...]
 
-Prints the squared error of SSAM and SSAST on hidden and on visible patches of the first 2 s of every file in AUDIO that
-is as long. Log-mels have variance 1, so an error of 1 is that of guessing their mean.
+Prints the squared error on hidden and on visible patches of the first 2 s of every file in AUDIO that is as long, for
+each MODEL: a work folder of train.py or a folder of hear_api.export; without any, the two that come with the project.
+Log-mels have variance 1, so an error of 1 is that of guessing their mean. The last line is the least error on hidden
+patches that a model can have which predicts the same for all those of a clip, as SSAST does without masked_positions.
 """
 import argparse
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
-from configs.base import SHIPPED_WEIGHTS, load_config
+from configs.base import SHIPPED_WEIGHTS, check_config
 from data.audio import AudioError, find_audio, load_audio
 from data.features import SAMPLE_RATE
 from hear_api import RuntimeSSAST
+from hear_api.pretrained import CONFIG_NAME, from_pretrained
+from training.checkpoint import CheckpointError
 
-MODELS = ("ssam", "ssast")
+SHIPPED = [SHIPPED_WEIGHTS / f"{model}_tiny_free_audio" for model in ("ssam", "ssast")]
 UNIT_FRAMES = 200
 UNIT_SAMPLES = 2 * SAMPLE_RATE
 BATCH = 16
 
 
+def load(folder: Path) -> RuntimeSSAST:
+    """The encoder in a work folder of train.py or a folder of hear_api.export.
+
+    FileNotFoundError, ValueError or CheckpointError for another folder.
+    """
+    settings = json.loads((folder / CONFIG_NAME).read_text())
+    if "model" not in settings:
+        return from_pretrained(folder)
+    return RuntimeSSAST(check_config(ConfigDict({"model": settings["model"]}), source=str(folder)), folder)
+
+
 @torch.no_grad()
 def errors(runtime: RuntimeSSAST, clips: Tensor) -> tuple[float, float]:
     """Mean squared errors on hidden and on visible patches of clips [n, 32000]; every call hides the same half."""
-    patches = math.prod(runtime.model.grid_size())
-    hidden = torch.rand(len(clips), patches, generator=torch.Generator().manual_seed(0)) < 0.5     # [n, 250]
+    hidden = hidden_half(clips, runtime)
     squared = []
     for some, mask in zip(clips.split(BATCH), hidden.split(BATCH)):
-        spectrograms = runtime.spectrogram(some)[:, None, :UNIT_FRAMES]                            # [n, 1, 200, 80]
-        predicted, target, _ = runtime.model.train()(spectrograms, mask.float())                   # [n, 250, 64]
+        predicted, target, _ = runtime.model.train()(_spectrograms(runtime, some), mask.float())   # [n, 250, 64]
         squared.append((predicted - target).square().mean(dim=-1))
     error = torch.cat(squared)
     return error[hidden].mean().item(), error[~hidden].mean().item()
+
+
+def least_error_of_one_prediction(runtime: RuntimeSSAST, clips: Tensor) -> float:
+    """The error on the same hidden patches of predicting, for each clip, the mean of those it hides."""
+    targets = torch.cat([runtime.model.patchify(_spectrograms(runtime, some)) for some in clips.split(BATCH)])
+    deviations = [(target[hide] - target[hide].mean(dim=0)).square().mean(dim=-1)
+                  for target, hide in zip(targets, hidden_half(clips, runtime))]
+    return torch.cat(deviations).mean().item()
+
+
+def hidden_half(clips: Tensor, runtime: RuntimeSSAST) -> Tensor:
+    """Which patches are hidden, bool [n, L]."""
+    patches = math.prod(runtime.model.grid_size())
+    return torch.rand(len(clips), patches, generator=torch.Generator().manual_seed(0)) < 0.5
+
+
+def _spectrograms(runtime: RuntimeSSAST, clips: Tensor) -> Tensor:
+    return runtime.spectrogram(clips)[:, None, :UNIT_FRAMES]                                        # [n, 1, 200, 80]
 
 
 def first_units(audio_dir: Path) -> Tensor:
@@ -58,15 +91,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.hidden_patches", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audio_dir", metavar="AUDIO", type=Path, help="folder of audio files, such as validation clips")
+    parser.add_argument("models", metavar="MODEL", type=Path, nargs="*", default=SHIPPED,
+                        help="work folder of train.py, or folder of hear_api.export (default: those in weights/)")
     args = parser.parse_args(arguments)
     try:
+        encoders = {folder.resolve().name: load(folder) for folder in args.models}
         clips = first_units(args.audio_dir)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         raise SystemExit(f"hidden_patches: {error}") from None
-    for model in MODELS:
-        name = f"{model}_tiny_free_audio"
-        hidden, visible = errors(RuntimeSSAST(load_config(f"configs.{name}"), SHIPPED_WEIGHTS / name), clips)
+    for name, runtime in encoders.items():
+        hidden, visible = errors(runtime, clips)
         print(f"{name}: {len(clips)} clips, error {hidden:.3f} on hidden patches, {visible:.3f} on visible ones")
+    print(f"the least error of one prediction for all hidden patches of a clip: "
+          f"{least_error_of_one_prediction(runtime, clips):.3f}")
 
 
 if __name__ == "__main__":
