@@ -26,9 +26,9 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         use_cls_token: put a learned token, which is always visible, before the patches.
         frequency_first: inputs are [B, C, M, T] instead of [B, C, T, M]. Tokens, positions, masks and features are
             those of a time-first model on the transposed input.
-        masked_positions: add the positions to masked tokens too. Published: no, so that a masked token has no place
-            but its place in the sequence. Attention does not read that, so SSAST predicts one and the same patch for
-            all masked patches of a clip; the scan of SSAM does.
+        masked_positions: add the positions to masked tokens too, as Gong et al. (2022) do. The published Audio Mamba
+            does not: there a masked token has no place but its place in the sequence. The scan of SSAM reads that;
+            attention does not, so its SSAST predicts one and the same patch for all masked patches of a clip.
 
     Set the attribute `gradient_checkpointing` to train in less memory: of each block only the input is kept, and the
     backward pass runs the block again (Chen et al. 2016, arXiv 1604.06174). Losses and gradients stay the same.

@@ -4,10 +4,10 @@
 #   ./experiments/free_audio/evaluate.sh TASKS_DIR              a row for each model, its state and its layout of scenes
 #   SEEDS=3 ./experiments/free_audio/evaluate.sh TASKS_DIR      a quick look
 #
-# Scene tasks get ten seeds, event tasks and the learning curve (after 10% and 30% of the crops) three. The weights that
-# came with the project are evaluated, or those just exported to their place; the curve needs the checkpoints of a
-# training. Results land in free_audio/hear and free_audio/results. Events are embedded in true time order whatever the
-# layout of scenes, so the rows of the published layout leave them out.
+# Scene tasks get ten seeds, event tasks three. The weights that came with the project are evaluated, or those just
+# exported to their place; the learning curve (after 10% and 30% of the crops, three seeds) and the row of SSAST with
+# masked_positions need the work folders of a training. Results land in free_audio/hear and free_audio/results. Events
+# are embedded in true time order whatever the layout of scenes, so only the main rows in that layout have them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tasks=$(realpath "${1:?TASKS_DIR is missing: the folder of HEAR tasks}")
@@ -18,37 +18,34 @@ of_kind() {
 scenes=$(of_kind scene)
 events=$(of_kind event)
 
-heads() {   # NAME SEEDS LAYOUT
+heads() {   # NAME SEEDS [EVENT_TASKS]
     TASKS=$scenes SEEDS=$2 ./downstream_experiments.sh "$1" "$out"
-    if [ "$3" = bands ] && [ -n "$events" ]; then TASKS=$events SEEDS=3 ./downstream_experiments.sh "$1" "$out"; fi
+    if [ -n "${3-}" ]; then TASKS=$3 SEEDS=3 ./downstream_experiments.sh "$1" "$out"; fi
 }
-row() {     # NAME MODEL LAYOUT WEIGHTS SEEDS
-    local embedded="$scenes $events"
-    [ "$3" = bands ] || embedded=$scenes
-    NAME=$1 LAYOUT=$3 MODEL=$4 TASKS=$embedded ./extract_features.sh "$tasks" "$out" "$2_tiny_free_audio"
-    heads "$1" "$5" "$3"
+row() {     # NAME MODEL LAYOUT WEIGHTS SEEDS [EVENT_TASKS]
+    NAME=$1 LAYOUT=$3 MODEL=$4 TASKS="$scenes ${6-}" ./extract_features.sh "$tasks" "$out" "$2_tiny_free_audio"
+    heads "$1" "$5" "${6-}"
+}
+if_trained() {      # WEIGHTS NAME MODEL SEEDS
+    if [ -e "$1" ]; then row "$2" "$3" bands "$1" "$4"; else echo "left out: $2, since $1 is absent"; fi
 }
 table() {
     python stats_aggregation_v2.py --base_dir "$out/todo_audioset" --output_dir free_audio/results
 }
 
 ./extract_features.sh "$tasks" "$out" benchmarks.log_mel_baseline
-heads benchmarks.log_mel_baseline "${SEEDS:-10}" bands
+heads benchmarks.log_mel_baseline "${SEEDS:-10}" "$events"
 for model in ssam ssast; do
     for layout in bands published; do
-        row "${model}_pretrained_$layout" $model $layout "weights/${model}_tiny_free_audio" "${SEEDS:-10}"
-        row "${model}_random_$layout" $model $layout untrained "${SEEDS:-10}"
+        [ $layout = bands ] && its_events=$events || its_events=
+        row "${model}_pretrained_$layout" $model $layout "weights/${model}_tiny_free_audio" "${SEEDS:-10}" "$its_events"
+        row "${model}_random_$layout" $model $layout untrained "${SEEDS:-10}" "$its_events"
         table
     done
 done
 for model in ssam ssast; do
-    for share in 10:0 30:2; do      # percent of the crops : epoch of the checkpoint
-        checkpoint=free_audio/${model}_tiny/checkpoints/checkpoint-${share#*:}.pth
-        if [ -f "$checkpoint" ]; then
-            row "${model}_${share%:*}_percent" $model bands "$checkpoint" 3
-        else
-            echo "left out: the learning curve at ${share%:*}% of $model, since $checkpoint is absent"
-        fi
-    done
+    if_trained free_audio/${model}_tiny/checkpoints/checkpoint-0.pth "${model}_10_percent" $model 3
+    if_trained free_audio/${model}_tiny/checkpoints/checkpoint-2.pth "${model}_30_percent" $model 3
 done
+if_trained free_audio/ssast_positions_tiny/checkpoints ssast_positions_pretrained_bands ssast "${SEEDS:-10}"
 table

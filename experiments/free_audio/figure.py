@@ -2,8 +2,8 @@
 
     python -m experiments.free_audio.figure RUNS RESULTS_CSV OUT.png
 
-RUNS holds the folders ssam_tiny and ssast_tiny of train.py; RESULTS_CSV is all_results.csv of stats_aggregation_v2.py.
-A part of the picture without numbers yet stays empty.
+RUNS holds the folders ssam_tiny, ssast_tiny and ssast_positions_tiny of train.py; RESULTS_CSV is all_results.csv of
+stats_aggregation_v2.py. A part of the picture without numbers yet stays empty.
 """
 import argparse
 from pathlib import Path
@@ -13,16 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from atomic_files import atomic_write
+from experiments.free_audio.tables import BASELINE
 from stats_aggregation_v2 import interval
 from training.records import read_log
 
-MODELS = {"ssam": "tab:blue", "ssast": "tab:orange"}
+MODELS = {"ssam": ("SSAM", "tab:blue"), "ssast": ("SSAST", "tab:orange"),
+          "ssast_positions": ("SSAST, masked_positions", "tab:green")}
 SHARES = {"random_bands": 0, "10_percent": 10, "30_percent": 30, "pretrained_bands": 100}     # percent of the crops
-BASELINE = "benchmarks.log_mel_baseline"
 
 
 def learning_curve(results: pd.DataFrame) -> pd.DataFrame:
-    """Scores of both models by share of the crops.
+    """Scores of the models by share of the crops.
 
     Args:
         results: columns exp, run, dataset, scores; rows of other models than those of the curve are ignored.
@@ -42,18 +43,19 @@ def draw(runs: Path, results: pd.DataFrame) -> Figure:
     tasks = sorted(curve.dataset.unique())
     figure = Figure(figsize=(3.2 * (1 + len(tasks)), 3.2), layout="constrained")
     loss, *panels = figure.subplots(1, 1 + len(tasks), squeeze=False)[0]
-    for model, colour in MODELS.items():
+    for model, (label, colour) in MODELS.items():
         log = [line for line in read_log(runs / f"{model}_tiny" / "log.txt") if line.get("val_loss") is not None]
-        loss.plot([line["epoch"] + 1 for line in log], [line["val_loss"] for line in log], ".-", color=colour,
-                  label=model.upper())
+        if log:
+            loss.plot([line["epoch"] + 1 for line in log], [line["val_loss"] for line in log], ".-", color=colour,
+                      label=label)
     _finish(loss, "validation loss", "epoch")
     loss.set_ylim(bottom=0)
-    loss.legend(frameon=False)
+    loss.legend(frameon=False, fontsize=8)
     for axes, task in zip(panels, tasks):
         for model, points in curve[curve.dataset == task].groupby("model"):
-            shift = -0.8 if model == "ssam" else 0.8            # so that neither hides the other
+            shift = 1.6 * (list(MODELS).index(model) - 1)       # so that none hides another
             axes.errorbar(points.percent + shift, points["mean"], yerr=points.interval.fillna(0), fmt=".-", capsize=3,
-                          color=MODELS[model])
+                          color=MODELS[model][1])
         baseline = results.scores[(results.exp == BASELINE) & (results.dataset == task)]
         if len(baseline):
             axes.axhline(100 * baseline.mean(), color="0.5", linestyle="--", linewidth=1)
@@ -73,7 +75,7 @@ def _finish(axes: Axes, title: str, x_label: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.figure", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", metavar="RUNS", type=Path, help="folder of the folders ssam_tiny and ssast_tiny")
+    parser.add_argument("runs", metavar="RUNS", type=Path, help="folder of the work folders, ssam_tiny and so on")
     parser.add_argument("results", metavar="RESULTS_CSV", type=Path, help="all_results.csv of stats_aggregation_v2.py")
     parser.add_argument("out", metavar="OUT.png", type=Path, help="picture to write")
     args = parser.parse_args(arguments)

@@ -1,0 +1,83 @@
+"""The experiment's tables in markdown, as they stand in the documents.
+
+    python -m experiments.free_audio.tables RESULTS_CSV
+
+RESULTS_CSV is all_results.csv of stats_aggregation_v2.py. A cell is the mean over seeds of the test score in percent,
+the half width of its 95% interval, and (the number of seeds); what is absent reads "not measured".
+"""
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from stats_aggregation_v2 import OVERALL, interval, overall_scores
+
+SCENES = {"drum_hits-v1-full": "9 drum pieces", "guitar_chords-v1-full": "25 guitar chords",
+          "spoken_letters-v1-full": "26 spoken letters"}
+EVENTS = {"piano_notes-v1-small": "36 piano notes"}
+BASELINE = "benchmarks.log_mel_baseline"
+
+MAIN = {BASELINE: "mean and deviation of log-mels",
+        "ssam_pretrained_bands": "SSAM-Tiny, pretrained", "ssam_random_bands": "SSAM-Tiny, random weights",
+        "ssast_pretrained_bands": "SSAST-Tiny, pretrained", "ssast_random_bands": "SSAST-Tiny, random weights"}
+STATES = {"random": "random weights", "pretrained": "pretrained"}
+LAYOUTS = {f"{model}_{state}_{layout}": f"{model.upper()}-Tiny, {words}, `{layout}`"
+           for model in ("ssam", "ssast") for state, words in STATES.items() for layout in ("published", "bands")}
+CURVE = {f"{model}_{percent}_percent": f"{model.upper()}-Tiny after {percent}% of the crops"
+         for model in ("ssam", "ssast") for percent in (10, 30)}
+POSITIONS = {"ssast_pretrained_bands": "SSAST-Tiny, as published",
+             "ssast_positions_pretrained_bands": "SSAST-Tiny, `masked_positions`",
+             "ssam_pretrained_bands": "SSAM-Tiny, as published"}
+
+
+def table(results: pd.DataFrame, rows: Mapping[str, str], tasks: Mapping[str, str], overall: bool = False) -> str:
+    """A markdown table.
+
+    Args:
+        results: columns exp, run, dataset, scores (0 to 1).
+        rows: exp -> name of its row.
+        tasks: dataset -> name of its column.
+        overall: add s(m) over these tasks among these rows.
+    """
+    chosen = results[results.exp.isin(rows) & results.dataset.isin(tasks)]
+    scores = dict(list(chosen.groupby(["exp", "dataset"]).scores))
+    lines = [[name, *(_cell(scores.get((exp, dataset))) for dataset in tasks)] for exp, name in rows.items()]
+    head = ["model", *tasks.values()]
+    if overall:
+        head.append(OVERALL)
+        of_model = overall_scores(chosen.groupby(["exp", "dataset"]).scores.mean().unstack())
+        for exp, line in zip(rows, lines):
+            line.append(f"{of_model[exp]:.0f}" if exp in of_model else "not measured")
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def _cell(scores: pd.Series | None) -> str:
+    if scores is None:
+        return "not measured"
+    return f"{100 * scores.mean():.1f} ± {100 * interval(scores):.1f} ({len(scores)})"
+
+
+def all_tables(results: pd.DataFrame) -> dict[str, str]:
+    """Title -> table."""
+    return {"Main rows, scene layout `bands`": table(results, MAIN, SCENES | EVENTS, overall=True),
+            "Both layouts of scenes": table(results, LAYOUTS, SCENES),
+            "Learning curve": table(results, CURVE, SCENES),
+            "Positions of masked patches": table(results, POSITIONS, SCENES)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.tables", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", metavar="RESULTS_CSV", type=Path, help="all_results.csv of stats_aggregation_v2.py")
+    args = parser.parse_args(arguments)
+    try:
+        results = pd.read_csv(args.results)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"tables: {error}") from None
+    for title, text in all_tables(results).items():
+        print(f"{title}:\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

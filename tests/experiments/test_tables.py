@@ -1,0 +1,49 @@
+"""The experiment's tables: by hand, and that the documents show those of the committed scores."""
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiments.free_audio import tables
+from tests.conftest import ROOT
+
+EXPERIMENT = ROOT / "experiments" / "free_audio"
+CARDS = [ROOT / "weights" / f"{model}_tiny_free_audio" / "README.md" for model in ("ssam", "ssast")]
+SHOWN = {"Main rows, scene layout `bands`": [ROOT / "README.md", EXPERIMENT / "README.md", *CARDS],
+         "Both layouts of scenes": [ROOT / "README.md", EXPERIMENT / "README.md"],
+         "Learning curve": [EXPERIMENT / "README.md"],
+         "Positions of masked patches": [ROOT / "README.md", EXPERIMENT / "README.md"]}
+
+
+def test_a_table_by_hand():
+    rows = {"first": "the first", "second": "the second", "third": "the third"}
+    tasks = {"drums": "9 drums", "notes": "36 notes", "rain": "rain"}
+    scores = {("first", "drums"): [0.2, 0.4], ("second", "drums"): [0.5, 0.5], ("third", "drums"): [0.1, 0.1],
+              ("first", "notes"): [0.1, 0.1], ("second", "notes"): [0.3, 0.5], ("third", "notes"): [0.2, 0.2],
+              ("first", "rain"): [0.9, 0.9], ("another", "drums"): [0.9]}
+    results = pd.DataFrame([(exp, seed, dataset, score) for (exp, dataset), runs in scores.items()
+                            for seed, score in enumerate(runs)], columns=["exp", "run", "dataset", "scores"])
+    low, high = stats.t.interval(0.95, 1, loc=30, scale=stats.sem([20, 40]))
+    wide, overall = f"{(high - low) / 2:.1f}", (0.2 / 0.4 + 0) / 2
+    assert tables.table(results, rows, tasks, overall=True).splitlines() == [
+        "| model | 9 drums | 36 notes | rain | s(m) |",
+        "| --- | --- | --- | --- | --- |",
+        f"| the first | 30.0 ± {wide} (2) | 10.0 ± 0.0 (2) | 90.0 ± 0.0 (2) | {100 * overall:.0f} |",
+        f"| the second | 50.0 ± 0.0 (2) | 40.0 ± {wide} (2) | not measured | 100 |",
+        "| the third | 10.0 ± 0.0 (2) | 20.0 ± 0.0 (2) | not measured | 17 |",
+    ]
+    assert tables.table(results, {"nobody": "nobody"}, {"drums": "9 drums"}).endswith("| nobody | not measured |")
+
+
+@pytest.mark.parametrize("title", SHOWN)
+def test_the_documents_show_the_tables_of_the_committed_scores(title):
+    text = tables.all_tables(pd.read_csv(EXPERIMENT / "results" / "all_results.csv"))[title]
+    missing = [str(path.relative_to(ROOT)) for path in SHOWN[title] if text not in path.read_text()]
+    assert not missing, f"other numbers than {EXPERIMENT}/results, or none, in {missing}:\n{text}"
+
+
+def test_the_command_prints_them_all(capsys):
+    tables.main([str(EXPERIMENT / "results" / "all_results.csv")])
+    printed = capsys.readouterr().out
+    assert all(title in printed for title in SHOWN) and "SSAM-Tiny after 10% of the crops" in printed
+    with pytest.raises(SystemExit, match="nothing.csv"):
+        tables.main(["nothing.csv"])
