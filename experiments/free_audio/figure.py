@@ -41,16 +41,16 @@ def draw(runs: Path, results: pd.DataFrame) -> Figure:
     """Validation losses, and a panel of scores for each task with a line at the score of plain log-mels."""
     curve = learning_curve(results)
     tasks = sorted(curve.dataset.unique())
-    figure = Figure(figsize=(3.2 * (1 + len(tasks)), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * (1 + len(tasks)), 3.4), layout="constrained")
     loss, *panels = figure.subplots(1, 1 + len(tasks), squeeze=False)[0]
+    drawn = {}                                                  # what the legend names
     for model, (label, colour) in MODELS.items():
         log = [line for line in read_log(runs / f"{model}_tiny" / "log.txt") if line.get("val_loss") is not None]
         if log:
-            loss.plot([line["epoch"] + 1 for line in log], [line["val_loss"] for line in log], ".-", color=colour,
-                      label=label)
+            drawn[label], = loss.plot([line["epoch"] + 1 for line in log], [line["val_loss"] for line in log], ".-",
+                                      color=colour)
     _finish(loss, "validation loss", "epoch")
     loss.set_ylim(bottom=0)
-    loss.legend(frameon=False, fontsize=8)
     for axes, task in zip(panels, tasks):
         for model, points in curve[curve.dataset == task].groupby("model"):
             shift = 1.6 * (list(MODELS).index(model) - 1)       # so that none hides another
@@ -58,10 +58,10 @@ def draw(runs: Path, results: pd.DataFrame) -> Figure:
                           color=MODELS[model][1])
         baseline = results.scores[(results.exp == BASELINE) & (results.dataset == task)]
         if len(baseline):
-            axes.axhline(100 * baseline.mean(), color="0.5", linestyle="--", linewidth=1)
-            axes.annotate("log-mels", (65, 100 * baseline.mean()), color="0.35", fontsize=8, ha="center",
-                          xytext=(0, 2), textcoords="offset points")
+            drawn["log-mels"] = axes.axhline(100 * baseline.mean(), color="0.5", linestyle="--", linewidth=1)
+        axes.set_xlim(-6, 106)
         _finish(axes, task.split("-")[0].replace("_", " ") + ", test score (%)", "percent of the crops")
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn), frameon=False)
     return figure
 
 

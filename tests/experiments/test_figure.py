@@ -34,11 +34,13 @@ def test_a_panel_for_the_losses_and_one_for_each_task(results, tmp_path):
         (tmp_path / f"{model}_tiny").mkdir()
         (tmp_path / f"{model}_tiny" / "log.txt").write_text("".join(
             json.dumps({"epoch": epoch, "val_loss": loss}) + "\n" for epoch, loss in enumerate(losses)))
-    loss, drums, notes = figure.draw(tmp_path, results).axes
+    picture = figure.draw(tmp_path, results)
+    loss, drums, notes = picture.axes
     assert [list(line.get_xdata()) for line in loss.lines] == [[1, 3], [1]]
     assert [list(line.get_ydata()) for line in loss.lines] == [[0.5, 0.3], [0.6]]
     assert drums.get_title() == "drum hits, test score (%)" and notes.get_title() == "notes, test score (%)"
     assert list(drums.lines[-1].get_ydata()) == pytest.approx([50, 50])       # the baseline
+    assert [text.get_text() for text in picture.legends[0].get_texts()] == ["SSAM", "SSAST", "log-mels"]
 
     results.to_csv(tmp_path / "all_results.csv")
     figure.main([str(tmp_path), str(tmp_path / "all_results.csv"), str(tmp_path / "out.png")])
