@@ -3,7 +3,7 @@
     python -m experiments.free_audio.tables RESULTS_CSV
 
 RESULTS_CSV is all_results.csv of stats_aggregation_v2.py. A cell is the mean over seeds of the test score in percent,
-the half width of its 95% interval, and (the number of seeds); what is absent reads "not measured".
+the half width of its 95% interval (one seed has none), and (the number of seeds); what is absent reads "not measured".
 """
 import argparse
 from collections.abc import Mapping
@@ -55,7 +55,8 @@ def table(results: pd.DataFrame, rows: Mapping[str, str], tasks: Mapping[str, st
 def _cell(scores: pd.Series | None) -> str:
     if scores is None:
         return "not measured"
-    return f"{100 * scores.mean():.1f} ± {100 * interval(scores):.1f} ({len(scores)})"
+    half_width = f" ± {100 * interval(scores):.1f}" if len(scores) > 1 else ""
+    return f"{100 * scores.mean():.1f}{half_width} ({len(scores)})"
 
 
 def all_tables(results: pd.DataFrame) -> dict[str, str]:
