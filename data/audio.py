@@ -1,6 +1,7 @@
 """Audio files of any rate and channel count to mono float32 samples at one rate (soundfile decodes, soxr resamples)."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def find_audio(directory: str | Path) -> list[Path]:
     return files
 
 
+def printable(path: str | Path) -> str:
+    """A path with / between its parts, as text for any file or terminal: bytes of it that are no UTF-8 become \\xff."""
+    return os.fsencode(Path(path).as_posix()).decode(errors="backslashreplace")
+
+
 def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """A whole file as mono samples.
 
@@ -61,7 +67,7 @@ def stream_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Iterator[n
     if not Path(path).is_file():
         raise AudioError(f"{path}: no such audio file")
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             if file.frames == 0:
                 raise AudioError(f"{path}: holds no samples")
             if file.channels > 2:
