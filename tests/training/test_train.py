@@ -255,10 +255,12 @@ def test_a_bad_sample_is_named_when_training_meets_it(tmp_path, workers):
                       np.zeros(0, np.int64)) for number in range(16)]
     samples[5].spectrogram[7, 7] = np.nan  # not among the clips that are looked at first
     write_shard(tmp_path / "archive" / "shard.tar", samples)
-    with pytest.raises(SystemExit) as ended:
-        run(tmp_path / "w", tmp_path / "archive", "--num_workers", workers)
-    assert "\n" not in ended.value.code
-    assert ended.value.code.startswith("train.py: ") and "shard.tar, sample clip5: " in ended.value.code
+    for options, begin in ((["--strict-data"], f"train.py: {tmp_path}/archive/shard.tar, sample clip5: "),
+                           ([], "train.py: 1 of 16 samples cannot be used, more than 1%")):
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path / "w", tmp_path / "archive", "--num_workers", workers, *options)
+        assert ended.value.code.startswith(begin) and "\n" not in ended.value.code
+        assert "shard.tar, sample clip5: " in ended.value.code
 
 
 def test_shards_are_read_through_pipes_as_well(tmp_path, synthetic_archive):
