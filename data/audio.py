@@ -22,7 +22,7 @@ class AudioError(ValueError):
 
 
 def find_audio(directory: str | Path) -> list[Path]:
-    """All wav, flac, ogg, oga and mp3 files below a folder (any letter case), sorted by path.
+    """All wav, flac, ogg, oga and mp3 files below a folder (any letter case), sorted by path. Links are followed.
 
     Raises:
         AudioError: the folder does not exist, or holds no such file.
@@ -30,10 +30,22 @@ def find_audio(directory: str | Path) -> list[Path]:
     directory = Path(directory)
     if not directory.is_dir():
         raise AudioError(f"{directory} is not a folder of audio files")
-    files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    files = sorted(path for path in _files_below(directory)
+                   if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
     if not files:
         raise AudioError(f"no audio found below {directory} (accepted: {' '.join(sorted(AUDIO_SUFFIXES))})")
     return files
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
+        yield from (Path(folder, name) for name in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link to a folder leads to one that it lies in, and so round and round."""
+    return folder.is_symlink() and any(parent.samefile(folder) for parent in folder.absolute().parents)
 
 
 def printable(path: str | Path) -> str:
