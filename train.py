@@ -209,7 +209,8 @@ def main(arguments: list[str] | None = None) -> None:
               torch.autograd.set_detect_anomaly(args.detect_anomaly)):
             train(run, interruption)
     except ArchiveError as error:  # from a worker, the sentence comes last, after the worker's traceback
-        distributed.fail(f"train.py: {str(error).splitlines()[-1]}")
+        message = str(error).splitlines()[-1].removeprefix("data.samples.ArchiveError: ")
+        distributed.fail(f"train.py: {message}")
     except (NonFiniteError, OSError) as error:
         distributed.fail(f"train.py: {error}; the same command goes on from the newest checkpoint in {args.workdir}")
     except Exception:

@@ -56,7 +56,8 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
     add("--precision", choices=PRECISIONS,
         help="of the autocast region; float16 also scales the loss (default: precision of the config, float32)")
     add("--resume", metavar="PATH",
-        help="checkpoint to go on from (default: the newest one in the workdir that can be read, if there is any)")
+        help="checkpoint to begin with where the workdir has none, such as a published one; or one of the workdir, to "
+             "go back to it (default: the newest of the workdir that can be read)")
     add("--checkpoint-minutes", type=float, default=15.0, metavar="MINUTES",
         help="time between two checkpoints in mid-epoch, in DIR/resume; 0: none but at a stop (default: %(default)g)")
     add("--min_lr", type=float, default=0.0, help="learning rate at the end of the schedule (default: %(default)s)")
@@ -87,8 +88,12 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
             value = text  # a plain word is a string
         try:
             config.update_from_flattened_dict({key: value})
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise ValueError(f"--set {override}: {error.args[0]}") from error
+        except TypeError as error:
+            now = flattened(config.to_dict()).get(key)
+            expected = f"expected a value like {now!r}" if now is not None else f"name an entry of it, {key}.NAME=VALUE"
+            raise ValueError(f"--set {override}: {expected}") from error
     return configs.base.check_config(config, source="--set")
 
 
@@ -141,6 +146,7 @@ def set_up(args: argparse.Namespace) -> Run:
         resume.tidy(workdir)
     resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
     loader, val_loader = build_loaders(args, config, model, device)
+    check_schedule(config, len(loader))
     optimizer = optim.make_optimizer(model, config.opt.weight_decay, args.bias_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
     place, monitor_state = load_state(args, config, workdir, model, optimizer, scaler)
@@ -149,6 +155,16 @@ def set_up(args: argparse.Namespace) -> Run:
     return Run(args, config, workdir, device, model, parallel_model, optimizer, scaler, loader, val_loader,
                clips_to_show(loader), optim.peak_learning_rate(config.opt.learning_rate, global_batch), place,
                monitor_state)
+
+
+def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
+    """Raises ValueError where no step would be made; says so where the learning rate stays below its peak."""
+    accumulation, warmup, epochs = config.opt.grad_accum_steps, config.opt.warmup_epochs, config.num_epochs
+    if accumulation > steps_per_epoch:
+        raise ValueError(f"opt.grad_accum_steps is {accumulation}, but an epoch has {steps_per_epoch} batches only: "
+                         "no step would be made")
+    if warmup >= epochs:
+        logger.info("the learning rate never reaches its peak: opt.warmup_epochs is %g, num_epochs %d", warmup, epochs)
 
 
 def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
@@ -175,7 +191,10 @@ def build_model(config: ConfigDict) -> nn.Module:
     arch = config.model.arch
     if arch not in models.ARCHS:
         raise ValueError(f"model.arch {arch!r} is unknown; choose from {', '.join(models.ARCHS)}")
-    return getattr(models, arch)(**config.model.model_args.to_dict())
+    try:
+        return getattr(models, arch)(**config.model.model_args.to_dict())
+    except TypeError as error:
+        raise ValueError(f"model.model_args: {error}") from error
 
 
 def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module,
@@ -194,7 +213,7 @@ def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module
     if val_dir and not Path(val_dir).is_dir():
         if args.val_data:
             raise ValueError(f"no data folder {val_dir}, named by --val-data")
-        logger.warning("no validation loss: there is no folder %s (data.val_dir)", val_dir)
+        logger.info("no validation loss: there is no folder %s (data.val_dir)", val_dir)
         val_dir = ""
     val_loader = make_validation_loader(val_dir, **options) if val_dir else None
     if args.fake_data:
@@ -219,13 +238,28 @@ def clips_to_show(loader: StatefulDataLoader) -> dict[str, torch.Tensor]:
     return default_collate([loader.dataset[0, index] for index in shown])
 
 
+def find_state(named: str | None, workdir: Path) -> tuple[str | Path | None, dict[str, Any] | None]:
+    """The path and contents of the checkpoint to go on from; None where there is none.
+
+    The same command must go on where the run was stopped, so a checkpoint `named` from elsewhere only begins it.
+    ValueError where it is one of the workdir itself and newer ones lie there, which later would be taken for its own.
+    """
+    own = [path.resolve() for _, path in resume.checkpoints(workdir)]  # the newest first
+    if named and own and Path(named).resolve() not in own:
+        logger.info("--resume %s is not read again: %s has checkpoints of its own", named, workdir)
+        named = None
+    if not named:
+        return resume.load_newest(workdir) or (None, None)
+    if own and Path(named).resolve() != own[0]:
+        raise ValueError(f"--resume {named}: {own[0]} is newer; move what is newer away to go back, or leave --resume "
+                         "out to go on")
+    return named, checkpoint.load_checkpoint(named)
+
+
 def load_state(args: argparse.Namespace, config: ConfigDict, workdir: Path, model: nn.Module,
                optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[Place, dict[str, Any] | None]:
     """Loads the checkpoint to go on from, if there is one; returns the place, and the state of the monitor there."""
-    if args.resume:
-        path, state = args.resume, checkpoint.load_checkpoint(args.resume)
-    else:
-        path, state = resume.load_newest(workdir) or (None, None)
+    path, state = find_state(args.resume, workdir)
     found = distributed.gather(str(path))
     if len(set(found)) > 1:
         raise ValueError(f"the processes see different checkpoints in {workdir} ({', '.join(sorted(set(found)))}): it "
@@ -234,6 +268,9 @@ def load_state(args: argparse.Namespace, config: ConfigDict, workdir: Path, mode
         return Place(0, 0), None
     if "processes" in state and state["args"]["seed"] != args.seed:
         raise ValueError(f"{path} was trained with --seed {state['args']['seed']}, not {args.seed}")
+    missing = [key for key in ("optimizer", "epoch") if key not in state]
+    if missing:
+        raise ValueError(f"{path} has weights, but no {' and no '.join(missing)}: training cannot go on from it")
     checkpoint.load_model_state(model, state["model"], source=path)
     optim.load_state(optimizer, state["optimizer"], source=path)
     if scaler.is_enabled() and state.get("scaler"):  # one of a run in another precision is of no use

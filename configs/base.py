@@ -5,6 +5,7 @@ nothing knows, so a config file of the published code works when dropped in, and
 """
 import difflib
 import importlib
+import numbers
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,10 @@ MODEL_ARGS = {
                     "frequency_first", "masked_positions", "embed_dim", "depth", "rms_norm", "fused_add_norm",
                     "residual_in_fp32", "norm_epsilon", "ssm_kwargs"],
 }
+
+WHOLE_NUMBERS = ("batch_size", "num_epochs", "log_every_steps", "opt.grad_accum_steps", "data.num_frames")  # 1 or more
+NUMBERS = ("opt.learning_rate", "opt.weight_decay", "opt.warmup_epochs", "opt.clip_grad_value")             # 0 or more
+LAYOUTS = ("published", "bands")
 
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -132,7 +137,8 @@ def load_config(name: str) -> ConfigDict:
 def check_config(config: ConfigDict, source: str = "the config") -> ConfigDict:
     """A copy of a config with every absent key at its default.
 
-    ValueError for a key that nothing knows, with the nearest valid name, and for a section that is not one.
+    ValueError for a key that nothing knows, with the nearest valid name, for a section that is not one, and for a
+    value out of range.
     """
     checked = ConfigDict(DEFAULTS, convert_dict=True)
     arch = config.get("model", {}).get("arch", DEFAULTS["model"]["arch"])
@@ -140,15 +146,30 @@ def check_config(config: ConfigDict, source: str = "the config") -> ConfigDict:
     valid = MODEL_ARGS["mamba_ssast" if arch.startswith("mamba_ssast") else "ssast"]
     for key in checked.model.model_args:
         if key not in valid:
-            raise _unknown_key(f"model.model_args.{key}", [f"model.model_args.{name}" for name in valid], source)
+            raise _unknown_key(f"model.model_args.{key}", valid, f"{source}, with model.arch {arch!r}")
+    _check_values(checked, source)
     return checked
+
+
+def _check_values(config: ConfigDict, source: str) -> None:
+    for name in WHOLE_NUMBERS + NUMBERS:
+        section, _, key = name.rpartition(".")
+        value = (config[section] if section else config)[key]
+        kind, least, words = (numbers.Integral, 1, "whole number") if name in WHOLE_NUMBERS else (
+            numbers.Real, 0, "number")
+        if value is None and DEFAULTS.get(section, DEFAULTS)[key] is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool) or not value >= least:
+            raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
+    if config.scene_layout not in LAYOUTS:
+        raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")
 
 
 def _merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
     for key in source_config:
         name, value = prefix + key, source_config[key]
         if key not in target:
-            raise _unknown_key(name, [prefix + k for k in target], source)
+            raise _unknown_key(name, list(target), source)
         if not isinstance(target[key], ConfigDict):
             if isinstance(target[key], float) and type(value) is int:
                 value = float(value)
@@ -163,8 +184,11 @@ def _merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
 
 
 def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:
-    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0) or valid[:1]
-    return ValueError(f"{source}: nothing reads the key {name!r}; did you mean {nearest[0]!r}?")
+    """`valid` are the names in the section that the last part of `name` might have meant."""
+    section, dot, key = name.rpartition(".")
+    nearest = difflib.get_close_matches(key, valid, n=1)
+    hint = f"did you mean {section + dot + nearest[0]!r}?" if nearest else f"accepted are {', '.join(valid)}"
+    return ValueError(f"{source}: nothing reads the key {name!r}; {hint}")
 
 
 def default_weights(config_name: str) -> Path:

@@ -1,6 +1,7 @@
 """Audio files of any rate and channel count to mono float32 samples at one rate (soundfile decodes, soxr resamples)."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class AudioError(ValueError):
 
 
 def find_audio(directory: str | Path) -> list[Path]:
-    """All wav, flac, ogg, oga and mp3 files below a folder (any letter case), sorted by path.
+    """All wav, flac, ogg, oga and mp3 files below a folder (any letter case), sorted by path. Links are followed.
 
     Raises:
         AudioError: the folder does not exist, or holds no such file.
@@ -29,10 +30,27 @@ def find_audio(directory: str | Path) -> list[Path]:
     directory = Path(directory)
     if not directory.is_dir():
         raise AudioError(f"{directory} is not a folder of audio files")
-    files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    files = sorted(path for path in _files_below(directory)
+                   if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
     if not files:
         raise AudioError(f"no audio found below {directory} (accepted: {' '.join(sorted(AUDIO_SUFFIXES))})")
     return files
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
+        yield from (Path(folder, name) for name in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link to a folder leads to one that it lies in, and so round and round."""
+    return folder.is_symlink() and any(parent.samefile(folder) for parent in folder.absolute().parents)
+
+
+def printable(path: str | Path) -> str:
+    """A path with / between its parts, as text for any file or terminal: bytes of it that are no UTF-8 become \\xff."""
+    return os.fsencode(Path(path).as_posix()).decode(errors="backslashreplace")
 
 
 def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -61,7 +79,7 @@ def stream_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Iterator[n
     if not Path(path).is_file():
         raise AudioError(f"{path}: no such audio file")
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             if file.frames == 0:
                 raise AudioError(f"{path}: holds no samples")
             if file.channels > 2:

@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 class Faults:
     """Counts the bad samples of one pass over `total`, each warned of once however many passes there are.
 
-    With `strict` the first one raises ArchiveError; else more than 1% of the pass does, with a summary.
+    More than 1% of the pass raise ArchiveError, with a summary.
     """
 
-    def __init__(self, total: int, strict: bool = False):
-        self.total, self.strict = total, strict
+    def __init__(self, total: int):
+        self.total = total
         self._warned: set[str] = set()
         self.begin_pass()
 
@@ -31,10 +31,8 @@ class Faults:
         """Note a problem, which names its shard and key, and the number of samples lost by it.
 
         Raises:
-            ArchiveError: strict, or too many by now.
+            ArchiveError: too many by now.
         """
-        if self.strict:
-            raise ArchiveError(problem)
         self._lost[str(shard)] += count
         self._first = self._first or problem
         if problem not in self._warned:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.audio import find_audio
+from data.audio import find_audio, printable
 from data.features import SAMPLE_RATE
 
 FILE_COLUMNS = ("file", "filename", "fname")                       # ours, ESC-50, FSD50K
@@ -68,7 +68,7 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
     """
     relative = [path.relative_to(directory) for path in files]
     if table is None:
-        return [path.parts[:1] if len(path.parts) > 1 else () for path in relative]
+        return [(printable(path.parts[0]),) if len(path.parts) > 1 else () for path in relative]
     by_youtube_id, rows = _read_table(table)
     names_of = _youtube_ids if by_youtube_id else _names
     found = [tuple(sorted(set().union(*(rows.get(name, ()) for name in names_of(path))))) for path in relative]

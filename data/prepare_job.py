@@ -257,7 +257,7 @@ def plan_shards(files: list[AudioFile], settings: Settings) -> list[int]:
             first_files.append(file.number)
             clips = 0
         try:
-            clips += max(1, round(soundfile.info(str(file.path)).duration / settings.clip_seconds))
+            clips += max(1, round(soundfile.info(os.fsencode(file.path)).duration / settings.clip_seconds))
         except (soundfile.SoundFileError, OSError):
             clips += 1        # the worker that meets it again says why
     return first_files

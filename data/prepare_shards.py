@@ -20,7 +20,7 @@ from tqdm import tqdm
 from atomic_files import sha256
 from data import features
 from data.archives import write_shard
-from data.audio import AudioError, stream_audio
+from data.audio import AudioError, printable, stream_audio
 from data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
 from data.samples import Sample
 from data.shard_index import index_path
@@ -100,7 +100,7 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
                 raise AudioError(f"{file.path}: too short, fewer than {features.MIN_SAMPLES} samples at 16 kHz")
         except AudioError as error:
             reason = str(error).removeprefix(f"{file.path}: ")
-            name = file.path.relative_to(audio_dir).as_posix()
+            name = printable(file.path.relative_to(audio_dir))
             report.skipped.append({"file": name, "reason": reason, "clips_kept": clips_kept})
         with _files_done.get_lock():
             _files_done.value += 1

@@ -113,6 +113,9 @@ def index_from_headers(shard: Path, report: Callable[[str], None] = refuse) -> S
     twice. By default it raises ArchiveError; where it returns, the samples that are whole make the index.
     """
     members: dict[str, dict[str, tuple[int, int]]] = {}      # key -> member -> (offset, size)
+    if not shard.is_file():
+        report(f"{shard}: no such file")
+        return ShardIndex(np.zeros(0, "S"), np.zeros(0, PLACE))
     try:
         _walk(shard, members, report)
     except (OSError, ValueError, tarfile.TarError) as error:      # ValueError: a damaged header with absurd numbers

@@ -41,6 +41,9 @@ def verify_archive(directory: str | Path, n_mels: int = N_MELS) -> Iterator[tupl
         return
     for entry in manifest["shards"]:
         path = directory / entry["name"]
+        if not path.exists():
+            yield path, 0, [f"{path}: no such file"]
+            continue
         problems = _wrong_checksums(directory, entry.get("sha256", {}))
         count, found = verify_shard(path, n_mels)
         if count != entry["samples"]:

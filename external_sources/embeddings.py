@@ -17,14 +17,19 @@ def resolve_module(name: str) -> str:
     """Import the HEAR module a user means and return its own name: `configs.<name>` before any other `<name>`.
 
     Raises:
-        SystemExit: nothing of that name can be imported.
+        SystemExit: nothing of that name can be imported, or it is no HEAR module.
     """
     for candidate in (f"configs.{name}", name):
         try:
-            return importlib.import_module(candidate).__name__
+            module = importlib.import_module(candidate)
         except ModuleNotFoundError as error:
             if not f"{candidate}.".startswith(f"{error.name}."):
                 raise                           # the module is there, and something that it imports is not
+            continue
+        if not hasattr(module, "load_model"):
+            raise SystemExit(f"CONFIG: {module.__name__} has no load_model; a config gets it and the rest of the HEAR "
+                             "API by hear_functions of configs.base, as configs.ssam_tiny_200_16x4 does")
+        return module.__name__
     raise SystemExit(f"CONFIG: no module {name} can be imported; accepted are a config of this project, such as "
                      "ssam_tiny_200_16x4, and any module with the HEAR API that python can find")
 

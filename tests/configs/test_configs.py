@@ -69,10 +69,28 @@ def test_published_file_with_fewer_keys_is_completed(monkeypatch):
     ({"opt": {"learningrate": 1}}, "'opt.learningrate'; did you mean 'opt.learning_rate'"),
     ({"batchsize": 1}, "'batchsize'; did you mean 'batch_size'"),
     ({"model": {"model_args": {"maskratio": 0.5}}}, "did you mean 'model.model_args.mask_ratio'"),
-    ({"model": {"arch": "ssast_tiny", "model_args": {"rms_norm": True}}}, "'model.model_args.rms_norm'"),
+    ({"model": {"arch": "ssast_tiny", "model_args": {"rms_norm": True}}},
+     "with model.arch 'ssast_tiny': nothing reads the key 'model.model_args.rms_norm'"),
+    ({"opt": {"lr": 1}}, "'opt.lr'; accepted are clip_grad_value, .* learning_rate, "),
     ({"data": "here"}, "data must be a section"),
 ])
 def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(ConfigDict(changes))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+    ({"num_epochs": 1.5}, "num_epochs must be a whole number of at least 1, got 1.5"),
+    ({"log_every_steps": True}, "log_every_steps must be a whole number"),
+    ({"opt": {"grad_accum_steps": 0}}, "opt.grad_accum_steps must be a whole number of at least 1, got 0"),
+    ({"opt": {"learning_rate": None}}, "opt.learning_rate must be a number of at least 0, got None"),
+    ({"opt": {"warmup_epochs": -1}}, "opt.warmup_epochs must be a number of at least 0, got -1"),
+    ({"opt": {"weight_decay": float("nan")}}, "opt.weight_decay must be a number of at least 0, got nan"),
+    ({"opt": {"clip_grad_value": -1.0}}, "opt.clip_grad_value must be a number of at least 0, got -1.0"),
+    ({"scene_layout": "band"}, "scene_layout must be one of published, bands, got 'band'"),
+])
+def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         check_config(ConfigDict(changes))
 

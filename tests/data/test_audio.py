@@ -102,6 +102,15 @@ def test_find_audio_takes_audio_of_any_depth_and_letter_case(tmp_path):
     assert found == ["a.Mp3", "b/1.flac", "b/3.ogg", "b/4.oga", "b/c/2.WAV"]
 
 
+def test_find_audio_follows_links_but_not_in_circles(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.wav").touch()
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "linked").symlink_to("../disk")
+    (tmp_path / "disk" / "back").symlink_to("../audio")
+    assert find_audio(tmp_path / "audio") == [tmp_path / "audio" / "linked" / "a.wav"]
+
+
 def test_find_audio_names_a_folder_without_audio(tmp_path):
     with pytest.raises(AudioError, match="no audio found below .*flac"):
         find_audio(tmp_path)

@@ -247,6 +247,13 @@ def test_verify_names_what_is_wrong(tmp_path, capsys):
     assert "b.tar: its checksum is not that of manifest.json" in told
     assert "b.tar, sample clip001: the values are not those that b.index.npz describes" in told
     assert "c.tar: cannot be read as a tar file" in told and "a.tar" not in told
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(SystemExit, match="verify: 3 of 3 shards are damaged"):
+        verify_command([str(tmp_path)])
+    assert [line for line in capsys.readouterr().out.splitlines() if "a.tar" in line] == [
+        f"{tmp_path / 'a.tar'}: no such file"]
+    with pytest.raises(ArchiveError, match=f"^{tmp_path / 'a.tar'}: no such file$"):
+        index_from_headers(tmp_path / "a.tar")
     with pytest.raises(SystemExit, match="verify: no shards"):
         (tmp_path / "none").mkdir()
         verify_command([str(tmp_path / "none")])

@@ -19,7 +19,7 @@ from atomic_files import sha256
 from data.archives import read_shard, shard_indices
 from data.audio import AudioError, load_audio
 from data.features import log_mel
-from data.prepare import prepare
+from data.prepare import main, prepare
 from data.prepare_job import PrepareError, Settings, Share, start_or_go_on
 from data.prepare_shards import cut_clips
 
@@ -73,6 +73,19 @@ def test_every_usable_second_is_kept_and_the_rest_is_listed(tree, tmp_path):
     assert len({sample.key for sample in samples}) == 9 and not any("." in sample.key for sample in samples)
     labels = [[manifest["labels"][i] for i in sample.labels] for sample in samples]
     assert sorted(map(str, labels)) == sorted(map(str, [["cats"]] * 2 + [["dogs"]] * 6 + [[]]))
+
+
+def test_names_that_are_no_utf8_are_taken_and_shown_with_escapes(tmp_path, capsys):
+    latin1 = os.fsencode(tmp_path / "audio") + b"/v\xf6gel/"
+    os.makedirs(latin1)
+    for name, seconds in ((b"g\xe4ns.wav", 1.0), (b"\xfc.wav", 0.01)):
+        write_audio(tmp_path / "one.wav", seconds)
+        shutil.move(tmp_path / "one.wav", latin1 + name)
+    main([str(tmp_path / "audio"), str(tmp_path / "out"), "--workers", "1"])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["samples"], manifest["labels"]) == (1, ["v\\xf6gel"])
+    assert manifest["skipped"][0]["file"] == "v\\xf6gel/\\xfc.wav"
+    assert "the first: v\\xf6gel/\\xfc.wav: too short" in capsys.readouterr().out.encode("utf-8").decode()
 
 
 def test_a_sample_is_the_log_mel_of_its_second(tree, tmp_path):

@@ -68,6 +68,9 @@ def test_any_module_is_taken_and_its_own_missing_imports_are_not_hidden(tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_absent"):
         resolve_module("needy_hear_module")
+    (tmp_path / "config_alone.py").write_text("def get_config(): ...\n")
+    with pytest.raises(SystemExit, match="config_alone has no load_model; a config gets it"):
+        resolve_module("config_alone")
 
 
 def test_tasks_are_chosen_by_patterns(tmp_path):

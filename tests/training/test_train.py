@@ -1,6 +1,7 @@
 """train.py as people start it, on archives made by data.prepare, with an encoder of one narrow block."""
 
 import json
+import logging
 import re
 import time
 
@@ -168,6 +169,40 @@ def test_resume_takes_the_named_checkpoint(tmp_path, synthetic_archive):
     assert resumed == reference[2:]
 
 
+def test_the_same_command_with_resume_goes_on_in_the_workdir(tmp_path, synthetic_archive):
+    """As after a preemption: a checkpoint from elsewhere, however far it is, only begins a run."""
+    run(tmp_path / "a", synthetic_archive, num_epochs=3)
+    named = tmp_path / "a" / "checkpoints" / "checkpoint-0.pth"
+    begun = run(tmp_path / "b", synthetic_archive, "--resume", str(named), num_epochs=2)
+    assert run(tmp_path / "b", synthetic_archive, "--resume", str(named), num_epochs=3)[:1] == begun
+
+
+def test_going_back_past_newer_checkpoints_is_refused_until_they_are_gone(tmp_path, synthetic_archive):
+    """Else a later start without --resume would go on from one that the run does not descend from."""
+    reference = run(tmp_path, synthetic_archive, num_epochs=3)
+    earlier, newest = (tmp_path / "checkpoints" / f"checkpoint-{epoch}.pth" for epoch in (1, 2))
+    with pytest.raises(SystemExit, match=f"{newest} is newer; move what is newer away"):
+        run(tmp_path, synthetic_archive, "--resume", str(earlier), num_epochs=3)
+    newest.rename(tmp_path / "set_aside.pth")
+    assert run(tmp_path, synthetic_archive, "--resume", str(earlier), num_epochs=3) == reference
+
+
+@pytest.mark.parametrize("kept, missing", [(["model"], "no optimizer and no epoch"),
+                                           (["model", "optimizer"], "no epoch")])
+def test_weights_alone_are_refused(tmp_path, synthetic_archive, kept, missing):
+    run(tmp_path / "a", synthetic_archive, num_epochs=1)
+    state = last_state(tmp_path / "a")
+    torch.save({key: state[key] for key in kept}, tmp_path / "stripped.pth")
+    with pytest.raises(SystemExit, match=f"stripped.pth has weights, but {missing}: training cannot go on from it"):
+        run(tmp_path / "b", synthetic_archive, "--resume", str(tmp_path / "stripped.pth"))
+
+
+def test_a_warm_up_of_the_whole_run_is_told_of(tmp_path, synthetic_archive, caplog):
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, synthetic_archive, num_epochs=1, opt__warmup_epochs=10)
+    assert "never reaches its peak: opt.warmup_epochs is 10, num_epochs 1" in caplog.text
+
+
 def test_a_finished_run_started_again_changes_nothing(tmp_path, synthetic_archive):
     reference = run(tmp_path, synthetic_archive)
     written = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.name != "config.json"}
@@ -192,7 +227,10 @@ def test_fake_data_needs_no_archive(tmp_path):
 @pytest.mark.parametrize("options, overrides, message", [
     ([], {"config": "configs.nope"}, "configs.nope"),
     ([], {"num_epoch": 2}, "'num_epoch'; did you mean 'num_epochs'"),
-    ([], {"batch_size": "many"}, "--set batch_size=many: "),
+    ([], {"batch_size": "many"}, "--set batch_size=many: expected a value like 256"),
+    ([], {"opt": 1}, "--set opt=1: name an entry of it, opt.NAME=VALUE"),
+    ([], {"opt__grad_accum_steps": 9}, "opt.grad_accum_steps is 9, but an epoch has 4 batches only: no step would be"),
+    ([], {"model__model_args__num_heads": "few"}, "model.model_args: "),
     ([], {"batch_size": 1000}, "16 samples do not fill one batch"),
     ([], {"precision": "half"}, "precision 'half' is unknown; choose from float32, float16, bfloat16"),
     ([], {"opt__optimizer": "lion"}, "opt.optimizer 'lion'"),
@@ -217,10 +255,12 @@ def test_a_bad_sample_is_named_when_training_meets_it(tmp_path, workers):
                       np.zeros(0, np.int64)) for number in range(16)]
     samples[5].spectrogram[7, 7] = np.nan  # not among the clips that are looked at first
     write_shard(tmp_path / "archive" / "shard.tar", samples)
-    with pytest.raises(SystemExit) as ended:
-        run(tmp_path / "w", tmp_path / "archive", "--num_workers", workers)
-    assert "\n" not in ended.value.code
-    assert ended.value.code.startswith("train.py: ") and "shard.tar, sample clip5: " in ended.value.code
+    for options, begin in ((["--strict-data"], f"train.py: {tmp_path}/archive/shard.tar, sample clip5: "),
+                           ([], "train.py: 1 of 16 samples cannot be used, more than 1%")):
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path / "w", tmp_path / "archive", "--num_workers", workers, *options)
+        assert ended.value.code.startswith(begin) and "\n" not in ended.value.code
+        assert "shard.tar, sample clip5: " in ended.value.code
 
 
 def test_shards_are_read_through_pipes_as_well(tmp_path, synthetic_archive):
