@@ -43,4 +43,4 @@ class Faults:
         if lost > MAX_SHARE * self.total:
             shards = ", ".join(f"{lost} in {shard}" for shard, lost in self._lost.most_common(5))
             raise ArchiveError(f"{lost} of {self.total} samples cannot be used, more than {MAX_SHARE:.0%}: {shards}; "
-                               f"the first: {self._first}")
+                               f"the first: {self._first} (python -m data.verify tells of all)")
