@@ -1,6 +1,7 @@
 """Files that are either whole or not there, whatever happens while they are written, and their checksums."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import secrets
@@ -39,7 +40,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 def remove_partials(path: str | Path) -> None:
     """Remove what killed processes left of a file that they were writing; call it where no other process writes it."""
     path = Path(path)
-    for partial in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
 
 

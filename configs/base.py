@@ -124,6 +124,8 @@ def load_config(name: str) -> ConfigDict:
     ValueError if there is no such module, it has no get_config, or a key of it is unknown.
     """
     try:
+        if name.startswith("."):
+            raise ModuleNotFoundError("a relative name, and there is nothing that it could be relative to", name=name)
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import re
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3"}
 BLOCK_SECONDS = 10
+# What libsndfile notes about the data of a wav file that is shorter than its header says.
+WAV_BYTES = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+WAV_BYTES_UNKNOWN = 0x7FFFF000  # programs that write to a pipe put this much or more for a length that they do not know
 
 
 class AudioError(ValueError):
@@ -76,18 +82,76 @@ def stream_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Iterator[n
         float32 [n] blocks; their concatenation is the file. Raises AudioError as `load_audio`, at the faulty block,
         but leaves it to the caller what is too short.
     """
-    if not Path(path).is_file():
-        raise AudioError(f"{path}: no such audio file")
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        if not Path(path).is_file():
+            raise AudioError(f"{path}: no such audio file")
+        with _open(path) as file:
             if file.frames == 0:
                 raise AudioError(f"{path}: holds no samples")
+            if reason := _cut_off(file):
+                raise AudioError(f"{path}: cut off, {reason}")
             if file.channels > 2:
                 logger.warning("%s: its %d channels are mixed into one", path, file.channels)
             yield from _resampled(_mono_blocks(file, path), file.samplerate, sample_rate)
     except (soundfile.SoundFileError, OSError) as error:
-        reason = getattr(error, "error_string", str(error)).strip(" .")
+        reason = (getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)).strip(" .")
         raise AudioError(f"{path}: cannot be read as audio ({reason})") from error
+
+
+def _open(path: str | Path) -> soundfile.SoundFile:
+    # By number: soundfile takes no name that is not UTF-8, and judges some files by their names.
+    file = soundfile.SoundFile(os.open(path, os.O_RDONLY))
+    if file.format != "MP3":
+        return file
+    # The length of an mp3 without a header that counts its frames is a guess by the first frame, and libsndfile reads
+    # no further than it guesses. From a pipe it reads all, and guesses nothing.
+    piped = soundfile.SoundFile(_pipe(path, _tags_end(path)))
+    unwanted, wanted = (file, piped) if _length_is_unknown(piped) else (piped, file)
+    unwanted.close()
+    return wanted
+
+
+def _length_is_unknown(file: soundfile.SoundFile) -> bool:
+    return file.frames == np.iinfo(np.int64).max
+
+
+def _tags_end(path: str | Path) -> int:
+    """Where the ID3v2 tags at the front of an mp3 end; libsndfile passes no large ones in a pipe."""
+    end = 0
+    with open(path, "rb") as file:
+        while (header := file.read(10)).startswith(b"ID3") and len(header) == 10:
+            size = sum(byte << shift for byte, shift in zip(header[6:], (21, 14, 7, 0)))  # 7 bits in each byte
+            end = file.seek(end + 10 + size)
+    return end
+
+
+def _pipe(path: str | Path, start: int) -> int:
+    """The reading end of a pipe that gets the bytes of a file from `start` on."""
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with open(path, "rb") as source, open(writing, "wb", buffering=0) as pipe:
+            source.seek(start)
+            try:
+                shutil.copyfileobj(source, pipe)
+            except BrokenPipeError:
+                pass  # the reader has enough
+
+    threading.Thread(target=write, daemon=True).start()
+    return reading
+
+
+def _cut_off(file: soundfile.SoundFile) -> str | None:
+    """How a file shows that its end is missing, where reading it would not."""
+    notes = file.extra_info
+    if found := WAV_BYTES.search(notes):
+        promised, there = map(int, found.groups())
+        if there < promised < WAV_BYTES_UNKNOWN:
+            return f"{there} of {promised} bytes of samples are there"
+    # Some complete files lack the mark of the end; only a torn page leaves a rest after the last whole one.
+    if "Last page lacks an end-of-stream bit" in notes and "Junk after the last page" in notes:
+        return "its last page is torn"
+    return None
 
 
 def _mono_blocks(file: soundfile.SoundFile, path: str | Path) -> Iterator[np.ndarray]:
@@ -95,6 +159,8 @@ def _mono_blocks(file: soundfile.SoundFile, path: str | Path) -> Iterator[np.nda
     while frames_read < file.frames:
         block = file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)    # [n, channels]
         if len(block) == 0:
+            if _length_is_unknown(file):
+                return
             raise AudioError(f"{path}: cut off, {frames_read} of {file.frames} samples could be read")
         if not np.isfinite(block).all():
             raise AudioError(f"{path}: holds NaN or Inf samples near second {frames_read // file.samplerate}")

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.features import FRAMES_PER_SECOND
+from data.audio import printable
+from data.features import FRAMES_PER_SECOND, num_frames
 from hear_api.ahead import run_ahead
 from hear_api.journal import Entry, Journal
 from hear_api.pieces import Decoded, stream_pieces
@@ -26,11 +27,12 @@ class BulkEmbedder:
     """Takes decoded files in order and leaves their embeddings in a journal.
 
     kind: "scene", one row per file in the runtime's scene layout, or "timestamps", one row per 40 ms.
-    on_failure: called with the entry of each file that failed. on_progress: with seconds of audio, as they are done.
+    on_failure: called with the entry of each file that failed. on_progress: with seconds of audio and a number of
+    files, perhaps a part of one, as they are done.
     """
 
     def __init__(self, runtime: RuntimeSSAST, kind: str, journal: Journal,
-                 on_failure: Callable[[Entry], None], on_progress: Callable[[float], None]):
+                 on_failure: Callable[[Entry], None], on_progress: Callable[[float, float], None]):
         self._runtime, self._kind, self._journal = runtime, kind, journal
         self._layout = runtime.scene_layout if kind == "scene" else "bands"
         self._on_failure, self._on_progress = on_failure, on_progress
@@ -46,7 +48,7 @@ class BulkEmbedder:
                 self._finish_group()
                 self._embed_long(path, result)
             else:
-                self._group.append((Entry(str(path), seconds=result.seconds), torch.from_numpy(result.spectrogram)))
+                self._group.append((Entry(printable(path), seconds=result.seconds), torch.from_numpy(result.spectrogram)))
                 self._group_frames += len(result.spectrogram)
             if self._group_frames >= GROUP_FRAMES:
                 self._finish_group()
@@ -64,7 +66,7 @@ class BulkEmbedder:
             entries.append(entry)
         self._journal.commit(entries)
         self._group, self._group_frames = [], 0
-        self._on_progress(sum(entry.seconds for entry in entries))
+        self._on_progress(sum(entry.seconds for entry in entries), len(entries))
 
     def _embed_long(self, path: Path, statistics: Decoded) -> None:
         total, count = np.zeros(self._journal.width), 0
@@ -78,12 +80,12 @@ class BulkEmbedder:
                 total, count = total + rows.sum(axis=0, dtype=np.float64), count + len(rows)
                 if self._kind == "timestamps":
                     self._journal.append(rows)
-                self._on_progress(len(piece) / FRAMES_PER_SECOND)
+                self._on_progress(len(piece) / FRAMES_PER_SECOND, len(piece) / num_frames(statistics.samples))
         if self._kind == "scene":
             self._journal.append((total / count)[None])
-        self._journal.commit([Entry(str(path), count if self._kind == "timestamps" else 1, statistics.seconds)])
+        self._journal.commit([Entry(printable(path), count if self._kind == "timestamps" else 1, statistics.seconds)])
 
     def _fail(self, path: Path, error: str) -> None:
-        entry = Entry(str(path), error=error)
+        entry = Entry(printable(path), error=error)
         self._on_failure(entry)
         self._group.append((entry, None))

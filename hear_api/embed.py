@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import importlib
 import os
+import shutil
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from atomic_files import remove_partials
 from hear_api.ahead import run_ahead
 from hear_api.bulk import BulkEmbedder
 from hear_api.journal import Entry, Journal
@@ -29,6 +31,7 @@ from hear_api.writers import writer_for
 
 FAILED_STATUS = 3
 FILES_AHEAD = 8  # per worker
+PROGRESS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class StrictError(ValueError):
@@ -49,8 +52,8 @@ def load_runtime(config_name: str, weights: str | None, precision: str = "auto",
         config.scene_layout = layout
     path = weights_file(config_name, weights)
     try:
-        device = torch.device(device)
-    except RuntimeError as error:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     runtime = RuntimeSSAST(config, path, precision).to(device)
     return runtime, f"{module.rpartition('.')[2]}:{'untrained' if path is None else path.stem}"
@@ -97,8 +100,10 @@ def embed(args: argparse.Namespace) -> list[Entry]:
     write = writer_for(args.out)
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers}: at least 1 is needed")
+    folder = args.out.with_name(args.out.name + ".partial")
     if args.out.exists():
         if args.resume:
+            shutil.rmtree(folder, ignore_errors=True)  # a kill came just before it was done
             tqdm.write(f"{args.out} is complete already", file=sys.stderr)
             return []
         raise ValueError(f"{args.out} exists already; remove it or choose another name")
@@ -108,10 +113,10 @@ def embed(args: argparse.Namespace) -> list[Entry]:
     try:
         runtime, model = load_runtime(args.config, args.weights, args.precision, args.layout, args.device)
         layout = runtime.scene_layout if args.kind == "scene" else "bands"
-        folder = args.out.with_name(args.out.name + ".partial")
         journal = Journal(folder, _settings(args, files, model, layout), runtime.scene_embedding_size, args.resume)
         try:
             _run(args, files, pool, runtime, journal)
+            remove_partials(args.out)  # of a run that was killed while it wrote
             step = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
             write(args.out, journal, step, model, layout)
         finally:
@@ -124,11 +129,12 @@ def embed(args: argparse.Namespace) -> list[Entry]:
 
 def _settings(args: argparse.Namespace, files: list[Path], model: str, layout: str) -> dict:
     """What the result follows from."""
-    listed = hashlib.sha256("\0".join(map(str, files)).encode()).hexdigest()
+    listed = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
     path = weights_file(args.config, args.weights)
     state = path and path.stat()
     return {"model": model, "weights file": state and [state.st_size, state.st_mtime_ns], "kind": args.kind,
-            "layout": layout, "precision": args.precision, "device": args.device, "list of files": listed}
+            "layout": layout, "precision": args.precision, "device": args.device,
+            "list of files": f"{len(files)} files, {listed[:16]}"}
 
 
 def _run(args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor, runtime: RuntimeSSAST,
@@ -136,12 +142,13 @@ def _run(args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor,
     left = files[len(journal.entries):]
     decoded = run_ahead(pool, decode, ((path,) for path in left), FILES_AHEAD * args.workers)
     started, seconds = time.perf_counter(), 0.0
-    with tqdm(desc="embedding", unit="file", total=len(files), initial=len(files) - len(left), smoothing=0.05) as bar:
-        def progress(new_seconds: float) -> None:
+    with tqdm(desc="embedding", unit="file", total=len(files), initial=len(files) - len(left), smoothing=0.05,
+              bar_format=PROGRESS) as bar:
+        def progress(new_seconds: float, new_files: float) -> None:
             nonlocal seconds
             seconds += new_seconds
             bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} s of audio per s", refresh=False)
-            bar.update(len(journal.entries) - bar.n)
+            bar.update(new_files)
 
         def fail(entry: Entry) -> None:
             if args.strict:

@@ -26,7 +26,7 @@ def list_audio(inputs: Iterable[str]) -> list[Path]:
         elif matches := sorted(Path(match) for match in glob.glob(text, recursive=True) if Path(match).is_file()):
             files += matches
         else:
-            raise AudioError(f"{text}: no such file or folder, and as a pattern it matches nothing")
+            raise AudioError(f"{text}: no such file or folder, and as a pattern it matches no file")
     return list(dict.fromkeys(files))
 
 

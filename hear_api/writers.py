@@ -3,6 +3,8 @@
 Embeddings are float32, `start` and `duration` seconds. The same embeddings give the same bytes.
 """
 import csv
+import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ import numpy as np
 
 from atomic_files import atomic_write
 from hear_api.journal import Entry, Journal
+
+NAME_BYTES = 200
 
 
 def writer_for(out: Path):
@@ -59,17 +63,24 @@ def write_parquet(out: Path, journal: Journal, step_seconds: float, model: str, 
 def write_npy_folder(out: Path, journal: Journal, step_seconds: float, model: str, layout: str) -> None:
     """`<number>_<name>.npy` per file, [rows, width], and index.csv: npy, path, rows, step, duration, model, layout."""
     unfinished = journal.folder / "npy"
-    unfinished.mkdir(exist_ok=True)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it wrote
+    unfinished.mkdir()
     rows = _RowReader(journal)
     with open(unfinished / "index.csv", "w", newline="", encoding="utf-8") as table:
         index = csv.writer(table)
         index.writerow(["npy", "path", "rows", "step", "duration", "model", "layout"])
         for number, entry in enumerate(_good(journal)):
-            name = f"{number:06d}_{Path(entry.path).stem}.npy"
-            with atomic_write(unfinished / name) as file:
+            name = f"{number:06d}_{_short(Path(entry.path).stem)}.npy"
+            with open(unfinished / name, "wb") as file:
                 _write_npy(file, rows.take(entry.rows), (entry.rows, journal.width))
             index.writerow([name, entry.path, entry.rows, step_seconds, entry.seconds, model, layout])
+    os.sync()  # once: a call for each of many small files takes longer than all else
     unfinished.rename(out)
+
+
+def _short(stem: str) -> str:
+    """Its first NAME_BYTES bytes: a file system allows 255 in a name."""
+    return stem.encode()[:NAME_BYTES].decode(errors="ignore")
 
 
 class _RowReader:

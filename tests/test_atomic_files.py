@@ -24,8 +24,9 @@ def test_an_error_leaves_the_old_contents_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_left_can_be_removed(tmp_path):
-    (tmp_path / "file.0123abcd.partial").write_bytes(b"the rest of a killed attempt")
+@pytest.mark.parametrize("name", ["file", "file [1]"])
+def test_what_a_killed_writer_left_can_be_removed(tmp_path, name):
+    (tmp_path / f"{name}.0123abcd.partial").write_bytes(b"the rest of a killed attempt")
     (tmp_path / "file2.0123abcd.partial").write_bytes(b"of another file")
-    remove_partials(tmp_path / "file")
+    remove_partials(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file2.0123abcd.partial"]

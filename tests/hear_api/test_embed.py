@@ -1,6 +1,7 @@
 """The embed command against `RuntimeSSAST.embed`, and its promises: resume, failures, bounded memory."""
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 
 from hear_api import RuntimeSSAST, pieces
 from hear_api.embed import main
@@ -147,6 +149,52 @@ def test_an_interrupted_run_gives_the_same_file_when_resumed(audio, tmp_path, mo
     assert len(calls) - done_before < 4  # and not everything was done again
 
 
+@pytest.mark.parametrize("suffix", [".npz", ""])
+def test_what_a_kill_in_mid_writing_leaves_is_gone_after_resume(audio, tmp_path, monkeypatch, suffix):
+    out = tmp_path / f"out{suffix}"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hear_api.writers._write_npy", killed)
+        with pytest.raises(SystemExit):
+            main([str(audio), *MODEL, "--out", str(out)])
+    for leaving in (tmp_path / f"{out.name}.0123abcd.partial", tmp_path / f"{out.name}.partial" / "npy" / "torn.npy"):
+        leaving.parent.mkdir(exist_ok=True)
+        leaving.touch()
+    main([str(audio), *MODEL, "--out", str(out), "--resume"])
+    assert list(tmp_path.iterdir()) == [out]
+    assert suffix or len(list(out.iterdir())) == 1 + len(LENGTHS)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
+def test_any_file_name_is_embedded(audio, tmp_path, suffix):
+    names = [b"not utf-8 \xe9.wav", b"new\nline.wav", "日本, \"é\".wav".encode(), b"a" * 251 + b".wav"]
+    folder, out = tmp_path / "files", tmp_path / f"out{suffix}"
+    folder.mkdir()
+    for name in names:
+        shutil.copy(audio / "e.wav", folder / os.fsdecode(name))
+    (folder / os.fsdecode(b"bad \xe9.wav")).touch()
+    with pytest.raises(SystemExit) as exit:
+        main([str(folder), *MODEL, "--out", str(out)])
+    assert exit.value.code == 3
+    read = {".npz": np.load, ".parquet": pd.read_parquet, "": lambda folder: pd.read_csv(folder / "index.csv")}[suffix]
+    expected = {os.path.join(folder, name.decode(errors="surrogateescape").replace("\udce9", r"\xe9"))
+                for name in names}
+    assert set(read(out)["path"]) == expected
+
+
+def test_the_progress_of_a_long_file_is_seen(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "LONG_SECONDS", 1)
+    monkeypatch.setattr("hear_api.bulk.PIECE_UNITS", 1)
+    seen = []
+    monkeypatch.setattr("hear_api.embed.tqdm.update", lambda bar, n: seen.append(n))
+    main([str(audio / "deep/b.flac"), *MODEL, "--out", str(tmp_path / "out.npz")])
+    parts = [n for n in seen if 0 < n < 1]  # the last call brings the rest
+    assert len(parts) == 2 and sum(parts) == pytest.approx(1)
+
+
 def test_journal_drops_rows_without_an_entry(tmp_path):
     journal = Journal(tmp_path / "j", {}, width=2, resume=False)
     journal.append(np.ones((3, 2)))
@@ -164,12 +212,15 @@ def test_journal_drops_rows_without_an_entry(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["nowhere/*.wav"], "nowhere/.*: no such file or folder, and as a pattern it matches nothing"),
+    (["nowhere/*.wav"], "nowhere/.*: no such file or folder, and as a pattern it matches no file"),
     (["AUDIO", "--config", "ssam_tinny"], "no config module 'configs.ssam_tinny'"),
+    (["AUDIO", "--config", ".ssam_tiny"], "no config module '.ssam_tiny'"),
     (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
     (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
     (["AUDIO", "--workers", "0"], "--workers 0"),
     (["AUDIO", "--device", "gpu"], "--device gpu"),
+    pytest.param(["AUDIO", "--device", "cuda"], "--device cuda: ",
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")),
 ])
 def test_commands_that_cannot_be_carried_out(audio, tmp_path, arguments, message):
     arguments = [str(audio) if argument == "AUDIO" else argument for argument in arguments]

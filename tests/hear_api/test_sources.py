@@ -31,6 +31,6 @@ def test_csv_lists(folder, text):
 
 def test_inputs_that_name_nothing(folder):
     (folder / "empty.csv").touch()
-    for name, message in (("x.wav", "no such file"), ("*.ogg", "matches nothing"), ("empty.csv", "list is empty")):
+    for name, message in (("x.wav", "no such file"), ("*.ogg", "matches no file"), ("empty.csv", "list is empty")):
         with pytest.raises(AudioError, match=message):
             list_audio([str(folder / name)])
