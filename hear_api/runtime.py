@@ -50,8 +50,7 @@ class RuntimeSSAST(nn.Module):
 
     def __init__(self, config: ConfigDict, weights_dir: str | Path | None, precision: str = "auto"):
         super().__init__()
-        if precision != "auto" and precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}; choose from auto, {', '.join(PRECISIONS)}")
+        check_precision(precision, "auto")
         self.config, self.precision = config, precision
         self.scene_layout = config.get("scene_layout", "published")
         _check_layout(self.scene_layout)
@@ -183,6 +182,12 @@ def build_model(config: ConfigDict) -> nn.Module:
 def _log_mel_by_blocks(audio: Tensor) -> Tensor:
     stream = LogMelStream()
     return torch.cat([*(stream.feed(block) for block in audio.split(BLOCK_SAMPLES)), stream.finish()])
+
+
+def check_precision(precision: str, *others: str) -> None:
+    """ValueError for what is neither a key of PRECISIONS nor one of the `others`."""
+    if precision not in (*others, *PRECISIONS):
+        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join((*others, *PRECISIONS))}")
 
 
 def _check_layout(layout: str) -> None:
