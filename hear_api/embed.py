@@ -66,14 +66,20 @@ def weights_file(config_name: str, weights: str | None) -> Path | None:
     return find_checkpoint(weights or importlib.import_module("configs.base").default_weights(config_name))
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that `load_runtime` takes, the same for every command."""
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, the same for every command."""
     add = parser.add_argument
     add("--config", default="ssam_tiny_free_audio", metavar="NAME",
         help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: %(default)s)")
     add("--weights", metavar="DIR",
         help="checkpoint file, work folder of train.py, folder of a saved model, or \"untrained\" (default: those in "
              "$PT_MAMBA_MODEL_DIR, else those that came with the project)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model and how it runs: the options that `load_runtime` takes."""
+    add_weights_arguments(parser)
+    add = parser.add_argument
     add("--precision", choices=["auto", *PRECISIONS], default="auto",
         help="default: auto, float16 on CUDA and float32 elsewhere")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (default: %(default)s)")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hear_api.embed import add_model_arguments, load_runtime
+from hear_api.embed import add_weights_arguments, load_runtime
 from hear_api.pretrained import save_pretrained
 from hear_api.runtime import LAYOUTS, PRECISIONS, RuntimeSSAST
 
@@ -40,6 +40,7 @@ def export(runtime: RuntimeSSAST, out: Path, layout: str = "bands", dtype: str =
     if out.suffix == "":
         save_pretrained(runtime, out, dtype)
     elif out.suffix in writers:
+        out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
         try:
             with torch.no_grad():
@@ -91,7 +92,7 @@ def _check(module: _Features, exported) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hear_api.export", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    add_weights_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="folder, .pt2 or .onnx")
     parser.add_argument("--layout", choices=LAYOUTS, default="bands",
                         help="of the features of .pt2 and .onnx (default: bands, true time order)")
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="of the weights in a folder (default: float32; float16 halves it)")
     args = parser.parse_args(arguments)
     try:
-        runtime, model = load_runtime(args.config, args.weights, args.precision, device="cpu")
+        runtime, model = load_runtime(args.config, args.weights)
         export(runtime, args.out, args.layout, args.dtype)
     except (ValueError, OSError) as error:
         raise SystemExit(f"export: {error}")

@@ -3,7 +3,9 @@
 Accepted: floating-point samples in [-1, 1] at 16 kHz, more than 200 of them; `[n]` is one clip, `[c, n]` are c clips.
 Everything else is refused with one sentence that names the clip and the fault (`InputError`).
 """
+import math
 from collections.abc import Sequence
+from numbers import Real
 from os import PathLike
 
 import numpy as np
@@ -24,22 +26,21 @@ class InputError(ValueError):
 
 def as_batch(audio: np.ndarray | Tensor) -> Tensor:
     """Clips of one length, [n] or [c, n] -> float32 [c, n]. InputError as the rules of this module say."""
-    audio = _as_tensor(audio, "audio")
-    if audio.dim() not in (1, 2) or audio.dim() == 2 and len(audio) == 0:
-        raise InputError(f"audio must be [n_samples] or [n_sounds, n_samples] with at least one sound, got "
-                         f"{list(audio.shape)}")
-    batch = (audio if audio.dim() == 2 else audio[None]).float()
+    batch = _as_matrix(audio)
     for number, clip in enumerate(batch):
         check_samples(clip, f"clip {number} of {len(batch)}")
     return batch
 
 
 def as_clips(clips: Clip | Sequence[Clip]) -> list[np.ndarray | Tensor | str | PathLike]:
-    """One array, one path or a sequence of them -> a list with one entry per clip. InputError for anything else."""
+    """One array, one path or a sequence of them -> a list with one entry per clip, for `load_clip`.
+
+    InputError for anything else.
+    """
     if isinstance(clips, (str, PathLike)):
         return [clips]
     if isinstance(clips, (np.ndarray, Tensor)):
-        return list(as_batch(clips))
+        return list(_as_matrix(clips))
     if not isinstance(clips, Sequence):
         raise InputError(f"clips must be an array, a path or a list of them, got {type(clips).__name__}")
     return list(clips)
@@ -52,10 +53,7 @@ def load_clip(clip: Clip, name: str, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """
     if isinstance(clip, (str, PathLike)):
         return check_finite(torch.from_numpy(load_audio(clip)), str(clip))
-    samples = _as_tensor(clip, name)
-    if samples.dim() != 1:
-        raise InputError(f"{name} must be [n_samples], got {list(samples.shape)}")
-    samples = samples.float()
+    samples = as_samples(clip, name)
     if sample_rate == SAMPLE_RATE:
         return check_samples(samples, name)
     check_finite(samples, name)
@@ -63,9 +61,17 @@ def load_clip(clip: Clip, name: str, sample_rate: int = SAMPLE_RATE) -> Tensor:
     return check_samples(torch.from_numpy(resampled), f"{name}, resampled to {SAMPLE_RATE} Hz,")
 
 
-def check_sample_rate(sample_rate: int) -> None:
+def as_samples(audio: np.ndarray | Tensor, name: str) -> Tensor:
+    """Floating-point samples [n], any n -> float32 [n]. InputError for another type or shape."""
+    samples = _as_tensor(audio, name)
+    if samples.dim() != 1:
+        raise InputError(f"{name} must be [n_samples], got {list(samples.shape)}")
+    return samples.float()
+
+
+def check_sample_rate(sample_rate: float) -> None:
     """InputError for a rate that is not a positive number."""
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float)) or not 0 < sample_rate < float("inf"):
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or not 0 < sample_rate < math.inf:
         raise InputError(f"sample_rate must be a positive number of Hz, got {sample_rate!r}")
 
 
@@ -79,19 +85,29 @@ def check_samples(samples: Tensor, name: str) -> Tensor:
 
 def check_finite(samples: Tensor, name: str) -> Tensor:
     """The samples [n] themselves. InputError if they are not finite, or far beyond [-1, 1]."""
-    if not samples.isfinite().all():
+    peak = samples.abs().amax().item() if len(samples) else 0.0  # NaN where there is one
+    if not math.isfinite(peak):
         raise InputError(f"{name} holds NaN or Inf")
-    peak = samples.abs().amax().item() if len(samples) else 0
     if peak > LOUDEST:
         raise InputError(f"{name} must hold samples in [-1, 1], its peak is {peak:.5g}: integer PCM needs scaling "
                          "first (16 bits: divide by 32768)")
     return samples
 
 
+def _as_matrix(audio: np.ndarray | Tensor) -> Tensor:
+    """[n] or [c, n] -> float32 [c, n]."""
+    audio = _as_tensor(audio, "audio")
+    if audio.dim() not in (1, 2) or audio.dim() == 2 and len(audio) == 0:
+        raise InputError(f"audio must be [n_samples] or [n_sounds, n_samples] with at least one sound, got "
+                         f"{list(audio.shape)}")
+    return (audio if audio.dim() == 2 else audio[None]).float()
+
+
 def _as_tensor(audio, name: str) -> Tensor:
     if isinstance(audio, np.ndarray) and audio.dtype.kind == "f":
-        # torch knows no long doubles, no foreign byte order and no negative strides.
-        return torch.from_numpy(np.ascontiguousarray(audio, np.float32))
+        # torch knows no long doubles, no foreign byte order, no negative strides and no read-only memory.
+        with np.errstate(over="ignore"):  # what passes float32 is Inf, and refused as such
+            return torch.from_numpy(np.array(audio, np.float32, order="C"))
     if not isinstance(audio, Tensor) or not audio.is_floating_point():
         found = audio.dtype if isinstance(audio, (Tensor, np.ndarray)) else type(audio).__name__
         raise InputError(f"{name} must be floating-point samples in [-1, 1], got {found}; integer PCM needs scaling "

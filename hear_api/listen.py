@@ -53,8 +53,8 @@ def read_pieces(source: str) -> Iterator[Tensor]:
 
 
 def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, float]:
-    """Print the novelty line while the audio lasts; returns steps, median_ms and p95_ms per step, and the
-    real_time_factor: computing time by duration of the audio."""
+    """Print the novelty line until the audio ends or Ctrl-C ends it; returns steps, median_ms and p95_ms per step, and
+    the real_time_factor: computing time by duration of the audio."""
     novelty, latencies, samples, busy, steps = Novelty(), [], 0, 0.0, 0
 
     def show(rows: Tensor, times: Tensor) -> None:
@@ -63,29 +63,36 @@ def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, floa
                 print(f"\n{start / 1000:7.1f} s |", end="")
             print(LEVELS[min(int(novelty(row) / 2 * len(LEVELS)), len(LEVELS) - 1)], end="", flush=True)
 
-    for piece in pieces:
-        samples += len(piece)
-        started = time.perf_counter()
-        rows, times = streaming.feed(piece)
-        spent = time.perf_counter() - started
-        busy += spent
-        if len(rows):
-            latencies.append(1000 * spent / len(rows))
+    try:
+        for piece in pieces:
+            samples += len(piece)
+            started = time.perf_counter()
+            rows, times = streaming.feed(piece)
+            spent = time.perf_counter() - started
+            busy += spent
+            if len(rows):
+                latencies.append(1000 * spent / len(rows))
+            steps += len(rows)
+            show(rows, times)
+        rows, times = streaming.finish()
         steps += len(rows)
         show(rows, times)
-    rows, times = streaming.finish()
-    show(rows, times)
+    except KeyboardInterrupt:
+        pass  # how live audio usually ends
     print()
     latencies = latencies or [float("nan")]
-    return {"steps": steps + len(rows), "median_ms": float(np.median(latencies)),
-            "p95_ms": float(np.percentile(latencies, 95)), "real_time_factor": busy / (samples / SAMPLE_RATE)}
+    return {"steps": steps, "median_ms": float(np.median(latencies)),
+            "p95_ms": float(np.percentile(latencies, 95)), "real_time_factor": busy * SAMPLE_RATE / max(samples, 1)}
 
 
 def _statistics(text: str) -> str | tuple[float, float]:
     if text in MODES:
         return text
-    mean, std = text.split(",")
-    return float(mean), float(std)
+    try:
+        mean, std = map(float, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither MEAN,STD nor one of {', '.join(MODES)}") from error
+    return mean, std
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -94,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", metavar="FILE_OR_-", help="audio file, or - for raw stdin: 16 bits, mono, 16 kHz")
     add_model_arguments(parser)
     parser.add_argument("--statistics", type=_statistics, default="running", help="of the log-mel: running (default), "
-                        "warmup (those of the first 2 s), or MEAN,STD")
+                        "warmup (those of the first 2 s), or MEAN,STD with an equals sign: --statistics=-8.5,3.2")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:

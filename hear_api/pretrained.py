@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from safetensors.torch import save
 
 from atomic_files import atomic_write
-from hear_api.runtime import PRECISIONS, RuntimeSSAST
+from hear_api.runtime import PRECISIONS, RuntimeSSAST, check_precision
 from hear_api.weights import WEIGHTS_NAME, read_safetensors
 from training.checkpoint import CheckpointError, load_model_state
 
@@ -18,8 +18,9 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
     """Write the encoder's weights and what rebuilds it; returns the folder, made where it does not exist.
 
     dtype: of the weights in the file, a key of PRECISIONS; "float16" halves it. They are float32 again when loaded. The
-    config is written last, so that a folder that has one is complete.
+    config is written last, so that a folder that has one is complete. ValueError for another dtype.
     """
+    check_precision(dtype)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).unlink(missing_ok=True)
@@ -34,7 +35,9 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
 
 
 def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST:
-    """The runtime that `save_pretrained` wrote. CheckpointError for a folder that is absent, incomplete or damaged."""
+    """The runtime that `save_pretrained` wrote. CheckpointError for a folder that is absent, incomplete or damaged,
+    ValueError for an unknown precision."""
+    check_precision(precision, "auto")
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
@@ -48,7 +51,7 @@ def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST
         experiment = ConfigDict({"model": {"arch": config["arch"], "model_args": config["model_args"]},
                                  "scene_layout": config["scene_layout"]})
         runtime = RuntimeSSAST(experiment, None, precision)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: does not describe a model ({error})") from error
     load_model_state(runtime.model, read_safetensors(folder / WEIGHTS_NAME), source=folder / WEIGHTS_NAME)
     return runtime

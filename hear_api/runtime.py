@@ -50,8 +50,7 @@ class RuntimeSSAST(nn.Module):
 
     def __init__(self, config: ConfigDict, weights_dir: str | Path | None, precision: str = "auto"):
         super().__init__()
-        if precision != "auto" and precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}; choose from auto, {', '.join(PRECISIONS)}")
+        check_precision(precision, "auto")
         self.config, self.precision = config, precision
         self.scene_layout = config.get("scene_layout", "published")
         _check_layout(self.scene_layout)
@@ -137,24 +136,28 @@ class RuntimeSSAST(nn.Module):
                 results[unit.clip][unit.first:unit.first + unit.steps] = row[:unit.steps]
         return results
 
-    @torch.no_grad()
     def spectrogram(self, audio: Tensor) -> Tensor:
         """The normalised log-mel that the encoder reads: [n, samples] -> float32 [n, 1 + samples // 160, 80]."""
-        audio = as_batch(audio).to(self.model.pos_embed.device)
+        return self._spectrogram(as_batch(audio))
+
+    @torch.no_grad()
+    def _spectrogram(self, audio: Tensor) -> Tensor:
+        audio = audio.to(self.model.pos_embed.device)
         if audio.shape[1] > BLOCK_SAMPLES:
             return torch.stack([normalise(_log_mel_by_blocks(clip), ddof=1) for clip in audio])
         return normalise(log_mel(audio), ddof=1)
 
     def _spectrogram_groups(self, clips: list, sample_rate: int) -> Iterator[list[Tensor]]:
         """The clips' log-mels, a bounded number of them at a time, files being read ahead by threads."""
-        group = []
+        group, frames = [], 0
         with ThreadPoolExecutor() as pool:
             calls = ((clip, f"clip {number} of {len(clips)}", sample_rate) for number, clip in enumerate(clips))
             for samples in run_ahead(pool, load_clip, calls, READ_AHEAD):
-                group.append(self.spectrogram(samples)[0])
-                if sum(map(len, group)) >= FRAMES_PER_GROUP:
+                group.append(self._spectrogram(samples[None])[0])
+                frames += len(group[-1])
+                if frames >= FRAMES_PER_GROUP:
                     yield group
-                    group = []
+                    group, frames = [], 0
         if group:
             yield group
 
@@ -179,6 +182,12 @@ def build_model(config: ConfigDict) -> nn.Module:
 def _log_mel_by_blocks(audio: Tensor) -> Tensor:
     stream = LogMelStream()
     return torch.cat([*(stream.feed(block) for block in audio.split(BLOCK_SAMPLES)), stream.finish()])
+
+
+def check_precision(precision: str, *others: str) -> None:
+    """ValueError for what is neither a key of PRECISIONS nor one of the `others`."""
+    if precision not in (*others, *PRECISIONS):
+        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join((*others, *PRECISIONS))}")
 
 
 def _check_layout(layout: str) -> None:

@@ -1,6 +1,7 @@
 """Live embeddings: SSAM on audio that arrives in pieces of any length, in constant memory."""
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from data.feature_stream import LogMelStream
 from data.features import FRAMES_PER_SECOND, N_MELS, STD_OFFSET
 from data.moments import Moments
-from hear_api.inputs import check_finite
+from hear_api.inputs import as_samples, check_finite
 from hear_api.runtime import RuntimeSSAST
 
 MODES = ("warmup", "running")
@@ -45,13 +46,14 @@ class StreamingSSAM:
         self._step, self._states = 0, None
 
     @torch.inference_mode()
-    def feed(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Some more samples, float32 [n] at 16 kHz, any n -> the embeddings [t, width] of the steps that are now
+    def feed(self, samples: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+        """Some more samples, floating-point [n] at 16 kHz, any n -> the embeddings [t, width] of the steps that are now
         complete, perhaps none, and their starts in ms [t].
 
-        `hear_api.inputs.InputError` for NaN, Inf and unscaled PCM.
+        `hear_api.inputs.InputError` for other types and shapes, NaN, Inf and unscaled PCM.
         """
-        frames = self._log_mel.feed(check_finite(samples, "the piece").to(self._model.pos_embed.device))
+        samples = check_finite(as_samples(samples, "the piece"), "the piece")
+        frames = self._log_mel.feed(samples.to(self._model.pos_embed.device))
         return self._advance(frames, ended=False)
 
     @torch.inference_mode()
@@ -87,7 +89,7 @@ class StreamingSSAM:
     def _embed_steps(self, steps: int) -> Tensor:
         """The next steps, all of one unit -> [steps, width]."""
         needed = steps * self._runtime.frames_per_step
-        frames, self._frames = self._frames[:needed], self._frames[needed:].clone()
+        frames, self._frames = self._frames[:needed], self._frames[needed:]
         if self._statistics == "running":
             self._moments.add(frames)
         mean, std = self._moments.mean_and_std() if self._statistics == "running" else self._statistics

@@ -64,14 +64,32 @@ def test_damaged_folders_are_named(runtime, tmp_path):
         from_pretrained(folder)
 
 
+@pytest.mark.parametrize("change", [{"arch": "resnet"}, {"model_args": {"img_size": [201, 80]}}, {"model_args": []},
+                                    {"model_args": {"width": 3}}, {"scene_layout": "mel"}])
+def test_a_config_that_describes_no_model_is_named(runtime, tmp_path, change):
+    path = save_pretrained(runtime, tmp_path / "saved") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match="config.json: does not describe a model"):
+        from_pretrained(tmp_path / "saved")
+
+
+def test_unknown_precisions_are_refused_before_anything_is_touched(runtime, tmp_path):
+    with pytest.raises(ValueError, match="unknown precision 'float64'; choose from float32"):
+        save_pretrained(runtime, tmp_path / "saved", "float64")
+    assert not (tmp_path / "saved").exists()
+    save_pretrained(runtime, tmp_path / "saved")
+    with pytest.raises(ValueError, match="^unknown precision 'int8'; choose from auto"):
+        from_pretrained(tmp_path / "saved", "int8")
+
+
 @pytest.mark.parametrize("layout", ["published", "bands"])
 def test_a_program_gives_the_features_for_any_batch(runtime, tmp_path, layout):
-    export(runtime, tmp_path / "model.pt2", layout)
-    program = torch.export.load(tmp_path / "model.pt2").module()
+    export(runtime, tmp_path / "new" / "model.pt2", layout)
+    program = torch.export.load(tmp_path / "new" / "model.pt2").module()
     units = golden_input().repeat(4, 1, 1, 1)[:7]
     with torch.no_grad():
         torch.testing.assert_close(program(units), runtime.model.forward_features(units, layout), rtol=0, atol=1e-5)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.pt2"]
 
 
 def test_onnx_of_ssast(tmp_path):

@@ -105,6 +105,21 @@ def test_embed_names_the_clip_and_the_fault(runtime, clips, arguments, message):
         runtime.embed(clips, **arguments)
 
 
+def test_a_clip_may_be_short_as_long_as_it_is_long_enough_at_16_khz(runtime):
+    clip = 0.1 * np.sin(np.arange(150))
+    assert runtime.embed(clip, sample_rate=np.int64(8000)).shape == (1, 320)
+    np.testing.assert_array_equal(runtime.embed(clip, sample_rate=8000), runtime.embed([clip], sample_rate=8000))
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_and_huge_samples_bring_no_warnings(runtime):
+    clip = np.full(16000, 0.1, np.float32)
+    clip.flags.writeable = False
+    runtime.embed([clip])
+    with pytest.raises(InputError, match="NaN or Inf"):
+        runtime.embed(np.full(16000, 1e300))
+
+
 def test_truncated_and_mislabelled_files(runtime, tmp_path):
     tone = 0.3 * np.sin(np.arange(48000) / 10)
     for name in ("whole.flac", "wave.wav"):

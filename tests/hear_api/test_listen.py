@@ -43,6 +43,22 @@ def test_raw_stdin_in_a_process_of_its_own():
     assert b"26 steps of 40 ms" in done.stdout
 
 
+def test_ctrl_c_ends_live_audio_with_the_measurements(monkeypatch, capsys, one_thread):
+    def pieces(source):
+        yield from torch.tensor(tone(440, 1), dtype=torch.float32).split(640)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hear_api.listen.read_pieces", pieces)
+    main(["-", *MODEL])
+    assert re.search(r"\n24 steps of 40 ms.*real-time factor 0?[\d.]+\n", capsys.readouterr().out)
+
+
+def test_statistics_that_are_none(capsys):
+    with pytest.raises(SystemExit):
+        main(["a.wav", "--statistics", "mean"])
+    assert "'mean' is neither MEAN,STD nor one of warmup, running" in capsys.readouterr().err
+
+
 def test_errors_are_one_line(tmp_path, one_thread):
     with pytest.raises(SystemExit, match="listen: .*absent.wav: no such audio file"):
         main([str(tmp_path / "absent.wav"), *MODEL])

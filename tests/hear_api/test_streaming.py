@@ -90,9 +90,21 @@ def test_memory_stays_constant(runtime):
     assert max(sizes[30:]) <= max(sizes[:30])
 
 
+def test_pieces_are_arrays_or_tensors_of_any_floats(runtime):
+    audio = golden_audio(3000)[0]
+    rows, _ = StreamingSSAM(runtime).feed(audio)
+    for piece in (audio.numpy(), audio.double(), audio.double().numpy()):
+        assert torch.equal(StreamingSSAM(runtime).feed(piece)[0], rows)
+
+
 def test_faults_are_named(runtime):
     with pytest.raises(InputError, match="the piece holds NaN or Inf"):
         StreamingSSAM(runtime).feed(torch.full((10,), np.nan))
+    for piece, message in ((torch.zeros(1, 3000), r"the piece must be \[n_samples\], got \[1, 3000\]"),
+                           (torch.ones(3000, dtype=torch.int16), "int16; integer PCM needs scaling"),
+                           ([0.0] * 3000, "floating-point samples .* got list")):
+        with pytest.raises(InputError, match=message):
+            StreamingSSAM(runtime).feed(piece)
     with pytest.raises(ValueError, match="200 samples"):
         stream(StreamingSSAM(runtime), torch.zeros(200), 50)
     for statistics in ("mean", (1.0,), (0.0, -1.0), None):
