@@ -75,9 +75,9 @@ def main():
                            {"gate_ptr", "bias_ptr"} if absent else (), REVERSE=reverse, SOFTPLUS=softplus, **cut)
             compile_kernel(triton_chunk_kernels.combine, args.target, dtype, ("entry_ptr",) if absent else (),
                            REVERSE=reverse, GROUP=4, BLOCK=32)
-        for kernel in (conv1d_triton.forward_kernel, conv1d_triton.backward_kernel):
-            compile_kernel(kernel, args.target, dtype, ("bias_ptr",) if absent else (), TAPS=4, SILU=softplus, STEPS=32,
-                           BLOCK=32)
+        for kernel, group in ((conv1d_triton.forward_kernel, {}), (conv1d_triton.backward_kernel, {"GROUP": 4})):
+            compile_kernel(kernel, args.target, dtype, ("bias_ptr",) if absent else (), TAPS=4 if softplus else 1,
+                           SILU=softplus, STEPS=32, BLOCK=32, **group)
         rms = not softplus
         compile_kernel(add_norm_triton.forward_kernel, args.target, dtype,
                        ("residual_ptr", "bias_ptr", "mean_ptr") if rms else (), RMS=rms, BLOCK=256)
