@@ -69,7 +69,7 @@ class Report:
 def tasks() -> list[Task]:
     """All measurements, those first that matter most."""
     ways = ["ours"] if published_kernels.why_not("mamba-ssm") else ["ours", "mamba-ssm"]
-    fused = [] if published_kernels.why_not("causal-conv1d") else [way + ", fused block" for way in ways[1:]]
+    fused = [] if published_kernels.why_not_together() else [way + ", fused block" for way in ways[1:]]
     found = [Task("scan", subject, way, precision, backward) for precision in ("bfloat16", "float32")
              for subject in SCANS for way in ways for backward in (False, True)]
     found += [Task("step", f"tiny, {BATCH}", way, "bfloat16", True) for way in ways + fused]

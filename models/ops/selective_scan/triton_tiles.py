@@ -1,9 +1,9 @@
 """What the Triton kernels of the selective scan share: places in memory, and tiles of states.
 
 Symbols: d channels of a block, t time, n states. Sequences are channels-last, [batch, time, channels] with strides.
-States in memory are float32 [S, D], in registers a tuple of PARTS tiles of WIDTH states each, S = PARTS WIDTH: 24 states
-are 3 x 8, without the idle quarter of one tile of 32. Where S is more than N, A, B and C hold zeros, and so does the
-rest of each state. So no mask is needed along n.
+States in memory are float32 [S, D], in registers a tuple of PARTS tiles of WIDTH states each, S = PARTS WIDTH: 24
+states are 3 x 8, without the idle quarter of one tile of 32. Where S is more than N, A, B and C hold zeros, and so does
+the rest of each state. So no mask is needed along n.
 """
 import triton
 import triton.language as tl
