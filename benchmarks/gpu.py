@@ -5,7 +5,7 @@ step in three sizes; SSAM against SSAST from 251 to 22,000 tokens. Where mamba-s
 beside ours: its scan in our block, and its fused block. The machine's ceilings, a large copy and exponentials in
 registers, are measured in the same run; `of floor` is the time that the least possible bytes or exponentials of a scan
 take at those rates, whichever is more, divided by the time it took. What no longer fits into the budget is named, not
-estimated.
+estimated, and so is what fails. Each line is printed, and written to the JSON file, as soon as it is measured.
 """
 import argparse
 import json
@@ -30,6 +30,8 @@ SCANS = {"pretraining": (256, EXPAND * 192, 251, STATE), "long clip": (1, EXPAND
 LENGTHS = (251, 1000, 4000, 16000, 22000)
 BATCH = 256
 SECONDS = 1.0  # each measurement is repeated for this long and its median counts
+QUEUED = 5     # runs that the device is given at once
+LONG_ROWS = {"torch.compile": 150.0, "plain": 40.0}  # seconds that rows of these ways may take
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Report:
 def tasks() -> list[Task]:
     """All measurements, those first that matter most."""
     ways = ["ours"] if published_kernels.why_not("mamba-ssm") else ["ours", "mamba-ssm"]
-    fused = [] if published_kernels.why_not("causal-conv1d") else [way + ", fused block" for way in ways[1:]]
+    fused = [] if published_kernels.why_not_together() else [way + ", fused block" for way in ways[1:]]
     found = [Task("scan", subject, way, precision, backward) for precision in ("bfloat16", "float32")
              for subject in SCANS for way in ways for backward in (False, True)]
     found += [Task("step", f"tiny, {BATCH}", way, "bfloat16", True) for way in ways + fused]
@@ -93,8 +95,9 @@ def scan_run(task: Task) -> Callable[[], object]:
     batch, channels, length, state = SCANS[task.subject]
     dtype = DTYPES[task.precision]
 
-    def sequence(width: int) -> Tensor:  # as the Mamba block passes them: channels-last views
-        return torch.randn(batch, length, width, device="cuda", dtype=dtype).transpose(1, 2)
+    def sequence(width: int) -> Tensor:  # channels-last views, as the Mamba block passes them; mamba-ssm copies those
+        values = torch.randn(batch, length, width, device="cuda", dtype=dtype).transpose(1, 2)
+        return values.contiguous() if task.way == "mamba-ssm" else values
 
     u, z, delta, B, C = (sequence(width) for width in (channels, channels, channels, state, state))
     A = -torch.arange(1., state + 1, device="cuda").expand(channels, -1).contiguous()
@@ -161,19 +164,24 @@ def tokens_run(task: Task) -> Callable[[], object]:
 RUNS = {"scan": scan_run, "encoder": model_run, "step": model_run, "tokens": tokens_run}
 
 
-def median_seconds(function: Callable[[], object], seconds: float = SECONDS) -> float:
-    """Of the runs that fit into `seconds`, at least three, after three to warm up."""
+def median_seconds(function: Callable[[], object]) -> float:
+    """On the device, of the runs that fit into SECONDS, at least QUEUED of them, after three to warm up.
+
+    Several runs are queued behind a pause, so that the device goes from one to the next without waiting for Python.
+    """
     for _ in range(3):
         function()
     torch.cuda.synchronize()
     times, begin = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begin < seconds:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1000)
+    while not times or time.perf_counter() - begin < SECONDS:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(QUEUED + 1)]
+        torch.cuda._sleep(20_000_000)  # clock cycles, about a hundredth of a second
+        events[0].record()
+        for event in events[1:]:
+            function()
+            event.record()
+        torch.cuda.synchronize()
+        times += [start.elapsed_time(end) / 1000 for start, end in zip(events, events[1:])]
     return sorted(times)[len(times) // 2]
 
 
@@ -198,6 +206,9 @@ def measure(task: Task, report: Report) -> Row:
     except torch.cuda.OutOfMemoryError:
         row.problem = "out of memory"
         return row
+    except Exception as error:  # of whatever kind: the other rows are still wanted
+        row.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return row
     row.peak_mib = (torch.cuda.max_memory_allocated() - before) / 2 ** 20
     if task.kind == "scan":
         moved, exponentials = scan_work(SCANS[task.subject], DTYPES[task.precision].itemsize, task.backward)
@@ -206,45 +217,50 @@ def measure(task: Task, report: Report) -> Row:
     return row
 
 
-def run(budget_seconds: float, output: Path) -> Report:
-    """Measure what fits into the budget; the file `output` grows row by row."""
+def run(budget_seconds: float, output: Path, show: Callable[[str], None] = lambda line: None) -> Report:
+    """Measure what fits into the budget; the file `output` grows row by row, and `show` gets the table line by line."""
     import triton
 
     begin, longest = time.perf_counter(), 15.0  # of a row so far; a first guess leaves room for compiling
     torch.set_float32_matmul_precision("high")  # TF32 in the float32 rows
     copied, exponentials = ceilings()
     report = Report(torch.cuda.get_device_name(), torch.__version__, triton.__version__, copied / 1e9, exponentials)
+    for text in head(report):
+        show(text)
     for task in tasks():
         start = time.perf_counter()
-        if start - begin + longest > budget_seconds:
+        if start - begin + max(longest, LONG_ROWS.get(task.way, 0.0)) > budget_seconds:
             report.rows.append(Row(task, problem="no time left"))
         else:
             report.rows.append(measure(task, report))
-            longest = max(longest, time.perf_counter() - start)
+            if task.way not in LONG_ROWS:
+                longest = max(longest, time.perf_counter() - start)
+        show(line(report.rows[-1]))
         with atomic_write(output) as file:
             file.write(json.dumps(asdict(report), indent=1).encode() + b"\n")
     return report
 
 
-def table(report: Report) -> str:
-    """The rows in markdown. `samples/s` of a token stack counts its one input."""
-    lines = [f"{report.machine}, torch {report.torch}, triton {report.triton}; ceilings: {report.gb_per_s:.0f} GB/s, "
-             f"{report.exp_per_s / 1e9:.0f} G exponentials/s", "",
-             "| what | of | kernels | precision | pass | ms | samples/s | peak MiB | GB/s | G exp/s | of floor |",
-             "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|"]
-    for row in report.rows:
-        task = row.task
-        passes = "forward + backward" if task.backward else "forward"
-        cells = [task.kind, task.subject, task.way, task.precision, passes]
-        if row.problem:
-            cells += [f"not measured: {row.problem}", *5 * [""]]
-        else:
-            samples = {"scan": SCANS.get(task.subject, (1,))[0], "tokens": 1}.get(task.kind, BATCH)
-            cells += [f"{1000 * row.seconds:.3g}", f"{samples / row.seconds:.0f}", f"{row.peak_mib:.0f}"]
-            cells += [f"{row.gb_per_s:.0f}", f"{row.exp_per_s / 1e9:.0f}", f"{row.of_floor:.0%}"] \
-                if task.kind == "scan" else 3 * [""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def head(report: Report) -> list[str]:
+    """What stands above the rows of the table in markdown. `samples/s` of a token stack counts its one input."""
+    return [f"{report.machine}, torch {report.torch}, triton {report.triton}; ceilings: {report.gb_per_s:.0f} GB/s, "
+            f"{report.exp_per_s / 1e9:.0f} G exponentials/s", "",
+            "| what | of | kernels | precision | pass | ms | samples/s | peak MiB | GB/s | G exp/s | of floor |",
+            "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|"]
+
+
+def line(row: Row) -> str:
+    task = row.task
+    passes = "forward + backward" if task.backward else "forward"
+    cells = [task.kind, task.subject, task.way, task.precision, passes]
+    if row.problem:
+        cells += [f"not measured: {row.problem.replace('|', '/')}", *5 * [""]]
+    else:
+        samples = {"scan": SCANS.get(task.subject, (1,))[0], "tokens": 1}.get(task.kind, BATCH)
+        cells += [f"{1000 * row.seconds:.3g}", f"{samples / row.seconds:.0f}", f"{row.peak_mib:.0f}"]
+        cells += [f"{row.gb_per_s:.0f}", f"{row.exp_per_s / 1e9:.0f}", f"{row.of_floor:.0%}"] \
+            if task.kind == "scan" else 3 * [""]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -256,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu: there is no CUDA device; benchmarks.cpu measures this machine")
-    print(table(run(args.budget_seconds, args.output)))
+    run(args.budget_seconds, args.output, show=lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

@@ -53,9 +53,10 @@ class Mamba(nn.Module):
         self.out_proj.weight /= math.sqrt(depth)  # one residual addition per block (GPT-2)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if self.backend == "auto" and mamba_inner.why_not(hidden, self.A_log, self.conv1d.weight) is None:
+        if self.backend == "auto" and mamba_inner.why_not(
+                hidden, self.A_log, self.conv1d.weight, self.conv1d.bias) is None:
             return mamba_inner.mamba_inner(
-                self.in_proj(hidden).transpose(1, 2), self.conv1d.weight, self.conv1d.bias, self.x_proj.weight,
+                self._project_time_last(hidden), self.conv1d.weight, self.conv1d.bias, self.x_proj.weight,
                 self.dt_proj.weight, self.out_proj.weight, self.out_proj.bias, -torch.exp(self.A_log.float()), self.D,
                 self.dt_proj.bias)
         x, z = self._project(hidden)
@@ -92,6 +93,11 @@ class Mamba(nn.Module):
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's branch and the gate's: [B, L, D] -> 2 x [B, E, L]."""
         return _apply(self.in_proj, hidden).transpose(1, 2).chunk(2, dim=1)
+
+    def _project_time_last(self, hidden: Tensor) -> Tensor:
+        """Both branches [B, 2 E, L], time contiguous: the product the other way round, [2 E, D] x [D, B L]."""
+        xz = linear(self.in_proj.weight, hidden.flatten(0, 1)).unflatten(1, hidden.shape[:2]).transpose(0, 1)
+        return xz if self.in_proj.bias is None else xz + self.in_proj.bias.to(xz.dtype)[:, None]
 
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [B, E, L] -> delta [B, E, L], A [E, N], B and C [B, N, L]."""

@@ -1,4 +1,5 @@
 """Batches copied to the device one step ahead, on a stream of their own, while the step before computes."""
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -13,7 +14,7 @@ def prefetch(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iter
     if device.type != "cuda":
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
+    stream = _stream(device)
 
     def copy(batch):
         with torch.cuda.stream(stream):
@@ -37,3 +38,9 @@ def prefetch(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iter
             ahead = copy(batch)
     if ahead is not None:
         yield hand_over(ahead)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: memory that was given to a stream serves no other."""
+    return torch.cuda.Stream(device)

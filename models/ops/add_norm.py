@@ -8,7 +8,8 @@ def add_norm(hidden: Tensor, residual: Tensor | None, norm: nn.LayerNorm | nn.RM
              fused: bool) -> tuple[Tensor, Tensor]:
     """residual + hidden, in float32 if asked for, and its norm in the dtype of the norm's weight, all [B, L, D].
 
-    `fused` allows a Triton kernel for CUDA tensors. Returns (normalised, residual).
+    `fused` allows a Triton kernel for CUDA tensors, which gives the norm in the dtype of autocast where that is on.
+    Returns (normalised, residual).
     """
     if fused and triton_support.why_not_on_cuda(hidden, residual, norm.weight) is None:
         from models.ops import add_norm_triton

@@ -81,21 +81,24 @@ def backward_kernel(d_normed_ptr, d_total_ptr, total_ptr, weight_ptr, mean_ptr, 
 
 def add_norm(hidden: Tensor, residual: Tensor | None, norm: nn.LayerNorm | nn.RMSNorm,
              residual_in_fp32: bool) -> tuple[Tensor, Tensor]:
-    """See `models.ops.add_norm`."""
+    """See `models.ops.add_norm`. Under autocast the norm is in autocast's dtype, which is what a linear layer makes of
+    it: a pass over memory less, and the same numbers."""
     rms = isinstance(norm, nn.RMSNorm)
     dtype = hidden.dtype if residual is None else torch.promote_types(hidden.dtype, residual.dtype)
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    normed_dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else norm.weight.dtype
     normed, total, _, _ = torch.ops.audio_mamba.add_norm_triton(
         hidden, residual, norm.weight, None if rms else norm.bias, norm.eps, rms,
-        torch.float32 if residual_in_fp32 else dtype)
+        torch.float32 if residual_in_fp32 else dtype, normed_dtype)
     return normed, total
 
 
 @torch.library.custom_op("audio_mamba::add_norm_triton", mutates_args=())
 def _forward(hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
-             dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden, residual [..., D] -> normalised in weight's dtype, their sum in `dtype`, and per row the mean (none for
+             dtype: torch.dtype, normed_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden, residual [..., D] -> normalised in `normed_dtype`, their sum in `dtype`, and per row the mean (none for
     RMSNorm) and 1 / sqrt(variance + eps)."""
-    normed, total, mean, scale = _outputs(hidden, weight, rms, dtype)
+    normed, total, mean, scale = _outputs(hidden, rms, dtype, normed_dtype)
     if hidden.numel():
         hidden, residual = (t if t is None else t.contiguous() for t in (hidden, residual))
         with device_of(hidden):
@@ -104,15 +107,15 @@ def _forward(hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tens
     return normed, total, mean, scale
 
 
-def _outputs(hidden, weight, rms, dtype):
+def _outputs(hidden, rms, dtype, normed_dtype):
     rows = hidden.shape[:-1].numel()
-    return (hidden.new_empty(hidden.shape, dtype=weight.dtype), hidden.new_empty(hidden.shape, dtype=dtype),
+    return (hidden.new_empty(hidden.shape, dtype=normed_dtype), hidden.new_empty(hidden.shape, dtype=dtype),
             hidden.new_empty(0 if rms else rows, dtype=torch.float32), hidden.new_empty(rows, dtype=torch.float32))
 
 
 @_forward.register_fake
-def _(hidden, residual, weight, bias, eps, rms, dtype):
-    return _outputs(hidden, weight, rms, dtype)
+def _(hidden, residual, weight, bias, eps, rms, dtype, normed_dtype):
+    return _outputs(hidden, rms, dtype, normed_dtype)
 
 
 @torch.library.custom_op("audio_mamba::add_norm_triton_backward", mutates_args=())
@@ -145,7 +148,7 @@ def _(d_normed, d_total, total, weight, mean, scale, rms, hidden_dtype, residual
 
 
 def _setup_context(ctx, inputs, output):
-    hidden, residual, weight, bias, _, ctx.rms, _ = inputs
+    hidden, residual, weight, bias, _, ctx.rms, _, _ = inputs
     ctx.dtypes = hidden.dtype, residual if residual is None else residual.dtype
     ctx.bias_dtype = bias if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
@@ -159,7 +162,7 @@ def _autograd(ctx, d_normed, d_total, *_):
     d_hidden, d_residual, d_weight, d_bias = torch.ops.audio_mamba.add_norm_triton_backward(
         d_normed, d_total, total, weight, mean, scale, ctx.rms, *ctx.dtypes)
     return (d_hidden, None if ctx.dtypes[1] is None else d_residual, d_weight,
-            None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype), None, None, None)
+            None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype), None, None, None, None)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -17,7 +17,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activat
         raise ValueError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
     if causal_conv1d_cpu.why_not(x, weight, bias) is None:
         return causal_conv1d_cpu.causal_conv1d(x, weight, bias, activation == "silu")
-    if x.is_cuda and _package_fits(x, weight):
+    if x.is_cuda and _package_fits(x, weight, bias):
         return published_kernels.module("causal-conv1d").causal_conv1d_fn(x, weight, bias, activation=activation)
     if triton_support.why_not_on_cuda(x, weight, bias) is None:
         from models.ops import conv1d_triton
@@ -33,9 +33,9 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activat
     return F.silu(y) if activation == "silu" else y
 
 
-def _package_fits(x: Tensor, weight: Tensor) -> bool:
-    """2 to 4 taps; channels-last views need strides in eights."""
+def _package_fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """2 to 4 taps with a bias, which its gradients want; channels-last views need strides in eights."""
     channels_last = x.stride(1) == 1 and x.stride(2) % 8 == 0 and x.stride(0) % 8 == 0
-    return (2 <= weight.shape[-1] <= 4 and x.dtype in triton_support.DTYPES
+    return (2 <= weight.shape[-1] <= 4 and bias is not None and x.dtype in triton_support.DTYPES
             and (x.stride(2) == 1 or channels_last and x.shape[1] % 8 == 0)
             and published_kernels.why_not("causal-conv1d") is None)

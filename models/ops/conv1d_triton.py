@@ -1,8 +1,9 @@
 """The causal convolution by Triton kernels: depthwise, with bias and SiLU, forward and backward, sums in float32.
 
-A program takes a block of channels and a tile of time. It reads the tile once per tap, all but the first from cache,
-so forward moves 2 numbers per channel and step, and backward 3 (x, dy and dx). Backward leaves one share of the
-gradients of weight and bias per tile, summed after in a fixed order.
+A program takes a block of channels and a tile of time. Forward reads the tile once per tap, all but the first from
+cache; backward walks through it with the last inputs and gradients in registers. So forward moves 2 numbers per channel
+and step, and backward 3 (x, dy and dx). Backward leaves one share of the gradients of weight and bias per tile, summed
+after in a fixed order.
 """
 import torch
 import triton
@@ -13,6 +14,7 @@ from models.ops.native import rows
 from models.ops.triton_support import device_of
 
 STEPS, BLOCK = 32, 64  # a program's time and channels
+STEPS_BACK, GROUP = 64, 8  # those of backward, which loads GROUP of them ahead
 
 
 @triton.jit
@@ -22,11 +24,11 @@ def _load(ptr, mask):
 
 @triton.jit
 def _place(length, channels, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """The program's tile of batch and time, its batch entry, times [STEPS, 1] and channels [1, BLOCK]."""
+    """The program's batch entry, times [STEPS, 1] and channels [1, BLOCK]."""
     program, blocks, tiles = tl.program_id(0), tl.cdiv(channels, BLOCK), tl.cdiv(length, STEPS)
     share = program // blocks
     t = share % tiles * STEPS + tl.arange(0, STEPS)
-    return share, (share // tiles).to(tl.int64), t.to(tl.int64)[:, None], \
+    return (share // tiles).to(tl.int64), t.to(tl.int64)[:, None], \
         (program % blocks * BLOCK + tl.arange(0, BLOCK))[None, :]
 
 
@@ -47,7 +49,7 @@ def _convolve(x_ptr, x_time, weight_ptr, bias_ptr, t, d, length, channels, TAPS:
 @triton.jit
 def forward_kernel(x_ptr, weight_ptr, bias_ptr, y_ptr, length, channels, x_batch, x_time, TAPS: tl.constexpr,
                    SILU: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    _, batch, t, d = _place(length, channels, STEPS, BLOCK)
+    batch, t, d = _place(length, channels, STEPS, BLOCK)
     y = _convolve(x_ptr + batch * x_batch, x_time, weight_ptr, bias_ptr, t, d, length, channels, TAPS)
     if SILU:
         y *= tl.sigmoid(y)
@@ -56,37 +58,61 @@ def forward_kernel(x_ptr, weight_ptr, bias_ptr, y_ptr, length, channels, x_batch
 
 
 @triton.jit
-def _d_sums(dy_ptr, dy_time, x_ptr, x_time, weight_ptr, bias_ptr, t, d, length, channels, TAPS: tl.constexpr,
-            SILU: tl.constexpr):
-    """The gradient of what enters SiLU at times t, 0 outside."""
-    gradient = _load(dy_ptr + t * dy_time + d, (t < length) & (d < channels))
-    if SILU:
-        total = _convolve(x_ptr, x_time, weight_ptr, bias_ptr, t, d, length, channels, TAPS)
-        gate = tl.sigmoid(total)
-        gradient *= gate * (1.0 + total * (1.0 - gate))
-    return gradient
-
-
-@triton.jit
 def backward_kernel(dy_ptr, x_ptr, weight_ptr, bias_ptr, dx_ptr, d_weight_ptr, d_bias_ptr, length, channels, dy_batch,
                     dy_time, x_batch, x_time, TAPS: tl.constexpr, SILU: tl.constexpr, STEPS: tl.constexpr,
-                    BLOCK: tl.constexpr):
-    share, batch, t, d = _place(length, channels, STEPS, BLOCK)
+                    GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """Walks back through the tile's time. `recent` are the inputs x_t, x_{t-1}, ... and `later` the gradients of what
+    enters SiLU at t, t + 1, ..., of which a step adds one each. It begins TAPS - 1 steps after the tile."""
+    blocks, tiles = tl.cdiv(channels, BLOCK), tl.cdiv(length, STEPS)
+    share = tl.program_id(0) // blocks
+    batch, first = (share // tiles).to(tl.int64), share % tiles * STEPS
+    d = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    used = d < channels
     dy_ptr += batch * dy_batch
     x_ptr += batch * x_batch
-    inside = (t < length) & (d < channels)
-    dx = tl.zeros(inside.shape, dtype=tl.float32)
-    for tap in tl.static_range(TAPS):
-        later = _d_sums(dy_ptr, dy_time, x_ptr, x_time, weight_ptr, bias_ptr, t + (TAPS - 1 - tap), d, length, channels,
-                        TAPS, SILU)
-        dx += _load(weight_ptr + d * TAPS + tap, d < channels) * later
-        # The output TAPS - 1 - tap steps later read x_t through this tap.
-        x = _load(x_ptr + t * x_time + d, inside)
-        row = (share.to(tl.int64) * TAPS + tap) * channels + d
-        tl.store(d_weight_ptr + row, tl.sum(x * later, axis=0)[None, :], mask=d < channels)
-        if tap == TAPS - 1:
-            tl.store(d_bias_ptr + share.to(tl.int64) * channels + d, tl.sum(later, axis=0)[None, :], mask=d < channels)
-    tl.store(dx_ptr + (batch * length + t) * channels + d, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    bias = tl.zeros([BLOCK], dtype=tl.float32) if bias_ptr is None else _load(bias_ptr + d, used)
+    end = tl.minimum(first + STEPS, length)
+    last = tl.minimum(end + TAPS - 1, length) - 1
+    weights, recent, later, d_weights = (), (), (), ()  # by lag: the weight of x_{t-1} in the output t comes second
+    for lag in tl.static_range(TAPS):
+        weights = weights + (_load(weight_ptr + d * TAPS + TAPS - 1 - lag, used),)
+        at = (last + 1 - lag).to(tl.int64)
+        recent = recent + (_load(x_ptr + at * x_time + d, used & (at >= 0) & (at < length)),)
+        later = later + (tl.zeros([BLOCK], dtype=tl.float32),)
+        d_weights = d_weights + (tl.zeros([BLOCK], dtype=tl.float32),)
+    d_bias = tl.zeros([BLOCK], dtype=tl.float32)
+    for group in range(tl.cdiv(last + 1 - first, GROUP)):
+        begin = last - group * GROUP
+        dys, xs = (), ()
+        for i in tl.static_range(GROUP):
+            t = (begin - i).to(tl.int64)
+            oldest = t - (TAPS - 1)
+            dys = dys + (_load(dy_ptr + t * dy_time + d, used & (t >= first)),)
+            xs = xs + (_load(x_ptr + oldest * x_time + d, used & (oldest >= 0)),)
+        for i in tl.static_range(GROUP):
+            t = (begin - i).to(tl.int64)
+            inputs, total = (), bias
+            for lag in tl.static_range(TAPS):
+                inputs = inputs + (recent[lag + 1] if lag + 1 < TAPS else xs[i],)
+                total += weights[lag] * inputs[lag]
+            gradient = dys[i]
+            if SILU:
+                gate = tl.sigmoid(total)
+                gradient *= gate * (1.0 + total * (1.0 - gate))
+            own = (t >= first) & (t < end)
+            x = tl.where(own, inputs[0], 0.0)
+            d_bias += tl.where(own, gradient, 0.0)
+            gradients, d_weights_more, dx = (), (), tl.zeros([BLOCK], dtype=tl.float32)
+            for lag in tl.static_range(TAPS):
+                gradients = gradients + (gradient if lag == 0 else later[lag - 1],)
+                dx += weights[lag] * gradients[lag]
+                d_weights_more = d_weights_more + (d_weights[lag] + x * gradients[lag],)
+            recent, later, d_weights = inputs, gradients, d_weights_more
+            tl.store(dx_ptr + (batch * length + t) * channels + d, dx.to(dx_ptr.dtype.element_ty), mask=used & own)
+    for lag in tl.static_range(TAPS):
+        row = share.to(tl.int64) * TAPS + TAPS - 1 - lag
+        tl.store(d_weight_ptr + row * channels + d, d_weights[lag], mask=used)
+    tl.store(d_bias_ptr + share.to(tl.int64) * channels + d, d_bias, mask=used)
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
@@ -103,8 +129,8 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tens
     if x.numel():
         x, weight, bias = _prepare(x, weight, bias)
         with device_of(x):
-            forward_kernel[_grid(x)](x, weight, bias, y, *x.shape[1:], *x.stride()[:2], TAPS=weight.shape[1], SILU=silu,
-                                     STEPS=STEPS, BLOCK=BLOCK)
+            forward_kernel[_grid(x, STEPS)](x, weight, bias, y, *x.shape[1:], *x.stride()[:2], TAPS=weight.shape[1],
+                                            SILU=silu, STEPS=STEPS, BLOCK=BLOCK)
     return y
 
 
@@ -118,13 +144,14 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
               silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dx = x.new_empty(x.shape)
-    (channels, taps), shares = weight.shape, len(x) * -(-x.shape[1] // STEPS)
+    (channels, taps), shares = weight.shape, len(x) * -(-x.shape[1] // STEPS_BACK)
     d_weight, d_bias = weight.new_empty(shares, taps, channels), weight.new_empty(shares, channels)
     if x.numel():
         dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
         with device_of(x):
-            backward_kernel[_grid(x)](dy, x, weight, bias, dx, d_weight, d_bias, *x.shape[1:], *dy.stride()[:2],
-                                      *x.stride()[:2], TAPS=taps, SILU=silu, STEPS=STEPS, BLOCK=BLOCK)
+            backward_kernel[_grid(x, STEPS_BACK)](
+                dy, x, weight, bias, dx, d_weight, d_bias, *x.shape[1:], *dy.stride()[:2], *x.stride()[:2], TAPS=taps,
+                SILU=silu, STEPS=STEPS_BACK, GROUP=GROUP, BLOCK=BLOCK, num_warps=1)
     return dx, d_weight.sum(0).t().contiguous(), d_bias.sum(0)
 
 
@@ -151,6 +178,6 @@ def _prepare(x, weight, bias):
     return rows(x), weight.contiguous(), bias if bias is None else bias.contiguous()
 
 
-def _grid(x):
+def _grid(x, steps):
     batch, length, channels = x.shape
-    return (batch * -(-length // STEPS) * -(-channels // BLOCK),)
+    return (batch * -(-length // steps) * -(-channels // BLOCK),)

@@ -29,6 +29,21 @@ def module(package: str) -> ModuleType:
     return loaded
 
 
+@constant_when_traced
+def why_not_together() -> str | None:
+    """The reason why mamba-ssm cannot call causal-conv1d, as a sentence. It calls what is beneath that package's
+    functions, which has changed twice."""
+    for package in MODULES:
+        if reason := why_not(package):
+            return reason
+    if getattr(module("mamba-ssm"), "causal_conv1d_fwd_function", None) is not None:  # which is there for such calls
+        return None
+    versions = [version(package) for package in MODULES]
+    if all(_numbers(found)[:2] == (1, 1) for found in versions):
+        return None
+    return "mamba-ssm {} cannot call the kernels of causal-conv1d {}".format(*versions)
+
+
 @functools.cache
 def _module_or_reason(package: str) -> tuple[ModuleType | None, str | None]:
     try:
@@ -43,9 +58,10 @@ def _module_or_reason(package: str) -> tuple[ModuleType | None, str | None]:
     if find_spec(compiled) is None:
         return None, f"{package} {found} was built without its module {compiled}, see requirements-gpu.txt"
     try:
+        import_module(compiled)  # which newer versions do without, where it does not fit this PyTorch
         return import_module(name), None
-    except ImportError as error:
-        return None, f"{package} {found} cannot be imported: {error}"
+    except Exception as error:  # whatever a package meets that was made for other versions of its own needs
+        return None, f"{package} {found} cannot be imported: {type(error).__name__}: {error}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

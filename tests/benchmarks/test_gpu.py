@@ -22,6 +22,7 @@ def test_the_least_work_of_a_scan():
 @pytest.mark.parametrize("installed", [False, True])
 def test_every_measurement_once(monkeypatch, installed):
     monkeypatch.setattr(gpu.published_kernels, "why_not", lambda package: None if installed else "not there")
+    monkeypatch.setattr(gpu.published_kernels, "why_not_together", lambda: None if installed else "not there")
     tasks = gpu.tasks()
     assert len(set(tasks)) == len(tasks)
     assert {task.way for task in tasks} >= ({"mamba-ssm", "mamba-ssm, fused block"} if installed else {"ours"})
@@ -39,7 +40,8 @@ def test_table_and_file_hold_every_row_and_the_budget_ends_the_measuring(monkeyp
     monkeypatch.setattr(gpu, "measure", fake_measure)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
     before = torch.get_float32_matmul_precision()
-    report = gpu.run(1000, tmp_path / "all.json")
+    lines = []
+    report = gpu.run(1000, tmp_path / "all.json", lines.append)
     nothing = gpu.run(1, tmp_path / "nothing.json")
     torch.set_float32_matmul_precision(before)
     assert [row.task for row in report.rows] == [row.task for row in nothing.rows] == gpu.tasks()
@@ -47,13 +49,38 @@ def test_table_and_file_hold_every_row_and_the_budget_ends_the_measuring(monkeyp
     assert all(row.problem == "no time left" and row.seconds == 0 for row in nothing.rows)
     assert len(json.loads((tmp_path / "all.json").read_text())["rows"]) == len(report.rows)
 
-    lines = gpu.table(report).splitlines()
     assert lines[0].startswith("A GPU, torch") and "3000 GB/s, 4000 G exponentials/s" in lines[0]
     scan = next(line for line in lines if "| scan | pretraining | ours | bfloat16 | forward |" in line)
     assert scan.endswith("| 500 | 512 | 10 | 100 | 2000 | 25% |")
     assert next(line for line in lines if "| step | base, 256 |" in line).endswith("| 500 | 512 | 10 |  |  |  |")
-    assert "not measured: no time left" in gpu.table(nothing)
+    assert "not measured: no time left" in gpu.line(nothing.rows[0])
     assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_rows_that_take_long_are_not_begun_late(monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(gpu, "ceilings", lambda: (3e12, 4e12))
+    monkeypatch.setattr(gpu, "measure", fake_measure)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    before = torch.get_float32_matmul_precision()
+    report = gpu.run(60, tmp_path / "some.json")
+    torch.set_float32_matmul_precision(before)
+    assert {row.task.way for row in report.rows if row.problem} == {"torch.compile"}
+
+
+def test_a_row_that_fails_says_why_and_leaves_the_others(monkeypatch):
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+
+    def fail(task):
+        raise RuntimeError("two\nlines | of reasons")
+
+    monkeypatch.setitem(gpu.RUNS, "scan", fail)
+    row = gpu.measure(gpu.tasks()[0], gpu.Report("", "", ""))
+    assert row.problem == "RuntimeError: two lines | of reasons"
+    assert "| not measured: RuntimeError: two lines / of reasons |" in gpu.line(row)
 
 
 def test_the_kernel_of_exponentials_does_as_many_as_it_says():

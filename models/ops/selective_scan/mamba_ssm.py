@@ -1,4 +1,6 @@
 """The selective scan by the CUDA kernels of the package mamba-ssm, where it is installed."""
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,17 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
             t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias)):
         raise RuntimeError("selective_scan: the package mamba-ssm gives no gradient of the last state; "
                            "call under torch.no_grad() or name another back end")
+    groups = math.lcm(*(t.shape[1] for t in (B, C) if t.dim() == 4))
+    B, C = (_in_groups(t, groups) for t in (B, C))  # the package takes one number of groups for both
     delta, B, C, z = (t if t is None else t.to(u.dtype) for t in (delta, B, C, z))
     A, D, delta_bias = (t if t is None else t.float() for t in (A, D, delta_bias))
     function = published_kernels.module("mamba-ssm").selective_scan_fn
     return function(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+
+
+def _in_groups(matrix: Tensor, groups: int) -> Tensor:
+    """B or C as [B, N, L] or [B, G', N, L] with G' dividing G -> the same or [B, G, N, L]."""
+    if groups == 1:
+        return matrix
+    matrix = matrix if matrix.dim() == 4 else matrix[:, None]
+    return matrix.repeat_interleave(groups // matrix.shape[1], dim=1)

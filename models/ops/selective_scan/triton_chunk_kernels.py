@@ -2,14 +2,15 @@
 import triton
 import triton.language as tl
 
-from models.ops.selective_scan.triton_tiles import load, load_row, load_states, load_step, place, store_states
+from models.ops.selective_scan.triton_tiles import (
+    load, load_row, load_states, load_step, place, store_states, zero_states)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels"])
 def chunk_ends(x_ptr, gate_ptr, delta_ptr, A_ptr, row_ptr, bias_ptr, ends_ptr, totals_ptr,
-               length, channels, states, chunks, chunk_length, x_batch, x_time, gate_batch, gate_time, delta_batch,
-               delta_time, row_batch, row_time, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, GROUP: tl.constexpr,
-               BLOCK: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+               length, channels, chunks, chunk_length, x_batch, x_time, gate_batch, gate_time, delta_batch, delta_time,
+               REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+               WIDTH: tl.constexpr, PARTS: tl.constexpr):
     """What a chunk of time adds to the state, from zero, and the sum of its steps.
 
     Forward h = a h + (step x) row, with x = u and row = B. In REVERSE q = a (q + silu(gate) x row), with x = dy,
@@ -18,8 +19,8 @@ def chunk_ends(x_ptr, gate_ptr, delta_ptr, A_ptr, row_ptr, bias_ptr, ends_ptr, t
     batch, chunk, _, d = place(channels, chunks, BLOCK)
     used = d < channels
     bias = 0.0 if bias_ptr is None else load(bias_ptr + d, used)
-    A = load_states(A_ptr, 0, d, channels, states, WIDTH, PARTS, False)
-    h = load_states(None, 0, d, channels, states, WIDTH, PARTS, False)
+    A = load_states(A_ptr, 0, d, channels, WIDTH, PARTS, False)
+    h = zero_states(d, WIDTH, PARTS, False)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     first = chunk * chunk_length
     end = tl.minimum(first + chunk_length, length)
@@ -42,13 +43,13 @@ def chunk_ends(x_ptr, gate_ptr, delta_ptr, A_ptr, row_ptr, bias_ptr, ends_ptr, t
             t = begin + (GROUP - 1 - i if REVERSE else i)
             after = ()
             for j in tl.static_range(PARTS):
-                row = load_row(row_ptr + batch * row_batch + t * row_time, j, states, t < end, WIDTH)
+                row = load_row(row_ptr, batch * length + tl.minimum(t, end - 1), j, WIDTH, PARTS)
                 decay, added = tl.exp2(steps[i][None, :] * A[j]), inputs[i][None, :] * row[:, None]
                 after = after + (decay * (h[j] + added) if REVERSE else decay * h[j] + added,)
             h = after
             total += steps[i]
     number = batch * chunks + chunk
-    store_states(ends_ptr, number, h, d, channels, states, WIDTH, False)
+    store_states(ends_ptr, number, h, d, channels, WIDTH, False)
     tl.store(totals_ptr + number * channels + d, total, mask=used)
 
 

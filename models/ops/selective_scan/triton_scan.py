@@ -13,18 +13,19 @@ What it costs at least, per channel and step of time, at s bytes per number:
 
                  bytes                                   exponentials
     forward      4 s (u, delta, z, y) + N / 8            N (twice in chunks)
-    backward     7 s (u, delta, z, dy, du, d_delta, dz)  3 N: the states before each group, those within, the adjoint
-                 + N / 8 + 2 N (dB, dC of a block)       (4 in chunks)
+    backward     7 s (u, delta, z, dy, du, d_delta, dz)  2.5 N: the states before each group, those before each pair
+                 + N / 8 + N / 2 (dB, dC of a block)     of steps, and the way back (3.5 N in chunks)
 
-N / 8 is the states before the spans. 2 N is 2 x 4 bytes x N / 16, written and read: a block of 16 channels leaves a row
-of dB and of dC, which are then summed in a fixed order (no atomics). B and C are read once per block, from cache. At
-pretraining size, with L 251, N 24 and bfloat16, forward has 37 million channel steps, so 0.41 GB and 0.89 G
-exponentials, backward 2.4 GB and 2.7 G. No kernel needs less than 8 and 14 bytes and N exponentials per channel step:
-these are the floors that benchmarks/gpu.py compares with.
+N / 8 is the states before the spans. N / 2 is 2 x 4 bytes x N / 32, written and read: a block of 32 channels leaves a
+row of dB and of dC, which are then summed in a fixed order (no atomics). B and C are read once per block, from cache,
+as is the scratch memory of backward. At pretraining size, with L 251, N 24 and bfloat16, there are 37 million channel
+steps: forward moves 0.41 GB and takes 0.89 G exponentials, backward 1.07 GB and 2.2 G. No kernel needs less than 8 and
+14 bytes and N exponentials per channel step: these are the floors that benchmarks/gpu.py compares with.
 """
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.ops import triton_support
@@ -37,8 +38,8 @@ SPAN = 32              # steps between two states that are kept for backward; ch
 MIN_CHUNK = 64         # steps
 PROGRAMS = 2048        # what keeps a large GPU busy; with less than half of it, time is cut into chunks
 # Steps that are loaded together, channels per program, and states per thread at most (registers bound all three).
-FORWARD = {"GROUP": 8, "BLOCK": 32, "PER_THREAD": 32}
-BACKWARD = {"GROUP": 4, "BLOCK": 16, "PER_THREAD": 16}
+GROUP, BLOCK, PER_THREAD = 4, 32, 32
+COMBINED = 8           # chunks whose ends are loaded together
 LOG2_E = math.log2(math.e)
 
 
@@ -67,23 +68,24 @@ def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
     y, last, starts = _outputs(u, A, save)
     if not u.numel():
         return y, last.zero_(), starts
+    padded_last = last.new_empty(len(u), padded(A.shape[1]), u.shape[-1])
     call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus)
     with triton_support.device_of(u):
         carry = None
         if call.chunks > 1:
             carry = call.carry(call.u, None, call.B, None, reverse=False)
-        kernels.forward[call.grid(FORWARD)](
-            call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, carry, y, last,
-            starts if save else None, *call.sizes, *_strides(call.u, call.delta, call.B, call.C, call.z),
-            SOFTPLUS=softplus, SPAN=SPAN, **tiles(call.states, FORWARD))
-    return y, last, starts
+        kernels.forward[call.grid](
+            call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, carry, y, padded_last,
+            starts if save else None, *call.sizes, *_strides(call.u, call.delta, call.z), SOFTPLUS=softplus, SPAN=SPAN,
+            **call.tiles)
+    return y, padded_last[:, :A.shape[1]].contiguous(), starts
 
 
 def _outputs(u, A, save):
     (batch, length, channels), state = u.shape, A.shape[1]
     spans = -(-length // SPAN) if save else 0
     return (u.new_empty(batch, length, channels), A.new_empty(batch, state, channels),
-            A.new_empty(batch, spans, state, channels))
+            A.new_empty(batch, spans, padded(state), channels))
 
 
 @_forward.register_fake
@@ -104,25 +106,26 @@ def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delt
             output.zero_()
         return outputs
     call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus)
-    (batch, length, channels), state = u.shape, A.shape[1]
-    blocks, parts = -(-channels // BACKWARD["BLOCK"]), batch * call.chunks
-    cut, programs = tiles(call.states, BACKWARD), call.grid(BACKWARD)
-    scratch = A.new_empty(programs[0], SPAN // cut["GROUP"], cut["PARTS"] * cut["WIDTH"], cut["BLOCK"])
+    (batch, length, channels), state, rest = u.shape, padded(A.shape[1]), padded(A.shape[1]) - A.shape[1]
+    blocks, parts = -(-channels // BLOCK), batch * call.chunks
+    scratch = A.new_empty(*call.grid, SPAN // GROUP, state, BLOCK)
     shares_of_BC = A.new_empty(2, blocks, batch, length, state)
     shares_of_A, shares_of_D = A.new_empty(parts, state, channels), A.new_empty(2, parts, channels)
     dy = rows(dy)
     with triton_support.device_of(u):
-        carry = d_last if d_last is None else d_last.contiguous()
+        carry = d_last if d_last is None else F.pad(d_last, (0, 0, 0, rest)).contiguous()
         if call.chunks > 1:
             carry = call.carry(dy, call.z, call.C, carry, reverse=True)
-        kernels.backward[programs](
+        length_and_channels, chunking = call.sizes[:2], call.sizes[2:]
+        kernels.backward[call.grid](
             dy, carry, starts, scratch, call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, du,
             d_delta, z if z is None else dz, shares_of_A, *shares_of_BC.unbind(0), *shares_of_D.unbind(0), batch,
-            *call.sizes, *_strides(dy, call.u, call.delta, call.B, call.C, call.z), SOFTPLUS=softplus, SPAN=SPAN,
-            **cut)
-    dB, dC = (share.sum(0).to(t.dtype) for share, t in zip(shares_of_BC.unbind(0), (B, C)))
+            *length_and_channels, BLOCK, *chunking, *_strides(dy, call.u, call.delta, call.z), SOFTPLUS=softplus,
+            SPAN=SPAN, **call.tiles)
+    dB, dC = (share.sum(0)[..., :A.shape[1]].to(t.dtype).contiguous()
+              for share, t in zip(shares_of_BC.unbind(0), (B, C)))
     dD, d_bias = (share.sum(0) for share in shares_of_D.unbind(0))
-    return du, d_delta, shares_of_A.sum(0).t().contiguous(), dB, dC, dD, dz, d_bias
+    return du, d_delta, shares_of_A.sum(0)[:A.shape[1]].t().contiguous(), dB, dC, dD, dz, d_bias
 
 
 def _gradients_like(u, delta, A, B, C, z):
@@ -158,44 +161,52 @@ class _Call:
     """The arguments of a call in the form that the kernels want, and how the work is cut."""
 
     def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus):
-        self.u, self.delta, self.B, self.C, self.z = (t if t is None else rows(t) for t in (u, delta, B, C, z))
+        self.u, self.delta, self.z = (t if t is None else rows(t) for t in (u, delta, z))
         self.D, self.bias = (t if t is None else t.contiguous() for t in (D, delta_bias))
-        self.A = (A.t() * LOG2_E).contiguous()  # [N, D]
-        self.softplus, self.states = softplus, A.shape[1]
+        rest = padded(A.shape[1]) - A.shape[1]
+        self.A = F.pad(A.t() * LOG2_E, (0, 0, 0, rest)).contiguous()             # [S, D]
+        self.B, self.C = (F.pad(t.float(), (0, rest)).contiguous() for t in (B, C))  # [B, L, S], for wide loads
+        self.softplus, self.tiles = softplus, tiles(A.shape[1])
         self.batch, length, self.channels = u.shape
         self.chunks, chunk_length = _plan(*u.shape)
-        self.sizes = (length, self.channels, self.states, self.chunks, chunk_length)
-
-    def grid(self, options: dict[str, int]) -> tuple[int]:
-        return (self.batch * self.chunks * -(-self.channels // options["BLOCK"]),)
+        self.sizes = (length, self.channels, self.chunks, chunk_length)
+        self.grid = (self.batch * self.chunks * -(-self.channels // BLOCK),)
 
     def carry(self, x: Tensor, gate: Tensor | None, row: Tensor, entry: Tensor | None, reverse: bool) -> Tensor:
-        """What each chunk starts from, [B, chunks, N, D]: the state, or in `reverse` its gradient's q."""
+        """What each chunk starts from, [B, chunks, S, D]: the state, or in `reverse` its gradient's q."""
         from models.ops.selective_scan import triton_chunk_kernels as kernels
 
-        ends = self.A.new_empty(self.batch, self.chunks, self.states, self.channels)
+        states = len(self.A)
+        ends = self.A.new_empty(self.batch, self.chunks, states, self.channels)
         totals, carry = ends.new_empty(self.batch, self.chunks, self.channels), torch.empty_like(ends)
-        kernels.chunk_ends[self.grid(FORWARD)](
-            x, gate, self.delta, self.A, row, self.bias, ends, totals, *self.sizes,
-            *_strides(x, gate, self.delta, row), REVERSE=reverse, SOFTPLUS=self.softplus, **tiles(self.states, FORWARD))
-        grid = (self.batch * self.states * -(-self.channels // FORWARD["BLOCK"]),)
-        kernels.combine[grid](ends, totals, self.A, carry, entry, self.channels, self.states, self.chunks,
-                              REVERSE=reverse, GROUP=FORWARD["GROUP"], BLOCK=FORWARD["BLOCK"], num_warps=1)
+        kernels.chunk_ends[self.grid](
+            x, gate, self.delta, self.A, row, self.bias, ends, totals, *self.sizes, *_strides(x, gate, self.delta),
+            REVERSE=reverse, SOFTPLUS=self.softplus, **self.tiles)
+        grid = (self.batch * states * -(-self.channels // BLOCK),)
+        kernels.combine[grid](ends, totals, self.A, carry, entry, self.channels, states, self.chunks, REVERSE=reverse,
+                              GROUP=COMBINED, BLOCK=BLOCK, num_warps=1)
         return carry
 
 
-def tiles(states: int, options: dict[str, int]) -> dict[str, int]:
-    """States as PARTS tiles of WIDTH: eights up to 32 of them, else at most four tiles."""
+def tiles(states: int) -> dict[str, int]:
+    """How the kernels cut their work. States are PARTS tiles of WIDTH: eights up to 32 of them, else at most four
+    tiles."""
     width = _power_of_two(states if states < 8 else max(8, -(-states // 4)))
     parts = -(-states // width)
-    threads = _power_of_two(width * parts) * options["BLOCK"] // options["PER_THREAD"]
-    return {"GROUP": options["GROUP"], "BLOCK": options["BLOCK"], "WIDTH": width, "PARTS": parts,
+    threads = _power_of_two(width * parts) * BLOCK // PER_THREAD
+    return {"GROUP": GROUP, "BLOCK": BLOCK, "WIDTH": width, "PARTS": parts,
             "num_warps": min(max(threads // 32, 1), 8)}
+
+
+def padded(states: int) -> int:
+    """S: how many states the kernels see, those after the given ones zeros."""
+    cut = tiles(states)
+    return cut["WIDTH"] * cut["PARTS"]
 
 
 def _plan(batch: int, length: int, channels: int) -> tuple[int, int]:
     """How many chunks time is cut into, and the steps of each."""
-    programs = batch * -(-channels // FORWARD["BLOCK"])
+    programs = batch * -(-channels // BLOCK)
     chunks = max(1, min(PROGRAMS // max(programs, 1), length // MIN_CHUNK))
     chunk_length = -(-length // (chunks * SPAN)) * SPAN
     return -(-length // chunk_length), chunk_length

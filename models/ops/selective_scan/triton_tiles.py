@@ -1,8 +1,9 @@
 """What the Triton kernels of the selective scan share: places in memory, and tiles of states.
 
 Symbols: d channels of a block, t time, n states. Sequences are channels-last, [batch, time, channels] with strides.
-States in memory are float32 [N, D], in registers a tuple of PARTS tiles of WIDTH states each: 24 states are 3 x 8,
-without the idle quarter of one tile of 32.
+States in memory are float32 [S, D], in registers a tuple of PARTS tiles of WIDTH states each, S = PARTS WIDTH: 24
+states are 3 x 8, without the idle quarter of one tile of 32. Where S is more than N, A, B and C hold zeros, and so does
+the rest of each state. So no mask is needed along n.
 """
 import triton
 import triton.language as tl
@@ -40,52 +41,51 @@ def load_step(ptr, bias, inside, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def load_row(ptr, j: tl.constexpr, states, inside, WIDTH: tl.constexpr):
-    """B_t or C_t of the states of tile j."""
-    n = j * WIDTH + tl.arange(0, WIDTH)
-    return load(ptr + n, (n < states) & inside)
+def load_row(ptr, number, j: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """Row `number` of B or C, float32 [rows, S], for the states of tile j."""
+    return tl.load(ptr + number * (PARTS * WIDTH) + j * WIDTH + tl.arange(0, WIDTH))
 
 
 @triton.jit
-def tile(j: tl.constexpr, d, channels, states, WIDTH: tl.constexpr, D_FIRST: tl.constexpr):
-    """Offsets into [N, D], and which of them are there, of tile j as [n, d], or as [d, n] if D_FIRST."""
-    n = j * WIDTH + tl.arange(0, WIDTH)
+def tile(index, j: tl.constexpr, d, channels, WIDTH: tl.constexpr, PARTS: tl.constexpr, D_FIRST: tl.constexpr):
+    """Offsets of tile j of states number `index`, as [n, d], or as [d, n] if D_FIRST, and which channels are there.
+
+    All is multiplied out from the number on: a part that is the same for each would be kept in registers.
+    """
+    n = index * (PARTS * WIDTH) + j * WIDTH + tl.arange(0, WIDTH)
     if D_FIRST:
         n, d = n[None, :], d[:, None]
     else:
         n, d = n[:, None], d[None, :]
-    return n * channels + d, (n < states) & (d < channels)
+    return n * channels + d, d < channels
 
 
 @triton.jit
-def load_states(ptr, index, d, channels, states, WIDTH: tl.constexpr, PARTS: tl.constexpr, D_FIRST: tl.constexpr):
-    """States number `index` [N, D] -> tiles; zeros where `ptr` is None."""
+def zero_states(d, WIDTH: tl.constexpr, PARTS: tl.constexpr, D_FIRST: tl.constexpr):
     tiles = ()
-    for j in tl.static_range(PARTS):
-        offset, mask = tile(j, d, channels, states, WIDTH, D_FIRST)
-        if ptr is None:
-            tiles = tiles + (tl.zeros(offset.shape, dtype=tl.float32),)
+    for _ in tl.static_range(PARTS):
+        if D_FIRST:
+            tiles = tiles + (tl.zeros([d.shape[0], WIDTH], dtype=tl.float32),)
         else:
-            tiles = tiles + (tl.load(ptr + index * states * channels + offset, mask=mask, other=0.0),)
+            tiles = tiles + (tl.zeros([WIDTH, d.shape[0]], dtype=tl.float32),)
     return tiles
 
 
 @triton.jit
-def store_states(ptr, index, tiles, d, channels, states, WIDTH: tl.constexpr, D_FIRST: tl.constexpr):
+def load_states(ptr, index, d, channels, WIDTH: tl.constexpr, PARTS: tl.constexpr, D_FIRST: tl.constexpr):
+    """States number `index` [S, D] -> tiles; zeros where `ptr` is None."""
+    if ptr is None:
+        tiles = zero_states(d, WIDTH, PARTS, D_FIRST)
+    else:
+        tiles = ()
+        for j in tl.static_range(PARTS):
+            offset, mask = tile(index, j, d, channels, WIDTH, PARTS, D_FIRST)
+            tiles = tiles + (tl.load(ptr + offset, mask=mask, other=0.0),)
+    return tiles
+
+
+@triton.jit
+def store_states(ptr, index, tiles, d, channels, WIDTH: tl.constexpr, D_FIRST: tl.constexpr):
     for j in tl.static_range(len(tiles)):
-        offset, mask = tile(j, d, channels, states, WIDTH, D_FIRST)
-        tl.store(ptr + index * states * channels + offset, tiles[j], mask=mask)
-
-
-@triton.jit
-def pick(tile, i: tl.constexpr):
-    """Row i of [GROUP, BLOCK]."""
-    row = tl.arange(0, tile.shape[0])[:, None]
-    return tl.sum(tl.where(row == i, tile, 0.0), axis=0)
-
-
-@triton.jit
-def put(tile, i: tl.constexpr, values):
-    """The tile with row i, so far 0, set."""
-    row = tl.arange(0, tile.shape[0])[:, None]
-    return tl.where(row == i, values[None, :], tile)
+        offset, mask = tile(index, j, d, channels, WIDTH, len(tiles), D_FIRST)
+        tl.store(ptr + offset, tiles[j], mask=mask)

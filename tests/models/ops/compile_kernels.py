@@ -14,29 +14,44 @@ from models.ops import add_norm_triton, conv1d_triton
 from models.ops.selective_scan import triton_chunk_kernels, triton_scan, triton_scan_kernels
 
 # Arguments in the dtype of the activations; other addresses are float32.
-LOW = {"u_ptr", "delta_ptr", "B_ptr", "C_ptr", "z_ptr", "y_ptr", "dy_ptr", "du_ptr", "d_delta_ptr", "dz_ptr", "x_ptr",
-       "gate_ptr", "row_ptr", "dx_ptr", "hidden_ptr", "d_hidden_ptr"}
+LOW = {"u_ptr", "delta_ptr", "z_ptr", "y_ptr", "dy_ptr", "du_ptr", "d_delta_ptr", "dz_ptr", "x_ptr", "gate_ptr",
+       "dx_ptr", "hidden_ptr", "d_hidden_ptr"}
 FEW = {"GROUP": 2, "BLOCK": 16, "WIDTH": 4, "PARTS": 2, "num_warps": 1}
 
 
 def compile_one(kernel, target, dtype, absent=(), num_warps=1, size="i32", **constants):
     """`kernel` for activations of `dtype`, with the arguments named in `absent` None and sizes and strides of the type
-    `size`, or all "1", which Triton makes constants."""
+    `size`, or all "1", which Triton makes constants. Addresses and sizes are multiples of 16, as most are, and Triton
+    makes use of that. Returns the bytes of shared memory that a program takes."""
     constants |= dict.fromkeys(absent)
+    unspecialised = {"eps", *(kernel.do_not_specialize or ())}
     if size == "1":
         constants |= {name: 1 for name in kernel.arg_names
-                      if not name.endswith("_ptr") and name != "eps" and name not in constants}
-    signature = {}
-    for name in kernel.arg_names:
+                      if not name.endswith("_ptr") and name not in unspecialised | set(constants)}
+        size = "i32"
+    signature, sixteens = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name not in unspecialised | set(constants):
+            sixteens[place,] = [["tt.divisibility", 16]]
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
             signature[name] = f"*{dtype if name in LOW else 'fp32'}"
         else:
             signature[name] = "fp32" if name == "eps" else size
-    compiled = triton.compile(ASTSource(kernel, signature=signature, constexprs=constants),
+    compiled = triton.compile(ASTSource(kernel, signature=signature, constexprs=constants, attrs=sixteens),
                               target=GPUTarget("cuda", target, 32), options={"num_warps": num_warps})
     assert compiled.asm["cubin"]
+    return compiled.metadata.shared
+
+
+def check_forward_layout(target):
+    """A thread holds all states of its channels: neither sums over states nor rows of B and C cross the threads, which
+    would take shared memory, and half of the time."""
+    for states in (16, 24):
+        shared = compile_one(triton_scan_kernels.forward, target, "bf16", {"carry_ptr"}, SOFTPLUS=True,
+                             SPAN=triton_scan.SPAN, **triton_scan.tiles(states))
+        assert shared == 0, f"forward with {states} states takes {shared} bytes of shared memory"
 
 
 def main():
@@ -46,24 +61,23 @@ def main():
     parser.add_argument("--size", choices=["i32", "i64", "1"], default="i32", help="type of sizes and strides")
     args = parser.parse_args()
     compile_kernel = functools.partial(compile_one, size=args.size)
-    forward = backward = FEW
-    if args.published:
-        forward, backward = (triton_scan.tiles(24, options) for options in (triton_scan.FORWARD, triton_scan.BACKWARD))
+    cut = triton_scan.tiles(24) if args.published else FEW
+    check_forward_layout(args.target)
     for dtype, softplus, absent in (("bf16", True, ()), ("fp32", False, ("D_ptr", "z_ptr", "bias_ptr"))):
         options = {"SOFTPLUS": softplus, "SPAN": triton_scan.SPAN}
         without_z = {"dz_ptr"} if absent else set()
         compile_kernel(triton_scan_kernels.forward, args.target, dtype,
-                       {*absent, "carry_ptr" if absent else "starts_ptr"}, **options, **forward)
+                       {*absent, "carry_ptr" if absent else "starts_ptr"}, **options, **cut)
         compile_kernel(triton_scan_kernels.backward, args.target, dtype, {*absent, "d_carry_ptr"} | without_z,
-                       **options, **backward)
+                       **options, **cut)
         for reverse in (False, True):
             compile_kernel(triton_chunk_kernels.chunk_ends, args.target, dtype,
-                           {"gate_ptr", "bias_ptr"} if absent else (), REVERSE=reverse, SOFTPLUS=softplus, **forward)
+                           {"gate_ptr", "bias_ptr"} if absent else (), REVERSE=reverse, SOFTPLUS=softplus, **cut)
             compile_kernel(triton_chunk_kernels.combine, args.target, dtype, ("entry_ptr",) if absent else (),
                            REVERSE=reverse, GROUP=4, BLOCK=32)
-        for kernel in (conv1d_triton.forward_kernel, conv1d_triton.backward_kernel):
-            compile_kernel(kernel, args.target, dtype, ("bias_ptr",) if absent else (), TAPS=4, SILU=softplus, STEPS=32,
-                           BLOCK=32)
+        for kernel, group in ((conv1d_triton.forward_kernel, {}), (conv1d_triton.backward_kernel, {"GROUP": 4})):
+            compile_kernel(kernel, args.target, dtype, ("bias_ptr",) if absent else (), TAPS=4 if softplus else 1,
+                           SILU=softplus, STEPS=32, BLOCK=32, **group)
         rms = not softplus
         compile_kernel(add_norm_triton.forward_kernel, args.target, dtype,
                        ("residual_ptr", "bias_ptr", "mean_ptr") if rms else (), RMS=rms, BLOCK=256)

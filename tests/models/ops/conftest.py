@@ -1,6 +1,8 @@
 import os
 
 import pytest
+import torch
+from torch.utils import deterministic
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +25,15 @@ def one_preparation_per_module(monkeypatch):
             return exchange(function)
 
     monkeypatch.setattr(interpreter, "_patch_lang", exchange_once)
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that nobody has written holds NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = True
+    assert torch.ones(3).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    deterministic.fill_uninitialized_memory = before[1]

@@ -66,11 +66,14 @@ def outputs_and_gradients(back_end, inputs: dict[str, Tensor], softplus: bool = 
 
 
 def check_against_float64(back_end, inputs: dict[str, Tensor], softplus: bool = True, device: str = "cpu",
-                          forgiven: float = 2 * torch.finfo(torch.float32).eps) -> None:
+                          forgiven: float | None = None) -> None:
     """Every number is there, and no error is above twice that of the plain equation in the inputs' own dtype.
 
-    Two roundings of float32 are forgiven: tiny tensors may have no error at all in the plain equation.
+    Two roundings of float32 are forgiven: tiny tensors may have no error at all in the plain equation. On a GPU it is
+    32 of them, since each of its exponentials is wrong by up to two, and a state is a product of many.
     """
+    if forgiven is None:
+        forgiven = (2 if device == "cpu" else 32) * torch.finfo(torch.float32).eps
     truth = outputs_and_gradients(reference, inputs, softplus, torch.float64)
     plain = outputs_and_gradients(reference, inputs, softplus)
     ours = outputs_and_gradients(back_end, inputs, softplus, device=device)

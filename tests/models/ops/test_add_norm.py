@@ -71,6 +71,17 @@ def test_a_gradient_of_one_output_alone(kernel, missing):
     torch.testing.assert_close(*gradients)
 
 
+def test_under_autocast_the_norm_is_what_a_linear_layer_reads(kernel):
+    norm, hidden, residual = make(nn.LayerNorm, 33, torch.float16, torch.float32, torch.float32)
+    with torch.autocast(DEVICE, torch.float16):
+        mine = results(kernel, norm, hidden, residual, True, DEVICE)
+    true = results(lambda *arguments: (plain(*arguments)[0].half(), plain(*arguments)[1]), norm, hidden, residual, True,
+                   "cpu")
+    assert mine[0].dtype == torch.float16 and mine[1].dtype == torch.float32
+    for ours, theirs in zip(mine, true, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=4e-3 * max(1.0, theirs.abs().max().item()))
+
+
 def test_many_rows_per_program(kernel, monkeypatch):
     from models.ops import add_norm_triton
 
@@ -87,7 +98,7 @@ def test_opcheck(kernel, rms):
     weight = torch.randn(5, device=DEVICE, requires_grad=True)
     bias = None if rms else torch.randn(5, device=DEVICE, requires_grad=True)
     torch.library.opcheck(torch.ops.audio_mamba.add_norm_triton,
-                          (hidden, residual, weight, bias, 1e-6, rms, torch.float32))
+                          (hidden, residual, weight, bias, 1e-6, rms, torch.float32, torch.bfloat16))
 
 
 def test_the_model_uses_the_kernel_where_it_may(kernel, monkeypatch):

@@ -12,10 +12,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.mark.parametrize("batch, channels, length, taps, silu, has_bias, dtype", [
     (1, 1, 1, 4, True, True, torch.float32), (2, 33, 63, 4, True, True, torch.float32),
-    (1, 65, 64, 4, True, False, torch.float32), (3, 5, 2, 3, False, True, torch.float32),
+    (1, 65, 64, 4, True, False, torch.float32), (1, 3, 130, 4, True, True, torch.float32),
+    (3, 5, 2, 3, False, True, torch.float32),
     (1, 16, 65, 1, True, True, torch.float32), (1, 6, 40, 9, False, False, torch.float32),
     (2, 7, 33, 4, True, True, torch.float16), (1, 7, 9, 4, True, True, torch.bfloat16)])
-def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dtype):
+def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dtype, poisoned):
     torch.manual_seed(0)
     x = torch.randn(batch, length, 2 * channels)[..., :channels].transpose(1, 2).to(dtype)  # a view, as in the block
     inputs = [x, torch.randn(channels, taps), *([torch.randn(channels)] if has_bias else [])]

@@ -56,7 +56,17 @@ class TestReasons:
 
     def test_broken(self, monkeypatch):
         install(monkeypatch, {"causal-conv1d": "1.7.0"})
-        assert "cannot be imported: no symbol" in published_kernels.why_not("causal-conv1d")
+        assert "cannot be imported: ImportError: no symbol" in published_kernels.why_not("causal-conv1d")
+
+    @pytest.mark.parametrize("scan, convolution, newer, fits", [
+        ("1.1.3", "1.1.1", False, True), ("1.1.3", "1.7.0", False, False), ("2.2.2", "1.7.0", False, False),
+        ("2.3.2.post1", "1.7.0", True, True)])
+    def test_the_two_together(self, monkeypatch, scan, convolution, newer, fits):
+        module = SimpleNamespace(causal_conv1d_fwd_function=print) if newer else SimpleNamespace()
+        install(monkeypatch, {"mamba-ssm": scan, "causal-conv1d": convolution}, module=module)
+        reason = published_kernels.why_not_together()
+        assert reason is None if fits else reason == f"mamba-ssm {scan} cannot call the kernels of causal-conv1d " \
+                                                     f"{convolution}"
 
     def test_tensors(self):
         inputs = make_inputs(1, 2, 3, 2)
@@ -72,13 +82,14 @@ def stand_ins(monkeypatch):
 
     def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
                           return_last_state=False):
+        assert B.dim() == C.dim() and B.shape == C.shape
         assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == D.dtype == delta_bias.dtype == torch.float32
         return reference.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
 
     def mamba_inner_fn(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias,
                        A, B=None, C=None, D=None, delta_bias=None, B_proj_bias=None, C_proj_bias=None,
                        delta_softplus=True):
-        assert B is None and C is None and conv1d_weight.dim() == 3
+        assert B is None and C is None and conv1d_weight.dim() == 3 and xz.stride(-1) == 1
         x, z = xz.chunk(2, dim=1)
         taps = conv1d_weight.shape[-1]
         x = F.silu(F.conv1d(F.pad(x, (taps - 1, 0)), conv1d_weight, conv1d_bias, groups=len(conv1d_weight)))
@@ -87,7 +98,8 @@ def stand_ins(monkeypatch):
         y = selective_scan_fn(x, delta_proj_weight @ dt, A, B, C, D, z, delta_bias, delta_softplus)
         return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
-    module = SimpleNamespace(selective_scan_fn=selective_scan_fn, mamba_inner_fn=mamba_inner_fn)
+    module = SimpleNamespace(selective_scan_fn=selective_scan_fn, mamba_inner_fn=mamba_inner_fn,
+                             causal_conv1d_fwd_function=object())
     install(monkeypatch, {"mamba-ssm": "2.3.2", "causal-conv1d": "1.7.0"}, module=module)
     monkeypatch.setattr(mamba_ssm, "why_not", lambda *tensors: published_kernels.why_not("mamba-ssm"))
     return module
@@ -99,6 +111,13 @@ def test_the_scan(stand_ins, dtype):
     ours = selective_scan(**inputs, delta_softplus=True, return_last_state=True, backend="mamba_ssm")
     plain = reference.selective_scan(**inputs, delta_softplus=True, return_last_state=True)
     assert all(torch.equal(*pair) for pair in zip(ours, plain, strict=True))
+
+
+def test_different_numbers_of_groups(stand_ins):
+    inputs = make_inputs(2, 12, 5, 3, groups=3)
+    for C in (make_inputs(2, 12, 5, 3, groups=4)["C"], make_inputs(2, 12, 5, 3)["C"]):
+        pair = (back_end.selective_scan(**inputs | {"C": C}) for back_end in (mamba_ssm, reference))
+        torch.testing.assert_close(*pair)
 
 
 def test_a_gradient_of_the_last_state_goes_elsewhere(stand_ins):
@@ -134,9 +153,14 @@ def test_five_taps_are_not_for_the_package(stand_ins):
 
 
 def test_which_convolutions_the_package_takes(stand_ins):
-    weight, rows = torch.zeros(16, 4), torch.zeros(2, 9, 32)
-    assert causal_conv1d._package_fits(rows[..., :16].transpose(1, 2), weight)          # as in the block
-    assert causal_conv1d._package_fits(torch.zeros(2, 16, 9), weight)
-    assert not causal_conv1d._package_fits(torch.zeros(2, 9, 12).transpose(1, 2), weight[:12])  # strides of 12
-    assert not causal_conv1d._package_fits(torch.zeros(2, 16, 9), torch.zeros(16, 5))
-    assert not causal_conv1d._package_fits(torch.zeros(2, 16, 9, dtype=torch.float64), weight)
+    weight, bias, rows = torch.zeros(16, 4), torch.zeros(16), torch.zeros(2, 9, 32)
+
+    def fits(x, weight, bias=bias):
+        return causal_conv1d._package_fits(x, weight, bias)
+
+    assert fits(rows[..., :16].transpose(1, 2), weight)          # as in the block
+    assert fits(torch.zeros(2, 16, 9), weight)
+    assert not fits(torch.zeros(2, 9, 12).transpose(1, 2), weight[:12])  # strides of 12
+    assert not fits(torch.zeros(2, 16, 9), torch.zeros(16, 5))
+    assert not fits(torch.zeros(2, 16, 9, dtype=torch.float64), weight)
+    assert not fits(torch.zeros(2, 16, 9), weight, None)

@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from torch.utils import deterministic
 
 from models.ops.selective_scan import BACKENDS, reference, selective_scan
 from tests.models.ops.scan_cases import (
@@ -16,18 +15,6 @@ def back_end(request):
     if reason := module.why_not(*make_inputs(1, 1, 1, 1).values()):
         pytest.skip(reason)
     return module
-
-
-@pytest.fixture
-def poisoned():
-    """Memory that nobody has written holds NaN."""
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = True
-    assert torch.ones(3).new_empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    deterministic.fill_uninitialized_memory = before[1]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))

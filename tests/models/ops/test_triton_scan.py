@@ -29,7 +29,7 @@ def in_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
-def test_outputs_and_every_gradient(row):
+def test_outputs_and_every_gradient(row, poisoned):
     """Each setting with each of every other one."""
     length, channels, state, dtype, option = (
         choices[level] for choices, level in zip((LENGTHS, CHANNELS, STATES, DTYPES, OPTIONS), row, strict=True))
@@ -44,13 +44,13 @@ def test_outputs_and_every_gradient(row):
 
 
 @pytest.mark.parametrize("length", [16, 17, 23, 24])
-def test_chunks_of_time(in_chunks, length):
+def test_chunks_of_time(in_chunks, poisoned, length):
     assert triton_scan._plan(1, length, 3)[0] > 1
     check_against_float64(triton_scan, make_inputs(1, 3, length, 5, optional=length != 23), device=DEVICE)
 
 
 def test_more_chunks_than_are_combined_at_once(in_chunks):
-    assert triton_scan._plan(1, 72, 2)[0] == 9 > triton_scan.FORWARD["GROUP"]
+    assert triton_scan._plan(1, 72, 2)[0] == 9 > triton_scan.COMBINED
     check_against_float64(triton_scan, make_inputs(1, 2, 72, 2), device=DEVICE)
 
 
