@@ -31,6 +31,7 @@ QUIETEST_DB = -55.0         # level of the whole clip, 0 dB is a full square wav
 SAME = 0.98                 # correlation of two fingerprints from which clips count as one recording
 FINGERPRINT = (16, 16)      # cells of time x mel bands
 CLIPS_PER_KIND = {"train": 1067, "validation": 100}
+LEFT_OUT = Path(__file__).with_name("left_out.txt")     # files below AUDIO, and why
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,9 @@ def select_clips(audio_dir: Path, out: Path, workers: int) -> None:
     packages = [package for package in read_packages() if (audio_dir / package.name).is_dir()]
     if not packages:
         raise ValueError(f"{audio_dir} holds none of the packages; experiments.free_audio.fetch brings them")
-    files = [(package, path) for package in packages for path in find_audio(audio_dir / package.name)]
+    left_out = {audio_dir / line for line in LEFT_OUT.read_text().splitlines() if not line.startswith("#")}
+    files = [(package, path) for package in packages for path in find_audio(audio_dir / package.name)
+             if path not in left_out]
     partial = out.with_name(out.name + ".partial")
     with ProcessPoolExecutor(workers) as pool:
         read = list(tqdm(pool.map(candidates_of, *zip(*files), chunksize=8), total=len(files), desc="reading",

@@ -78,6 +78,9 @@ def test_the_command_drops_silence_and_copies_and_splits_by_package(tmp_path, mo
         soundfile.write(folder / "long.ogg", chirp(13, seed=10 + number), RATE)
         soundfile.write(folder / "silence.wav", 1e-4 * np.ones(2 * RATE), RATE)
         soundfile.write(folder / "short.wav", chirp(0.5, seed=number), RATE)
+        soundfile.write(folder / "listed.wav", chirp(5, seed=20 + number), RATE)
+    (tmp_path / "left_out.txt").write_text("# why\n" + "".join(f"{p.name}/share/listed.wav\n" for p in packages))
+    monkeypatch.setattr(selection, "LEFT_OUT", tmp_path / "left_out.txt")
     selection.main([str(tmp_path / "audio"), str(tmp_path / "clips"), "--workers", "1"])
 
     assert "9 clips" in capsys.readouterr().out
