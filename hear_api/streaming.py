@@ -43,15 +43,16 @@ class StreamingSSAM:
         self._warmup_frames = math.ceil(warmup_seconds * FRAMES_PER_SECOND) if statistics == "warmup" else 0
         self._log_mel, self._moments = LogMelStream(), Moments()
         self._frames = torch.zeros(0, N_MELS)  # not yet embedded
-        self._step, self._states = 0, None
+        self._step, self._states, self._ended = 0, None, False
 
     @torch.inference_mode()
     def feed(self, samples: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Some more samples, floating-point [n] at 16 kHz, any n -> the embeddings [t, width] of the steps that are now
         complete, perhaps none, and their starts in ms [t].
 
-        `hear_api.inputs.InputError` for other types and shapes, NaN, Inf and unscaled PCM.
+        `hear_api.inputs.InputError` for other types and shapes, NaN, Inf and unscaled PCM; ValueError after `finish`.
         """
+        self._check_not_ended()
         samples = check_finite(as_samples(samples, "the piece"), "the piece")
         frames = self._log_mel.feed(samples.to(self._model.pos_embed.device))
         return self._advance(frames, ended=False)
@@ -60,9 +61,16 @@ class StreamingSSAM:
     def finish(self) -> tuple[Tensor, Tensor]:
         """The audio has ended: the steps that are left, as `feed` returns them, the last one padded as offline.
 
-        ValueError after fewer than 201 samples in all.
+        ValueError after fewer than 201 samples in all, and for a second call.
         """
-        return self._advance(self._log_mel.finish(), ended=True)
+        self._check_not_ended()
+        rest = self._log_mel.finish()
+        self._ended = True
+        return self._advance(rest, ended=True)
+
+    def _check_not_ended(self) -> None:
+        if self._ended:
+            raise ValueError("this stream has ended; other audio needs another StreamingSSAM")
 
     def _advance(self, new: Tensor, ended: bool) -> tuple[Tensor, Tensor]:
         self._frames = torch.cat([self._frames.to(new), new])

@@ -112,3 +112,12 @@ def test_faults_are_named(runtime):
             StreamingSSAM(runtime, statistics)
     with pytest.raises(ValueError, match="SSAST is not causal"):
         StreamingSSAM(RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1), None))
+
+
+def test_nothing_follows_the_end(runtime):
+    streaming = StreamingSSAM(runtime)
+    streaming.feed(torch.zeros(1000))
+    streaming.finish()
+    for more in (lambda: streaming.feed(torch.zeros(1000)), streaming.finish):
+        with pytest.raises(ValueError, match="has ended"):
+            more()
