@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TOKENS_PER_BATCH = {"cpu": 8_000, "cuda": 64_000}  # bounds the memory of a call
+TOKENS_PER_BATCH = {"cpu": 4_000, "cuda": 64_000}  # bounds the memory of a call; on a CPU, caches hold no more
 # A unit may pad a batch of longer ones while the padding costs less than a batch of its own would.
 PADDING_PER_BATCH = {"cpu": 50, "cuda": 5_000}  # tokens
 
