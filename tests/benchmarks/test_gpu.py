@@ -34,16 +34,21 @@ def fake_measure(task, report):
     return gpu.Row(task, seconds=0.5, peak_mib=10, gb_per_s=100, exp_per_s=2e12, of_floor=0.25)
 
 
-def test_table_and_file_hold_every_row_and_the_budget_ends_the_measuring(monkeypatch, tmp_path):
+@pytest.fixture
+def made_up_figures(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(gpu, "ceilings", lambda: (3e12, 4e12))
     monkeypatch.setattr(gpu, "measure", fake_measure)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
     before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_table_and_file_hold_every_row_and_the_budget_ends_the_measuring(made_up_figures, tmp_path):
     lines = []
     report = gpu.run(1000, tmp_path / "all.json", lines.append)
     nothing = gpu.run(1, tmp_path / "nothing.json")
-    torch.set_float32_matmul_precision(before)
     assert [row.task for row in report.rows] == [row.task for row in nothing.rows] == gpu.tasks()
     assert all(not row.problem for row in report.rows)
     assert all(row.problem == "no time left" and row.seconds == 0 for row in nothing.rows)
@@ -57,14 +62,8 @@ def test_table_and_file_hold_every_row_and_the_budget_ends_the_measuring(monkeyp
     assert len({line.count("|") for line in lines[2:]}) == 1
 
 
-def test_rows_that_take_long_are_not_begun_late(monkeypatch, tmp_path):
-    pytest.importorskip("triton")
-    monkeypatch.setattr(gpu, "ceilings", lambda: (3e12, 4e12))
-    monkeypatch.setattr(gpu, "measure", fake_measure)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
-    before = torch.get_float32_matmul_precision()
+def test_rows_that_take_long_are_not_begun_late(made_up_figures, tmp_path):
     report = gpu.run(60, tmp_path / "some.json")
-    torch.set_float32_matmul_precision(before)
     assert {row.task.way for row in report.rows if row.problem} == {"torch.compile"}
 
 
