@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+import machine
 from atomic_files import atomic_write
-from external_sources import layout, machine, worker
+from external_sources import layout, worker
 from external_sources.grid import parse_grid
 
 SETTINGS = "downstream-settings.json"           # in the folder of each task: the seed and grid of its results

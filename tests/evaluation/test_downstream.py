@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from external_sources import downstream, layout, machine
+import machine
+from external_sources import downstream, layout
 from external_sources.downstream import Job
 
 
