@@ -40,6 +40,7 @@ from atomic_files import atomic_write
 from benchmarks.train_steps import CHECKPOINTING, PLAIN_SCANS, TRAIN_PY, WORK, Setting
 from data.prepare import prepare
 from data.synthetic import write_audio
+from machine import usable_cores
 
 MODELS = {"SSAM-tiny": "configs.ssam_tiny_200_16x4", "SSAST-tiny": "configs.ssast_tiny_200_16x4"}
 STEPS = (TRAIN_PY, CHECKPOINTING, *PLAIN_SCANS)
@@ -116,11 +117,11 @@ def summary(setting: Setting, ranks: list[dict]) -> Row:
 
 def run(args: argparse.Namespace) -> Report:
     """Measures everything, one setting after the other; the file args.output grows row by row."""
-    report = Report(os.cpu_count(), torch.__version__, os.getloadavg()[0])
+    report = Report(usable_cores(), torch.__version__, os.getloadavg()[0])
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive"
         write_audio(Path(folder) / "audio", args.audio_minutes)
-        prepare(Path(folder) / "audio", archive, workers=os.cpu_count())
+        prepare(Path(folder) / "audio", archive, workers=usable_cores())
         for setting in (bar := tqdm(settings(args, archive), unit="row")):
             bar.set_description(f"{setting.model}, {setting.processes} x {setting.precision}, {setting.step}")
             report.rows.append(measure(setting))

@@ -20,6 +20,7 @@ from data.labels import find_labelled
 from data.prepare_job import (CLIP_SECONDS, DTYPES, FORMATS, SHARD_SIZE, AudioFile, PrepareError, Settings, Share,
                               describe, finished_archive, remove_scaffold, start_or_go_on)
 from data.prepare_shards import make_shards
+from machine import usable_cores
 
 
 def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path | None = None, workers: int = 1,
@@ -81,7 +82,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--classes", metavar="CSV", type=Path,
         help="table of all labels in the order of their ids, such as AudioSet's class_labels_indices.csv; "
              "without it the labels found, sorted")
-    add("--workers", type=int, default=max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+    add("--workers", type=int, default=max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
         help="processes; any number, same result")
     add("--dtype", choices=DTYPES, default="float16",
         help="float16 takes half the disk and rounds each value by at most 0.004")

@@ -28,6 +28,7 @@ from hear_api.runtime import KINDS, LAYOUTS, PRECISIONS, RuntimeSSAST
 from hear_api.sources import list_audio
 from hear_api.weights import find_checkpoint
 from hear_api.writers import writer_for
+from machine import usable_cores
 
 FAILED_STATUS = 3
 FILES_AHEAD = 8  # per worker
@@ -95,7 +96,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help=".npz, .parquet, or a name without suffix for a folder of .npy files (default: %(default)s)")
     add("--kind", choices=KINDS, default="scene", help="one embedding per file (default), or one per 40 ms")
     add("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes that decode files (default: %(default)s)")
+    add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
     add("--resume", action="store_true", help="take an interrupted run up where it was")
     add("--strict", action="store_true", help="stop at the first file that fails")
     return parser.parse_args(arguments)

@@ -18,6 +18,8 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from machine import usable_cores
+
 logger = logging.getLogger(__name__)
 
 # How long a process waits for the others in one exchange, and how long survivors wait for word of each other.
@@ -50,7 +52,7 @@ def _share_out_cores(processes: int) -> None:
     # idle. One process keeps what its user set: threads that outnumber the cores, as of two runs side by side, wait for
     # each other and are many times slower.
     if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        torch.set_num_threads(max(1, usable_cores() // processes))
 
 
 def _pick_device(name: str) -> torch.device:

@@ -8,7 +8,6 @@ licences as CLIPS/packages.md. A package is in one split only. The same audio gi
 import argparse
 import csv
 import logging
-import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from atomic_files import atomic_write
 from data.audio import AudioError, find_audio, load_audio
 from data.features import SAMPLE_RATE, log_mel
 from experiments.free_audio.packages import KINDS, SPLITS, Package, kind_of, read_packages
+from machine import usable_cores
 
 CLIP_SECONDS, SHORTEST_SECONDS = 10, 1
 QUIETEST_DB = -55.0         # level of the whole clip, 0 dB is a full square wave
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
                                      description=__doc__.splitlines()[0])
     parser.add_argument("audio_dir", metavar="AUDIO", type=Path, help="what experiments.free_audio.fetch brought")
     parser.add_argument("out", metavar="CLIPS", type=Path, help="folder to make")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: %(default)s)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="select_clips: %(message)s")
     try:

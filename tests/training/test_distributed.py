@@ -34,8 +34,8 @@ value = torch.tensor(float(distributed.rank()))
 assert distributed.mean(value) == 0.5 and value == distributed.rank()
 assert distributed.is_main() == (distributed.rank() == 0)
 assert distributed.world_size() == 2
-import os
-assert torch.get_num_threads() == max(1, os.cpu_count() // 2)
+from machine import usable_cores
+assert torch.get_num_threads() == max(1, usable_cores() // 2)
 open(f"done.{distributed.rank()}", "w").close()
 distributed.cleanup()
 """
@@ -58,7 +58,7 @@ def test_alone_every_call_does_nothing(monkeypatch):
 @pytest.mark.parametrize("processes, asked, expected",
                          [(1, None, 3), (1, "1", 3), (2, None, 4), (2, "1", 4), (2, "2", 3)])
 def test_cores_are_shared_out_where_torchrun_gave_each_process_one(monkeypatch, processes, asked, expected):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(distributed, "usable_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
