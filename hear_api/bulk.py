@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.audio import printable
+from data.audio import AudioError, printable
 from data.features import FRAMES_PER_SECOND, num_frames
 from hear_api.ahead import run_ahead
 from hear_api.journal import Entry, Journal
@@ -46,7 +46,11 @@ class BulkEmbedder:
                 self._fail(path, result.error)
             elif result.spectrogram is None:
                 self._finish_group()
-                self._embed_long(path, result)
+                try:
+                    self._embed_long(path, result)
+                except AudioError as error:  # since its first reading, the file has gone or changed
+                    self._journal.drop()
+                    self._fail(path, str(error).removeprefix(f"{path}: "))
             else:
                 self._group.append((Entry(printable(path), seconds=result.seconds), torch.from_numpy(result.spectrogram)))
                 self._group_frames += len(result.spectrogram)
@@ -81,6 +85,8 @@ class BulkEmbedder:
                 if self._kind == "timestamps":
                     self._journal.append(rows)
                 self._on_progress(len(piece) / FRAMES_PER_SECOND, len(piece) / num_frames(statistics.samples))
+        if count != -(-num_frames(statistics.samples) // self._runtime.frames_per_step):
+            raise AudioError(f"{path}: changed while it was read")
         if self._kind == "scene":
             self._journal.append((total / count)[None])
         self._journal.commit([Entry(printable(path), count if self._kind == "timestamps" else 1, statistics.seconds)])

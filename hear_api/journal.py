@@ -52,6 +52,11 @@ class Journal:
         """Rows [n, width] of a file that has not ended yet."""
         self._rows.write(np.ascontiguousarray(rows, "<f4").data)
 
+    def drop(self) -> None:
+        """Forget the rows appended since the last commit: their file failed."""
+        self._rows.flush()
+        self._rows.truncate(self.count * self.width * 4)
+
     def commit(self, entries: Iterable[Entry]) -> None:
         """The appended rows are those of these files; from here on a kill loses nothing of them."""
         entries = list(entries)

@@ -195,6 +195,35 @@ def test_the_progress_of_a_long_file_is_seen(audio, tmp_path, monkeypatch):
     assert len(parts) == 2 and sum(parts) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("kind", ["scene", "timestamps"])
+@pytest.mark.parametrize("change, message", [(os.remove, "no such audio file"),
+                                             (lambda path: soundfile.write(path, np.zeros(40001), 16000), "changed while"),
+                                             (lambda path: os.truncate(path, 60000), "cut off")])
+def test_a_long_file_that_fails_at_its_second_reading_is_listed(audio, tmp_path, monkeypatch, capsys, kind, change,
+                                                                message):
+    for name in ("1.wav", "2.wav", "3.wav"):
+        soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.5, 0.5, 64000), 16000)
+    monkeypatch.setattr(pieces, "LONG_SECONDS", 2)
+    monkeypatch.setattr("data.audio.BLOCK_SECONDS", 1)
+    monkeypatch.setattr("hear_api.bulk.PIECE_UNITS", 1)
+    stream_pieces = pieces.stream_pieces
+
+    def changed(path, *arguments):
+        if path.name == "2.wav":
+            change(path)
+        return stream_pieces(path, *arguments)
+
+    monkeypatch.setattr("hear_api.bulk.stream_pieces", changed)
+    with pytest.raises(SystemExit) as exit:
+        main([str(tmp_path), *MODEL, "--kind", kind, "--out", str(tmp_path / "out.npz")])
+    assert exit.value.code == 3
+    assert re.search(f"2.wav +{message}", capsys.readouterr().err)
+    result = np.load(tmp_path / "out.npz")
+    rows = result["embedding"].reshape(2, -1, result["embedding"].shape[-1])  # of two files alike
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert [name[-5:] for name in result["path"]] == ["1.wav", "3.wav"]
+
+
 def test_journal_drops_rows_without_an_entry(tmp_path):
     journal = Journal(tmp_path / "j", {}, width=2, resume=False)
     journal.append(np.ones((3, 2)))
