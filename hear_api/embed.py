@@ -167,7 +167,8 @@ def _run(args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor,
 
 def _print_failures(failed: list[Entry]) -> None:
     width = max(len(entry.path) for entry in failed)
-    print(f"\n{len(failed)} files could not be embedded:", file=sys.stderr)
+    files = "1 file" if len(failed) == 1 else f"{len(failed)} files"
+    print(f"\n{files} could not be embedded:", file=sys.stderr)
     for entry in failed:
         print(f"  {entry.path:<{width}}  {entry.error}", file=sys.stderr)
 

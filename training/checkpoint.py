@@ -53,11 +53,20 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         state = _as_builtins(state)
     except Exception as error:  # hostile or torn bytes can break the reader in any way; all mean the same to the caller
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot read checkpoint {path}: damaged or not safe to load ({reason})") from error
+        raise CheckpointError(f"cannot read checkpoint {path}: {_why_unreadable(error)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise CheckpointError(f"{path} is not a checkpoint: it has no 'model' entry with the weights")
     return state
+
+
+def _why_unreadable(error: Exception) -> str:
+    """In one sentence, without torch's advice to load the file as one that may run anything."""
+    text = str(error)
+    if refused := re.search(r"\bGLOBAL (\S+)", text):
+        return f"it asks for {refused[1]}, which loading weights does not need and which could do anything"
+    if "WeightsUnpickler error" in text or not text.strip():
+        return "damaged, or not a checkpoint at all"
+    return f"damaged, or not a checkpoint at all ({text.strip().splitlines()[0]})"
 
 
 def checkpoint_path(directory: str | Path, epoch: int) -> Path:
