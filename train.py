@@ -8,11 +8,12 @@ resume/. Started again with the same W, training goes on exactly where it stoppe
 save and end with status 0.
 """
 
+import argparse
 import json
 import logging
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import nn
@@ -198,9 +199,16 @@ def start_trackers(run: Run) -> list[Tracker]:
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(__doc__, arguments)
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's, for each loader
+    with ExitStack() as held:
+        pretrain(args, held)
+    distributed.cleanup()
+
+
+def pretrain(args: argparse.Namespace, held: ExitStack) -> None:
+    """All of a run, with one sentence for what goes wrong."""
     try:
         with distributed.naming_lost_processes():
-            run = set_up(args)
+            run = set_up(args, held)
     except (ValueError, OSError) as error:
         distributed.fail(f"train.py: {error}")
     try:
@@ -217,7 +225,6 @@ def main(arguments: list[str] | None = None) -> None:
         if distributed.world_size() == 1:
             raise
         distributed.fail(traceback.format_exc())
-    distributed.cleanup()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import ast
 import json
 import logging
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import configs.base
 import models
 from data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
 from data.remote import RemoteShards, is_remote
+from folder_lock import sole_use
 from training import checkpoint, distributed, optim, resume
 from training.fake_data import RandomSpectrograms
 from training.interruption import leave_signals_to_the_trainer
@@ -124,8 +126,10 @@ class Run:
         return self.config.batch_size * distributed.world_size()
 
 
-def set_up(args: argparse.Namespace) -> Run:
-    """Builds the run. Whatever the user got wrong raises ValueError or OSError here, on every process alike."""
+def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
+    """Builds the run. Whatever the user got wrong raises ValueError or OSError here, on every process alike.
+
+    held: keeps other runs out of the workdir until it is closed."""
     config = load_config(args.config, args.overrides)
     optim.check_names(config.opt.optimizer, config.opt.schedule)
     args.print_freq = args.print_freq or config.log_every_steps
@@ -141,6 +145,8 @@ def set_up(args: argparse.Namespace) -> Run:
                         format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     workdir = Path(args.workdir)
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if distributed.is_main():
+        held.enter_context(sole_use(workdir))
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)

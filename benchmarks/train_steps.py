@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,8 @@ def measure_train_py(setting: Setting, folder: Path) -> Measured:
     clock = StepClock(setting.seconds)
     measured = Measured(clock.steps, peak_mib=0.0)
 
-    def set_up_with_clock(args: argparse.Namespace) -> Run:
-        run = set_up(args)
+    def set_up_with_clock(args: argparse.Namespace, held: ExitStack) -> Run:
+        run = set_up(args, held)
         idle_mib = resident_mib()
         run.loader = ClockedLoader(run.loader, clock)
         run.optimizer.zero_grad = clock.timed("optimizer", run.optimizer.zero_grad)

@@ -20,6 +20,7 @@ from data.labels import find_labelled
 from data.prepare_job import (CLIP_SECONDS, DTYPES, FORMATS, SHARD_SIZE, AudioFile, PrepareError, Settings, Share,
                               describe, finished_archive, remove_scaffold, start_or_go_on)
 from data.prepare_shards import make_shards
+from folder_lock import sole_use
 from machine import usable_cores
 
 
@@ -54,13 +55,15 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
     if finished is not None:
         remove_scaffold(out_dir)      # left there if the last attempt was killed at its very end
         return finished
-    job = start_or_go_on(out_dir, described, files, settings, share)
-    if job is None:
-        return finished_archive(out_dir, described)
-    shards = job.unfinished(share)
-    if shards:
-        make_shards(job, shards, settings, audio_dir, workers)
-    manifest = job.merge(vocabulary)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with sole_use(out_dir, shared=share.world_size > 1):
+        job = start_or_go_on(out_dir, described, files, settings, share)
+        if job is None:
+            return finished_archive(out_dir, described)
+        shards = job.unfinished(share)
+        if shards:
+            make_shards(job, shards, settings, audio_dir, workers)
+        manifest = job.merge(vocabulary)
     if manifest is not None and not manifest["samples"]:
         skipped = manifest["skipped"][0]
         raise PrepareError(f"none of the {len(files)} audio files below {audio_dir} could be used; "

@@ -229,7 +229,6 @@ def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], setti
 
 
 def _begin(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings) -> None:
-    out_dir.mkdir(parents=True, exist_ok=True)
     if any(out_dir.glob("*.tar")):
         raise PrepareError(f"{out_dir} holds tar files that data.prepare did not make; choose another folder")
     remove_partials(out_dir / JOB_NAME)

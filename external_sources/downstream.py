@@ -12,11 +12,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import machine
-from atomic_files import atomic_write
 from external_sources import layout, worker
 from external_sources.grid import parse_grid
 
-SETTINGS = "downstream-settings.json"           # in the folder of each task: the seed and grid of its results
 # Measured: the kit and its libraries take 0.6 GB; it holds a task's embeddings as memory map, rows and stacked.
 PROCESS_BYTES = 600 * 2**20
 COPIES_OF_EMBEDDINGS = 4
@@ -97,9 +95,9 @@ def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
         SystemExit: names the first such task. Results of the published scripts, which note no grid, are let pass.
     """
     for job in jobs:
-        settings = job.task / SETTINGS
+        settings = job.task / worker.SETTINGS
         if settings.is_file() and json.loads(settings.read_text())["grid"] != grid:
-            raise SystemExit(f"GRID: {job.task} was trained on another grid (see {SETTINGS} there); "
+            raise SystemExit(f"GRID: {job.task} was trained on another grid (see {worker.SETTINGS} there); "
                              "take another OUTPUT_DIR, or remove its downstream folders")
 
 
@@ -132,8 +130,6 @@ def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list], at_once: int | No
             while waiting or running:
                 while waiting and slots:
                     job, slot = waiting.pop(0), slots.pop(0)
-                    with atomic_write(job.task / SETTINGS) as file:
-                        file.write(json.dumps({"seed": job.seed, "grid": grid}, indent=2).encode())
                     process = context.Process(target=worker.run, args=(
                         job.task, job.seed, grid, threads, slot % gpus if gpus else None))
                     process.start()

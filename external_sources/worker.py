@@ -1,5 +1,6 @@
 """What happens inside one process of the downstream runs: one task, one seed."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -8,15 +9,31 @@ import threading
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from atomic_files import atomic_write
+from folder_lock import FolderInUseError, sole_use
+
+# In the folder of each task:
 LOG = "downstream.log"
+SETTINGS = "downstream-settings.json"  # the seed and grid of its results
 
 
 def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: int | None) -> None:
     """Train and test one head; everything printed goes to downstream.log in the folder of the task.
 
-    An exception ends the process with status 1, and its traceback is in the log. See `predictions.predict`.
+    An exception ends the process with status 1, and its traceback is in the log. Where another process works in that
+    folder, only a message says so. See `predictions.predict`.
     """
     _follow_parent()
+    try:
+        with sole_use(task):
+            _train(task, seed, grid, threads, gpu)
+    except FolderInUseError as error:
+        sys.exit(str(error))
+
+
+def _train(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: int | None) -> None:
+    with atomic_write(task / SETTINGS) as file:
+        file.write(json.dumps({"seed": seed, "grid": grid}, indent=2).encode())
     with open(task / LOG, "w") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

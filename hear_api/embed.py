@@ -126,9 +126,9 @@ def embed(args: argparse.Namespace) -> list[Entry]:
             remove_partials(args.out)  # of a run that was killed while it wrote
             step = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
             write(args.out, journal, step, model, layout)
+            journal.remove()
         finally:
             journal.close()
-        journal.remove()
         return [entry for entry in journal.entries if entry.error]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

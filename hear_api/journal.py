@@ -3,12 +3,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from atomic_files import atomic_write
+from folder_lock import sole_use
 
 READ_ROWS = 8192  # held at once when the rows are read again
 
@@ -36,17 +38,21 @@ class Journal:
         settings: what the rows depend on; a run is taken up only with equal ones.
         width: of a row.
         resume: take an interrupted run up; without it, finding one is a JournalError.
+
+    Until it is closed no other process can open it: `folder_lock.FolderInUseError`.
     """
 
     def __init__(self, folder: Path, settings: dict, width: int, resume: bool):
         self.folder, self.width, self.entries = folder, width, []
-        if folder.exists() and not resume:
-            raise JournalError(f"{folder} holds an interrupted run: continue it with --resume, or remove it")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._check_settings(settings)
         self._rows_path, self._entries_path = folder / "rows.f32", folder / "files.jsonl"
-        self._drop_unfinished()
-        self._rows, self._lines = open(self._rows_path, "ab"), open(self._entries_path, "a", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(sole_use(folder))
+            self._check_settings(settings, resume)
+            self._drop_unfinished()
+            self._rows = stack.enter_context(open(self._rows_path, "ab"))
+            self._lines = stack.enter_context(open(self._entries_path, "a", encoding="utf-8"))
+            self._open = stack.pop_all()
 
     def append(self, rows: np.ndarray) -> None:
         """Rows [n, width] of a file that has not ended yet."""
@@ -78,16 +84,17 @@ class Journal:
         return sum(entry.rows for entry in self.entries)
 
     def close(self) -> None:
-        self._rows.close()
-        self._lines.close()
+        self._open.close()
 
     def remove(self) -> None:
         """The run is complete and its result lies elsewhere."""
-        self.close()
         shutil.rmtree(self.folder)
+        self.close()
 
-    def _check_settings(self, settings: dict) -> None:
+    def _check_settings(self, settings: dict, resume: bool) -> None:
         path = self.folder / "settings.json"
+        if path.exists() and not resume:
+            raise JournalError(f"{self.folder} holds an interrupted run: continue it with --resume, or remove it")
         if path.exists():
             before = json.loads(path.read_text())
             if changed := [key for key in settings if settings[key] != before.get(key)]:

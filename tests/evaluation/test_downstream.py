@@ -1,9 +1,11 @@
 import json
+import multiprocessing
 
 import pytest
 
+import folder_lock
 import machine
-from external_sources import downstream, layout
+from external_sources import downstream, layout, worker
 from external_sources.downstream import Job
 
 
@@ -54,10 +56,22 @@ def test_a_run_is_done_with_its_scores_and_a_whole_marker(output_dir):
     assert job.is_done()
 
 
+def test_a_head_that_another_process_trains_is_left_to_it(output_dir, monkeypatch, capfd):
+    job = downstream.find_jobs(output_dir, "ssam", [0])[0]
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
+    with folder_lock.sole_use(job.task):
+        process = multiprocessing.get_context("fork").Process(target=worker.run, args=(job.task, 0, "fast", 1, None))
+        process.start()
+        process.join()
+    assert process.exitcode == 1
+    assert f"{job.task}: another process works in this folder" in capfd.readouterr().err
+    assert not (job.task / worker.LOG).exists() and not (job.task / worker.SETTINGS).exists()
+
+
 def test_results_of_another_grid_are_not_mixed(output_dir):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
     downstream.check_settings([job], "published")                # nothing noted: results of the published scripts
-    (job.task / downstream.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast"}))
+    (job.task / worker.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast"}))
     downstream.check_settings([job], "fast")
     with pytest.raises(SystemExit, match="trained on another grid"):
         downstream.check_settings([job], "default")

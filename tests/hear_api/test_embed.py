@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+import folder_lock
 from hear_api import RuntimeSSAST, pieces
 from hear_api.embed import main
 from hear_api.journal import Entry, Journal, JournalError
@@ -222,6 +223,15 @@ def test_a_long_file_that_fails_at_its_second_reading_is_listed(audio, tmp_path,
     rows = result["embedding"].reshape(2, -1, result["embedding"].shape[-1])  # of two files alike
     np.testing.assert_array_equal(rows[0], rows[1])
     assert [name[-5:] for name in result["path"]] == ["1.wav", "3.wav"]
+
+
+def test_two_runs_do_not_write_one_journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
+    journal = Journal(tmp_path / "j", {}, width=2, resume=False)
+    with pytest.raises(folder_lock.FolderInUseError, match="j: another process works in this folder"):
+        Journal(tmp_path / "j", {}, width=2, resume=True)
+    journal.close()
+    Journal(tmp_path / "j", {}, width=2, resume=True).close()
 
 
 def test_journal_drops_rows_without_an_entry(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import folder_lock
 import train
 from data.archives import write_shard
 from data.samples import Sample
@@ -208,6 +209,16 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, synthetic_archiv
     written = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.name != "config.json"}
     assert run(tmp_path, synthetic_archive) == reference
     assert {path: path.read_bytes() for path in written} == written
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, synthetic_archive, monkeypatch):
+    run(tmp_path, synthetic_archive, num_epochs=1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
+    with folder_lock.sole_use(tmp_path), pytest.raises(SystemExit, match=f"{tmp_path}: another process works in"):
+        run(tmp_path, synthetic_archive, num_epochs=2)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    run(tmp_path, synthetic_archive, num_epochs=2)
 
 
 def test_frequency_first_models_train_on_the_same_archives(tmp_path, synthetic_archive):
