@@ -114,13 +114,21 @@ def save_step_checkpoint(workdir: str | Path, place: Place, **state: Any) -> Non
 
 
 def tidy(workdir: str | Path, finished: bool = False) -> None:
-    """Removes what killed processes left half-written and, from a finished run, the step checkpoints."""
+    """Removes what killed processes left half-written and, from a finished run, the step checkpoints that later
+    epochs have made useless: not those of an epoch beyond a shortened run's end."""
     workdir = Path(workdir)
     for folder in ("checkpoints", "resume"):
         for partial in (workdir / folder).glob("*.partial"):
             partial.unlink()
     if finished and (workdir / "resume").is_dir():
-        shutil.rmtree(workdir / "resume")
+        found = checkpoints(workdir)
+        last_epoch = max((place for place, path in found if path.parent.name == "checkpoints"), default=Place(0, 0))
+        later = [path for place, path in found if place > last_epoch]
+        for path in (workdir / "resume").iterdir():
+            if path not in later:
+                path.unlink()
+        if not later:
+            (workdir / "resume").rmdir()
 
 
 def random_states() -> dict[str, Any]:

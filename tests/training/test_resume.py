@@ -88,6 +88,9 @@ def test_what_killed_processes_left_is_removed_and_the_rest_when_all_is_done(tmp
     resume.tidy(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
     resume.tidy(tmp_path, finished=True)
+    assert kept.exists(), "it lies beyond the last epoch with a checkpoint"
+    (tmp_path / "checkpoints" / "checkpoint-1.pth").touch()
+    resume.tidy(tmp_path, finished=True)
     assert not (tmp_path / "resume").exists()
 
 

@@ -78,6 +78,16 @@ def test_stopped_after_any_step_and_started_again_it_ends_the_same(tmp_path, syn
     assert not (tmp_path / "cut" / "resume").exists()
 
 
+def test_a_shortened_run_keeps_what_lies_beyond_its_end(tmp_path, synthetic_archive, monkeypatch):
+    reference = run(tmp_path / "whole", synthetic_archive, num_epochs=3)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2 * STEPS + 1)
+        run(tmp_path / "cut", synthetic_archive, num_epochs=3)
+    run(tmp_path / "cut", synthetic_archive, num_epochs=2)
+    assert resume.checkpoints(tmp_path / "cut")[0][0] == (2, 1)
+    assert run(tmp_path / "cut", synthetic_archive, num_epochs=3) == reference
+
+
 def test_a_stop_during_validation_loses_nothing(tmp_path, synthetic_archive, monkeypatch):
     options = ["--val-data", str(synthetic_archive)]
     run(tmp_path / "whole", synthetic_archive, *options)
