@@ -49,7 +49,7 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
     paths, labels, vocabulary = find_labelled(audio_dir, labels_csv, classes_csv)
     id_of = {label: i for i, label in enumerate(vocabulary)}
     files = [AudioFile(i, path, tuple(id_of[label] for label in labels[i])) for i, path in enumerate(paths)]
-    described = describe(settings, files, labels, audio_dir)
+    described = describe(settings, files, labels, vocabulary, audio_dir)
 
     finished = finished_archive(out_dir, described)
     if finished is not None:
@@ -57,7 +57,7 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
         return finished
     out_dir.mkdir(parents=True, exist_ok=True)
     with sole_use(out_dir, shared=share.world_size > 1):
-        job = start_or_go_on(out_dir, described, files, settings, share)
+        job = start_or_go_on(out_dir, described, files, settings)
         if job is None:
             return finished_archive(out_dir, described)
         shards = job.unfinished(share)

@@ -10,9 +10,8 @@ moment, go on later, and be shared by several machines.
 import dataclasses
 import hashlib
 import json
-import logging
+import math
 import os
-import time
 from pathlib import Path
 
 import soundfile
@@ -28,9 +27,6 @@ CLIP_SECONDS = 10.0
 SHARD_SIZE = 512                    # clips; about 80 MB as float16
 DTYPES = ("float16", "float32")
 FORMATS = ("npy", "pickle")
-
-logger = logging.getLogger(__name__)
-
 
 class PrepareError(ValueError):
     """The archive cannot be made as asked; the message says why."""
@@ -50,8 +46,8 @@ class Settings:
             raise PrepareError(f"dtype is {self.dtype!r}; accepted are {' and '.join(DTYPES)}")
         if self.format not in FORMATS:
             raise PrepareError(f"format is {self.format!r}; accepted are {' and '.join(FORMATS)}")
-        if self.clip_samples < features.MIN_SAMPLES:
-            raise PrepareError(f"clips of {self.clip_seconds} s are too short; "
+        if not math.isfinite(self.clip_seconds) or self.clip_samples < features.MIN_SAMPLES:
+            raise PrepareError(f"clips of {self.clip_seconds} s cannot be made; "
                                f"at least {features.MIN_SAMPLES / features.SAMPLE_RATE:.4f} s are needed")
         if self.shard_size < 1:
             raise PrepareError(f"a shard of {self.shard_size} clips cannot be; at least 1 is needed")
@@ -163,15 +159,17 @@ def remove_scaffold(out_dir: Path) -> None:
     """Remove what only an unfinished archive needs."""
     for path in [*out_dir.glob("shard-*.report.json"), out_dir / JOB_NAME]:
         path.unlink(missing_ok=True)
-    remove_partials(out_dir / MANIFEST_NAME)
+    for name in (JOB_NAME, MANIFEST_NAME):
+        remove_partials(out_dir / name)
 
 
 def _report_path(shard: Path) -> Path:
     return shard.with_suffix(".report.json")
 
 
-def describe(settings: Settings, files: list[AudioFile], labels: list[tuple[str, ...]], audio_dir: Path) -> dict:
-    """Everything the archive follows from, as the manifest keeps it: equal descriptions mean equal archives."""
+def describe(settings: Settings, files: list[AudioFile], labels: list[tuple[str, ...]], vocabulary: list[str],
+             audio_dir: Path) -> dict:
+    """What the archive follows from, as the manifest keeps it; of the audio, the paths and sizes of its files."""
     inputs = hashlib.sha256()
     for file, names in zip(tqdm(files, desc="looking at files", unit="file", delay=2, leave=False), labels):
         line = (file.path.relative_to(audio_dir).as_posix(), file.path.stat().st_size, names)
@@ -180,6 +178,7 @@ def describe(settings: Settings, files: list[AudioFile], labels: list[tuple[str,
         "sample_rate": features.SAMPLE_RATE, "n_fft": features.N_FFT, "hop_length": features.HOP_LENGTH,
         "n_mels": features.N_MELS, "mel_min_hz": features.MEL_MIN_HZ, "mel_max_hz": features.MEL_MAX_HZ,
         "log_offset": features.LOG_OFFSET, "inputs_sha256": inputs.hexdigest(),
+        "labels_sha256": hashlib.sha256(repr(vocabulary).encode()).hexdigest(),
     }
 
 
@@ -200,23 +199,17 @@ def finished_archive(out_dir: Path, described: dict) -> dict | None:
     return manifest
 
 
-def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings,
-                   share: Share) -> Job | None:
+def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings) -> Job | None:
     """The job of an out_dir that is not complete; None where the other processes have just completed it.
 
-    The first process plans it; the others wait for its plan.
+    Every process that finds no plan makes one, since they are the same: none waits for another that may have failed.
 
     Raises:
         PrepareError: out_dir holds shards of somebody else, or an unfinished archive of another description.
     """
     job_file = out_dir / JOB_NAME
-    if share.rank == 0:
-        if not job_file.exists():
-            _begin(out_dir, described, files, settings)
-    elif not job_file.exists():
-        logger.info("waiting for the first process to plan %s", out_dir)
-        while not job_file.exists() and not (out_dir / MANIFEST_NAME).exists():
-            time.sleep(0.2)
+    if not job_file.exists():
+        _begin(out_dir, described, files, settings)
     try:
         job = json.loads(job_file.read_text())
         first_files = job["first_files"]
@@ -229,16 +222,19 @@ def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], setti
 
 
 def _begin(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings) -> None:
-    if any(out_dir.glob("*.tar")):
+    def others_were_faster() -> bool:
+        return (out_dir / JOB_NAME).exists() or (out_dir / MANIFEST_NAME).exists()
+
+    if any(out_dir.glob("*.tar")) and not others_were_faster():
         raise PrepareError(f"{out_dir} holds tar files that data.prepare did not make; choose another folder")
-    remove_partials(out_dir / JOB_NAME)
     job = {"settings": described, "first_files": plan_shards(files, settings)}
-    with atomic_write(out_dir / JOB_NAME) as file:
-        file.write(json.dumps(job).encode())
+    if not others_were_faster():
+        with atomic_write(out_dir / JOB_NAME) as file:
+            file.write(json.dumps(job).encode())
 
 
 def _refuse_other(out_dir: Path, what: str, found: dict, described: dict) -> None:
-    differing = [key for key in described if found.get(key) != described[key]]
+    differing = [key.removesuffix("_sha256") for key in described if found.get(key) != described[key]]
     if differing:
         raise PrepareError(f"{out_dir} already holds {what} made with other {', '.join(differing)}; "
                            "choose another folder or remove it")

@@ -132,6 +132,29 @@ def test_the_share_of_a_process_comes_from_torchrun_or_slurm(monkeypatch):
             Share.from_environment()
 
 
+def test_no_process_waits_for_one_that_has_failed(tree, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("data.prepare_job.plan_shards", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 2))
+    assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(1, 2)) is None
+    prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 2))
+    prepare(tree, tmp_path / "alone", settings=SMALL)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("share", [Share(0, 1), Share(0, 2)])
+def test_another_order_of_labels_is_another_archive(tree, tmp_path, share):
+    """Finished or not: the same words with other ids."""
+    (tmp_path / "classes.csv").write_text("index,mid,display_name\n" + "".join(
+        f"{number},{name},{name}\n" for number, name in enumerate(["dogs", "cats"])))
+    prepare(tree, tmp_path / "out", settings=SMALL, share=share)
+    before = contents(tmp_path / "out")
+    with pytest.raises(PrepareError, match="archive made with other labels"):
+        prepare(tree, tmp_path / "out", settings=SMALL, classes_csv=tmp_path / "classes.csv", share=share)
+    assert contents(tmp_path / "out") == before
+
+
 def test_an_unfinished_archive_of_other_settings_is_not_mixed_with(tree, tmp_path):
     prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 2))
     before = contents(tmp_path / "out")
