@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from atomic_files import atomic_write
 from data.features import SAMPLE_RATE
-from hear_api.embed import load_runtime
+from hear_api.command_line import load_runtime
 from hear_api.runtime import LAYOUTS, RuntimeSSAST
 
 UNIT_FRAMES = 200

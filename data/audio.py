@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -105,7 +106,7 @@ def _open(path: str | Path) -> soundfile.SoundFile:
         return file
     # The length of an mp3 without a header that counts its frames is a guess by the first frame, and libsndfile reads
     # no further than it guesses. From a pipe it reads all, and guesses nothing.
-    piped = soundfile.SoundFile(_pipe(path, _tags_end(path)))
+    piped = _PipedFile(path, _tags_end(path))
     unwanted, wanted = (file, piped) if _length_is_unknown(piped) else (piped, file)
     unwanted.close()
     return wanted
@@ -125,20 +126,25 @@ def _tags_end(path: str | Path) -> int:
     return end
 
 
-def _pipe(path: str | Path, start: int) -> int:
-    """The reading end of a pipe that gets the bytes of a file from `start` on."""
-    reading, writing = os.pipe()
+class _PipedFile(soundfile.SoundFile):
+    """A file whose bytes from `start` on come through a pipe; `error` is what ended them early."""
 
-    def write() -> None:
-        with open(path, "rb") as source, open(writing, "wb", buffering=0) as pipe:
-            source.seek(start)
+    def __init__(self, path: str | Path, start: int):
+        self.error: OSError | None = None
+        source = open(path, "rb")
+        reading, writing = os.pipe()
+        threading.Thread(target=self._copy, args=(source, open(writing, "wb", buffering=0), start), daemon=True).start()
+        super().__init__(reading)
+
+    def _copy(self, source: BinaryIO, pipe: BinaryIO, start: int) -> None:
+        with source, pipe:
             try:
+                source.seek(start)
                 shutil.copyfileobj(source, pipe)
             except BrokenPipeError:
                 pass  # the reader has enough
-
-    threading.Thread(target=write, daemon=True).start()
-    return reading
+            except OSError as error:
+                self.error = error
 
 
 def _cut_off(file: soundfile.SoundFile) -> str | None:
@@ -160,6 +166,8 @@ def _mono_blocks(file: soundfile.SoundFile, path: str | Path) -> Iterator[np.nda
         block = file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)    # [n, channels]
         if len(block) == 0:
             if _length_is_unknown(file):
+                if file.error:
+                    raise file.error
                 return
             raise AudioError(f"{path}: cut off, {frames_read} of {file.frames} samples could be read")
         if not np.isfinite(block).all():

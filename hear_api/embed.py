@@ -7,7 +7,6 @@ command that cannot be carried out, 130 after Ctrl-C. An interrupted run, even a
 """
 import argparse
 import hashlib
-import importlib
 import os
 import shutil
 import sys
@@ -16,18 +15,17 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from atomic_files import remove_partials
 from hear_api.ahead import run_ahead
 from hear_api.bulk import BulkEmbedder
+from hear_api.command_line import add_device_argument, add_weights_arguments, load_runtime, weights_file
 from hear_api.journal import Entry, Journal
 from hear_api.pieces import decode, start_worker
 from hear_api.runtime import KINDS, LAYOUTS, PRECISIONS, RuntimeSSAST
 from hear_api.sources import list_audio
-from hear_api.weights import find_checkpoint
-from hear_api.writers import writer_for
+from hear_api.writers import failures_path, read_failures, write_failures, writer_for
 from machine import usable_cores
 
 FAILED_STATUS = 3
@@ -39,59 +37,15 @@ class StrictError(ValueError):
     """A file failed and --strict was asked for."""
 
 
-def load_runtime(config_name: str, weights: str | None, precision: str = "auto", layout: str | None = None,
-                 device: str = "cpu") -> tuple[RuntimeSSAST, str]:
-    """A runtime by names from a command line, and the model's name for tables.
-
-    config_name: "ssam_tiny_200_16x4", or any module with get_config(). weights: file, folder, "untrained", or
-    None for those that the config's load_model() takes. layout: of scene embeddings instead of the config's own.
-    ValueError and FileNotFoundError say what is not there.
-    """
-    module = config_name if "." in config_name else f"configs.{config_name}"
-    config = importlib.import_module("configs.base").load_config(module)
-    if layout:
-        config.scene_layout = layout
-    path = weights_file(config_name, weights)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    runtime = RuntimeSSAST(config, path, precision).to(device)
-    return runtime, f"{module.rpartition('.')[2]}:{'untrained' if path is None else path.stem}"
-
-
-def weights_file(config_name: str, weights: str | None) -> Path | None:
-    """The file that `load_runtime` takes for the same arguments; None for "untrained"."""
-    if weights == "untrained":
-        return None
-    return find_checkpoint(weights or importlib.import_module("configs.base").default_weights(config_name))
-
-
-def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, the same for every command."""
-    add = parser.add_argument
-    add("--config", default="ssam_tiny_free_audio", metavar="NAME",
-        help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: %(default)s)")
-    add("--weights", metavar="DIR",
-        help="checkpoint file, work folder of train.py, folder of a saved model, or \"untrained\" (default: those in "
-             "$PT_MAMBA_MODEL_DIR, else those that came with the project)")
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model and how it runs: the options that `load_runtime` takes."""
-    add_weights_arguments(parser)
-    add = parser.add_argument
-    add("--precision", choices=["auto", *PRECISIONS], default="auto",
-        help="default: auto, float16 on CUDA and float32 elsewhere")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (default: %(default)s)")
-
-
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hear_api.embed", description=__doc__.splitlines()[0],
                                      epilog=__doc__.split("\n\n", 2)[2])
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="file, folder, glob in quotes, or .csv list with a column path")
-    add_model_arguments(parser)
+    add_weights_arguments(parser)
+    add_device_argument(parser)
+    add("--precision", choices=["auto", *PRECISIONS], default="auto",
+        help="default: auto, float16 on CUDA and float32 elsewhere")
     add("--out", default=Path("embeddings.npz"), metavar="FILE", type=Path,
         help=".npz, .parquet, or a name without suffix for a folder of .npy files (default: %(default)s)")
     add("--kind", choices=KINDS, default="scene", help="one embedding per file (default), or one per 40 ms")
@@ -112,7 +66,7 @@ def embed(args: argparse.Namespace) -> list[Entry]:
         if args.resume:
             shutil.rmtree(folder, ignore_errors=True)  # a kill came just before it was done
             tqdm.write(f"{args.out} is complete already", file=sys.stderr)
-            return []
+            return read_failures(args.out)
         raise ValueError(f"{args.out} exists already; remove it or choose another name")
     files = list_audio(args.inputs)
     pool = ProcessPoolExecutor(args.workers, initializer=start_worker)
@@ -125,11 +79,13 @@ def embed(args: argparse.Namespace) -> list[Entry]:
             _run(args, files, pool, runtime, journal)
             remove_partials(args.out)  # of a run that was killed while it wrote
             step = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
+            failed = [entry for entry in journal.entries if entry.error]
+            write_failures(args.out, failed)
             write(args.out, journal, step, model, layout)
             journal.remove()
         finally:
             journal.close()
-        return [entry for entry in journal.entries if entry.error]
+        return failed
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -165,10 +121,10 @@ def _run(args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor,
         bar.update(len(journal.entries) - bar.n)
 
 
-def _print_failures(failed: list[Entry]) -> None:
+def _print_failures(failed: list[Entry], out: Path) -> None:
     width = max(len(entry.path) for entry in failed)
     files = "1 file" if len(failed) == 1 else f"{len(failed)} files"
-    print(f"\n{files} could not be embedded:", file=sys.stderr)
+    print(f"\n{files} could not be embedded (this list: {failures_path(out)}):", file=sys.stderr)
     for entry in failed:
         print(f"  {entry.path:<{width}}  {entry.error}", file=sys.stderr)
 
@@ -186,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"embed: {error}")
     if failed:
-        _print_failures(failed)
+        _print_failures(failed, args.out)
         sys.exit(FAILED_STATUS)
 
 

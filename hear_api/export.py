@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hear_api.embed import add_weights_arguments, load_runtime
+from hear_api.command_line import add_weights_arguments, load_runtime
 from hear_api.pretrained import save_pretrained
 from hear_api.runtime import LAYOUTS, PRECISIONS, RuntimeSSAST
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.audio import stream_audio
 from data.features import SAMPLE_RATE
-from hear_api.embed import add_model_arguments, load_runtime
+from hear_api.command_line import add_device_argument, add_weights_arguments, load_runtime
 from hear_api.streaming import MODES, StreamingSSAM
 
 PIECE_SAMPLES = 640       # 40 ms, as a sound card delivers
@@ -99,13 +99,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hear_api.listen", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="FILE_OR_-", help="audio file, or - for raw stdin: 16 bits, mono, 16 kHz")
-    add_model_arguments(parser)
+    add_weights_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument("--statistics", type=_statistics, default="running", help="of the log-mel: running (default), "
                         "warmup (those of the first 2 s), or MEAN,STD with an equals sign: --statistics=-8.5,3.2")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        runtime, model = load_runtime(args.config, args.weights, args.precision, device=args.device)
+        runtime, model = load_runtime(args.config, args.weights, "float32", device=args.device)
         print(f"{model} on {args.device}, one thread")
         speed = listen(StreamingSSAM(runtime, args.statistics), read_pieces(args.source))
     except KeyboardInterrupt:

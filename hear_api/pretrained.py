@@ -18,10 +18,13 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
     """Write the encoder's weights and what rebuilds it; returns the folder, made where it does not exist.
 
     dtype: of the weights in the file, a key of PRECISIONS; "float16" halves it. They are float32 again when loaded. The
-    config is written last, so that a folder that has one is complete. ValueError for another dtype.
+    config is written last, so that a folder that has one is complete. ValueError for another dtype, and for a folder
+    that holds something else, such as a training.
     """
     check_precision(dtype)
     folder = Path(folder)
+    if (folder / "checkpoints").exists() or (folder / CONFIG_NAME).exists() and not _is_saved_model(folder):
+        raise ValueError(f"{folder} holds something else, such as a training; choose another folder for the model")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     state = {key: value.cpu().to(PRECISIONS[dtype]).contiguous() for key, value in runtime.model.state_dict().items()}
@@ -32,6 +35,13 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
     with atomic_write(folder / CONFIG_NAME) as file:
         file.write(json.dumps(config, indent=1).encode())
     return folder
+
+
+def _is_saved_model(folder: Path) -> bool:
+    try:
+        return json.loads((folder / CONFIG_NAME).read_bytes())["format"] == FORMAT
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST:

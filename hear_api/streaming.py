@@ -19,7 +19,7 @@ class StreamingSSAM:
     """The timestamp embeddings of an endless clip, each as soon as its 40 ms of frames are complete.
 
     The state of the Mamba blocks is carried from step to step and begins anew every 2 s, with each unit, so that the
-    results are those of `RuntimeSSAST.get_timestamp_embeddings` given the same normalisation statistics.
+    results are those of `RuntimeSSAST.get_timestamp_embeddings` in float32 given the same normalisation statistics.
 
     Args:
         runtime: a RuntimeSSAST with a causal encoder (SSAM).

@@ -3,6 +3,7 @@
 Embeddings are float32, `start` and `duration` seconds. The same embeddings give the same bytes.
 """
 import csv
+import io
 import os
 import shutil
 import zipfile
@@ -23,6 +24,30 @@ def writer_for(out: Path):
     if out.suffix.lower() not in writers:
         raise ValueError(f"--out {out}: write it as .npz, .parquet, or without a suffix for a folder of .npy files")
     return writers[out.suffix.lower()]
+
+
+def failures_path(out: Path) -> Path:
+    """The table of the files that are not in `out`, beside it; it is there if there are any."""
+    return out.with_name(f"{out.name}.failed.csv")
+
+
+def write_failures(out: Path, failed: list[Entry]) -> None:
+    """Columns path and error."""
+    if not failed:
+        failures_path(out).unlink(missing_ok=True)  # of an earlier result of the same name
+        return
+    with atomic_write(failures_path(out)) as file:
+        table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True))
+        table.writerows([("path", "error"), *((entry.path, entry.error) for entry in failed)])
+        text.detach()
+
+
+def read_failures(out: Path) -> list[Entry]:
+    """What `write_failures` wrote beside `out`."""
+    if not failures_path(out).exists():
+        return []
+    with open(failures_path(out), newline="", encoding="utf-8") as file:
+        return [Entry(row["path"], error=row["error"]) for row in csv.DictReader(file)]
 
 
 def write_npz(out: Path, journal: Journal, step_seconds: float, model: str, layout: str) -> None:

@@ -1,5 +1,7 @@
 """Loading of real file formats, against the samples that went into them."""
+import errno
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -144,6 +146,21 @@ def test_an_mp3_that_does_not_count_its_frames_is_read_to_its_end(tmp_path, bitr
     for thread in set(threading.enumerate()) - threads:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_an_mp3_whose_disk_fails_in_the_middle_is_refused(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 6), 44100)
+    content = (tmp_path / "a.mp3").read_bytes()
+    frames = content[content.index(content[:2], 40):]  # as above
+    (tmp_path / "a.mp3").write_bytes(frames)
+
+    def half(source, pipe):
+        pipe.write(source.read(frames.index(frames[:2], len(frames) // 2)))  # whole frames, which libsndfile would take
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(shutil, "copyfileobj", half)
+    with pytest.raises(AudioError, match="a.mp3: cannot be read as audio .*[Ii]nput/output error"):
+        load_audio(tmp_path / "a.mp3")
 
 
 @pytest.mark.parametrize("name", [b"not utf-8 \xe9.wav", b"new\nline.wav", b"named.raw"])

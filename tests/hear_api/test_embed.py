@@ -111,14 +111,24 @@ def test_faulty_files_are_listed_and_the_rest_embedded(audio, tmp_path, capsys):
         main(arguments)
     assert exit.value.code == 3
     error = capsys.readouterr().err
-    assert "3 files could not be embedded" in error
+    assert f"3 files could not be embedded (this list: {tmp_path}/out.npz.failed.csv)" in error
     assert re.search("short.wav +too short, 200 samples", error) and "cannot be read as audio" in error
     assert "its peak is 20000: integer PCM needs scaling" in error
     assert len(np.load(tmp_path / "out.npz")["embedding"]) == len(LENGTHS)
+    table = pd.read_csv(tmp_path / "out.npz.failed.csv")
+    assert list(table["path"]) == [str(tmp_path / name) for name in ("short.wav", "text.flac", "unscaled.wav")]
+    assert table["error"][0].startswith("too short, 200 samples")
+
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, "--resume"])
+    assert exit.value.code == 3 and "3 files could not be embedded" in capsys.readouterr().err
 
     (tmp_path / "out.npz").unlink()
     with pytest.raises(SystemExit, match=r"embed: .*short.wav: too short.*\(--strict\)"):
         main([*arguments, "--strict"])
+    (tmp_path / "out.npz.partial").rename(tmp_path / "of the strict run")
+    main([str(audio), *MODEL, "--out", str(tmp_path / "out.npz")])
+    assert not (tmp_path / "out.npz.failed.csv").exists()
 
 
 def test_an_interrupted_run_gives_the_same_file_when_resumed(audio, tmp_path, monkeypatch):

@@ -46,6 +46,18 @@ def test_half_precision_halves_the_file_and_comes_back_as_float32(runtime, tmp_p
     assert torch.equal(by_config.model.mask_token, again.model.mask_token)
 
 
+def test_the_folder_of_a_training_is_left_alone(runtime, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"name": "configs.mine"}')
+    for name in ("run", "other"):
+        before = list((tmp_path / name).iterdir())
+        with pytest.raises(ValueError, match=f"{name} holds something else, such as a training"):
+            save_pretrained(runtime, tmp_path / name)
+        assert list((tmp_path / name).iterdir()) == before
+    save_pretrained(runtime, save_pretrained(runtime, tmp_path / "mine"))
+
+
 def test_damaged_folders_are_named(runtime, tmp_path):
     with pytest.raises(CheckpointError, match="not a saved model"):
         from_pretrained(tmp_path / "absent")
@@ -57,6 +69,7 @@ def test_damaged_folders_are_named(runtime, tmp_path):
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not of the format"):
         from_pretrained(folder)
+    (folder / "config.json").unlink()
     save_pretrained(runtime, folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
