@@ -71,7 +71,7 @@ def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interr
     config, model, optimizer, scaler = run.config, run.parallel_model, run.optimizer, run.scaler
     accumulation = config.opt.grad_accum_steps
     max_norm = config.opt.clip_grad_value or float("inf")
-    step = first_step = run.place.step if epoch == run.place.epoch else 0
+    first_step = run.place.step if epoch == run.place.epoch else 0
     rate, window_loss, window_samples = 0.0, 0.0, []
     model.train()
     optimizer.zero_grad()

@@ -156,10 +156,11 @@ def verdicts(rows: list[Row]) -> list[str]:
     """A line for each target that something was measured for."""
     lines = []
     for step, scan in PLAIN_SCANS.items():
-        found = [row.speed_up for row in rows if row.step == step and scan and row.speed_up]
-        if found:
-            lines.append(f"SSAM-tiny by train.py is {min(found):.1f} to {max(found):.1f} times as fast as {step} "
-                         f"(target: at least {LEAST_SPEED_UP})")
+        compared = [row for row in rows if row.step == step and scan and row.speed_up]
+        if compared:
+            found, batches = [row.speed_up for row in compared], sorted({row.batch for row in compared})
+            lines.append(f"SSAM-tiny by train.py makes {min(found):.1f} to {max(found):.1f} times the samples/s of "
+                         f"{step} in batches of {', '.join(map(str, batches))} (target: at least {LEAST_SPEED_UP})")
     found = [row.outside for row in rows if row.step in (TRAIN_PY, CHECKPOINTING)]
     if found:
         lines.append(f"train.py spends at most {max(found):.1%} of a step outside forward, backward and optimizer "
