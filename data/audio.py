@@ -29,7 +29,8 @@ class AudioError(ValueError):
 
 
 def find_audio(directory: str | Path) -> list[Path]:
-    """All wav, flac, ogg, oga and mp3 files below a folder (any letter case), sorted by path. Links are followed.
+    """All wav, flac, ogg, oga and mp3 files below a folder (any letter case), sorted by path. Links are followed, and
+    folders that cannot be read are passed over with a warning.
 
     Raises:
         AudioError: the folder does not exist, or holds no such file.
@@ -45,7 +46,10 @@ def find_audio(directory: str | Path) -> list[Path]:
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(directory, followlinks=True):
+    def warn(error: OSError) -> None:
+        logger.warning("%s: passed over, it cannot be read (%s)", error.filename, error.strerror)
+
+    for folder, folders, names in os.walk(directory, onerror=warn, followlinks=True):
         folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
         yield from (Path(folder, name) for name in names)
 

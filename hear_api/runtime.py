@@ -24,7 +24,7 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 LAYOUTS = ("published", "bands")
 KINDS = ("scene", "timestamps")
 FRAMES_PER_GROUP = 24_000  # spectrograms that `embed` holds at once: 4 minutes, 8 MB
-READ_AHEAD = 16  # files
+READ_AHEAD = 4  # files, by a thread each; an hour of audio is 230 MB
 BLOCK_SAMPLES = 60 * SAMPLE_RATE  # log-mels of long clips are made block by block: a spectrum is 10 x the samples
 
 
@@ -150,7 +150,7 @@ class RuntimeSSAST(nn.Module):
     def _spectrogram_groups(self, clips: list, sample_rate: int) -> Iterator[list[Tensor]]:
         """The clips' log-mels, a bounded number of them at a time, files being read ahead by threads."""
         group, frames = [], 0
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
             calls = ((clip, f"clip {number} of {len(clips)}", sample_rate) for number, clip in enumerate(clips))
             for samples in run_ahead(pool, load_clip, calls, READ_AHEAD):
                 group.append(self._spectrogram(samples[None])[0])

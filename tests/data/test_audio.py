@@ -148,6 +148,22 @@ def test_an_mp3_that_does_not_count_its_frames_is_read_to_its_end(tmp_path, bitr
         assert not thread.is_alive()
 
 
+def test_a_folder_that_cannot_be_read_is_named_and_passed_over(tmp_path, monkeypatch, caplog):
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.wav").touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert find_audio(tmp_path) == [tmp_path / "open" / "a.wav"]
+    assert f"{tmp_path}/closed: passed over, it cannot be read (Permission denied)" in caplog.text
+
+
 def test_an_mp3_whose_disk_fails_in_the_middle_is_refused(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 6), 44100)
     content = (tmp_path / "a.mp3").read_bytes()
