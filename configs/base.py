@@ -7,6 +7,7 @@ import difflib
 import importlib
 import numbers
 import os
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,7 +131,10 @@ def load_config(name: str) -> ConfigDict:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise
-        raise ValueError(f"no config module {name!r}; write it as configs.<experiment>") from error
+        known = [f"configs.{module.name}" for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+        nearest = difflib.get_close_matches(name if name.startswith("configs.") else f"configs.{name}", known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "write it as configs.<experiment>"
+        raise ValueError(f"no config module {name!r}; {hint}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"the module {name!r} is not a config: it has no get_config()")
     return check_config(module.get_config(), source=name)

@@ -262,7 +262,7 @@ def test_journal_drops_rows_without_an_entry(tmp_path):
 
 @pytest.mark.parametrize("arguments, message", [
     (["nowhere/*.wav"], "nowhere/.*: no such file or folder, and as a pattern it matches no file"),
-    (["AUDIO", "--config", "ssam_tinny"], "no config module 'configs.ssam_tinny'"),
+    (["AUDIO", "--config", "ssam_tiny_200_16x5"], "did you mean .configs.ssam_tiny_200_16x4."),
     (["AUDIO", "--config", ".ssam_tiny"], "no config module '.ssam_tiny'"),
     (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
     (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
