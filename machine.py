@@ -11,6 +11,17 @@ def usable_cores() -> int:
     return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
 
 
+def bound_threads() -> None:
+    """Take from torch the threads beyond the usable cores, unless OMP_NUM_THREADS says how many it shall have.
+
+    torch counts the machine's cores, and with more threads than a container's share each waits for the others.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
+
+
 def available_memory() -> int | None:
     """Bytes that can still be taken: of the machine, or of the container's limit; None where nothing tells."""
     limits = []

@@ -7,6 +7,7 @@ import torch
 
 from hear_api.runtime import RuntimeSSAST
 from hear_api.weights import find_checkpoint
+from machine import bound_threads
 
 
 def load_runtime(config_name: str, weights: str | None, precision: str = "auto", layout: str | None = None,
@@ -26,6 +27,7 @@ def load_runtime(config_name: str, weights: str | None, precision: str = "auto",
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    bound_threads()
     runtime = RuntimeSSAST(config, path, precision).to(device)
     return runtime, f"{module.rpartition('.')[2]}:{'untrained' if path is None else path.stem}"
 

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 
 import machine
 
@@ -11,6 +12,21 @@ def test_a_containers_share_of_the_cores_counts(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
     monkeypatch.setattr(machine, "_read", {"/sys/fs/cgroup/cpu.max": quota}.__getitem__)
     assert machine.usable_cores() == expected
+
+
+@pytest.mark.parametrize("asked, threads, expected", [(None, 8, 2), (None, 1, 1), ("8", 8, 8)])
+def test_torch_gets_no_more_threads_than_cores(monkeypatch, asked, threads, expected):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    try:
+        torch.set_num_threads(threads)
+        machine.bound_threads()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_cores_that_this_process_is_bound_to():

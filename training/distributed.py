@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from machine import usable_cores
+from machine import bound_threads, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ def init(device_name: str = "auto") -> torch.device:
     ValueError if the device that is asked for ("auto", "cpu" or "cuda") is not there.
     """
     device = _pick_device(device_name)
+    if device.type == "cpu":
+        bound_threads()
     if "RANK" in os.environ:
         if device.type == "cpu":
             _share_out_cores(_from_torchrun("LOCAL_WORLD_SIZE", 1))
