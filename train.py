@@ -153,7 +153,9 @@ def validate(run: Run, interruption: Interruption) -> float | None:
 
 
 def contents(run: Run, monitor: Monitor) -> dict[str, object]:
-    """What every checkpoint holds beside its place. All processes must call it."""
+    """What every checkpoint holds beside its place. All processes must call it. NonFiniteError for ruined weights."""
+    if key := checkpoint.first_not_finite(run.model.state_dict()):
+        raise NonFiniteError(f"the weights are not finite any more, the first in {key}; they are not saved")
     processes = distributed.gather({"random": resume.random_states(), "monitor": monitor.state_dict()})
     return {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(), "processes": processes, "samples_per_step": run.samples_per_step,

@@ -4,7 +4,9 @@ import argparse
 import ast
 import json
 import logging
+import math
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ import models
 from data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
 from data.remote import RemoteShards, is_remote
 from folder_lock import sole_use
+from machine import usable_cores
 from training import checkpoint, distributed, optim, resume
 from training.fake_data import RandomSpectrograms
 from training.interruption import leave_signals_to_the_trainer
@@ -60,23 +63,36 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
     add("--resume", metavar="PATH",
         help="checkpoint to begin with where the workdir has none, such as a published one; or one of the workdir, to "
              "go back to it (default: the newest of the workdir that can be read)")
-    add("--checkpoint-minutes", type=float, default=15.0, metavar="MINUTES",
+    add("--checkpoint-minutes", type=at_least(0.0), default=15.0, metavar="MINUTES",
         help="time between two checkpoints in mid-epoch, in DIR/resume; 0: none but at a stop (default: %(default)g)")
-    add("--min_lr", type=float, default=0.0, help="learning rate at the end of the schedule (default: %(default)s)")
+    add("--min_lr", type=at_least(0.0), default=0.0, help="learning rate at the end of the schedule (default: %(default)s)")
     add("--bias_decay", action="store_true",
         help="decay all weights alike, in one group, with betas (0.9, 0.999) instead of (0.9, 0.95)")
-    add("--seed", type=int, default=0, help="of initialisation, order, crops and masks (default: %(default)s)")
-    add("--num_workers", type=int, default=2, help="data-loading processes per process (default: %(default)s)")
+    add("--seed", type=at_least(0), default=0, help="of initialisation, order, crops and masks (default: %(default)s)")
+    add("--num_workers", type=at_least(0), default=min(2, usable_cores()),
+        help="data-loading processes per process (default: %(default)s)")
     add("--tf32", action="store_true",
         help="multiply float32 matrices on a GPU in TF32: several times faster, with 10 bits of mantissa")
     add("--compile", action="store_true", help="run the model through torch.compile: a slow start, then faster steps")
     add("--gradient-checkpointing", action="store_true",
         help="keep no activations inside the blocks: less memory, a second forward pass")
     add("--detect-anomaly", action="store_true", help="name the operation that makes a gradient NaN; slow")
-    add("--print_freq", type=int, metavar="STEPS", help="steps per line (default: log_every_steps of the config)")
+    add("--print_freq", type=at_least(1), metavar="STEPS", help="steps per line (default: log_every_steps of the config)")
     add("--no_wandb", action="store_true", help="do not log to wandb")
     add("--tensorboard", action="store_true", help="log to TensorBoard, in the folder tensorboard of the workdir")
     return parser.parse_args(arguments)
+
+
+def at_least(least: int | float) -> Callable[[str], int | float]:
+    """For argparse: reads a finite number of the type of `least` that is not below it."""
+    def parse(text: str) -> int | float:
+        value = type(least)(text)
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"at least {least} is needed, got {text}")
+        return value
+
+    parse.__name__ = type(least).__name__  # which argparse shows for what is no number at all
+    return parse
 
 
 def load_config(module_name: str, overrides: list[str]) -> ConfigDict:

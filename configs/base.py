@@ -5,6 +5,7 @@ nothing knows, so a config file of the published code works when dropped in, and
 """
 import difflib
 import importlib
+import math
 import numbers
 import os
 import pkgutil
@@ -165,7 +166,7 @@ def _check_values(config: ConfigDict, source: str) -> None:
             numbers.Real, 0, "number")
         if value is None and DEFAULTS.get(section, DEFAULTS)[key] is None:
             continue
-        if not isinstance(value, kind) or isinstance(value, bool) or not value >= least:
+        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:
             raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
     if config.scene_layout not in LAYOUTS:
         raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")

@@ -6,6 +6,7 @@ A sample is two tar members (see `data.samples`). Beside each shard of ours lies
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from data.samples import ArchiveError, Sample, decode_labels, decode_spectrogram
 from data.shard_files import ShardFiles
 from data.shard_index import ShardIndex, read_index, save_index
 
+logger = logging.getLogger(__name__)
+
 MANIFEST_NAME = "manifest.json"
+UNFINISHED_NAME = "unfinished"  # what data.prepare keeps in a folder until the archive is complete
 SHARD_PATTERN = "shard-{:06d}.tar"
 
 
@@ -91,6 +95,8 @@ def shard_indices(directory: str | Path,
         expected = dict.fromkeys(sorted(directory.glob("*.tar")))
         if not expected:
             raise ArchiveError(f"no shards (*.tar) in {directory}; data.prepare makes them from audio files")
+        if (directory / UNFINISHED_NAME).exists():
+            logger.warning("%s is not complete: the same data.prepare command goes on with it", directory)
     else:
         expected = {directory / entry["name"]: entry["samples"] for entry in manifest["shards"]}
     shards = []

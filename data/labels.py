@@ -2,7 +2,9 @@
 
 import csv
 import json
+import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,9 @@ ID_COLUMNS = ("index", "idx")
 CLASS_COLUMNS = ("mid", "label")                                   # AudioSet, HEAR
 
 Labelled = tuple[list[Path], list[tuple[str, ...]], list[str]]
+
+
+logger = logging.getLogger(__name__)
 
 
 class LabelError(ValueError):
@@ -62,19 +67,36 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
         table: csv file with the columns `file` (path below `directory`, or just the name; with or without suffix) and
             `label` (one label, or several between , or ;), or named as in AudioSet, FSD50K and ESC-50. Several rows of
             a file add up. AudioSet's YouTube ids stand for files whose names begin with them, perhaps after a Y.
+            Files without a row and rows without a file are counted in the log.
 
     Raises:
-        LabelError: the table is missing, lacks a column, or names none of the files.
+        LabelError: the table is missing, lacks a column, or labels none of the files.
     """
     relative = [path.relative_to(directory) for path in files]
     if table is None:
         return [(printable(path.parts[0]),) if len(path.parts) > 1 else () for path in relative]
     by_youtube_id, rows = _read_table(table)
     names_of = _youtube_ids if by_youtube_id else _names
-    found = [tuple(sorted(set().union(*(rows.get(name, ()) for name in names_of(path))))) for path in relative]
+    labels_under: dict[str, set[str]] = {}
+    for name, labels in rows.items():
+        labels_under.setdefault(_comparable(name, directory), set()).update(labels)
+    names = [[_comparable(name, directory) for name in names_of(path)] for path in relative]
+    found = [tuple(sorted(set().union(*(labels_under.get(name, ()) for name in of_file)))) for of_file in names]
+    unused = sorted(labels_under.keys() - set().union(*names))
     if not any(found):
-        raise LabelError(f"{table} names none of the {len(files)} audio files below {directory}")
+        what = f"it has {unused[0]!r}, and there is {relative[0].as_posix()!r}" if unused else "it has no labels for them"
+        raise LabelError(f"{table} labels none of the {len(files)} audio files below {directory}: {what}")
+    if unlabelled := found.count(()):
+        logger.info("%d of %d audio files have no label in %s", unlabelled, len(files), table)
+    if unused:
+        logger.info("%d of %d names in %s are those of no audio file, such as %s", len(unused), len(labels_under),
+                    table, unused[0])
     return found
+
+
+def _comparable(name: str, directory: Path) -> str:
+    """A name without what tables and file systems write in several ways."""
+    return unicodedata.normalize("NFC", name.removeprefix(f"{directory.absolute()}/").removeprefix("./"))
 
 
 def _names(path: Path) -> list[str]:

@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 from atomic_files import atomic_write, remove_partials
 from data import features
-from data.archives import MANIFEST_NAME, SHARD_PATTERN, read_manifest, write_manifest
+from data.archives import MANIFEST_NAME, SHARD_PATTERN, UNFINISHED_NAME, read_manifest, write_manifest
 from data.shard_index import index_path
 
-JOB_NAME = "unfinished"
 CLIP_SECONDS = 10.0
 SHARD_SIZE = 512                    # clips; about 80 MB as float16
 DTYPES = ("float16", "float32")
@@ -157,9 +156,9 @@ def write_report(shard: Path, report: ShardReport) -> None:
 
 def remove_scaffold(out_dir: Path) -> None:
     """Remove what only an unfinished archive needs."""
-    for path in [*out_dir.glob("shard-*.report.json"), out_dir / JOB_NAME]:
+    for path in [*out_dir.glob("shard-*.report.json"), out_dir / UNFINISHED_NAME]:
         path.unlink(missing_ok=True)
-    for name in (JOB_NAME, MANIFEST_NAME):
+    for name in (UNFINISHED_NAME, MANIFEST_NAME):
         remove_partials(out_dir / name)
 
 
@@ -207,7 +206,7 @@ def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], setti
     Raises:
         PrepareError: out_dir holds shards of somebody else, or an unfinished archive of another description.
     """
-    job_file = out_dir / JOB_NAME
+    job_file = out_dir / UNFINISHED_NAME
     if not job_file.exists():
         _begin(out_dir, described, files, settings)
     try:
@@ -223,18 +222,19 @@ def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], setti
 
 def _begin(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings) -> None:
     def others_were_faster() -> bool:
-        return (out_dir / JOB_NAME).exists() or (out_dir / MANIFEST_NAME).exists()
+        return (out_dir / UNFINISHED_NAME).exists() or (out_dir / MANIFEST_NAME).exists()
 
     if any(out_dir.glob("*.tar")) and not others_were_faster():
         raise PrepareError(f"{out_dir} holds tar files that data.prepare did not make; choose another folder")
     job = {"settings": described, "first_files": plan_shards(files, settings)}
     if not others_were_faster():
-        with atomic_write(out_dir / JOB_NAME) as file:
+        with atomic_write(out_dir / UNFINISHED_NAME) as file:
             file.write(json.dumps(job).encode())
 
 
 def _refuse_other(out_dir: Path, what: str, found: dict, described: dict) -> None:
-    differing = [key.removesuffix("_sha256") for key in described if found.get(key) != described[key]]
+    words = {"inputs_sha256": "files or labels of files", "labels_sha256": "order of labels"}
+    differing = [words.get(key, key) for key in described if found.get(key) != described[key]]
     if differing:
         raise PrepareError(f"{out_dir} already holds {what} made with other {', '.join(differing)}; "
                            "choose another folder or remove it")

@@ -87,7 +87,8 @@ def latest_checkpoint(directory: str | Path) -> tuple[Path, int] | None:
 def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
     """Loads the weights `state`, read from `source`, into `model`.
 
-    Raises CheckpointError naming the first differing keys or shapes if they belong to another architecture.
+    Raises CheckpointError naming the first differing keys or shapes if they belong to another architecture, and for
+    weights that are not finite.
     """
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
@@ -101,7 +102,14 @@ def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], source: s
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise CheckpointError(f"{source} holds another architecture: {'; '.join(differences[:3])}{more}")
+    if key := first_not_finite(state):
+        raise CheckpointError(f"{source} holds weights that are not finite, the first in {key}")
     model.load_state_dict(state)
+
+
+def first_not_finite(state: dict[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or Inf."""
+    return next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
 
 
 class _Namespace:

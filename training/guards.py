@@ -14,7 +14,7 @@ SAMPLES_NAMED = 8
 
 
 class NonFiniteError(ArithmeticError):
-    """Too many steps in a row had a loss or a gradient that is not finite."""
+    """Too many steps in a row had a loss or a gradient that is not finite, or the weights are not."""
 
 
 class _Step(NamedTuple):

@@ -1,5 +1,6 @@
 """Tables of labels as data sets in the wild have them."""
 import csv
+import logging
 
 import pytest
 
@@ -57,6 +58,23 @@ def test_the_real_tasks(shared_tasks):
     task = shared_tasks / "drum_hits-v1-full"
     files, labels, vocabulary = find_labelled(task)
     assert len(files) > 50 and all(len(names) == 1 for names in labels) and len(vocabulary) > 3
+
+
+def test_files_without_a_label_and_rows_without_a_file_are_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    make_files(tmp_path / "audio", "a.wav", "b.wav", "c.wav")
+    (tmp_path / "labels.csv").write_text("file,label\na.wav,x\nb.wav,\nd.wav,y\n")
+    assert labels_by_name(find_labelled(tmp_path / "audio", tmp_path / "labels.csv")) == {
+        "a.wav": ("x",), "b.wav": (), "c.wav": ()}
+    assert "2 of 3 audio files have no label in" in caplog.text
+    assert "1 of 3 names in" in caplog.text and "such as d.wav" in caplog.text
+
+
+@pytest.mark.parametrize("written", ["./über/a.wav", "u\u0308ber/a.wav", "AUDIO/über/a.wav", "über/a"])
+def test_one_name_written_in_several_ways(tmp_path, written):
+    make_files(tmp_path / "audio", "über/a.wav", "über/b.wav")
+    (tmp_path / "labels.csv").write_text(f"file,label\n{written.replace('AUDIO', str(tmp_path / 'audio'))},x\n")
+    assert labels_by_name(find_labelled(tmp_path / "audio", tmp_path / "labels.csv")) == {"a.wav": ("x",), "b.wav": ()}
 
 
 @pytest.mark.parametrize("text, reason", [

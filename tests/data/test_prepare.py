@@ -22,6 +22,8 @@ from data.features import log_mel
 from data.prepare import main, prepare
 from data.prepare_job import PrepareError, Settings, Share, start_or_go_on
 from data.prepare_shards import cut_clips
+from data.samples import ArchiveError
+from data.verify import verify_archive
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,9 +152,16 @@ def test_another_order_of_labels_is_another_archive(tree, tmp_path, share):
         f"{number},{name},{name}\n" for number, name in enumerate(["dogs", "cats"])))
     prepare(tree, tmp_path / "out", settings=SMALL, share=share)
     before = contents(tmp_path / "out")
-    with pytest.raises(PrepareError, match="archive made with other labels"):
+    with pytest.raises(PrepareError, match="archive made with other order of labels"):
         prepare(tree, tmp_path / "out", settings=SMALL, classes_csv=tmp_path / "classes.csv", share=share)
     assert contents(tmp_path / "out") == before
+
+
+def test_an_unfinished_archive_is_not_taken_for_a_complete_one(tree, tmp_path, caplog):
+    prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 2))
+    with pytest.raises(ArchiveError, match="out is not complete: the same data.prepare command goes on"):
+        list(verify_archive(tmp_path / "out"))
+    assert shard_indices(tmp_path / "out") and "out is not complete" in caplog.text
 
 
 def test_an_unfinished_archive_of_other_settings_is_not_mixed_with(tree, tmp_path):
@@ -202,7 +211,7 @@ def test_labels_come_from_a_table(tree, tmp_path):
 
 
 @pytest.mark.parametrize("text, reason", [("name,sound\na,b\n", "has the columns"), ("", "has the columns"),
-                                          ("file,label\nnothing.wav,x\n", "names none of the 8 audio files")])
+                                          ("file,label\nnothing.wav,x\n", "labels none of the 8 audio files below .*: it has 'nothing.wav', and there is 'cats/a.b.ogg'")])
 def test_bad_tables_are_named(tree, tmp_path, text, reason):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ValueError, match=f"labels.csv {reason}"):
@@ -218,7 +227,7 @@ def test_the_same_again_does_nothing_and_anything_else_is_refused(tree, tmp_path
     with pytest.raises(PrepareError, match="made with other dtype, clip_seconds"):
         prepare(tree, out, settings=Settings("float16", 2.0, 3))
     write_audio(tree / "new.wav", 1.0)
-    with pytest.raises(PrepareError, match="other inputs"):
+    with pytest.raises(PrepareError, match="other files or labels of files"):
         prepare(tree, out, settings=SMALL)
     (tree / "new.wav").unlink()
     (out / "shard-000001.tar").unlink()

@@ -121,6 +121,15 @@ def test_weights_of_another_architecture_are_refused_naming_the_differences():
         checkpoint.load_model_state(model, state, "W.pth")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_their_name(value):
+    model = models.ssast_tiny(depth=1)
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state["blocks.0.norm1.weight"][3] = value
+    with pytest.raises(CheckpointError, match=r"W.pth holds weights that are not finite, the first in blocks\.0\.norm1"):
+        checkpoint.load_model_state(model, state, "W.pth")
+
+
 def test_every_second_epoch_and_the_last_five_are_saved():
     due = [epoch for epoch in range(100) if checkpoint.is_due(epoch, 100)]
     assert due == [*range(0, 95, 2), 95, 96, 97, 98, 99]

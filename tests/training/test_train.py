@@ -285,6 +285,42 @@ def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):
     assert ended.value.code != 0 and "float16" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option, value, message", [
+    ("--min_lr", "nan", "at least 0.0 is needed, got nan"), ("--min_lr", "inf", "at least 0.0 is needed"),
+    ("--checkpoint-minutes", "-1", "at least 0.0 is needed, got -1"), ("--seed", "-1", "at least 0 is needed"),
+    ("--num_workers", "-1", "at least 0 is needed"), ("--print_freq", "0", "at least 1 is needed, got 0"),
+    ("--seed", "one", "invalid int value: 'one'")])
+def test_options_out_of_range_are_refused_by_name(tmp_path, capsys, option, value, message):
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "w", tmp_path, option, value)
+    assert ended.value.code == 2 and f"argument {option}: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_ruined_weights_are_not_saved(tmp_path, synthetic_archive, monkeypatch):
+    run(tmp_path, synthetic_archive, num_epochs=1)
+    end_epoch = train.Monitor.end_epoch
+
+    def ruin(monitor, val_loss):
+        model.mask_token.data[0, 0, 0] = float("nan")
+        end_epoch(monitor, val_loss)
+
+    set_up = train.set_up
+
+    def remember(*arguments):
+        nonlocal model
+        made = set_up(*arguments)
+        model = made.model
+        return made
+
+    model = None
+    monkeypatch.setattr(train, "set_up", remember)
+    monkeypatch.setattr(train.Monitor, "end_epoch", ruin)
+    with pytest.raises(SystemExit, match="the weights are not finite any more, the first in mask_token; they are not"):
+        run(tmp_path, synthetic_archive, num_epochs=3)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-0.pth"]
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, synthetic_archive):
     run(tmp_path / "a", synthetic_archive, num_epochs=1)
     other = str(tmp_path / "a" / "checkpoints" / "checkpoint-0.pth")
