@@ -22,7 +22,8 @@ from atomic_files import atomic_write
 from data.loader import set_epoch
 from data.samples import ArchiveError
 from models.loss import reconstruction_loss
-from train_setup import PRECISIONS, Run, parse_arguments, set_up
+from train_arguments import PRECISIONS, parse_arguments
+from train_setup import Run, set_up
 from training import checkpoint, distributed, figures, optim, resume, validation
 from training.guards import NonFiniteError, StepGuard, update_ratio
 from training.interruption import Interruption
@@ -40,6 +41,9 @@ def train(run: Run, interruption: Interruption) -> None:
         logger.info("%s: %.2f M parameters, %d steps per epoch, %d process(es) on %s", args.config,
                     sum(p.numel() for p in run.model.parameters()) / 1e6, len(run.loader),
                     distributed.world_size(), run.device)
+        logger.info("peak learning rate %.3g: opt.learning_rate %.3g x %d samples / 256", run.peak_rate,
+                    config.opt.learning_rate, config.opt.grad_accum_steps * run.samples_per_step)
+    if distributed.is_main() and run.place.epoch < config.num_epochs:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(json.dumps({"name": args.config, **config.to_dict()}, indent=2).encode())
     monitor = Monitor(run.workdir, first_epoch=run.place.epoch, first_step=run.place.step,

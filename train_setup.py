@@ -1,12 +1,10 @@
-"""What train.py does before its first step: arguments, checks, and everything that the loop needs."""
+"""What train.py does before its first step: checks, and everything that the loop needs."""
 
 import argparse
 import ast
 import json
 import logging
-import math
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +22,12 @@ import models
 from data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
 from data.remote import RemoteShards, is_remote
 from folder_lock import sole_use
-from machine import usable_cores
+from train_arguments import FAKE_SAMPLES, PRECISIONS
 from training import checkpoint, distributed, optim, resume
 from training.fake_data import RandomSpectrograms
 from training.interruption import leave_signals_to_the_trainer
 from training.resume import Place
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FAKE_SAMPLES = 1024
 CLIPS_SHOWN = 3
 
 # Keys that may change between two parts of one run: none of them changes what the weights so far were trained to do.
@@ -40,59 +36,6 @@ FREE_KEYS = ("name", "data.train_", "data.val_", "log_every_steps", "num_epochs"
              "steps_per_eval")
 
 logger = logging.getLogger("train")
-
-
-def parse_arguments(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--config", required=True, metavar="MODULE", help="config module, such as configs.ssam_tiny_200_16x4")
-    add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; made where missing")
-    add("--data", nargs="+", metavar="DIR",
-        help="archive folders (default: data.train_dirs of the config), or addresses of shards such as "
-             "http://host/shard-{000000..000099}.tar, with their samples in data.train_samples of the config")
-    add("--val-data", metavar="DIR",
-        help="archive folder for the validation loss (default: data.val_dir of the config, where --data is not given)")
-    add("--fake_data", action="store_true", help=f"train on {FAKE_SAMPLES} random spectrograms instead of archives")
-    add("--strict-data", action="store_true",
-        help="stop at the first bad shard or sample (default: skip up to 1%% of them with warnings)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="change entries of the config, such as num_epochs=2 opt.warmup_epochs=0")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one")
-    add("--precision", choices=PRECISIONS,
-        help="of the autocast region; float16 also scales the loss (default: precision of the config, float32)")
-    add("--resume", metavar="PATH",
-        help="checkpoint to begin with where the workdir has none, such as a published one; or one of the workdir, to "
-             "go back to it (default: the newest of the workdir that can be read)")
-    add("--checkpoint-minutes", type=at_least(0.0), default=15.0, metavar="MINUTES",
-        help="time between two checkpoints in mid-epoch, in DIR/resume; 0: none but at a stop (default: %(default)g)")
-    add("--min_lr", type=at_least(0.0), default=0.0, help="learning rate at the end of the schedule (default: %(default)s)")
-    add("--bias_decay", action="store_true",
-        help="decay all weights alike, in one group, with betas (0.9, 0.999) instead of (0.9, 0.95)")
-    add("--seed", type=at_least(0), default=0, help="of initialisation, order, crops and masks (default: %(default)s)")
-    add("--num_workers", type=at_least(0), default=min(2, usable_cores()),
-        help="data-loading processes per process (default: %(default)s)")
-    add("--tf32", action="store_true",
-        help="multiply float32 matrices on a GPU in TF32: several times faster, with 10 bits of mantissa")
-    add("--compile", action="store_true", help="run the model through torch.compile: a slow start, then faster steps")
-    add("--gradient-checkpointing", action="store_true",
-        help="keep no activations inside the blocks: less memory, a second forward pass")
-    add("--detect-anomaly", action="store_true", help="name the operation that makes a gradient NaN; slow")
-    add("--print_freq", type=at_least(1), metavar="STEPS", help="steps per line (default: log_every_steps of the config)")
-    add("--no_wandb", action="store_true", help="do not log to wandb")
-    add("--tensorboard", action="store_true", help="log to TensorBoard, in the folder tensorboard of the workdir")
-    return parser.parse_args(arguments)
-
-
-def at_least(least: int | float) -> Callable[[str], int | float]:
-    """For argparse: reads a finite number of the type of `least` that is not below it."""
-    def parse(text: str) -> int | float:
-        value = type(least)(text)
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"at least {least} is needed, got {text}")
-        return value
-
-    parse.__name__ = type(least).__name__  # which argparse shows for what is no number at all
-    return parse
 
 
 def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
@@ -147,6 +90,7 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
 
     held: keeps other runs out of the workdir until it is closed."""
     config = load_config(args.config, args.overrides)
+    name_data(config, args)
     optim.check_names(config.opt.optimizer, config.opt.schedule)
     args.print_freq = args.print_freq or config.log_every_steps
     args.precision = args.precision or config.precision
@@ -183,6 +127,16 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
                monitor_state)
 
 
+def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
+    """Puts the data that the command line names into the config. Raises ValueError for --data beside --fake_data."""
+    if args.data and args.fake_data:
+        raise ValueError("--data and --fake_data: name the data or train on random ones")
+    if args.data or args.fake_data:
+        config.data.train_dirs, config.data.val_dir = args.data or [], ""
+    if args.val_data:
+        config.data.val_dir = args.val_data
+
+
 def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
     """Raises ValueError where no step would be made; says so where the learning rate stays below its peak."""
     accumulation, warmup, epochs = config.opt.grad_accum_steps, config.opt.warmup_epochs, config.num_epochs
@@ -199,6 +153,8 @@ def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
         return
     theirs = flattened(json.loads((workdir / "config.json").read_text()))
     ours = flattened(json.loads(json.dumps(config.to_dict())))
+    if theirs.get("data.train_dirs") != ours["data.train_dirs"]:
+        logger.info("%s was trained on %s so far", workdir, ", ".join(theirs.get("data.train_dirs") or ["random data"]))
     differences = [f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in sorted({*theirs, *ours})
                    if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)]
     if differences:
@@ -235,7 +191,7 @@ def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module
                "world_size": world_size, "seed": args.seed, "num_workers": args.num_workers,
                "draw_mask": model.draw_mask, "pin_memory": device.type == "cuda", "strict": args.strict_data,
                "worker_init_fn": leave_signals_to_the_trainer}
-    val_dir = args.val_data or ("" if args.data or args.fake_data else config.data.val_dir)
+    val_dir = config.data.val_dir
     if val_dir and not Path(val_dir).is_dir():
         if args.val_data:
             raise ValueError(f"no data folder {val_dir}, named by --val-data")
@@ -248,7 +204,7 @@ def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module
         return StatefulDataLoader(dataset, batch_sampler=batches, num_workers=args.num_workers,
                                   pin_memory=options["pin_memory"],
                                   worker_init_fn=leave_signals_to_the_trainer), val_loader
-    directories = args.data or config.data.train_dirs
+    directories = config.data.train_dirs
     if all(map(is_remote, directories)):
         return make_remote_loader(directories, samples=sum(config.data.train_samples), **options), val_loader
     for directory in directories:

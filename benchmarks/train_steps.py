@@ -25,7 +25,8 @@ import torch.nn.functional as F
 
 import train
 from benchmarks.measure import peak_mib, resident_mib, without_kernels
-from train_setup import PRECISIONS, Run, build_model, load_config, set_up
+from train_arguments import PRECISIONS
+from train_setup import Run, build_model, load_config, set_up
 from training import distributed
 
 WARM_UP_STEPS, LEAST_STEPS = 1, 2

@@ -133,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ArchiveError(f"no clip of {args.archive_dir} can be read; the first: "
                                f"{archive.problems[0] if archive.problems else 'it is empty'}")
         print(describe(archive, samples))
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
         save_contact_sheet(args.picture, [samples[i] for i in rng.permutation(len(samples))], archive)
     except (ArchiveError, OSError) as error:
         raise SystemExit(f"inspect: {error}")

@@ -84,8 +84,10 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
     found = [tuple(sorted(set().union(*(labels_under.get(name, ()) for name in of_file)))) for of_file in names]
     unused = sorted(labels_under.keys() - set().union(*names))
     if not any(found):
-        what = f"it has {unused[0]!r}, and there is {relative[0].as_posix()!r}" if unused else "it has no labels for them"
-        raise LabelError(f"{table} labels none of the {len(files)} audio files below {directory}: {what}")
+        why = "their labels are empty"
+        if unused:
+            why = f"it has {unused[0]!r}, and there is {relative[0].as_posix()!r}"
+        raise LabelError(f"{table} labels none of the {len(files)} audio files below {directory}: {why}")
     if unlabelled := found.count(()):
         logger.info("%d of %d audio files have no label in %s", unlabelled, len(files), table)
     if unused:

@@ -109,8 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenProcessPool:
         raise SystemExit("prepare: a worker process was killed, perhaps for lack of memory; try fewer --workers")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise SystemExit(f"prepare: {error}")
+    except OSError as error:
+        raise SystemExit(f"prepare: {error}; once that is mended, the same command goes on with {args.out_dir}")
     if manifest is None:
         print(f"{args.out_dir}: process {share.rank} of {share.world_size} has made its shards; others have not yet. "
               "The last one completes the archive")

@@ -52,7 +52,8 @@ class BulkEmbedder:
                     self._journal.drop()
                     self._fail(path, str(error).removeprefix(f"{path}: "))
             else:
-                self._group.append((Entry(printable(path), seconds=result.seconds), torch.from_numpy(result.spectrogram)))
+                entry = Entry(printable(path), seconds=result.seconds)
+                self._group.append((entry, torch.from_numpy(result.spectrogram)))
                 self._group_frames += len(result.spectrogram)
             if self._group_frames >= GROUP_FRAMES:
                 self._finish_group()

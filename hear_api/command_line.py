@@ -1,49 +1,80 @@
 """How the commands of this room name a model: their common options, and the runtime that these stand for."""
 import argparse
 import importlib
+import json
 from pathlib import Path
 
 import torch
+from ml_collections import ConfigDict
 
+from hear_api.pretrained import CONFIG_NAME, FORMAT
 from hear_api.runtime import RuntimeSSAST
 from hear_api.weights import find_checkpoint
 from machine import bound_threads
 
 
-def load_runtime(config_name: str, weights: str | None, precision: str = "auto", layout: str | None = None,
+DEFAULT_CONFIG = "ssam_tiny_free_audio"
+
+
+def load_runtime(config_name: str | None, weights: str | None, precision: str = "auto", layout: str | None = None,
                  device: str = "cpu") -> tuple[RuntimeSSAST, str]:
     """A runtime by names from a command line, and the model's name for tables.
 
-    config_name: "ssam_tiny_200_16x4", or any module with get_config(). weights: file, folder, "untrained", or
-    None for those that the config's load_model() takes. layout: of scene embeddings instead of the config's own.
+    config_name: "ssam_tiny_200_16x4", or any module with get_config(); None for that of the weights, see `config_of`,
+    or, without weights, DEFAULT_CONFIG. weights: file, folder, "untrained", or None for those that the config's
+    load_model() takes. layout: of scene embeddings instead of the config's own.
     ValueError and FileNotFoundError say what is not there.
     """
-    module = config_name if "." in config_name else f"configs.{config_name}"
-    config = importlib.import_module("configs.base").load_config(module)
+    path = weights_file(config_name, weights)
+    if config_name is None and weights and path:
+        config, name = config_of(path)
+    else:
+        config_name = config_name or DEFAULT_CONFIG
+        module = config_name if "." in config_name else f"configs.{config_name}"
+        config, name = importlib.import_module("configs.base").load_config(module), module.rpartition(".")[2]
     if layout:
         config.scene_layout = layout
-    path = weights_file(config_name, weights)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     bound_threads()
     runtime = RuntimeSSAST(config, path, precision).to(device)
-    return runtime, f"{module.rpartition('.')[2]}:{'untrained' if path is None else path.stem}"
+    return runtime, f"{name}:{'untrained' if path is None else path.stem}"
 
 
-def weights_file(config_name: str, weights: str | None) -> Path | None:
+def config_of(path: Path) -> tuple[ConfigDict, str]:
+    """The config that a file of weights was trained with and its name, from the config.json of the work folder of
+    train.py, or of the folder of a saved model, that it lies in. ValueError where there is none."""
+    found = next((folder / CONFIG_NAME for folder in (path.parent, path.parent.parent)
+                  if (folder / CONFIG_NAME).is_file()), None)
+    try:
+        entries = json.loads(found.read_bytes()) if found else {}
+    except ValueError as error:
+        raise ValueError(f"{found}: damaged ({error}); name the --config of {path}") from error
+    if entries.get("format") == FORMAT:
+        entries = {"name": found.parent.name, "scene_layout": entries["scene_layout"],
+                   "model": {"arch": entries["arch"], "model_args": entries["model_args"]}}
+    if "model" not in entries:
+        raise ValueError(f"name the --config of {path}: nothing beside it tells")
+    name = entries.pop("name", "unnamed").rpartition(".")[2]
+    return importlib.import_module("configs.base").check_config(ConfigDict(entries), source=str(found)), name
+
+
+def weights_file(config_name: str | None, weights: str | None) -> Path | None:
     """The file that `load_runtime` takes for the same arguments; None for "untrained"."""
     if weights == "untrained":
         return None
-    return find_checkpoint(weights or importlib.import_module("configs.base").default_weights(config_name))
+    default_weights = importlib.import_module("configs.base").default_weights
+    return find_checkpoint(weights or default_weights(config_name or DEFAULT_CONFIG))
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say which model, the same for every command."""
     add = parser.add_argument
-    add("--config", default="ssam_tiny_free_audio", metavar="NAME",
-        help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: %(default)s)")
+    add("--config", metavar="NAME",
+        help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: the one that the weights "
+             f"were trained with, if their folder has its config.json; without --weights, {DEFAULT_CONFIG})")
     add("--weights", metavar="DIR",
         help="checkpoint file, work folder of train.py, folder of a saved model, or \"untrained\" (default: those in "
              "$PT_MAMBA_MODEL_DIR, else those that came with the project)")

@@ -18,7 +18,8 @@ def default_weights_dir(config_name: str, model_dir: str | None, shipped: Path) 
     """
     if shipped.is_dir() and not (model_dir and (Path(model_dir) / (config_name + PUBLISHED_SUFFIX)).is_dir()):
         return shipped
-    hint = "or pass load_model a checkpoint file, a work folder of train.py, or \"untrained\""
+    hint = ("or name a checkpoint file, a work folder of train.py, or \"untrained\": load_model(...), --weights of "
+            "hear_api.embed, MODEL= of extract_features.sh")
     if not model_dir:
         raise FileNotFoundError(f"no weights for {config_name}: set PT_MAMBA_MODEL_DIR to the folder that holds "
                                 f"{config_name}{PUBLISHED_SUFFIX}, {hint}")

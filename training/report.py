@@ -170,8 +170,10 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.folder)
+    page = render(runs)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(render(runs).encode())
+        file.write(page.encode())
 
 
 def _finite(values: np.ndarray) -> float | None:

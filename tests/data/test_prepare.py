@@ -211,7 +211,8 @@ def test_labels_come_from_a_table(tree, tmp_path):
 
 
 @pytest.mark.parametrize("text, reason", [("name,sound\na,b\n", "has the columns"), ("", "has the columns"),
-                                          ("file,label\nnothing.wav,x\n", "labels none of the 8 audio files below .*: it has 'nothing.wav', and there is 'cats/a.b.ogg'")])
+                                          ("file,label\nnothing.wav,x\n", "labels none of the 8 audio files .*: "
+                                           "it has 'nothing.wav', and there is 'cats/a.b.ogg'")])
 def test_bad_tables_are_named(tree, tmp_path, text, reason):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ValueError, match=f"labels.csv {reason}"):

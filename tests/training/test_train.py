@@ -211,6 +211,20 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, synthetic_archiv
     assert {path: path.read_bytes() for path in written} == written
 
 
+def test_the_work_folder_notes_the_data_that_were_read(tmp_path, synthetic_archive, caplog):
+    def noted():
+        return json.loads((tmp_path / "config.json").read_text())["data"]
+
+    run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1)
+    assert noted()["train_dirs"] == [str(synthetic_archive)] and noted()["val_dir"] == str(synthetic_archive)
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, None, num_epochs=2, batch_size=512)
+    assert f"{tmp_path} was trained on {synthetic_archive} so far" in caplog.text
+    assert noted()["train_dirs"] == [] and noted()["val_dir"] == ""
+    run(tmp_path, None, num_epochs=1, batch_size=512)
+    assert json.loads((tmp_path / "config.json").read_text())["num_epochs"] == 2, "nothing was trained"
+
+
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, synthetic_archive, monkeypatch):
     run(tmp_path, synthetic_archive, num_epochs=1)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -250,6 +264,7 @@ def test_fake_data_needs_no_archive(tmp_path):
     ([], {"model__model_args__img_size": (200, 64)}, "has 80 mel bands, but 64 are expected"),
     (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
     (["--val-data", "absent"], {}, "no data folder absent, named by --val-data"),
+    (["--fake_data"], {}, "--data and --fake_data: name the data or train on random ones"),
     pytest.param(["--device", "cuda"], {}, "--device cuda: PyTorch ", marks=needs_cpu),
 ])
 def test_mistakes_get_one_sentence(tmp_path, synthetic_archive, options, overrides, message):

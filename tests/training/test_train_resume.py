@@ -12,6 +12,7 @@ import torch
 from ml_collections import ConfigDict
 
 import train
+import train_arguments
 import train_setup
 from data.loader import make_validation_loader
 from models.loss import reconstruction_loss
@@ -202,7 +203,7 @@ def test_a_published_checkpoint_goes_on_with_each_parameters_own_moments(tmp_pat
                 "scaler": scaler, "args": argparse.Namespace(config=ConfigDict(settings), seed=5)},
                tmp_path / "checkpoint-41.pth")
 
-    args = train_setup.parse_arguments("", ["--config", f"configs.{config}", "--workdir", str(tmp_path), "--resume",
+    args = train_arguments.parse_arguments("", ["--config", f"configs.{config}", "--workdir", str(tmp_path), "--resume",
                                             str(tmp_path / "checkpoint-41.pth")])
     fresh = train_setup.build_model(settings)
     optimizer = optim.make_optimizer(fresh, weight_decay=0.05)

@@ -1,0 +1,59 @@
+"""Which model the commands take for the names that they are given."""
+import shutil
+
+import pytest
+import torch
+
+import train
+from hear_api.command_line import load_runtime
+from hear_api.pretrained import save_pretrained
+from tests.training.runs import arguments
+
+AUDIO = 0.1 * torch.randn(1, 32000, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Of a training with another depth, width and layout than its config module says."""
+    workdir = tmp_path_factory.mktemp("run")
+    train.main(arguments(workdir, num_epochs=1, batch_size=512, scene_layout="bands"))
+    return workdir
+
+
+def test_a_work_folder_says_what_was_trained_in_it(workdir):
+    runtime, name = load_runtime(None, str(workdir))
+    assert name == "ssast_tiny_200_16x4:checkpoint-0"
+    assert (runtime.model.depth, runtime.model.embed_dim, runtime.scene_layout) == (1, 48, "bands")
+    for weights in (workdir / "checkpoints", workdir / "checkpoints" / "checkpoint-0.pth"):
+        again, _ = load_runtime(None, str(weights))
+        assert torch.equal(again.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
+
+
+def test_so_does_a_saved_model(workdir, tmp_path):
+    runtime, _ = load_runtime(None, str(workdir))
+    again, name = load_runtime(None, str(save_pretrained(runtime, tmp_path / "mine")))
+    assert name == "mine:model" and again.scene_layout == "bands"
+    assert torch.equal(again.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
+
+
+def test_a_config_that_is_named_counts(workdir):
+    with pytest.raises(ValueError, match="holds another architecture"):
+        load_runtime("ssast_tiny_200_16x4", str(workdir))
+    runtime, name = load_runtime("tests.hear_api.small_config", "untrained")
+    assert name == "small_config:untrained" and runtime.scene_layout == "published"
+
+
+def test_without_weights_it_is_the_small_model_that_came_with_the_project():
+    assert load_runtime(None, None)[1] == "ssam_tiny_free_audio:model"
+    assert load_runtime(None, "untrained")[1] == "ssam_tiny_free_audio:untrained"
+
+
+@pytest.mark.parametrize("text, message", [(None, "name the --config of .*checkpoint-0.pth: nothing beside it tells"),
+                                           ("{}", "nothing beside it tells"), ("{", "config.json: damaged"),
+                                           ('{"model": {"arch": "x"}, "depth": 1}', "nothing reads the key 'depth'")])
+def test_weights_that_do_not_tell_need_a_config(workdir, tmp_path, text, message):
+    shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_runtime(None, str(tmp_path))
