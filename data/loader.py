@@ -18,7 +18,14 @@ from data.crops import DrawMask
 from data.dataset import Fault, LogMelDataset
 from data.faults import Faults
 from data.features import N_MELS
-from data.remote import RemoteShards, check_enough
+from data.remote import RemoteShards
+
+
+def check_enough(samples: int, batch_size: int, world_size: int) -> None:
+    """Raise ValueError where there is not one whole batch for every rank."""
+    if samples < batch_size * world_size:
+        raise ValueError(f"{samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
+                         f"process(es) needs at least {batch_size * world_size}")
 
 
 class EpochBatches(Sampler):
@@ -182,6 +189,7 @@ def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, ba
     """
     dataset = RemoteShards(urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers,
                            draw_mask, strict)
+    check_enough(samples, batch_size, world_size)
     return ArchiveLoader(dataset, len(dataset) * batch_size, batch_size=None, num_workers=num_workers,
                          pin_memory=pin_memory, worker_init_fn=worker_init_fn)
 

@@ -34,13 +34,6 @@ def is_remote(place: str) -> bool:
     return re.match(r"[a-z0-9]{2,}:", str(place)) is not None      # one letter and a colon is a disk of Windows
 
 
-def check_enough(samples: int, batch_size: int, world_size: int) -> None:
-    """Raise ValueError where there is not one whole batch for every rank."""
-    if samples < batch_size * world_size:
-        raise ValueError(f"{samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
-                         f"process(es) needs at least {batch_size * world_size}")
-
-
 class RemoteShards(IterableDataset):
     """Batches of one rank, each with the faults met on the way; the arguments are those of `make_remote_loader`."""
 
@@ -52,7 +45,6 @@ class RemoteShards(IterableDataset):
         if len(self.urls) < world_size * workers:
             raise ValueError(f"{len(self.urls)} shards are too few for {world_size * workers} readers ({world_size} "
                              f"process(es) with {workers} worker(s) each); use fewer workers or smaller shards")
-        check_enough(samples, batch_size, world_size)
         self.samples, self.num_frames, self.batch_size, self.n_mels = samples, num_frames, batch_size, n_mels
         self.rank, self.world_size, self.seed, self.strict = rank, world_size, seed, strict
         self.draw_mask, self.shuffle_buffer = draw_mask, shuffle_buffer
