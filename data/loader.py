@@ -87,14 +87,14 @@ class FixedBatches(Sampler):
     has those of every world_size-th place."""
 
     def __init__(self, n_samples: int, batch_size: int, rank: int, world_size: int):
-        self._indices, self._batch_size = range(rank, n_samples, world_size), batch_size
+        self.indices, self._batch_size = range(rank, n_samples, world_size), batch_size
 
     def __len__(self) -> int:
-        return -(-len(self._indices) // self._batch_size)
+        return -(-len(self.indices) // self._batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for begin in range(0, len(self._indices), self._batch_size):
-            yield [(0, index) for index in self._indices[begin:begin + self._batch_size]]
+        for begin in range(0, len(self.indices), self._batch_size):
+            yield [(0, index) for index in self.indices[begin:begin + self._batch_size]]
 
 
 class ArchiveLoader(StatefulDataLoader):
@@ -166,8 +166,9 @@ def make_validation_loader(directory: str | Path, *, num_frames: int, batch_size
                            worker_init_fn: Callable[[int], None] | None = None) -> ArchiveLoader:
     """All samples of an archive folder once, the same crops and masks at each pass; arguments as for `make_loader`."""
     dataset = LogMelDataset([directory], num_frames, n_mels, seed, draw_mask, strict)
-    return ArchiveLoader(dataset, len(dataset), batch_sampler=FixedBatches(len(dataset), batch_size, rank, world_size),
-                         num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=worker_init_fn)
+    batches = FixedBatches(len(dataset), batch_size, rank, world_size)
+    return ArchiveLoader(dataset, len(batches.indices), batch_sampler=batches, num_workers=num_workers,
+                         pin_memory=pin_memory, worker_init_fn=worker_init_fn)
 
 
 def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, batch_size: int, n_mels: int = N_MELS,
