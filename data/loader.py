@@ -15,8 +15,8 @@ from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data.crops import DrawMask
-from data.dataset import Fault, LogMelDataset
-from data.faults import Faults
+from data.dataset import LogMelDataset
+from data.faults import Fault, Faults
 from data.features import N_MELS
 from data.remote import RemoteShards
 
@@ -113,8 +113,8 @@ class ArchiveLoader(StatefulDataLoader):
 
     def _without_faults(self, fetched: tuple[dict[str, torch.Tensor], list[Fault]]) -> dict[str, torch.Tensor]:
         batch, faults = fetched
-        for shard, problem in faults:
-            self.faults.report(shard, problem)
+        for fault in faults:
+            self.faults.report(*fault)
         return batch
 
 

@@ -21,12 +21,11 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from data.crops import DrawMask, crop_member
+from data.faults import Fault
 from data.samples import DATA_MEMBER, ArchiveError
 
 SHUFFLE_BUFFER = 1000       # clips, 160 to 320 MB of log-mels of ten seconds
 BLOCK = 1 << 20
-
-Fault = tuple[str, str]     # shard, and what is wrong with it or a sample of it
 
 
 def is_remote(place: str) -> bool:
@@ -82,6 +81,8 @@ class _Reader(Iterator):
     def _begin(self, epoch: int) -> None:
         self._epoch, self._done, self._drawn = epoch, 0, 0
         self._faults: list[Fault] = []
+        self._told: set[str] = set()      # what faults of this epoch are of
+        self._last_problem = "they hold no samples"
         order = np.random.default_rng((self._shards.seed, epoch)).permutation(len(self._shards.urls))
         self._urls = [self._shards.urls[i] for i in order[self._number::self._readers]]
         self._members = self._shuffled(np.random.default_rng((self._shards.seed, epoch, self._number)))
@@ -124,7 +125,7 @@ class _Reader(Iterator):
                 crop_member(out, member, rng)
                 return index, mask
             except ValueError as error:
-                self._note(url, f"{url}, sample {key}: {error}")
+                self._note(url, f"{url}, sample {key}", str(error), 1)
 
     def _draw(self) -> tuple[str, str, bytes]:
         """The next sample from the shuffle buffer."""
@@ -145,19 +146,26 @@ class _Reader(Iterator):
                 yield _pop(buffer, rng)
             if not found:
                 raise ArchiveError(f"none of {len(self._urls)} remote shards can be read; the last problem: "
-                                   f"{self._faults[-1][1] if self._faults else 'they hold no samples'}")
+                                   f"{self._last_problem}")
 
     def _one_pass(self) -> Iterator[tuple[str, str, bytes]]:
+        expected = self._shards.samples // len(self._shards.urls)      # what a shard holds, about
         for url in self._urls:
+            read = 0
             try:
-                yield from read_members(url)
+                for read, sample in enumerate(read_members(url), start=1):
+                    yield sample
             except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-                self._note(url, f"{url}: cannot be read to its end as a tar file ({error})")
+                self._note(url, url, f"cannot be read to its end as a tar file ({error})", max(1, expected - read))
 
-    def _note(self, url: str, problem: str) -> None:
+    def _note(self, url: str, bad: str, reason: str, lost: int) -> None:
+        """Note that `bad`, a shard or a sample of it, cannot be used; once only, though its epoch may read it again."""
+        self._last_problem = f"{bad}: {reason}"
         if self._shards.strict:
-            raise ArchiveError(problem)
-        self._faults.append((url, problem))
+            raise ArchiveError(self._last_problem)
+        if bad not in self._told:
+            self._told.add(bad)
+            self._faults.append((url, self._last_problem, lost))
 
 
 def _pop(buffer: list, rng: np.random.Generator) -> tuple[str, str, bytes]:

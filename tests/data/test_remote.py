@@ -143,6 +143,34 @@ def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
         epoch_of(make([server + "/absent.tar"]), 0)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_lost_shard_counts_with_all_its_samples(archive, tmp_path, num_workers):
+    there = [str(archive / f"shard-{i}.tar") for i in range(SHARDS - 2)]
+    absent = [str(tmp_path / f"absent-{i}.tar") for i in range(2)]
+    with pytest.raises(ArchiveError, match="20 of 120 samples cannot be used, more than 1%: 20 in .*absent-.[.]tar"):
+        epoch_of(make(there + absent, num_workers=num_workers), 0)
+
+
+def test_a_shard_that_is_cut_off_counts_with_the_samples_behind_the_cut(archive):
+    urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS - 1)]
+    places = index_from_headers(archive / "shard-5.tar").places
+    cut = f"pipe:head -c {int(places['data_offset'][13]) + 9} {archive}/shard-5.tar"      # 13 of 20 are whole
+    with pytest.raises(ArchiveError, match="7 of 120 samples cannot be used, more than 1%: 7 in pipe:head"):
+        epoch_of(make(urls + [cut]), 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_that_an_epoch_tries_twice_is_lost_once(tmp_path, caplog, num_workers):
+    samples = 102      # one more than are there, so that a reader begins its shards again
+    for i in range(1, samples):
+        write_shard(tmp_path / f"{i}.tar", [Sample("k", np.random.default_rng(i).normal(size=(30, 80)), np.array([1]))])
+    urls = [str(tmp_path / f"{i}.tar") for i in range(samples)]
+    loader = make(urls, samples=samples, batch_size=1, num_workers=num_workers)
+    for epoch in range(2):
+        assert len(epoch_of(loader, epoch)) == samples
+    assert len(caplog.records) == 1 and f"{tmp_path}/0.tar: cannot be read" in caplog.text
+
+
 def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(archive):
     assert all(map(is_remote, ["http://h/a.tar", "pipe:cat a.tar", "s3://b/a.tar", "file:/a.tar"]))
     assert not any(map(is_remote, ["archives", "/data/a", "./a:b", "C:\\data"]))
