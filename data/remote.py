@@ -75,8 +75,10 @@ class _Reader(Iterator):
         self._number, self._readers = shards.rank * workers + turn, shards.world_size * workers
         self._batches = len(range(turn, len(shards), workers))
         self._begin(shards.epoch)
+        faults = []
         while self._done < len(range(turn, shards.first_step, workers)):
-            next(self)
+            faults += next(self)[1]
+        self._faults = faults      # of the whole epoch, as if it had not been interrupted
 
     def _begin(self, epoch: int) -> None:
         self._epoch, self._done, self._drawn = epoch, 0, 0
@@ -95,7 +97,6 @@ class _Reader(Iterator):
         self._done = state["done"]
         while self._drawn < state["drawn"]:
             self._draw()
-        self._faults.clear()      # told of before
 
     def __next__(self) -> tuple[dict[str, torch.Tensor], list[Fault]]:
         if self._done == self._batches:

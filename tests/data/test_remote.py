@@ -160,6 +160,24 @@ def test_a_shard_that_is_cut_off_counts_with_the_samples_behind_the_cut(archive)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_epoch_counts_what_it_lost_before(archive, tmp_path, num_workers):
+    shutil.copytree(archive, tmp_path / "shards")
+    urls = [str(tmp_path / "shards" / f"shard-{i}.tar") for i in range(SHARDS)]
+    loader = make(urls, num_workers=num_workers)
+    set_epoch(loader, 2)
+    batches = iter(loader)
+    for _ in range(7):
+        next(batches)
+    resumed, begun_later = make(urls, num_workers=num_workers), make(urls, num_workers=num_workers)
+    resumed.load_state_dict(loader.state_dict())
+    set_epoch(begun_later, 2, 7)
+    (tmp_path / "shards" / "shard-4.tar").unlink()
+    for going_on in (resumed, begun_later):
+        with pytest.raises(ArchiveError, match="20 of 120 samples cannot be used, more than 1%: 20 in .*shard-4.tar"):
+            list(going_on)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_that_an_epoch_tries_twice_is_lost_once(tmp_path, caplog, num_workers):
     samples = 102      # one more than are there, so that a reader begins its shards again
     for i in range(1, samples):
