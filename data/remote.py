@@ -5,6 +5,7 @@ reads its own from front to back through a buffer that shuffles. Every rank make
 whose shards run out early begins them again, one with more leaves the rest, another one each epoch.
 """
 
+import contextlib
 import copy
 import re
 import shlex
@@ -16,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.gopen import gopen
+from webdataset.gopen import gopen, set_options
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
@@ -61,7 +62,8 @@ class RemoteShards(IterableDataset):
         few = copy.copy(self)
         few.urls, few.batch_size, few.shuffle_buffer = self.urls[:1], count, 0
         few.rank, few.world_size = 0, 1
-        return next(iter(few))[0]
+        with contextlib.closing(_Reader(few)) as reader:
+            return next(reader)[0]
 
 
 class _Reader(Iterator):
@@ -100,6 +102,7 @@ class _Reader(Iterator):
 
     def __next__(self) -> tuple[dict[str, torch.Tensor], list[Fault]]:
         if self._done == self._batches:
+            self.close()
             raise StopIteration
         shards, indices, masks = self._shards, [], []
         spectrogram = torch.empty(shards.batch_size, 1, shards.num_frames, shards.n_mels)
@@ -113,6 +116,10 @@ class _Reader(Iterator):
         self._done += 1
         faults, self._faults = self._faults, []
         return batch, faults
+
+    def close(self) -> None:
+        """Leave the shard that is being read, and end the command that it comes from."""
+        self._members.close()
 
     def _fill(self, out: np.ndarray) -> tuple[int, np.ndarray | None]:
         """Fill `out` [num_frames, n_mels] with a crop of the next good sample; returns its number and mask."""
@@ -181,17 +188,25 @@ def read_members(url: str) -> Iterator[tuple[str, str, bytes]]:
     if url.startswith("s3:"):      # webdataset has no opener of its own for it, but takes any command
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
     with gopen(url) as opened:
-        stream = _Counted(opened)
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
-            for member in tar:
-                key, extension = base_plus_ext(member.name)
-                if member.isreg() and extension == DATA_MEMBER:
-                    yield url, key, tar.extractfile(member).read()
-            stream.read_to_end()
-            # tarfile takes a cut or a damaged header for the end of the archive; after a true end come zeros only.
-            rest = stream.bytes_read - tar.offset
-            if rest < 2 * tarfile.BLOCKSIZE or any(stream.tail[-rest:]):
-                raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
+        try:
+            for key, data in _data_members(_Counted(opened)):
+                yield url, key, data
+        except GeneratorExit:
+            set_options(opened, ignore_errors=True)      # a command whose output nobody reads on may well fail
+            raise
+
+
+def _data_members(stream: "_Counted") -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
+        for member in tar:
+            key, extension = base_plus_ext(member.name)
+            if member.isreg() and extension == DATA_MEMBER:
+                yield key, tar.extractfile(member).read()
+        stream.read_to_end()
+        # tarfile takes a cut or a damaged header for the end of the archive; after a true end come zeros only.
+        rest = stream.bytes_read - tar.offset
+        if rest < 2 * tarfile.BLOCKSIZE or any(stream.tail[-rest:]):
+            raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
 
 
 class _Counted:

@@ -1,9 +1,12 @@
 """Shards from a server on the loopback and from pipes, read from front to back."""
 import functools
+import gc
 import http.server
 import itertools
+import os
 import pickle
 import shutil
+import sys
 import threading
 
 import numpy as np
@@ -187,6 +190,50 @@ def test_a_shard_that_an_epoch_tries_twice_is_lost_once(tmp_path, caplog, num_wo
     for epoch in range(2):
         assert len(epoch_of(loader, epoch)) == samples
     assert len(caplog.records) == 1 and f"{tmp_path}/0.tar: cannot be read" in caplog.text
+
+
+@pytest.fixture
+def complaining(tmp_path):
+    """Two shards of 3 MB from commands that fail when they are cut short, and a function that lists their processes."""
+    for shard in range(2):
+        write_shard(tmp_path / f"{shard}.tar", [Sample(f"s{i}", np.random.default_rng(i).normal(size=(100, 80)),
+                                                       np.array([1])) for i in range(48)])
+    urls = [f"pipe:echo $$ >> {tmp_path}/started; cat {tmp_path}/{shard}.tar || exit 1" for shard in range(2)]
+    return urls, lambda: [int(line) for line in (tmp_path / "started").read_text().split()]
+
+
+def gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("how", ["end of an epoch", "iterator dropped", "clips to show"])
+def test_a_reader_that_stops_early_ends_its_command_quietly_and_begins_no_other(complaining, monkeypatch, how, strict):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    urls, started = complaining
+    loader = make(urls, samples=10, strict=strict)
+    loader.dataset.shuffle_buffer = 0
+    gc.disable()      # an end must not wait for the collector
+    try:
+        match how:
+            case "end of an epoch":
+                assert len(epoch_of(loader, 0)) == 2
+            case "iterator dropped":
+                next(iter(loader))
+                del loader
+                gc.collect()
+            case "clips to show":
+                loader.dataset.first(3)
+    finally:
+        gc.enable()
+    assert len(started()) == 1 and all(map(gone, started()))
+    gc.collect()
+    assert len(started()) == 1 and not unraisable
 
 
 def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(archive):
