@@ -35,7 +35,10 @@ def is_remote(place: str) -> bool:
 
 
 class RemoteShards(IterableDataset):
-    """Batches of one rank, each with the faults met on the way; the arguments are those of `make_remote_loader`."""
+    """Batches of one rank, each with the faults met on the way; the arguments are those of `make_remote_loader`.
+
+    A `shuffle_buffer` of 0 leaves shards and samples in stored order.
+    """
 
     def __init__(self, urls: Sequence[str], samples: int, num_frames: int, batch_size: int, n_mels: int, rank: int,
                  world_size: int, seed: int, num_workers: int, draw_mask: DrawMask | None, strict: bool,
@@ -58,10 +61,10 @@ class RemoteShards(IterableDataset):
         return _Reader(self)
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
-        """A batch of the first samples of the first shard, to look at."""
+        """A batch of the first good samples in stored order, to look at. Raises ArchiveError where there are none or,
+        strict, where a bad one or a bad shard comes before."""
         few = copy.copy(self)
-        few.urls, few.batch_size, few.shuffle_buffer = self.urls[:1], count, 0
-        few.rank, few.world_size = 0, 1
+        few.batch_size, few.shuffle_buffer, few.rank, few.world_size = count, 0, 0, 1
         with contextlib.closing(_Reader(few)) as reader:
             return next(reader)[0]
 
@@ -87,7 +90,9 @@ class _Reader(Iterator):
         self._faults: list[Fault] = []
         self._told: set[str] = set()      # what faults of this epoch are of
         self._last_problem = "they hold no samples"
-        order = np.random.default_rng((self._shards.seed, epoch)).permutation(len(self._shards.urls))
+        order = np.arange(len(self._shards.urls))
+        if self._shards.shuffle_buffer:
+            np.random.default_rng((self._shards.seed, epoch)).shuffle(order)
         self._urls = [self._shards.urls[i] for i in order[self._number::self._readers]]
         self._members = self._shuffled(np.random.default_rng((self._shards.seed, epoch, self._number)))
 

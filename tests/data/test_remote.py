@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -243,3 +244,16 @@ def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(arch
     shown = make(urls, rank=1, world_size=2).dataset.first(3)
     assert shown["spectrogram"].shape == (3, 1, 12, 80)
     assert torch.equal(shown["spectrogram"], make(urls).dataset.first(3)["spectrogram"])
+    firsts = [zlib.crc32(f"{urls[0]} s0c{i:03d}".encode()) for i in range(3)]
+    assert shown["index"].tolist() == firsts
+
+
+def test_the_first_samples_are_shown_although_the_first_shards_are_bad(archive, tmp_path):
+    (tmp_path / "empty.tar").touch()
+    bad, good = [str(tmp_path / "absent.tar"), str(tmp_path / "empty.tar")], [str(archive / "shard-{0..5}.tar")]
+    shown, expected = make(bad + good).dataset.first(3), make(good).dataset.first(3)
+    assert all(torch.equal(shown[key], expected[key]) for key in expected)
+    with pytest.raises(ArchiveError, match="absent.tar: cannot be read"):
+        make(bad + good, strict=True).dataset.first(3)
+    with pytest.raises(ArchiveError, match="none of 2 remote shards can be read; the last problem: .*empty.tar"):
+        make(bad).dataset.first(3)
