@@ -22,10 +22,11 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from data.crops import DrawMask, crop_member
-from data.faults import Fault
+from data.faults import MAX_SHARE, Fault
 from data.samples import DATA_MEMBER, ArchiveError
 
 SHUFFLE_BUFFER = 1000       # clips, 160 to 320 MB of log-mels of ten seconds
+BAD_IN_A_ROW = 20           # and more than may be lost: then no good sample is looked for any longer
 BLOCK = 1 << 20
 
 
@@ -128,8 +129,8 @@ class _Reader(Iterator):
 
     def _fill(self, out: np.ndarray) -> tuple[int, np.ndarray | None]:
         """Fill `out` [num_frames, n_mels] with a crop of the next good sample; returns its number and mask."""
-        shards = self._shards
-        while True:
+        shards, bad = self._shards, 0
+        while bad <= max(BAD_IN_A_ROW, MAX_SHARE * shards.samples):
             url, key, member = self._draw()
             index = zlib.crc32(f"{url} {key}".encode())
             rng = np.random.default_rng((shards.seed, self._epoch, index))
@@ -139,6 +140,8 @@ class _Reader(Iterator):
                 return index, mask
             except ValueError as error:
                 self._note(url, f"{url}, sample {key}", str(error), 1)
+                bad += 1
+        raise ArchiveError(f"{bad} remote samples in a row cannot be used; the last problem: {self._last_problem}")
 
     def _draw(self) -> tuple[str, str, bytes]:
         """The next sample from the shuffle buffer."""

@@ -147,6 +147,13 @@ def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
         epoch_of(make([server + "/absent.tar"]), 0)
 
 
+def test_samples_that_are_all_bad_stop_instead_of_a_search_without_end(archive):
+    loader = make([str(archive / "shard-{0..5}.tar")], n_mels=64)
+    for read in (loader.dataset.first, functools.partial(epoch_of, loader)):
+        with pytest.raises(ArchiveError, match="21 remote samples in a row cannot be used; .*tar, sample s.*but 64"):
+            read(1)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_lost_shard_counts_with_all_its_samples(archive, tmp_path, num_workers):
     there = [str(archive / f"shard-{i}.tar") for i in range(SHARDS - 2)]
