@@ -119,9 +119,11 @@ def test_an_epoch_can_begin_at_any_step(archive, num_workers):
     assert same(epoch_of(loader, 2), expected)
 
 
-def test_too_few_shards_for_the_readers_are_refused(archive):
+def test_too_few_shards_for_the_readers_or_samples_for_a_batch_are_refused(archive):
     with pytest.raises(ValueError, match=r"6 shards are too few for 8 readers \(4 process\(es\) with 2 worker"):
         make([str(archive / "shard-{0..5}.tar")], num_workers=2, world_size=4)
+    with pytest.raises(ValueError, match="9 samples do not fill one batch: batch size 5 on 2 .* at least 10"):
+        make([str(archive / "shard-{0..5}.tar")], samples=9, world_size=2)
 
 
 def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
