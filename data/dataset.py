@@ -9,13 +9,11 @@ from torch.utils.data import Dataset
 
 from data.archives import shard_indices
 from data.crops import DrawMask, crop_member, crop_place, repeat_to_fill
-from data.faults import Faults
+from data.faults import Fault, Faults
 from data.features import N_MELS, normalise_crop
 from data.samples import ArchiveError
 from data.shard_files import ShardFiles
 from data.shard_index import ShardIndex, index_from_headers, saved_index
-
-Fault = tuple[Path, str]          # shard, and what is wrong with a sample of it
 
 MAX_SUBSTITUTES = 20
 STAND_IN = 1                      # sets the generator of substitutes apart from that of crop and mask
@@ -115,7 +113,7 @@ class LogMelDataset(Dataset):
                 if self.strict:
                     raise
                 first_error = first_error or error
-                faults.append((self._paths[self._shard(index)], str(error)))
+                faults.append((self._paths[self._shard(index)], str(error), 1))
                 substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, STAND_IN))
                 index = int(substitutes.integers(len(self)))
         raise first_error

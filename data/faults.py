@@ -9,6 +9,8 @@ from data.samples import ArchiveError
 MAX_SHARE = 0.01            # of the samples of an epoch
 WARNINGS_IN_FULL = 100      # after so many, only each hundredth is told
 
+Fault = tuple[str | Path, str, int]      # shard, what is wrong with it or a sample of it, and how many samples are lost
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +29,7 @@ class Faults:
         self._lost = Counter()          # shard -> samples
         self._first = None
 
-    def report(self, shard: Path, problem: str, count: int = 1) -> None:
+    def report(self, shard: str | Path, problem: str, count: int = 1) -> None:
         """Note a problem, which names its shard and key, and the number of samples lost by it.
 
         Raises:

@@ -15,10 +15,17 @@ from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data.crops import DrawMask
-from data.dataset import Fault, LogMelDataset
-from data.faults import Faults
+from data.dataset import LogMelDataset
+from data.faults import Fault, Faults
 from data.features import N_MELS
-from data.remote import RemoteShards, check_enough
+from data.remote import RemoteShards
+
+
+def check_enough(samples: int, batch_size: int, world_size: int) -> None:
+    """Raise ValueError where there is not one whole batch for every rank."""
+    if samples < batch_size * world_size:
+        raise ValueError(f"{samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
+                         f"process(es) needs at least {batch_size * world_size}")
 
 
 class EpochBatches(Sampler):
@@ -80,14 +87,14 @@ class FixedBatches(Sampler):
     has those of every world_size-th place."""
 
     def __init__(self, n_samples: int, batch_size: int, rank: int, world_size: int):
-        self._indices, self._batch_size = range(rank, n_samples, world_size), batch_size
+        self.indices, self._batch_size = range(rank, n_samples, world_size), batch_size
 
     def __len__(self) -> int:
-        return -(-len(self._indices) // self._batch_size)
+        return -(-len(self.indices) // self._batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for begin in range(0, len(self._indices), self._batch_size):
-            yield [(0, index) for index in self._indices[begin:begin + self._batch_size]]
+        for begin in range(0, len(self.indices), self._batch_size):
+            yield [(0, index) for index in self.indices[begin:begin + self._batch_size]]
 
 
 class ArchiveLoader(StatefulDataLoader):
@@ -106,8 +113,8 @@ class ArchiveLoader(StatefulDataLoader):
 
     def _without_faults(self, fetched: tuple[dict[str, torch.Tensor], list[Fault]]) -> dict[str, torch.Tensor]:
         batch, faults = fetched
-        for shard, problem in faults:
-            self.faults.report(shard, problem)
+        for fault in faults:
+            self.faults.report(*fault)
         return batch
 
 
@@ -159,8 +166,9 @@ def make_validation_loader(directory: str | Path, *, num_frames: int, batch_size
                            worker_init_fn: Callable[[int], None] | None = None) -> ArchiveLoader:
     """All samples of an archive folder once, the same crops and masks at each pass; arguments as for `make_loader`."""
     dataset = LogMelDataset([directory], num_frames, n_mels, seed, draw_mask, strict)
-    return ArchiveLoader(dataset, len(dataset), batch_sampler=FixedBatches(len(dataset), batch_size, rank, world_size),
-                         num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=worker_init_fn)
+    batches = FixedBatches(len(dataset), batch_size, rank, world_size)
+    return ArchiveLoader(dataset, len(batches.indices), batch_sampler=batches, num_workers=num_workers,
+                         pin_memory=pin_memory, worker_init_fn=worker_init_fn)
 
 
 def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, batch_size: int, n_mels: int = N_MELS,
@@ -182,6 +190,7 @@ def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, ba
     """
     dataset = RemoteShards(urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers,
                            draw_mask, strict)
+    check_enough(samples, batch_size, world_size)
     return ArchiveLoader(dataset, len(dataset) * batch_size, batch_size=None, num_workers=num_workers,
                          pin_memory=pin_memory, worker_init_fn=worker_init_fn)
 

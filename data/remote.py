@@ -5,6 +5,7 @@ reads its own from front to back through a buffer that shuffles. Every rank make
 whose shards run out early begins them again, one with more leaves the rest, another one each epoch.
 """
 
+import contextlib
 import copy
 import re
 import shlex
@@ -16,17 +17,17 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.gopen import gopen
+from webdataset.gopen import gopen, set_options
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from data.crops import DrawMask, crop_member
+from data.faults import MAX_SHARE, Fault
 from data.samples import DATA_MEMBER, ArchiveError
 
 SHUFFLE_BUFFER = 1000       # clips, 160 to 320 MB of log-mels of ten seconds
+BAD_IN_A_ROW = 20           # and more than may be lost: then no good sample is looked for any longer
 BLOCK = 1 << 20
-
-Fault = tuple[str, str]     # shard, and what is wrong with it or a sample of it
 
 
 def is_remote(place: str) -> bool:
@@ -34,15 +35,11 @@ def is_remote(place: str) -> bool:
     return re.match(r"[a-z0-9]{2,}:", str(place)) is not None      # one letter and a colon is a disk of Windows
 
 
-def check_enough(samples: int, batch_size: int, world_size: int) -> None:
-    """Raise ValueError where there is not one whole batch for every rank."""
-    if samples < batch_size * world_size:
-        raise ValueError(f"{samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
-                         f"process(es) needs at least {batch_size * world_size}")
-
-
 class RemoteShards(IterableDataset):
-    """Batches of one rank, each with the faults met on the way; the arguments are those of `make_remote_loader`."""
+    """Batches of one rank, each with the faults met on the way; the arguments are those of `make_remote_loader`.
+
+    A `shuffle_buffer` of 0 leaves shards and samples in stored order.
+    """
 
     def __init__(self, urls: Sequence[str], samples: int, num_frames: int, batch_size: int, n_mels: int, rank: int,
                  world_size: int, seed: int, num_workers: int, draw_mask: DrawMask | None, strict: bool,
@@ -52,7 +49,6 @@ class RemoteShards(IterableDataset):
         if len(self.urls) < world_size * workers:
             raise ValueError(f"{len(self.urls)} shards are too few for {world_size * workers} readers ({world_size} "
                              f"process(es) with {workers} worker(s) each); use fewer workers or smaller shards")
-        check_enough(samples, batch_size, world_size)
         self.samples, self.num_frames, self.batch_size, self.n_mels = samples, num_frames, batch_size, n_mels
         self.rank, self.world_size, self.seed, self.strict = rank, world_size, seed, strict
         self.draw_mask, self.shuffle_buffer = draw_mask, shuffle_buffer
@@ -66,11 +62,12 @@ class RemoteShards(IterableDataset):
         return _Reader(self)
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
-        """A batch of the first samples of the first shard, to look at."""
+        """A batch of the first good samples in stored order, to look at. Raises ArchiveError where there are none or,
+        strict, where a bad one or a bad shard comes before."""
         few = copy.copy(self)
-        few.urls, few.batch_size, few.shuffle_buffer = self.urls[:1], count, 0
-        few.rank, few.world_size = 0, 1
-        return next(iter(few))[0]
+        few.batch_size, few.shuffle_buffer, few.rank, few.world_size = count, 0, 0, 1
+        with contextlib.closing(_Reader(few)) as reader:
+            return next(reader)[0]
 
 
 class _Reader(Iterator):
@@ -84,13 +81,19 @@ class _Reader(Iterator):
         self._number, self._readers = shards.rank * workers + turn, shards.world_size * workers
         self._batches = len(range(turn, len(shards), workers))
         self._begin(shards.epoch)
+        faults = []
         while self._done < len(range(turn, shards.first_step, workers)):
-            next(self)
+            faults += next(self)[1]
+        self._faults = faults      # of the whole epoch, as if it had not been interrupted
 
     def _begin(self, epoch: int) -> None:
         self._epoch, self._done, self._drawn = epoch, 0, 0
         self._faults: list[Fault] = []
-        order = np.random.default_rng((self._shards.seed, epoch)).permutation(len(self._shards.urls))
+        self._told: set[str] = set()      # what faults of this epoch are of
+        self._last_problem = "they hold no samples"
+        order = np.arange(len(self._shards.urls))
+        if self._shards.shuffle_buffer:
+            np.random.default_rng((self._shards.seed, epoch)).shuffle(order)
         self._urls = [self._shards.urls[i] for i in order[self._number::self._readers]]
         self._members = self._shuffled(np.random.default_rng((self._shards.seed, epoch, self._number)))
 
@@ -102,10 +105,10 @@ class _Reader(Iterator):
         self._done = state["done"]
         while self._drawn < state["drawn"]:
             self._draw()
-        self._faults.clear()      # told of before
 
     def __next__(self) -> tuple[dict[str, torch.Tensor], list[Fault]]:
         if self._done == self._batches:
+            self.close()
             raise StopIteration
         shards, indices, masks = self._shards, [], []
         spectrogram = torch.empty(shards.batch_size, 1, shards.num_frames, shards.n_mels)
@@ -120,10 +123,14 @@ class _Reader(Iterator):
         faults, self._faults = self._faults, []
         return batch, faults
 
+    def close(self) -> None:
+        """Leave the shard that is being read, and end the command that it comes from."""
+        self._members.close()
+
     def _fill(self, out: np.ndarray) -> tuple[int, np.ndarray | None]:
         """Fill `out` [num_frames, n_mels] with a crop of the next good sample; returns its number and mask."""
-        shards = self._shards
-        while True:
+        shards, bad = self._shards, 0
+        while bad <= max(BAD_IN_A_ROW, MAX_SHARE * shards.samples):
             url, key, member = self._draw()
             index = zlib.crc32(f"{url} {key}".encode())
             rng = np.random.default_rng((shards.seed, self._epoch, index))
@@ -132,7 +139,9 @@ class _Reader(Iterator):
                 crop_member(out, member, rng)
                 return index, mask
             except ValueError as error:
-                self._note(url, f"{url}, sample {key}: {error}")
+                self._note(url, f"{url}, sample {key}", str(error), 1)
+                bad += 1
+        raise ArchiveError(f"{bad} remote samples in a row cannot be used; the last problem: {self._last_problem}")
 
     def _draw(self) -> tuple[str, str, bytes]:
         """The next sample from the shuffle buffer."""
@@ -153,19 +162,26 @@ class _Reader(Iterator):
                 yield _pop(buffer, rng)
             if not found:
                 raise ArchiveError(f"none of {len(self._urls)} remote shards can be read; the last problem: "
-                                   f"{self._faults[-1][1] if self._faults else 'they hold no samples'}")
+                                   f"{self._last_problem}")
 
     def _one_pass(self) -> Iterator[tuple[str, str, bytes]]:
+        expected = self._shards.samples // len(self._shards.urls)      # what a shard holds, about
         for url in self._urls:
+            read = 0
             try:
-                yield from read_members(url)
+                for read, sample in enumerate(read_members(url), start=1):
+                    yield sample
             except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-                self._note(url, f"{url}: cannot be read to its end as a tar file ({error})")
+                self._note(url, url, f"cannot be read to its end as a tar file ({error})", max(1, expected - read))
 
-    def _note(self, url: str, problem: str) -> None:
+    def _note(self, url: str, bad: str, reason: str, lost: int) -> None:
+        """Note that `bad`, a shard or a sample of it, cannot be used; once only, though its epoch may read it again."""
+        self._last_problem = f"{bad}: {reason}"
         if self._shards.strict:
-            raise ArchiveError(problem)
-        self._faults.append((url, problem))
+            raise ArchiveError(self._last_problem)
+        if bad not in self._told:
+            self._told.add(bad)
+            self._faults.append((url, self._last_problem, lost))
 
 
 def _pop(buffer: list, rng: np.random.Generator) -> tuple[str, str, bytes]:
@@ -180,17 +196,25 @@ def read_members(url: str) -> Iterator[tuple[str, str, bytes]]:
     if url.startswith("s3:"):      # webdataset has no opener of its own for it, but takes any command
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
     with gopen(url) as opened:
-        stream = _Counted(opened)
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
-            for member in tar:
-                key, extension = base_plus_ext(member.name)
-                if member.isreg() and extension == DATA_MEMBER:
-                    yield url, key, tar.extractfile(member).read()
-            stream.read_to_end()
-            # tarfile takes a cut or a damaged header for the end of the archive; after a true end come zeros only.
-            rest = stream.bytes_read - tar.offset
-            if rest < 2 * tarfile.BLOCKSIZE or any(stream.tail[-rest:]):
-                raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
+        try:
+            for key, data in _data_members(_Counted(opened)):
+                yield url, key, data
+        except GeneratorExit:
+            set_options(opened, ignore_errors=True)      # a command whose output nobody reads on may well fail
+            raise
+
+
+def _data_members(stream: "_Counted") -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
+        for member in tar:
+            key, extension = base_plus_ext(member.name)
+            if member.isreg() and extension == DATA_MEMBER:
+                yield key, tar.extractfile(member).read()
+        stream.read_to_end()
+        # tarfile takes a cut or a damaged header for the end of the archive; after a true end come zeros only.
+        rest = stream.bytes_read - tar.offset
+        if rest < 2 * tarfile.BLOCKSIZE or any(stream.tail[-rest:]):
+            raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
 
 
 class _Counted:

@@ -13,7 +13,7 @@ from data.archives import write_manifest, write_shard
 from data.dataset import LogMelDataset
 from data.faults import Faults
 from data.inspect import main as inspect_command
-from data.loader import make_loader, set_epoch
+from data.loader import make_loader, make_validation_loader, set_epoch
 from data.samples import ArchiveError, Sample
 from data.shard_index import index_from_headers, index_path
 from data.verify import main as verify_command
@@ -86,6 +86,15 @@ def test_more_than_one_percent_bad_stops_with_a_summary(tmp_path):
     with pytest.raises(ArchiveError, match="3 of 200 samples cannot be used, more than 1%: 3 in .*ill.tar; the first: "
                                            ".*ill.tar, sample clip0"):
         epoch_of(loader)
+
+
+def test_the_limit_of_a_rank_is_one_percent_of_what_it_reads(tmp_path):
+    write_clips(tmp_path / "a.tar", 200, bad={i: BAD_CLIPS["NaN"] for i in (40, 80)})
+    options = {"num_frames": NUM_FRAMES, "batch_size": 10}
+    assert len(list(make_validation_loader(tmp_path, **options))) == 20
+    assert len(list(make_validation_loader(tmp_path, rank=1, world_size=2, **options))) == 10
+    with pytest.raises(ArchiveError, match="2 of 100 samples cannot be used, more than 1%"):
+        list(make_validation_loader(tmp_path, rank=0, world_size=2, **options))
 
 
 def test_faults_count_each_pass_anew_but_warn_once(caplog):
@@ -216,7 +225,7 @@ def test_fuzz_of_500_damaged_archives(tmp_path):
             dataset = LogMelDataset([folder], NUM_FRAMES, draw_mask=lambda rng: np.zeros(3, np.float32))
             batch, faults = dataset.__getitems__([(0, i) for i in range(len(dataset))])
             assert batch["spectrogram"].isfinite().all() and batch["spectrogram"].abs().max() < 1e6
-            assert all("a.tar" in problem for _, problem in faults)
+            assert all("a.tar" in problem for _, problem, _ in faults)
             outcomes["good"] += 1
         except ArchiveError as error:
             assert "a.tar" in str(error) or "a.index.npz" in str(error), f"trial {trial} names no shard: {error}"

@@ -1,10 +1,14 @@
 """Shards from a server on the loopback and from pipes, read from front to back."""
 import functools
+import gc
 import http.server
 import itertools
+import os
 import pickle
 import shutil
+import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -115,9 +119,11 @@ def test_an_epoch_can_begin_at_any_step(archive, num_workers):
     assert same(epoch_of(loader, 2), expected)
 
 
-def test_too_few_shards_for_the_readers_are_refused(archive):
+def test_too_few_shards_for_the_readers_or_samples_for_a_batch_are_refused(archive):
     with pytest.raises(ValueError, match=r"6 shards are too few for 8 readers \(4 process\(es\) with 2 worker"):
         make([str(archive / "shard-{0..5}.tar")], num_workers=2, world_size=4)
+    with pytest.raises(ValueError, match="9 samples do not fill one batch: batch size 5 on 2 .* at least 10"):
+        make([str(archive / "shard-{0..5}.tar")], samples=9, world_size=2)
 
 
 def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
@@ -143,6 +149,103 @@ def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
         epoch_of(make([server + "/absent.tar"]), 0)
 
 
+def test_samples_that_are_all_bad_stop_instead_of_a_search_without_end(archive):
+    loader = make([str(archive / "shard-{0..5}.tar")], n_mels=64)
+    for read in (loader.dataset.first, functools.partial(epoch_of, loader)):
+        with pytest.raises(ArchiveError, match="21 remote samples in a row cannot be used; .*tar, sample s.*but 64"):
+            read(1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_lost_shard_counts_with_all_its_samples(archive, tmp_path, num_workers):
+    there = [str(archive / f"shard-{i}.tar") for i in range(SHARDS - 2)]
+    absent = [str(tmp_path / f"absent-{i}.tar") for i in range(2)]
+    with pytest.raises(ArchiveError, match="20 of 120 samples cannot be used, more than 1%: 20 in .*absent-.[.]tar"):
+        epoch_of(make(there + absent, num_workers=num_workers), 0)
+
+
+def test_a_shard_that_is_cut_off_counts_with_the_samples_behind_the_cut(archive):
+    urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS - 1)]
+    places = index_from_headers(archive / "shard-5.tar").places
+    cut = f"pipe:head -c {int(places['data_offset'][13]) + 9} {archive}/shard-5.tar"      # 13 of 20 are whole
+    with pytest.raises(ArchiveError, match="7 of 120 samples cannot be used, more than 1%: 7 in pipe:head"):
+        epoch_of(make(urls + [cut]), 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_epoch_counts_what_it_lost_before(archive, tmp_path, num_workers):
+    shutil.copytree(archive, tmp_path / "shards")
+    urls = [str(tmp_path / "shards" / f"shard-{i}.tar") for i in range(SHARDS)]
+    loader = make(urls, num_workers=num_workers)
+    set_epoch(loader, 2)
+    batches = iter(loader)
+    for _ in range(7):
+        next(batches)
+    resumed, begun_later = make(urls, num_workers=num_workers), make(urls, num_workers=num_workers)
+    resumed.load_state_dict(loader.state_dict())
+    set_epoch(begun_later, 2, 7)
+    (tmp_path / "shards" / "shard-4.tar").unlink()
+    for going_on in (resumed, begun_later):
+        with pytest.raises(ArchiveError, match="20 of 120 samples cannot be used, more than 1%: 20 in .*shard-4.tar"):
+            list(going_on)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_that_an_epoch_tries_twice_is_lost_once(tmp_path, caplog, num_workers):
+    samples = 102      # one more than are there, so that a reader begins its shards again
+    for i in range(1, samples):
+        write_shard(tmp_path / f"{i}.tar", [Sample("k", np.random.default_rng(i).normal(size=(30, 80)), np.array([1]))])
+    urls = [str(tmp_path / f"{i}.tar") for i in range(samples)]
+    loader = make(urls, samples=samples, batch_size=1, num_workers=num_workers)
+    for epoch in range(2):
+        assert len(epoch_of(loader, epoch)) == samples
+    assert len(caplog.records) == 1 and f"{tmp_path}/0.tar: cannot be read" in caplog.text
+
+
+@pytest.fixture
+def complaining(tmp_path):
+    """Two shards of 3 MB from commands that fail when they are cut short, and a function that lists their processes."""
+    for shard in range(2):
+        write_shard(tmp_path / f"{shard}.tar", [Sample(f"s{i}", np.random.default_rng(i).normal(size=(100, 80)),
+                                                       np.array([1])) for i in range(48)])
+    urls = [f"pipe:echo $$ >> {tmp_path}/started; cat {tmp_path}/{shard}.tar || exit 1" for shard in range(2)]
+    return urls, lambda: [int(line) for line in (tmp_path / "started").read_text().split()]
+
+
+def gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("how", ["end of an epoch", "iterator dropped", "clips to show"])
+def test_a_reader_that_stops_early_ends_its_command_quietly_and_begins_no_other(complaining, monkeypatch, how, strict):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    urls, started = complaining
+    loader = make(urls, samples=10, strict=strict)
+    loader.dataset.shuffle_buffer = 0
+    gc.disable()      # an end must not wait for the collector
+    try:
+        match how:
+            case "end of an epoch":
+                assert len(epoch_of(loader, 0)) == 2
+            case "iterator dropped":
+                next(iter(loader))
+                del loader
+                gc.collect()
+            case "clips to show":
+                loader.dataset.first(3)
+    finally:
+        gc.enable()
+    assert len(started()) == 1 and all(map(gone, started()))
+    gc.collect()
+    assert len(started()) == 1 and not unraisable
+
+
 def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(archive):
     assert all(map(is_remote, ["http://h/a.tar", "pipe:cat a.tar", "s3://b/a.tar", "file:/a.tar"]))
     assert not any(map(is_remote, ["archives", "/data/a", "./a:b", "C:\\data"]))
@@ -150,3 +253,16 @@ def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(arch
     shown = make(urls, rank=1, world_size=2).dataset.first(3)
     assert shown["spectrogram"].shape == (3, 1, 12, 80)
     assert torch.equal(shown["spectrogram"], make(urls).dataset.first(3)["spectrogram"])
+    firsts = [zlib.crc32(f"{urls[0]} s0c{i:03d}".encode()) for i in range(3)]
+    assert shown["index"].tolist() == firsts
+
+
+def test_the_first_samples_are_shown_although_the_first_shards_are_bad(archive, tmp_path):
+    (tmp_path / "empty.tar").touch()
+    bad, good = [str(tmp_path / "absent.tar"), str(tmp_path / "empty.tar")], [str(archive / "shard-{0..5}.tar")]
+    shown, expected = make(bad + good).dataset.first(3), make(good).dataset.first(3)
+    assert all(torch.equal(shown[key], expected[key]) for key in expected)
+    with pytest.raises(ArchiveError, match="absent.tar: cannot be read"):
+        make(bad + good, strict=True).dataset.first(3)
+    with pytest.raises(ArchiveError, match="none of 2 remote shards can be read; the last problem: .*empty.tar"):
+        make(bad).dataset.first(3)
