@@ -5,10 +5,7 @@ however many files there are.
 """
 
 import multiprocessing
-import os
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -24,6 +21,7 @@ from data.audio import AudioError, printable, stream_audio
 from data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
 from data.samples import Sample
 from data.shard_index import index_path
+from workers import follow_parent
 
 SHORTEST_REST = 0.1                 # what remains after the last whole clip is kept from this part of a clip on
 
@@ -64,14 +62,7 @@ def _start_worker(files_done, stop) -> None:
     global _files_done, _stop
     _files_done, _stop = files_done, stop
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches all processes; the main one tells us to stop
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A killed main process cannot tell anybody anything."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    follow_parent()
 
 
 def _make_shard(path: Path, files: list[AudioFile], settings: Settings, audio_dir: Path) -> None:

@@ -1,9 +1,9 @@
-"""Demo audio and small HEAR tasks made from nothing, the same for the same seed.
+"""Demo audio and a small HEAR task made from nothing, the same for the same seed.
 
     python -m data.synthetic OUT_DIR [--minutes 10]
 
 writes OUT_DIR/audio/<kind>/*.wav, ten-second clips of eight kinds of sound, and OUT_DIR/tasks/, a HEAR task to tell the
-kinds apart. The functions that write tasks of other sorts (folds, events) serve the tests.
+kinds apart.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from data.features import SAMPLE_RATE
 CLIP_SECONDS = 10.0
 SPLIT_CLIPS = {"train": 12, "valid": 6, "test": 8}      # clips of each kind in the demo task
 SCALE = np.array([0, 2, 4, 7, 9])                       # pentatonic, in semitones
-EVENT_PITCHES = {"low": 220.0, "mid": 880.0, "high": 3520.0}
 
 Sound = Callable[[np.random.Generator, float], np.ndarray]
 
@@ -159,73 +158,27 @@ def _write_wav(path: Path, audio: np.ndarray) -> None:
     soundfile.write(path, audio, SAMPLE_RATE, subtype="PCM_16")
 
 
-# ---------------------------------------------------------------- HEAR tasks, in the layout that heareval reads
+# ---------------------------------------------------------------- a HEAR task, in the layout that heareval reads
 
 def write_scene_task(tasks_dir: Path, name: str = "demo_sounds", clips: dict[str, int] = SPLIT_CLIPS,
                      seconds: float = 2.0, seed: int = 0) -> Path:
     """Tell the kinds apart, with train, valid and test splits of `clips` clips per kind. Returns the task's folder."""
-    return _write_task(tasks_dir, name, seconds, list(KINDS), _scene_splits(clips, seconds, seed),
-                       split_mode="trainvaltest", embedding_type="scene", prediction_type="multiclass",
-                       evaluation=["top1_acc"])
-
-
-def write_fold_task(tasks_dir: Path, name: str = "demo_folds", n_folds: int = 3, clips_per_fold: int = 2,
-                    seconds: float = 1.0, seed: int = 1) -> Path:
-    """The same for cross-validation, with `clips_per_fold` clips per kind in each fold."""
-    clips = {f"fold{k:02d}": clips_per_fold for k in range(n_folds)}
-    return _write_task(tasks_dir, name, seconds, list(KINDS), _scene_splits(clips, seconds, seed),
-                       split_mode="new_split_kfold", embedding_type="scene", prediction_type="multiclass",
-                       evaluation=["top1_acc"])
-
-
-def write_event_task(tasks_dir: Path, name: str = "demo_events", clips: dict[str, int] | None = None,
-                     seconds: float = 4.0, seed: int = 2) -> Path:
-    """Find when low, mid and high notes sound; they may overlap. `clips` counts whole clips per split."""
-    rng = np.random.default_rng(seed)
-    clips = clips or {"train": 8, "valid": 4, "test": 4}
-    splits = {split: [_note_clip(rng, seconds) for _ in range(count)] for split, count in clips.items()}
-    return _write_task(tasks_dir, name, seconds, list(EVENT_PITCHES), splits,
-                       split_mode="trainvaltest", embedding_type="event", prediction_type="multilabel",
-                       evaluation=["event_onset_200ms_fms", "segment_1s_er"])
-
-
-def _scene_splits(clips: dict[str, int], seconds: float, seed: int) -> dict[str, list[tuple[np.ndarray, list]]]:
-    rng = np.random.default_rng(seed)
-    return {split: [(make_clip(kind, seconds, rng), [kind]) for _ in range(count) for kind in KINDS]
-            for split, count in clips.items()}
-
-
-def _note_clip(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, list[dict]]:
-    """A clip with each of the notes once or not at all, and its events: label, start and end in milliseconds."""
-    audio, events = 0.01 * rng.standard_normal(round(seconds * SAMPLE_RATE)), []
-    for label, frequency in EVENT_PITCHES.items():
-        start, length = rng.uniform(0, seconds - 1), rng.uniform(0.4, 0.9)
-        if rng.random() < 0.25:
-            continue
-        t = _time(length)
-        first = round(start * SAMPLE_RATE)
-        audio[first:first + len(t)] += 0.25 * np.sin(2 * np.pi * frequency * t)
-        events.append({"label": label, "start": 1000 * start, "end": 1000 * (start + length)})
-    return audio.astype(np.float32), events
-
-
-def _write_task(tasks_dir: Path, name: str, seconds: float, labels: list[str],
-                splits: dict[str, list[tuple[np.ndarray, list]]], **metadata) -> Path:
-    task = Path(tasks_dir) / f"{name}-v1-small"
-    for split, clips in splits.items():
+    task, rng = Path(tasks_dir) / f"{name}-v1-small", np.random.default_rng(seed)
+    for split, count in clips.items():
         table = {}
-        for i, (audio, truth) in enumerate(clips):
-            file_name = f"{split}_{i:04d}.wav"
-            _write_wav(task / str(SAMPLE_RATE) / split / file_name, audio)
-            table[file_name] = truth
+        for number, kind in enumerate(count * list(KINDS)):
+            file_name = f"{split}_{number:04d}.wav"
+            _write_wav(task / str(SAMPLE_RATE) / split / file_name, make_clip(kind, seconds, rng))
+            table[file_name] = [kind]
         (task / f"{split}.json").write_text(json.dumps(table, indent=1))
     with open(task / "labelvocabulary.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["idx", "label"])
-        writer.writerows(enumerate(labels))
+        writer.writerows(enumerate(KINDS))
     (task / "task_metadata.json").write_text(json.dumps({
-        "task_name": name, "version": "v1", "mode": "small", "sample_duration": seconds, "splits": list(splits),
-        "nlabels": len(labels), "evaluation_params": {}, **metadata}, indent=1))
+        "task_name": name, "version": "v1", "mode": "small", "sample_duration": seconds, "splits": list(clips),
+        "nlabels": len(KINDS), "evaluation_params": {}, "split_mode": "trainvaltest", "embedding_type": "scene",
+        "prediction_type": "multiclass", "evaluation": ["top1_acc"]}, indent=1))
     return task
 
 

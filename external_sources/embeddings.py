@@ -9,6 +9,7 @@ from pathlib import Path
 
 from external_sources import layout
 from external_sources.compat import patch_device_name, stand_ins
+from external_sources.origin import Origin, check_origin, find_origin, note_origin
 
 DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
 
@@ -34,21 +35,18 @@ def resolve_module(name: str) -> str:
                      "ssam_tiny_200_16x4, and any module with the HEAR API that python can find")
 
 
-def extract(module: str, tasks: list[Path], embeddings_dir: Path, weights: str | None, name: str | None = None,
-            layout_of_scenes: str | None = None) -> list[str]:
+def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str | None = None) -> list[str]:
     """Write embeddings_dir/<name>/<task> for every task that has none yet, with the kit's own runner.
 
     Args:
-        module: importable name of a module with the HEAR API.
+        origin: of `find_origin`; that of embeddings which are there already is not looked at.
         tasks: task folders.
-        weights: given to `load_model`, or None to call it without.
         name: of the folder; default: the module's.
-        layout_of_scenes: "published" or "bands" in place of the config's `scene_layout`.
 
     Returns:
         One sentence for each task that failed; its traceback has been printed.
     """
-    results = name or module
+    module, results = origin.module, name or origin.module
     pending = [task for task in tasks if not (embeddings_dir / results / task.name / layout.DONE_EMBEDDINGS).exists()]
     print(f"{results}: {len(tasks) - len(pending)} of {len(tasks)} tasks were extracted before")
     if not pending:
@@ -63,14 +61,22 @@ def extract(module: str, tasks: list[Path], embeddings_dir: Path, weights: str |
         name = results
 
     try:
-        embedding = NamedEmbedding(module, weights)
+        embedding = NamedEmbedding(module, origin.file or origin.model)       # this file, even if a newer one appears
     except (OSError, ValueError, RuntimeError) as error:      # absent or unfit weights; anything else is a defect
         return [f"{module}: the model cannot be loaded: {error}"]
-    if layout_of_scenes:
+    if origin.scene_layout:
         if not hasattr(embedding.model, "scene_layout"):
             return [f"{module}: its model has no layouts to choose from"]
-        embedding.model.scene_layout = layout_of_scenes
-    original, kit.Embedding = kit.Embedding, lambda *args: embedding     # loaded once, not once for each task
+        embedding.model.scene_layout = origin.scene_layout
+    kits_own = kit.Embedding, kit.task_embeddings
+
+    def embed_and_note(embedding: NamedEmbedding, task: Path, folder: Path) -> None:
+        """What the kit does before it marks a task as done, so that none is without its note."""
+        kits_own[1](embedding, task, folder)
+        note_origin(folder, origin)
+
+    kit.Embedding = lambda *args: embedding             # loaded once, not once for each task
+    kit.task_embeddings = embed_and_note
     failures = []
     try:
         for number, task in enumerate(pending, start=1):
@@ -86,7 +92,7 @@ def extract(module: str, tasks: list[Path], embeddings_dir: Path, weights: str |
                 traceback.print_exc()
                 failures.append(f"{results} on {task.name}: {type(error).__name__}: {error}")
     finally:
-        kit.Embedding = original
+        kit.Embedding, kit.task_embeddings = kits_own
     return failures
 
 
@@ -129,11 +135,16 @@ def main(argv: list[str] | None = None) -> None:
     for entry in sorted(set(args.tasks_dir.iterdir()) - set(found)):
         print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
 
+    embeddings_dir = args.output_dir / layout.EMBEDDINGS
+    origins = [find_origin(module, args.model, args.layout) for module in modules]
+    for origin in origins:
+        check_origin(embeddings_dir / (args.name or origin.module), origin)
+
     failures = []
-    for module in modules:
-        failures += extract(module, tasks, args.output_dir / layout.EMBEDDINGS, args.model, args.name, args.layout)
+    for origin in origins:
+        failures += extract(origin, tasks, embeddings_dir, args.name)
         for seed in layout.SEEDS:
-            layout.link_run(args.output_dir, args.name or module, seed)
+            layout.link_run(args.output_dir, args.name or origin.module, seed)
     if failures:
         raise SystemExit("\n".join(["not extracted:", *failures]))
 

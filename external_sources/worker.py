@@ -1,16 +1,13 @@
 """What happens inside one process of the downstream runs: one task, one seed."""
 
 import json
-import multiprocessing
 import os
-import signal
 import sys
-import threading
-from multiprocessing.connection import wait
 from pathlib import Path
 
 from atomic_files import atomic_write
 from folder_lock import FolderInUseError, sole_use
+from workers import follow_parent
 
 # In the folder of each task:
 LOG = "downstream.log"
@@ -23,7 +20,8 @@ def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: i
     An exception ends the process with status 1, and its traceback is in the log. Where another process works in that
     folder, only a message says so. See `predictions.predict`.
     """
-    _follow_parent()
+    # Ctrl-C would stop pytorch-lightning's training early, and the kit would go on with a half-trained head.
+    follow_parent()
     try:
         with sole_use(task):
             _train(task, seed, grid, threads, gpu)
@@ -46,16 +44,3 @@ def _train(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu
 
     torch.set_num_threads(threads)
     predict(task, seed, grid, gpu)
-
-
-def _follow_parent() -> None:
-    """End with the parent, however it ends, and leave Ctrl-C to it: pytorch-lightning would take it as a wish to stop
-    training early, and the kit would then go on with a half-trained head."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process().sentinel
-
-    def leave_with_parent() -> None:
-        wait([parent])
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()

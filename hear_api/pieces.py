@@ -1,8 +1,5 @@
 """Audio files as normalised log-mels, short ones whole, long ones piece by piece, so that memory stays bounded."""
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ from data.feature_stream import LogMelStream
 from data.features import MIN_SAMPLES, SAMPLE_RATE, STD_OFFSET, log_mel, normalise
 from data.moments import Moments
 from hear_api.inputs import InputError, check_finite
+from workers import follow_parent
 
 LONG_SECONDS = 120  # files beyond are read twice: for the statistics, then for the pieces
 
@@ -81,11 +79,4 @@ def start_worker() -> None:
     """Initialises a decoding process."""
     torch.set_num_threads(1)
     os.nice(5)  # the model comes first: workers are ahead of it most of the time
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the workers
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A killed main process cannot tell anybody anything."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    follow_parent()

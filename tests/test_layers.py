@@ -5,9 +5,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-FLOORS = {"atomic_files": 1, "folder_lock": 1, "machine": 1, "models.ops": 1, "models": 2, "data": 2, "training": 2,
-          "hear_api": 3, "configs": 4, "external_sources": 4, "benchmarks": 4, "experiments": 4, "train": 4,
-          "train_arguments": 4, "train_setup": 4}
+FLOORS = {"atomic_files": 1, "folder_lock": 1, "machine": 1, "workers": 1, "models.ops": 1, "models": 2, "data": 2,
+          "training": 2, "hear_api": 3, "configs": 4, "external_sources": 4, "benchmarks": 4, "experiments": 4,
+          "train": 4, "train_arguments": 4, "train_setup": 4}
 OPTIONAL = {"torchaudio", "mamba_ssm", "causal_conv1d", "triton", "torchvision", "timm"}
 FILES = [path for path in sorted(ROOT.rglob("*.py"))
          if path.relative_to(ROOT).parts[0].removesuffix(".py") in {*FLOORS, "stats_aggregation_v2"}]

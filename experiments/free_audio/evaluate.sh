@@ -18,11 +18,13 @@ of_kind() {
 scenes=$(of_kind scene)
 events=$(of_kind event)
 
+# An empty TASKS would choose all tasks, so where there are none nothing is run.
 heads() {   # NAME SEEDS [EVENT_TASKS]
-    TASKS=$scenes SEEDS=$2 ./downstream_experiments.sh "$1" "$out"
+    if [ -n "$scenes" ]; then TASKS=$scenes SEEDS=$2 ./downstream_experiments.sh "$1" "$out"; fi
     if [ -n "${3-}" ]; then TASKS=$3 SEEDS=3 ./downstream_experiments.sh "$1" "$out"; fi
 }
 row() {     # NAME MODEL LAYOUT WEIGHTS SEEDS [EVENT_TASKS]
+    if [ -z "$scenes${6-}" ]; then return; fi
     NAME=$1 LAYOUT=$3 MODEL=$4 TASKS="$scenes ${6-}" ./extract_features.sh "$tasks" "$out" "$2_tiny_free_audio"
     heads "$1" "$5" "${6-}"
 }

@@ -8,6 +8,7 @@ licences as CLIPS/packages.md. A package is in one split only. The same audio gi
 import argparse
 import csv
 import logging
+import shutil
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -143,6 +144,8 @@ def select_clips(audio_dir: Path, out: Path, workers: int) -> None:
     files = [(package, path) for package in packages for path in find_audio(audio_dir / package.name)
              if path not in left_out]
     partial = out.with_name(out.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)          # an interrupted selection may have taken other clips
     with ProcessPoolExecutor(workers) as pool:
         read = list(tqdm(pool.map(candidates_of, *zip(*files), chunksize=8), total=len(files), desc="reading",
                          unit="file"))

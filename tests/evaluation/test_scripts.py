@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import soundfile
 
+from external_sources import layout
+from external_sources.origin import SETTINGS
 from tests.conftest import ROOT
 from tests.evaluation.conftest import environment, run_command
 
@@ -110,6 +112,15 @@ def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_task
     order = np.abs(stored[:, None] - expected[None]).sum(-1).argmin(0)       # the kit shuffles the clips
     np.testing.assert_allclose(stored[order], expected, atol=1e-4)
     assert np.abs(own_layout - expected).max() > 0.01
+
+    note, marker = (output / "audioset/random_published/scene" / file for file in (SETTINGS, layout.DONE_EMBEDDINGS))
+    assert note.stat().st_mtime_ns <= marker.stat().st_mtime_ns             # a kill leaves none that is done without
+    again = {"NAME": "random_published", "LAYOUT": "published", "MODEL": "untrained"}
+    assert "1 of 1 tasks were extracted" in command("extract_features.sh", tasks, output, config, **again).stdout
+    for variable, value in (("MODEL", str(ROOT / "weights" / config)), ("LAYOUT", "bands")):
+        done = command("extract_features.sh", tasks, output, config, status=1, **again | {variable: value})
+        assert done.stderr.startswith(f"{variable}: {output / 'audioset/random_published/scene'} was embedded with")
+        assert done.stderr.count("\n") == 1
 
     command("downstream_experiments.sh", "random_published", output, SEEDS="1", GRID=GRID, TASKS="none* sc*")
     assert (output / "todo_audioset/random_published_r1_00/scene/prediction-done.json").exists()

@@ -81,17 +81,22 @@ def test_the_command_drops_silence_and_copies_and_splits_by_package(tmp_path, mo
         soundfile.write(folder / "listed.wav", chirp(5, seed=20 + number), RATE)
     (tmp_path / "left_out.txt").write_text("# why\n" + "".join(f"{p.name}/share/listed.wav\n" for p in packages))
     monkeypatch.setattr(selection, "LEFT_OUT", tmp_path / "left_out.txt")
+    stale = tmp_path / "clips.partial" / "train" / "effects" / "game" / "99999-other.flac"     # of an interrupted one
+    stale.parent.mkdir(parents=True)
+    soundfile.write(stale, chirp(2, seed=0), RATE)
     selection.main([str(tmp_path / "audio"), str(tmp_path / "clips"), "--workers", "1"])
 
     assert "9 clips" in capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "clips" / "clips.csv")
+    clips = tmp_path / "clips"
+    table = pd.read_csv(clips / "clips.csv")
     assert table.groupby(["split", "kind", "package"]).seconds.apply(sorted).to_dict() == {
         ("train", "effects", "game"): [2, 3, 10], ("train", "music", "band"): [2, 3, 10],
         ("validation", "speech", "held"): [2, 3, 10]}
+    assert sorted(table.file) == sorted(path.relative_to(clips).as_posix() for path in clips.rglob("*.flac"))
     for file, seconds in zip(table.file, table.seconds):
-        info = soundfile.info(tmp_path / "clips" / file)
+        info = soundfile.info(clips / file)
         assert (info.samplerate, info.channels, info.duration) == (RATE, 1, pytest.approx(seconds))
-    assert "| train | music | band | 3 | 0.00 | CC0 |" in (tmp_path / "clips" / "packages.md").read_text()
+    assert "| train | music | band | 3 | 0.00 | CC0 |" in (clips / "packages.md").read_text()
 
     with pytest.raises(SystemExit, match="exists already"):
         selection.main([str(tmp_path / "audio"), str(tmp_path / "clips")])

@@ -44,6 +44,7 @@ def test_ssam_fills_in_sounds_that_it_never_heard_and_ssast_sees_what_is_shown()
     ssam, ssast = map(load, SHIPPED)
     hidden, visible = errors(ssam, clips)
     assert hidden < 0.6 and visible < 0.05
+    assert not any(module.training for module in ssam.model.modules())      # the caller's model is left as it was
     hidden, visible = errors(ssast, clips)
     assert visible < 0.1 and hidden > least_error_of_one_prediction(ssast, clips) > 0.7     # its card says why
     for model in ("ssam", "ssast"):
@@ -82,6 +83,21 @@ def test_the_command_prints_the_errors_of_files_that_are_long_enough(tmp_path, c
         hidden_patches.main([str(tmp_path / "nothing")])
     with pytest.raises(SystemExit, match="no_model"):
         hidden_patches.main([str(tmp_path), str(tmp_path / "no_model")])
+
+
+def test_the_last_line_is_that_of_the_first_models_patches(tmp_path, capsys):
+    clips = made_up_sounds()[:2]
+    for number, clip in enumerate(clips):
+        soundfile.write(tmp_path / f"{number}.wav", clip.numpy(), 16000, subtype="FLOAT")
+    config = load_config("configs.ssast_tiny_free_audio")
+    config.model.model_args.patch_size = (8, 16)
+    other = RuntimeSSAST(config, None)
+    save_pretrained(other, tmp_path / "other")
+    folders = {tmp_path / "other": other, SHIPPED[1]: load(SHIPPED[1])}
+    for models in (list(folders), list(folders)[::-1]):
+        hidden_patches.main(list(map(str, [tmp_path, *models])))
+        least = least_error_of_one_prediction(folders[models[0]], clips)
+        assert capsys.readouterr().out.endswith(f" of a clip: {least:.3f}\n")
 
 
 def test_one_command_embeds_a_file_with_nothing_set_up(tmp_path):

@@ -1,0 +1,97 @@
+"""What embeddings are made from; it is noted beside them, so that they do not pass for those of other weights."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from atomic_files import atomic_write, sha256
+from configs.base import hear_functions, load_config
+from external_sources import layout
+
+SETTINGS = "embeddings-settings.json"   # in the folder of each task
+
+
+class Origin(NamedTuple):
+    """What the embeddings of a model follow from."""
+
+    module: str
+    model: str | None           # given to load_model
+    file: str | None            # of weights that it takes for that, where this can be known
+    sha256: str | None          # of the file; its time would be another one in every clone of the project
+    scene_layout: str | None    # None: as the module has it
+
+    def weights(self) -> str:
+        """In words."""
+        return f"{self.file} (SHA-256 {self.sha256[:12]})" if self.sha256 else self.model or "no MODEL"
+
+
+def find_origin(module: str, model: str | None, scene_layout: str | None) -> Origin:
+    """What embeddings by `load_model(model)` follow from; the model is not loaded.
+
+    Args:
+        module: importable name of a module with the HEAR API. Which file it takes is known of the configs of this
+            project, and of any other module where `model` is a file.
+        model: given to `load_model`, or None to call it without.
+        scene_layout: in place of the config's, or None.
+
+    Raises:
+        SystemExit: a config of this project is faulty. Weights that are absent are left to `load_model` to complain of.
+    """
+    own = importlib.import_module(module).load_model.__module__ == hear_functions.__module__
+    if own and not scene_layout:
+        try:
+            scene_layout = load_config(module).scene_layout
+        except ValueError as error:
+            raise SystemExit(f"CONFIG: {error}") from None
+    try:
+        if own:
+            from hear_api.command_line import weights_file     # not needed by other modules, and takes seconds
+
+            file = weights_file(module, model)
+        else:
+            file = Path(model) if model and Path(model).is_file() else None
+        digest = file and sha256(file)
+    except OSError:
+        file = digest = None
+    return Origin(module, model, file and str(file.absolute()), digest, scene_layout)
+
+
+def note_origin(task: Path, origin: Origin) -> None:
+    """Write down where the embeddings in the folder of a task come from. Those of events have no layout to choose."""
+    noted = origin._asdict()
+    if json.loads((task / layout.METADATA).read_text())["embedding_type"] != "scene":
+        del noted["scene_layout"]
+    with atomic_write(task / SETTINGS) as file:
+        file.write(json.dumps(noted, indent=2).encode())
+
+
+def check_origin(embeddings: Path, origin: Origin) -> None:
+    """Refuse to add to the complete embeddings of a model, or to take them for those of `origin`, where they have
+    another one.
+
+    Raises:
+        SystemExit: names the first such task. Embeddings that note nothing, those of the published scripts and of
+            earlier versions, are let pass.
+    """
+    for task in layout.embedded_tasks(embeddings):
+        if not (task / SETTINGS).is_file():
+            continue
+        noted = json.loads((task / SETTINGS).read_text())
+        if difference := _difference(origin._replace(**noted), origin):
+            variable, then, now = difference
+            raise SystemExit(f"{variable}: {task} was embedded with {then}, not with {now} (see {SETTINGS} there); "
+                             f"take another OUTPUT_DIR or NAME=..., or remove {embeddings} and its runs in "
+                             f"{layout.RUNS}")
+
+
+def _difference(then: Origin, now: Origin) -> tuple[str, str, str] | None:
+    """Which variable of extract_features.sh makes the difference, and what it stood for and stands for."""
+    if then.module != now.module:
+        return "CONFIG", then.module, now.module
+    known = then.sha256 and now.sha256
+    if then.sha256 != now.sha256 if known else then.model != now.model:
+        return "MODEL", then.weights(), now.weights()
+    if then.scene_layout != now.scene_layout:
+        return "LAYOUT", *(f"layout {origin.scene_layout or 'of the module'}" for origin in (then, now))
+    return None

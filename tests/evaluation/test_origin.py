@@ -1,0 +1,120 @@
+"""Embeddings of other weights, layouts or models are told apart by what is noted beside them."""
+import json
+import os
+import shutil
+
+import pytest
+
+from configs.base import SHIPPED_WEIGHTS
+from external_sources import layout
+from external_sources.origin import SETTINGS, check_origin, find_origin, note_origin
+
+CONFIG, BASELINE = "configs.ssam_tiny_free_audio", "benchmarks.log_mel_baseline"
+
+
+@pytest.fixture
+def embeddings(tmp_path, monkeypatch):
+    """A function that returns the folder of a scene and an event task that were embedded from an origin."""
+    monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
+
+    def write(origin, kinds=("scene", "event")):
+        for kind in kinds:
+            task = tmp_path / "results" / kind
+            task.mkdir(parents=True)
+            (task / layout.METADATA).write_text(json.dumps({"embedding_type": kind}))
+            (task / layout.DONE_EMBEDDINGS).touch()
+            note_origin(task, origin)
+        return tmp_path / "results"
+
+    return write
+
+
+def work_folder(tmp_path, **checkpoints):
+    """What stands for a training; its files are never loaded."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in checkpoints.items():
+        (folder / f"checkpoint-{name.removeprefix('epoch_')}.pth").write_text(content)
+    return str(folder.parent)
+
+
+def test_random_weights_do_not_pass_for_trained_ones(embeddings, tmp_path):
+    run = work_folder(tmp_path, epoch_0="first")
+    folder = embeddings(find_origin(CONFIG, "untrained", None))
+    check_origin(folder, find_origin(CONFIG, "untrained", None))
+    with pytest.raises(SystemExit) as refused:
+        check_origin(folder, find_origin(CONFIG, run, None))
+    sentence = str(refused.value)
+    assert sentence.startswith(f"MODEL: {folder / 'event'} was embedded with untrained, not with {run}/checkpoints")
+    assert "\n" not in sentence and f"OUTPUT_DIR or NAME=..., or remove {folder} and its runs" in sentence
+
+
+def test_a_run_that_trained_on_is_another_model_and_so_is_a_file_written_anew(embeddings, tmp_path):
+    run = work_folder(tmp_path, epoch_0="first")
+    folder = embeddings(find_origin(CONFIG, run, None))
+    work_folder(tmp_path, epoch_2="second")
+    with pytest.raises(SystemExit, match=r"checkpoint-0.pth \(SHA-256 \w{12}\), not with .*checkpoint-2.pth \(SHA"):
+        check_origin(folder, find_origin(CONFIG, run, None))
+    check_origin(folder, find_origin(CONFIG, f"{run}/checkpoints/checkpoint-0.pth", None))
+    work_folder(tmp_path, epoch_0="anew")
+    with pytest.raises(SystemExit, match="MODEL"):
+        check_origin(folder, find_origin(CONFIG, f"{run}/checkpoints/checkpoint-0.pth", None))
+
+
+def test_the_same_weights_pass_in_another_place_with_another_time(embeddings, tmp_path):
+    folder = embeddings(find_origin(CONFIG, None, None))
+    clone = shutil.copytree(SHIPPED_WEIGHTS / "ssam_tiny_free_audio", tmp_path / "clone", copy_function=shutil.copyfile)
+    os.utime(clone / "model.safetensors", (0, 0))
+    check_origin(folder, find_origin(CONFIG, str(clone), "bands"))
+
+
+def test_weights_that_are_gone_are_judged_by_their_name(embeddings, tmp_path):
+    run = work_folder(tmp_path, epoch_0="first")
+    folder = embeddings(find_origin(CONFIG, run, None))
+    shutil.rmtree(run)
+    check_origin(folder, find_origin(CONFIG, run, None))
+    with pytest.raises(SystemExit, match="not with another"):
+        check_origin(folder, find_origin(CONFIG, "another", None))
+
+
+def test_another_layout_is_refused_for_scenes_alone(embeddings):
+    folder = embeddings(find_origin(CONFIG, "untrained", None))
+    check_origin(folder, find_origin(CONFIG, "untrained", "bands"))         # the config's own
+    with pytest.raises(SystemExit, match=f"LAYOUT: {folder / 'scene'} was .* layout bands, not with layout published"):
+        check_origin(folder, find_origin(CONFIG, "untrained", "published"))
+    shutil.rmtree(folder / "scene")
+    check_origin(folder, find_origin(CONFIG, "untrained", "published"))
+
+
+def test_another_config_under_the_same_name_is_refused(embeddings):
+    folder = embeddings(find_origin(CONFIG, "untrained", None))
+    with pytest.raises(SystemExit, match=f"CONFIG: .* with {CONFIG}, not with configs.ssast_tiny_free_audio"):
+        check_origin(folder, find_origin("configs.ssast_tiny_free_audio", "untrained", None))
+
+
+def test_embeddings_that_note_nothing_and_unfinished_ones_pass(embeddings):
+    folder = embeddings(find_origin(CONFIG, "untrained", None))
+    (folder / "scene" / SETTINGS).unlink()
+    (folder / "event" / layout.DONE_EMBEDDINGS).unlink()
+    check_origin(folder, find_origin(CONFIG, None, "published"))
+    check_origin(folder / "nothing", find_origin(CONFIG, None, None))
+
+
+def test_other_modules_are_known_by_what_they_are_given(embeddings, tmp_path):
+    (tmp_path / "weights.pt").write_text("some")
+    folder = embeddings(find_origin(BASELINE, str(tmp_path / "weights.pt"), None))
+    (tmp_path / "weights.pt").rename(tmp_path / "moved.pt")
+    check_origin(folder, find_origin(BASELINE, str(tmp_path / "moved.pt"), None))
+    for other in (None, "a name of " + 300 * "x"):
+        with pytest.raises(SystemExit, match=f"not with {other or 'no MODEL'}"):
+            check_origin(folder, find_origin(BASELINE, other, None))
+
+
+def test_a_faulty_config_is_named(tmp_path, monkeypatch):
+    (tmp_path / "faulty_config.py").write_text(
+        "from configs.base import hear_functions, ssam_config\n"
+        "def get_config():\n    config = ssam_config('tiny')\n    config.num_epochs = 0\n    return config\n"
+        "load_model, *_ = hear_functions(__name__)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit, match="CONFIG: faulty_config: num_epochs must be"):
+        find_origin("faulty_config", "untrained", None)

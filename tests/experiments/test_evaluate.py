@@ -1,0 +1,62 @@
+"""Which tasks and seeds evaluate.sh asks for, with stand-ins for the commands that it runs."""
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+STAND_IN = """#!/bin/sh
+echo "$(basename "$0") NAME=$NAME LAYOUT=$LAYOUT TASKS=${TASKS:-all} SEEDS=$SEEDS $*" >> "$CALLS"
+"""
+SCENES, EVENTS = ["drums", "letters"], ["notes"]
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """A function that runs the script on tasks of these names and returns the commands that it gave, by program."""
+    script = tmp_path / "experiments" / "free_audio" / "evaluate.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "experiments" / "free_audio" / "evaluate.sh", script)
+    (tmp_path / "bin").mkdir()
+    for program in ("extract_features.sh", "downstream_experiments.sh", "bin/python"):
+        (tmp_path / program).write_text(STAND_IN)
+        (tmp_path / program).chmod(0o755)
+
+    def run(scenes, events):
+        for kind, names in (("scene", scenes), ("event", events)):
+            for name in names:
+                (tmp_path / "tasks" / name).mkdir(parents=True)
+                (tmp_path / "tasks" / name / "task_metadata.json").write_text(f'{{"embedding_type": "{kind}"}}')
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        env = {"PATH": path, "CALLS": str(tmp_path / "calls")}
+        subprocess.run([script, tmp_path / "tasks"], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
+        calls = (tmp_path / "calls").read_text().splitlines()
+        return {program: [call.removeprefix(f"{program} ") for call in calls if call.startswith(program)]
+                for program in ("extract_features.sh", "downstream_experiments.sh")}
+
+    return run
+
+
+def test_scenes_get_ten_seeds_and_events_three_in_the_layout_of_true_time(evaluate):
+    calls = evaluate(SCENES, EVENTS)
+    extracted, trained = calls.values()
+    assert len(extracted) == 9      # log-mels; two models, trained and random, in two layouts
+    assert sum("TASKS=drums letters notes " in call for call in extracted) == 4
+    assert sum("TASKS=drums letters  " in call for call in extracted) == 4
+    assert sum("TASKS=drums letters SEEDS=10 " in call for call in trained) == 9
+    assert sum("TASKS=notes SEEDS=3 " in call for call in trained) == len(trained) - 9 == 5
+
+
+def test_without_scenes_only_events_are_evaluated(evaluate):
+    extracted, trained = evaluate([], EVENTS).values()
+    assert extracted[0].endswith("benchmarks.log_mel_baseline") and len(extracted) == 5
+    assert all("LAYOUT=bands TASKS= notes " in call for call in extracted[1:])
+    assert len(trained) == 5 and all("TASKS=notes SEEDS=3 " in call for call in trained)
+
+
+def test_without_events_only_scenes_are_evaluated(evaluate):
+    extracted, trained = evaluate(SCENES, []).values()
+    assert len(extracted) == len(trained) == 9
+    assert all("TASKS=drums letters SEEDS=10 " in call for call in trained)
