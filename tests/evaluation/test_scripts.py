@@ -178,6 +178,7 @@ def test_mistakes_get_one_sentence(command, tiny_tasks, tmp_path):
     for arguments, sentence in (
             (("extract_features.sh", tmp_path / "none", tmp_path / "o"), "none is not a folder"),
             (("extract_features.sh", tiny_tasks / "notes", tmp_path / "o"), "holds no HEAR task"),
+            (("extract_features.sh", tiny_tasks / "scene", tmp_path / "o"), "scene is itself a task; name its folder"),
             (("extract_features.sh", tiny_tasks, tmp_path / "o", "configs.nothing"), "CONFIG: no module"),
             (("downstream_experiments.sh", "x", tmp_path / "none"), "extract_features.sh makes it"),
     ):
