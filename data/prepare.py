@@ -1,6 +1,6 @@
 """Turns a tree of audio files into an archive of log-mel spectrograms.
 
-    python -m data.prepare AUDIO_DIR OUT_DIR [--labels labels.csv] [--workers N]
+    python -m data.prepare AUDIO_DIR OUT_DIR [--labels labels.csv] [--validation 0.05] [--workers N]
     torchrun --nnodes=4 ... -m data.prepare AUDIO_DIR OUT_DIR      # or srun: machines that share both folders
 
 Files are dealt out to shards before the work begins, so the bytes of a shard do not depend on who makes it. Stopped at
@@ -9,13 +9,16 @@ the process that ends last: where it is, the archive is complete.
 """
 
 import argparse
+import hashlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from data.archives import MANIFEST_NAME
+from data.audio import printable
 from data.labels import find_labelled
 from data.prepare_job import (CLIP_SECONDS, DTYPES, FORMATS, SHARD_SIZE, AudioFile, PrepareError, Settings, Share,
                               describe, finished_archive, remove_scaffold, start_or_go_on)
@@ -26,7 +29,7 @@ from machine import usable_cores
 
 def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path | None = None, workers: int = 1,
             settings: Settings = Settings(), classes_csv: str | Path | None = None,
-            share: Share = Share()) -> dict | None:
+            share: Share = Share(), keep: Callable[[list[str]], set[int]] | None = None) -> dict | None:
     """Make an archive (see the module) with a progress bar on stderr.
 
     Args:
@@ -35,6 +38,8 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
         labels_csv, classes_csv: tables of labels and of their order (see `data.labels.find_labelled`).
         workers: number of processes; the result is the same for any.
         share: the part of this process among several that share both folders.
+        keep: which of the files, given by their paths below audio_dir, go into the archive; None takes all. The
+            labels are those of all files.
 
     Returns:
         the manifest; None where other processes still have shards to make. Where out_dir already holds this very
@@ -47,6 +52,9 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
         raise PrepareError(f"{workers} workers cannot work; at least 1 is needed")
     audio_dir, out_dir = Path(audio_dir), Path(out_dir)
     paths, labels, vocabulary = find_labelled(audio_dir, labels_csv, classes_csv)
+    if keep is not None:
+        kept = sorted(keep([printable(path.relative_to(audio_dir)) for path in paths]))
+        paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
     id_of = {label: i for i, label in enumerate(vocabulary)}
     files = [AudioFile(i, path, tuple(id_of[label] for label in labels[i])) for i, path in enumerate(paths)]
     described = describe(settings, files, labels, vocabulary, audio_dir)
@@ -71,6 +79,19 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
     return manifest
 
 
+def held_out(paths: list[str], fraction: float) -> set[int]:
+    """The numbers of the files that `fraction` of them, at least one, leaves for validation.
+
+    Their hashes choose, so that the same paths give the same files anywhere. PrepareError where nothing would be left.
+    """
+    count = max(1, round(fraction * len(paths))) if 0 < fraction < 1 else len(paths)
+    if count >= len(paths):
+        raise PrepareError(f"--validation {fraction:g} of {len(paths)} files leaves nothing on one side; a share "
+                           "between 0 and 1 is needed, and two files at least")
+    ranked = sorted(range(len(paths)), key=lambda i: hashlib.sha256(paths[i].encode()).digest())
+    return set(ranked[:count])
+
+
 # ---------------------------------------------------------------- the command
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -85,6 +106,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--classes", metavar="CSV", type=Path,
         help="table of all labels in the order of their ids, such as AudioSet's class_labels_indices.csv; "
              "without it the labels found, sorted")
+    add("--validation", type=float, metavar="SHARE",
+        help="of the files, such as 0.05, to keep for validation: the archives are OUT_DIR/train and OUT_DIR/validation")
     add("--workers", type=int, default=max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
         help="processes; any number, same result")
     add("--dtype", choices=DTYPES, default="float16",
@@ -99,11 +122,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="prepare: %(message)s")
-    existed = (args.out_dir / MANIFEST_NAME).exists()
     try:
         share = Share.from_environment()
         settings = Settings(args.dtype, args.clip_seconds, args.shard_size, args.format)
-        manifest = prepare(args.audio_dir, args.out_dir, args.labels, args.workers, settings, args.classes, share)
+        for out_dir, keep in _archives(args.out_dir, args.validation):
+            existed = (out_dir / MANIFEST_NAME).exists()
+            manifest = prepare(args.audio_dir, out_dir, args.labels, args.workers, settings, args.classes, share, keep)
+            _print_result(out_dir, manifest, existed, share)
     except KeyboardInterrupt:
         print("prepare: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -113,11 +138,23 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"prepare: {error}")
     except OSError as error:
         raise SystemExit(f"prepare: {error}; once that is mended, the same command goes on with {args.out_dir}")
+
+
+def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, Callable | None]]:
+    """The folders to make, and which files go into each."""
+    if validation is None:
+        yield out_dir, None
+    else:
+        yield out_dir / "train", lambda paths: set(range(len(paths))) - held_out(paths, validation)
+        yield out_dir / "validation", lambda paths: held_out(paths, validation)
+
+
+def _print_result(out_dir: Path, manifest: dict | None, existed: bool, share: Share) -> None:
     if manifest is None:
-        print(f"{args.out_dir}: process {share.rank} of {share.world_size} has made its shards; others have not yet. "
+        print(f"{out_dir}: process {share.rank} of {share.world_size} has made its shards; others have not yet. "
               "The last one completes the archive")
         return
-    print(f"{args.out_dir}{' was complete already' if existed else ''}: {manifest['samples']} clips, "
+    print(f"{out_dir}{' was complete already' if existed else ''}: {manifest['samples']} clips, "
           f"{manifest['hours']:.2f} hours, {len(manifest['labels'])} labels, {len(manifest['shards'])} shards")
     if manifest["skipped"]:
         print(f"{manifest['files_skipped']} of {manifest['files']} files could not be used in full (manifest.json "

@@ -19,7 +19,7 @@ from atomic_files import sha256
 from data.archives import read_shard, shard_indices
 from data.audio import AudioError, load_audio
 from data.features import log_mel
-from data.prepare import main, prepare
+from data.prepare import held_out, main, prepare
 from data.prepare_job import PrepareError, Settings, Share, start_or_go_on
 from data.prepare_shards import cut_clips
 from data.samples import ArchiveError
@@ -155,6 +155,34 @@ def test_another_order_of_labels_is_another_archive(tree, tmp_path, share):
     with pytest.raises(PrepareError, match="archive made with other order of labels"):
         prepare(tree, tmp_path / "out", settings=SMALL, classes_csv=tmp_path / "classes.csv", share=share)
     assert contents(tmp_path / "out") == before
+
+
+def test_a_share_of_the_files_is_kept_for_validation(tree, tmp_path, capsys):
+    arguments = [str(tree), str(tmp_path / "out"), "--clip-seconds", "1", "--workers", "1", "--validation", "0.5"]
+    main(arguments)
+    whole = prepare(tree, tmp_path / "whole", settings=SMALL)
+    parts = [json.loads((tmp_path / "out" / part / "manifest.json").read_text()) for part in ("train", "validation")]
+    for manifest in parts:
+        assert manifest["files"] == 4 and manifest["labels"] == whole["labels"]
+    assert sum(manifest["samples"] for manifest in parts) == whole["samples"]
+    assert sorted(skipped["file"] for manifest in parts for skipped in manifest["skipped"]) == sorted(
+        skipped["file"] for skipped in whole["skipped"])
+    before = contents(tmp_path / "out" / "train")
+    main(arguments)
+    assert "was complete already" in capsys.readouterr().out and contents(tmp_path / "out" / "train") == before
+
+
+def test_the_files_for_validation_depend_on_their_paths_alone():
+    paths = [f"{number}.wav" for number in range(100)]
+    numbers = held_out(paths, 0.05)
+    assert len(numbers) == 5 and {paths[i] for i in numbers} == {
+        path for i, path in enumerate(paths[::-1]) if i in held_out(paths[::-1], 0.05)}
+    assert len(held_out(paths[:2], 0.01)) == 1
+    for fraction in (0.0, 1.0, -1.0, float("nan"), 0.999):
+        with pytest.raises(PrepareError, match="leaves nothing on one side"):
+            held_out(paths, fraction)
+    with pytest.raises(PrepareError, match="of 1 files"):
+        held_out(paths[:1], 0.5)
 
 
 def test_an_unfinished_archive_is_not_taken_for_a_complete_one(tree, tmp_path, caplog):
