@@ -9,38 +9,24 @@ patches that a model can have which predicts the same for all those of a clip, a
 it is that of patches of the first MODEL's size.
 """
 import argparse
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
-from configs.base import SHIPPED_WEIGHTS, check_config
+from configs.base import SHIPPED_WEIGHTS
 from data.audio import AudioError, find_audio, load_audio
 from data.features import SAMPLE_RATE
 from hear_api import RuntimeSSAST
-from hear_api.pretrained import CONFIG_NAME, from_pretrained
-from training.checkpoint import CheckpointError
+from hear_api.command_line import load_runtime
 
 SHIPPED = [SHIPPED_WEIGHTS / f"{model}_tiny_free_audio" for model in ("ssam", "ssast")]
 UNIT_FRAMES = 200
 UNIT_SAMPLES = 2 * SAMPLE_RATE
 BATCH = 16
-
-
-def load(folder: Path) -> RuntimeSSAST:
-    """The encoder in a work folder of train.py or a folder of hear_api.export.
-
-    FileNotFoundError, ValueError or CheckpointError for another folder.
-    """
-    settings = json.loads((folder / CONFIG_NAME).read_text())
-    if "model" not in settings:
-        return from_pretrained(folder)
-    return RuntimeSSAST(check_config(ConfigDict({"model": settings["model"]}), source=str(folder)), folder)
 
 
 @torch.no_grad()
@@ -96,9 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
                         help="work folder of train.py, or folder of hear_api.export (default: those in weights/)")
     args = parser.parse_args(arguments)
     try:
-        encoders = {folder.resolve().name: load(folder) for folder in args.models}
+        encoders = {folder.resolve().name: load_runtime(None, str(folder))[0] for folder in args.models}
         clips = first_units(args.audio_dir)
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"hidden_patches: {error}") from None
     for name, runtime in encoders.items():
         hidden, visible = errors(runtime, clips)

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from configs.base import load_config
 from data.synthetic import KINDS, make_clip
 from experiments.free_audio import hidden_patches
-from experiments.free_audio.hidden_patches import SHIPPED, errors, least_error_of_one_prediction, load
+from experiments.free_audio.hidden_patches import SHIPPED, errors, least_error_of_one_prediction
+from hear_api.command_line import load_runtime
 from hear_api import RuntimeSSAST
 from hear_api.pretrained import save_pretrained
 from stats_aggregation_v2 import read_score
@@ -41,7 +42,7 @@ def made_up_sounds() -> torch.Tensor:
 
 def test_ssam_fills_in_sounds_that_it_never_heard_and_ssast_sees_what_is_shown():
     clips = made_up_sounds()
-    ssam, ssast = map(load, SHIPPED)
+    ssam, ssast = (load_runtime(None, str(path))[0] for path in SHIPPED)
     hidden, visible = errors(ssam, clips)
     assert hidden < 0.6 and visible < 0.05
     assert not any(module.training for module in ssam.model.modules())      # the caller's model is left as it was
@@ -53,15 +54,15 @@ def test_ssam_fills_in_sounds_that_it_never_heard_and_ssast_sees_what_is_shown()
 
 
 def test_a_work_folder_brings_its_own_config(tmp_path):
-    ssast = load(SHIPPED[1])
+    ssast = load_runtime(None, str(SHIPPED[1]))[0]
     save_pretrained(ssast, tmp_path)
     model = json.loads((tmp_path / "config.json").read_text())
     settings = {"arch": model["arch"], "model_args": model["model_args"] | {"masked_positions": True}}
     (tmp_path / "config.json").write_text(json.dumps({"name": "configs.an_experiment", "batch_size": 8,
                                                       "model": settings}))
-    assert load(tmp_path).model.masked_positions and not ssast.model.masked_positions
+    assert load_runtime(None, str(tmp_path))[0].model.masked_positions and not ssast.model.masked_positions
     clips = made_up_sounds()[:1]
-    assert errors(load(tmp_path), clips)[0] != errors(ssast, clips)[0]
+    assert errors(load_runtime(None, str(tmp_path))[0], clips)[0] != errors(ssast, clips)[0]
 
 
 def test_the_command_prints_the_errors_of_files_that_are_long_enough(tmp_path, capsys):
@@ -93,7 +94,7 @@ def test_the_last_line_is_that_of_the_first_models_patches(tmp_path, capsys):
     config.model.model_args.patch_size = (8, 16)
     other = RuntimeSSAST(config, None)
     save_pretrained(other, tmp_path / "other")
-    folders = {tmp_path / "other": other, SHIPPED[1]: load(SHIPPED[1])}
+    folders = {tmp_path / "other": other, SHIPPED[1]: load_runtime(None, str(SHIPPED[1]))[0]}
     for models in (list(folders), list(folders)[::-1]):
         hidden_patches.main(list(map(str, [tmp_path, *models])))
         least = least_error_of_one_prediction(folders[models[0]], clips)
