@@ -26,6 +26,7 @@ from train_arguments import FAKE_SAMPLES, PRECISIONS
 from training import checkpoint, distributed, optim, resume
 from training.fake_data import RandomSpectrograms
 from training.interruption import leave_signals_to_the_trainer
+from training.records import flattened
 from training.resume import Place
 
 CLIPS_SHOWN = 3
@@ -159,14 +160,6 @@ def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
                    if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)]
     if differences:
         raise ValueError(f"{workdir} belongs to another config: {'; '.join(differences)}; choose another --workdir")
-
-
-def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one of dotted keys."""
-    flat = {}
-    for key, value in entries.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def build_model(config: ConfigDict) -> nn.Module:

@@ -91,3 +91,11 @@ def _parse_steps(path: Path) -> list[tuple[list[str], dict[str, float]]]:
 def _whole_lines(path: Path) -> list[str]:
     text = path.read_text(errors="replace") if path.exists() else ""
     return text[:text.rfind("\n") + 1].splitlines()
+
+
+def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one of dotted keys."""
+    flat = {}
+    for key, value in entries.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -20,7 +20,7 @@ import numpy as np
 
 from atomic_files import atomic_write
 from training.charts import Chart, Curve, draw
-from training.records import LOG_NAME, STEPS_NAME, read_log, read_steps
+from training.records import LOG_NAME, STEPS_NAME, flattened, read_log, read_steps
 
 CONFIG_NAME, PICTURE_NAME = "config.json", "reconstructions.png"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -128,7 +128,7 @@ def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
     It is empty where a config lacks the key. A run without a config differs in nothing.
     """
-    flat = [_flatten({key: value for key, value in config.items() if key != "name"}) for config in configs]
+    flat = [{key: json.dumps(value) for key, value in flattened(config).items() if key != "name"} for config in configs]
     keys = sorted({key for config in flat for key in config})
     rows = {key: [config.get(key, "") for config in flat] for key in keys}
     return {key: values for key, values in rows.items()
@@ -178,13 +178,6 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
 
 def _finite(values: np.ndarray) -> float | None:
     return float(values[0]) if len(values) and np.isfinite(values[0]) else None
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.dumps(value)}
-    return flat
 
 
 def main(arguments: list[str] | None = None) -> None:
