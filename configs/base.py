@@ -213,15 +213,15 @@ def hear_functions(module_name: str) -> tuple[Callable, Callable, Callable]:
     def load_model(model_file_path: str = ""):
         """The pretrained encoder as a HEAR model (`hear_api.RuntimeSSAST`).
 
-        model_file_path: a checkpoint file, a work folder of train.py or its folder `checkpoints`, or "untrained" for
-        random weights. Default: `default_weights`. FileNotFoundError if nothing is there.
+        model_file_path: a checkpoint file, a work folder of train.py or its folder `checkpoints` (all with the model as
+        --set made it), or "untrained" for random weights. Default: `default_weights`. FileNotFoundError if nothing is
+        there.
         """
         from hear_api import RuntimeSSAST
+        from hear_api.command_line import as_trained, weights_file
 
-        config = load_config(module_name)
-        if model_file_path == "untrained":
-            return RuntimeSSAST(config, None)
-        return RuntimeSSAST(config, model_file_path or default_weights(module_name))
+        path = weights_file(module_name, model_file_path or None)
+        return RuntimeSSAST(as_trained(load_config(module_name), module_name, path), path)
 
     def get_scene_embeddings(audio, model):
         """One embedding per clip: audio float32 [n_sounds, n_samples] at 16 kHz -> [n_sounds, width]."""

@@ -31,7 +31,8 @@ def load_runtime(config_name: str | None, weights: str | None, precision: str = 
     else:
         config_name = config_name or DEFAULT_CONFIG
         module = config_name if "." in config_name else f"configs.{config_name}"
-        config, name = importlib.import_module("configs.base").load_config(module), module.rpartition(".")[2]
+        config = as_trained(importlib.import_module("configs.base").load_config(module), module, path)
+        name = module.rpartition(".")[2]
     if layout:
         config.scene_layout = layout
     try:
@@ -46,12 +47,7 @@ def load_runtime(config_name: str | None, weights: str | None, precision: str = 
 def config_of(path: Path) -> tuple[ConfigDict, str]:
     """The config that a file of weights was trained with and its name, from the config.json of the work folder of
     train.py, or of the folder of a saved model, that it lies in. ValueError where there is none."""
-    found = next((folder / CONFIG_NAME for folder in (path.parent, path.parent.parent)
-                  if (folder / CONFIG_NAME).is_file()), None)
-    try:
-        entries = json.loads(found.read_bytes()) if found else {}
-    except ValueError as error:
-        raise ValueError(f"{found}: damaged ({error}); name the --config of {path}") from error
+    found, entries = _read_config_beside(path)
     if entries.get("format") == FORMAT:
         entries = {"name": found.parent.name, "scene_layout": entries["scene_layout"],
                    "model": {"arch": entries["arch"], "model_args": entries["model_args"]}}
@@ -59,6 +55,26 @@ def config_of(path: Path) -> tuple[ConfigDict, str]:
         raise ValueError(f"name the --config of {path}: nothing beside it tells")
     name = entries.pop("name", "unnamed").rpartition(".")[2]
     return importlib.import_module("configs.base").check_config(ConfigDict(entries), source=str(found)), name
+
+
+def as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict:
+    """The config of a module with its model as `train.py --set` made it, where a work folder of this module has the
+    weights at `path`; else the config as it is."""
+    found, entries = _read_config_beside(path) if path else (None, {})
+    if entries.get("name", "").replace("configs.poc.", "configs.") != module.replace("configs.poc.", "configs."):
+        return config
+    changed = config.copy_and_resolve_references()
+    changed.model = ConfigDict(entries["model"])
+    return importlib.import_module("configs.base").check_config(changed, source=str(found))
+
+
+def _read_config_beside(path: Path) -> tuple[Path | None, dict]:
+    found = next((folder / CONFIG_NAME for folder in (path.parent, path.parent.parent)
+                  if (folder / CONFIG_NAME).is_file()), None)
+    try:
+        return found, json.loads(found.read_bytes()) if found else {}
+    except ValueError as error:
+        raise ValueError(f"{found}: damaged ({error}); move it away and name the config of {path}") from error
 
 
 def weights_file(config_name: str | None, weights: str | None) -> Path | None:

@@ -1,4 +1,5 @@
 """Which model the commands take for the names that they are given."""
+import importlib
 import shutil
 
 import pytest
@@ -36,9 +37,19 @@ def test_so_does_a_saved_model(workdir, tmp_path):
     assert torch.equal(again.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
 
 
-def test_a_config_that_is_named_counts(workdir):
+@pytest.mark.parametrize("named", ["configs.ssast_tiny_200_16x4", "configs.poc.ssast_tiny_200_16x4"])
+def test_a_config_that_is_named_has_the_model_that_was_trained(workdir, named):
+    """The weights need it; all else is as the module says."""
+    runtime, name = load_runtime(named, str(workdir))
+    assert name == "ssast_tiny_200_16x4:checkpoint-0"
+    assert (runtime.model.depth, runtime.scene_layout) == (1, "published")
+    hear_model = importlib.import_module(named).load_model(str(workdir))
+    assert torch.equal(hear_model.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
+
+
+def test_another_config_than_that_of_the_weights(workdir):
     with pytest.raises(ValueError, match="holds another architecture"):
-        load_runtime("ssast_tiny_200_16x4", str(workdir))
+        load_runtime("ssam_tiny_200_16x4", str(workdir))
     runtime, name = load_runtime("tests.hear_api.small_config", "untrained")
     assert name == "small_config:untrained" and runtime.scene_layout == "published"
 
