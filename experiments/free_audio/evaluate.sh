@@ -5,7 +5,7 @@
 #   SEEDS=3 ./experiments/free_audio/evaluate.sh TASKS_DIR      a quick look
 #
 # Scene tasks get ten seeds, event tasks three. The weights that came with the project are evaluated, or those just
-# exported to their place; the learning curve (after 10% and 30% of the crops, three seeds) and the row of SSAST with
+# exported to their place; the learning curve (after 10% and 30% of the crops, three seeds) and the rows with
 # masked_positions need the work folders of a training. Results land in free_audio/hear and free_audio/results. Events
 # are embedded in true time order whatever the layout of scenes, so only the main rows in that layout have them.
 set -euo pipefail
@@ -49,5 +49,7 @@ for model in ssam ssast; do
     if_trained free_audio/${model}_tiny/checkpoints/checkpoint-0.pth "${model}_10_percent" $model 3
     if_trained free_audio/${model}_tiny/checkpoints/checkpoint-2.pth "${model}_30_percent" $model 3
 done
-if_trained free_audio/ssast_positions_tiny/checkpoints ssast_positions_pretrained_bands ssast "${SEEDS:-10}"
+for model in ssam ssast; do
+    if_trained free_audio/${model}_positions_tiny/checkpoints "${model}_positions_pretrained_bands" $model "${SEEDS:-10}"
+done
 table

@@ -2,8 +2,8 @@
 
     python -m experiments.free_audio.figure RUNS RESULTS_CSV OUT.png
 
-RUNS holds the folders ssam_tiny, ssast_tiny and ssast_positions_tiny of train.py; RESULTS_CSV is all_results.csv of
-stats_aggregation_v2.py. A part of the picture without numbers yet stays empty.
+RUNS holds the folders ssam_tiny, ssast_tiny, ssam_positions_tiny and ssast_positions_tiny of train.py; RESULTS_CSV is
+all_results.csv of stats_aggregation_v2.py. A part of the picture without numbers yet stays empty.
 """
 import argparse
 from pathlib import Path
@@ -18,6 +18,7 @@ from stats_aggregation_v2 import interval
 from training.records import read_log
 
 MODELS = {"ssam": ("SSAM", "tab:blue"), "ssast": ("SSAST", "tab:orange"),
+          "ssam_positions": ("SSAM, masked_positions", "tab:red"),
           "ssast_positions": ("SSAST, masked_positions", "tab:green")}
 SHARES = {"random_bands": 0, "10_percent": 10, "30_percent": 30, "pretrained_bands": 100}     # percent of the crops
 
@@ -53,7 +54,7 @@ def draw(runs: Path, results: pd.DataFrame) -> Figure:
     loss.set_ylim(bottom=0)
     for axes, task in zip(panels, tasks):
         for model, points in curve[curve.dataset == task].groupby("model"):
-            shift = 1.6 * (list(MODELS).index(model) - 1)       # so that none hides another
+            shift = 1.6 * (list(MODELS).index(model) - 1.5)     # so that none hides another
             axes.errorbar(points.percent + shift, points["mean"], yerr=points.interval.fillna(0), fmt=".-", capsize=3,
                           color=MODELS[model][1])
         baseline = results.scores[(results.exp == BASELINE) & (results.dataset == task)]

@@ -4,12 +4,14 @@
 
 RESULTS_CSV is all_results.csv of stats_aggregation_v2.py. A cell is the mean over seeds of the test score in percent,
 the half width of its 95% interval (one seed has none), and (the number of seeds); what is absent reads "not measured".
+The last table has the differences of pairs of rows, bold where their 95% interval leaves out 0.
 """
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 from stats_aggregation_v2 import OVERALL, interval, overall_scores
 
@@ -28,7 +30,20 @@ CURVE = {f"{model}_{percent}_percent": f"{model.upper()}-Tiny after {percent}% o
          for model in ("ssam", "ssast") for percent in (10, 30)}
 POSITIONS = {"ssast_pretrained_bands": "SSAST-Tiny, as published",
              "ssast_positions_pretrained_bands": "SSAST-Tiny, `masked_positions`",
-             "ssam_pretrained_bands": "SSAM-Tiny, as published"}
+             "ssam_pretrained_bands": "SSAM-Tiny, as published",
+             "ssam_positions_pretrained_bands": "SSAM-Tiny, `masked_positions`"}
+
+# What is compared: the difference of the means of the first and the second row.
+DIFFERENCES = {
+    "SSAM pretrained, random": ("ssam_pretrained_bands", "ssam_random_bands"),
+    "SSAST pretrained, random": ("ssast_pretrained_bands", "ssast_random_bands"),
+    "SSAM, SSAST": ("ssam_pretrained_bands", "ssast_pretrained_bands"),
+    "SSAM, log-mels": ("ssam_pretrained_bands", BASELINE),
+    "SSAST, log-mels": ("ssast_pretrained_bands", BASELINE),
+    "SSAST with positions, without": ("ssast_positions_pretrained_bands", "ssast_pretrained_bands"),
+    "SSAM with positions, without": ("ssam_positions_pretrained_bands", "ssam_pretrained_bands"),
+    "SSAM, SSAST with positions": ("ssam_pretrained_bands", "ssast_positions_pretrained_bands"),
+}
 
 
 def table(results: pd.DataFrame, rows: Mapping[str, str], tasks: Mapping[str, str], overall: bool = False) -> str:
@@ -59,12 +74,31 @@ def _cell(scores: pd.Series | None) -> str:
     return f"{100 * scores.mean():.1f}{half_width} ({len(scores)})"
 
 
+def difference_table(results: pd.DataFrame, tasks: Mapping[str, str]) -> str:
+    """A markdown table with a row for each of DIFFERENCES: percentage points and their 95% interval after Welch, which
+    supposes nothing of the two deviations; bold where it leaves out 0."""
+    scores = dict(list(results.groupby(["exp", "dataset"]).scores))
+    lines = [[name, *(_difference(scores.get((first, dataset)), scores.get((second, dataset))) for dataset in tasks)]
+             for name, (first, second) in DIFFERENCES.items()]
+    head = ["difference", *tasks.values()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def _difference(first: pd.Series | None, second: pd.Series | None) -> str:
+    if first is None or second is None or min(len(first), len(second)) < 2:
+        return "not measured"
+    interval = stats.ttest_ind(100 * first, 100 * second, equal_var=False).confidence_interval(0.95)
+    text = f"{100 * (first.mean() - second.mean()):+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
+    return f"**{text}**" if interval.low > 0 or interval.high < 0 else text
+
+
 def all_tables(results: pd.DataFrame) -> dict[str, str]:
     """Title -> table."""
     return {"Main rows, scene layout `bands`": table(results, MAIN, SCENES | EVENTS, overall=True),
             "Both layouts of scenes": table(results, LAYOUTS, SCENES),
             "Learning curve": table(results, CURVE, SCENES),
-            "Positions of masked patches": table(results, POSITIONS, SCENES)}
+            "Positions of masked patches": table(results, POSITIONS, SCENES),
+            "Differences": difference_table(results, SCENES | EVENTS)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,7 +11,8 @@ CARDS = [ROOT / "weights" / f"{model}_tiny_free_audio" / "README.md" for model i
 SHOWN = {"Main rows, scene layout `bands`": [ROOT / "README.md", EXPERIMENT / "README.md", *CARDS],
          "Both layouts of scenes": [ROOT / "README.md", EXPERIMENT / "README.md"],
          "Learning curve": [EXPERIMENT / "README.md"],
-         "Positions of masked patches": [ROOT / "README.md", EXPERIMENT / "README.md"]}
+         "Positions of masked patches": [ROOT / "README.md", EXPERIMENT / "README.md"],
+         "Differences": [EXPERIMENT / "README.md"]}
 
 
 def test_a_table_by_hand():
@@ -32,6 +33,24 @@ def test_a_table_by_hand():
         "| the third | 10.0 ± 0.0 (2) | 20.0 ± 0.0 (2) | not measured | 17 |",
     ]
     assert tables.table(results, {"nobody": "nobody"}, {"drums": "9 drums"}).endswith("| nobody | not measured |")
+
+
+def test_differences_by_hand(monkeypatch):
+    scores = {"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2], "c": [0.55, 0.65], "d": [0.9]}
+    results = pd.DataFrame([(exp, "drums", score) for exp, runs in scores.items() for score in runs],
+                           columns=["exp", "dataset", "scores"])
+    monkeypatch.setattr(tables, "DIFFERENCES", {"a, b": ("a", "b"), "c, a": ("c", "a"), "a, d": ("a", "d")})
+    # Welch: variances of the means 0.01 / 3 and 0.005 / 2, degrees of freedom after Satterthwaite.
+    first, second = 0.01 / 3, 0.005 / 2
+    freedom = (first + second) ** 2 / (first ** 2 / 2 + second ** 2 / 1)
+    half = 100 * stats.t.ppf(0.975, freedom) * (first + second) ** 0.5
+    assert tables.difference_table(results, {"drums": "9 drums", "rain": "rain"}).splitlines() == [
+        "| difference | 9 drums | rain |",
+        "| --- | --- | --- |",
+        f"| a, b | **+45.0 ({45 - half:+.1f} to {45 + half:+.1f})** | not measured |",
+        f"| c, a | +0.0 ({-half:+.1f} to {half:+.1f}) | not measured |",
+        "| a, d | not measured | not measured |",
+    ]
 
 
 @pytest.mark.parametrize("title", SHOWN)
