@@ -18,16 +18,17 @@ class FolderInUseError(OSError):
 
 
 @contextmanager
-def sole_use(folder: str | Path, shared: bool = False) -> Iterator[None]:
+def sole_use(folder: str | Path, shared: bool = False, patience: float | None = None) -> Iterator[None]:
     """Keep processes that call this too out of an existing folder for the length of the block.
 
     shared: let in those that ask for shared use as well. The lock is one of the open folder (flock), so it writes no
     file and ends with the process, however that ends. Where a file system knows no such locks (some network ones),
-    nothing is kept out. FolderInUseError if the folder is still taken after PATIENCE.
+    nothing is kept out. FolderInUseError if the folder is still taken after `patience` seconds (None: PATIENCE).
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        locked = _lock(descriptor, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        locked = _lock(descriptor, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX,
+                       PATIENCE if patience is None else patience)
         try:
             yield
         finally:
@@ -37,8 +38,8 @@ def sole_use(folder: str | Path, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: str | Path, kind: int) -> bool:
-    end = time.monotonic() + PATIENCE
+def _lock(descriptor: int, folder: str | Path, kind: int, patience: float) -> bool:
+    end = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

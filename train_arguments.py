@@ -60,7 +60,7 @@ def at_least(least: int | float) -> Callable[[str], int | float]:
     def parse(text: str) -> int | float:
         value = type(least)(text)
         if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"at least {least} is needed, got {text}")
+            raise argparse.ArgumentTypeError(f"a finite number of at least {least} is needed, got {text}")
         return value
 
     parse.__name__ = type(least).__name__  # which argparse shows for what is no number at all

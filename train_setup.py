@@ -155,7 +155,8 @@ def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
     theirs = flattened(json.loads((workdir / "config.json").read_text()))
     ours = flattened(json.loads(json.dumps(config.to_dict())))
     if theirs.get("data.train_dirs") != ours["data.train_dirs"]:
-        logger.info("%s was trained on %s so far", workdir, ", ".join(theirs.get("data.train_dirs") or ["random data"]))
+        logger.info("%s names other data so far: %s", workdir / "config.json",
+                    ", ".join(theirs.get("data.train_dirs") or ["random ones"]))
     differences = [f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in sorted({*theirs, *ours})
                    if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)]
     if differences:

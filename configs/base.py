@@ -163,7 +163,7 @@ def _check_values(config: ConfigDict, source: str) -> None:
         section, _, key = name.rpartition(".")
         value = (config[section] if section else config)[key]
         kind, least, words = (numbers.Integral, 1, "whole number") if name in WHOLE_NUMBERS else (
-            numbers.Real, 0, "number")
+            numbers.Real, 0, "finite number")
         if value is None and DEFAULTS.get(section, DEFAULTS)[key] is None:
             continue
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:

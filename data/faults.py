@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 class Faults:
     """Counts the bad samples of one pass over `total`, each warned of once however many passes there are.
 
-    More than 1% of the pass raise ArchiveError, with a summary.
+    More than 1% of the pass, and more than `allowed`, raise ArchiveError, with a summary.
     """
 
-    def __init__(self, total: int):
-        self.total = total
+    def __init__(self, total: int, allowed: int = 0):
+        self.total, self._allowed = total, allowed
         self._warned: set[str] = set()
         self.begin_pass()
 
@@ -42,7 +42,7 @@ class Faults:
             if len(self._warned) <= WARNINGS_IN_FULL or len(self._warned) % 100 == 0:
                 logger.warning("skipped, bad sample or shard %d: %s", len(self._warned), problem)
         lost = self._lost.total()
-        if lost > MAX_SHARE * self.total:
+        if lost > max(MAX_SHARE * self.total, self._allowed):
             shards = ", ".join(f"{lost} in {shard}" for shard, lost in self._lost.most_common(5))
             raise ArchiveError(f"{lost} of {self.total} samples cannot be used, more than {MAX_SHARE:.0%}: {shards}; "
                                f"the first: {self._first} (python -m data.verify tells of all)")

@@ -77,10 +77,11 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
         return [(printable(path.parts[0]),) if len(path.parts) > 1 else () for path in relative]
     by_youtube_id, rows = _read_table(table)
     names_of = _youtube_ids if by_youtube_id else _names
+    prefix = f"{directory.absolute()}/"
     labels_under: dict[str, set[str]] = {}
     for name, labels in rows.items():
-        labels_under.setdefault(_comparable(name, directory), set()).update(labels)
-    names = [[_comparable(name, directory) for name in names_of(path)] for path in relative]
+        labels_under.setdefault(_comparable(name, prefix), set()).update(labels)
+    names = [[_comparable(name, prefix) for name in names_of(path)] for path in relative]
     found = [tuple(sorted(set().union(*(labels_under.get(name, ()) for name in of_file)))) for of_file in names]
     unused = sorted(labels_under.keys() - set().union(*names))
     if not any(found):
@@ -96,9 +97,9 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
     return found
 
 
-def _comparable(name: str, directory: Path) -> str:
-    """A name without what tables and file systems write in several ways."""
-    return unicodedata.normalize("NFC", name.removeprefix(f"{directory.absolute()}/").removeprefix("./"))
+def _comparable(name: str, prefix: str) -> str:
+    """A name without what tables and file systems write in several ways, such as the folder as `prefix`."""
+    return unicodedata.normalize("NFC", name.removeprefix(prefix).removeprefix("./"))
 
 
 def _names(path: Path) -> list[str]:

@@ -16,7 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data.crops import DrawMask
 from data.dataset import LogMelDataset
-from data.faults import Fault, Faults
+from data.faults import MAX_SHARE, Fault, Faults
 from data.features import N_MELS
 from data.remote import RemoteShards
 
@@ -99,13 +99,13 @@ class FixedBatches(Sampler):
 
 class ArchiveLoader(StatefulDataLoader):
     """Batches from a data set that makes them whole, (batch, faults). The faults, wherever a worker met them, are
-    counted and told of here, out of `samples` that a pass has on this rank."""
+    counted and told of here, out of `samples` that a pass has on this rank; `allowed` of them may be lost in any case."""
 
-    def __init__(self, dataset: LogMelDataset | RemoteShards, samples: int, **options):
+    def __init__(self, dataset: LogMelDataset | RemoteShards, samples: int, allowed: int = 0, **options):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")      # torchdata's own call
             super().__init__(dataset, collate_fn=_as_it_is, **options)
-        self.faults = Faults(samples)
+        self.faults = Faults(samples, allowed)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         self.faults.begin_pass()
@@ -191,7 +191,9 @@ def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, ba
     dataset = RemoteShards(urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers,
                            draw_mask, strict)
     check_enough(samples, batch_size, world_size)
-    return ArchiveLoader(dataset, len(dataset) * batch_size, batch_size=None, num_workers=num_workers,
+    # A shard that 1% of the epoch would cover may be more than 1% of what one of several ranks reads.
+    one_shard = min(samples // len(dataset.urls), int(MAX_SHARE * samples))
+    return ArchiveLoader(dataset, len(dataset) * batch_size, one_shard, batch_size=None, num_workers=num_workers,
                          pin_memory=pin_memory, worker_init_fn=worker_init_fn)
 
 

@@ -23,7 +23,7 @@ from data.labels import find_labelled
 from data.prepare_job import (CLIP_SECONDS, DTYPES, FORMATS, SHARD_SIZE, AudioFile, PrepareError, Settings, Share,
                               describe, finished_archive, remove_scaffold, start_or_go_on)
 from data.prepare_shards import make_shards
-from folder_lock import sole_use
+from folder_lock import FolderInUseError, sole_use
 from machine import usable_cores
 
 
@@ -37,7 +37,8 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
         out_dir: folder for the shards; made where it does not exist.
         labels_csv, classes_csv: tables of labels and of their order (see `data.labels.find_labelled`).
         workers: number of processes; the result is the same for any.
-        share: the part of this process among several that share both folders.
+        share: the part of this process among several that share both folders. One alone keeps all others out; those
+            that share let each other in, so that a second start of the same share is not noticed.
         keep: which of the files, given by their paths below audio_dir, go into the archive; None takes all. The
             labels are those of all files.
 
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenProcessPool:
         raise SystemExit("prepare: a worker process was killed, perhaps for lack of memory; try fewer --workers")
-    except ValueError as error:
+    except (ValueError, FolderInUseError) as error:
         raise SystemExit(f"prepare: {error}")
     except OSError as error:
         raise SystemExit(f"prepare: {error}; once that is mended, the same command goes on with {args.out_dir}")

@@ -27,6 +27,7 @@ SHARD_SIZE = 512                    # clips; about 80 MB as float16
 DTYPES = ("float16", "float32")
 FORMATS = ("npy", "pickle")
 
+
 class PrepareError(ValueError):
     """The archive cannot be made as asked; the message says why."""
 
@@ -177,8 +178,12 @@ def describe(settings: Settings, files: list[AudioFile], labels: list[tuple[str,
         "sample_rate": features.SAMPLE_RATE, "n_fft": features.N_FFT, "hop_length": features.HOP_LENGTH,
         "n_mels": features.N_MELS, "mel_min_hz": features.MEL_MIN_HZ, "mel_max_hz": features.MEL_MAX_HZ,
         "log_offset": features.LOG_OFFSET, "inputs_sha256": inputs.hexdigest(),
-        "labels_sha256": hashlib.sha256(repr(vocabulary).encode()).hexdigest(),
+        "labels_sha256": _labels_hash(vocabulary),
     }
+
+
+def _labels_hash(vocabulary: list[str]) -> str:
+    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
 
 
 def finished_archive(out_dir: Path, described: dict) -> dict | None:
@@ -190,7 +195,8 @@ def finished_archive(out_dir: Path, described: dict) -> dict | None:
     manifest = read_manifest(out_dir)
     if manifest is None:
         return None
-    _refuse_other(out_dir, "an archive", manifest["settings"], described)
+    order = {"labels_sha256": _labels_hash(manifest["labels"])}     # which earlier versions did not note
+    _refuse_other(out_dir, "an archive", order | manifest["settings"], described)
     missing = [entry["name"] for entry in manifest["shards"] if not (out_dir / entry["name"]).exists()]
     if missing:
         raise PrepareError(f"{out_dir} has lost {len(missing)} of its shards, the first {missing[0]}; "
@@ -216,7 +222,8 @@ def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], setti
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise PrepareError(f"{job_file} is not what data.prepare writes; remove {out_dir} and start again") from error
-    _refuse_other(out_dir, "an unfinished archive", job["settings"], described)
+    order = {"labels_sha256": described["labels_sha256"]}           # as above; here nothing tells
+    _refuse_other(out_dir, "an unfinished archive", order | job["settings"], described)
     return Job(out_dir, described, [files[a:b] for a, b in zip(first_files, [*first_files[1:], len(files)])])
 
 

@@ -27,9 +27,8 @@ class Job(NamedTuple):
     seed: int
 
     def is_done(self) -> bool:
-        """Whether results are there. The kit writes the marker last; it may be empty after a crash."""
-        done = self.task / layout.DONE_PREDICTIONS
-        return (self.task / layout.SCORES).is_file() and done.is_file() and done.stat().st_size > 0
+        """Whether results are there."""
+        return layout.is_done(self.task)
 
     def embedding_bytes(self) -> int:
         """Size of the embeddings of all splits."""
@@ -101,14 +100,15 @@ def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
                              "take another OUTPUT_DIR, or remove its downstream folders")
 
 
-def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list], at_once: int | None = None) -> list[Job]:
+def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list],
+             at_once: int | None = None) -> tuple[list[Job], list[Job]]:
     """Run each job in a process of its own, as many side by side as the machine bears.
 
     Processes are forked from one that has imported the kit (which takes longer than many a task); on machines with
     GPUs, where forking is not safe, each starts afresh.
 
     Returns:
-        The jobs that failed.
+        The jobs that failed, and those that another process is at work on.
     """
     import torch
 
@@ -123,7 +123,7 @@ def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list], at_once: int | No
     if not gpus:
         context.set_forkserver_preload(["external_sources.predictions"])
 
-    slots, running, failed = list(range(at_once)), {}, []
+    slots, running, failed, in_use = list(range(at_once)), {}, [], []
     print(f"{len(waiting)} runs, {at_once} at once with {threads} threads each")
     try:
         with tqdm(total=len(waiting), unit="run", desc="seeds x tasks") as bar:
@@ -139,14 +139,14 @@ def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list], at_once: int | No
                     process.join()
                     slots.append(slot)
                     if process.exitcode:
-                        failed.append(job)
+                        (in_use if process.exitcode == worker.IN_USE else failed).append(job)
                     bar.update()
                     bar.set_postfix(failed=len(failed))
     finally:
         for process, _, _ in running.values():
             process.kill()
             process.join()
-    return failed
+    return failed, in_use
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -178,9 +178,12 @@ def main(argv: list[str] | None = None) -> None:
     check_settings(finished, grid)
     todo = [job for job in jobs if job not in finished]
     print(f"{len(finished)} of {len(jobs)} runs were finished before")
-    failed = run_jobs(todo, grid, args.jobs) if todo else []
-    if failed:
-        raise SystemExit("\n".join(["failed:", *(str(job.task / worker.LOG) for job in failed)]))
+    failed, in_use = run_jobs(todo, grid, args.jobs) if todo else ([], [])
+    lines = ["failed:", *(str(job.task / worker.LOG) for job in failed)] if failed else []
+    if in_use:
+        lines += ["left to another process that is at work there:", *(str(job.task) for job in in_use)]
+    if lines:
+        raise SystemExit("\n".join(lines))
 
 
 if __name__ == "__main__":

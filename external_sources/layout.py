@@ -47,6 +47,13 @@ def task_folders(directory: Path, patterns: str = "*") -> list[Path]:
                   and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns.split()))
 
 
+def is_done(task: Path) -> bool:
+    """Whether a folder has the results of a downstream run. The kit writes the marker last; it may be empty after a
+    crash."""
+    done = task / DONE_PREDICTIONS
+    return (task / SCORES).is_file() and done.is_file() and done.stat().st_size > 0
+
+
 def embedded_tasks(module_dir: Path) -> list[Path]:
     """The tasks in OUTPUT_DIR/audioset/<module> whose embeddings are complete."""
     if not module_dir.is_dir():

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from atomic_files import atomic_write
+from external_sources import layout
 from folder_lock import FolderInUseError, sole_use
 from workers import follow_parent
 
@@ -13,20 +14,24 @@ from workers import follow_parent
 LOG = "downstream.log"
 SETTINGS = "downstream-settings.json"  # the seed and grid of its results
 
+IN_USE = 3      # exit status
+PATIENCE = 2.0  # seconds for another process to leave the folder
+
 
 def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: int | None) -> None:
     """Train and test one head; everything printed goes to downstream.log in the folder of the task.
 
     An exception ends the process with status 1, and its traceback is in the log. Where another process works in that
-    folder, only a message says so. See `predictions.predict`.
+    folder, the status is IN_USE; where one has just finished the head, nothing is left to do. See `predictions.predict`.
     """
     # Ctrl-C would stop pytorch-lightning's training early, and the kit would go on with a half-trained head.
     follow_parent()
     try:
-        with sole_use(task):
-            _train(task, seed, grid, threads, gpu)
-    except FolderInUseError as error:
-        sys.exit(str(error))
+        with sole_use(task, patience=PATIENCE):
+            if not layout.is_done(task):
+                _train(task, seed, grid, threads, gpu)
+    except FolderInUseError:
+        sys.exit(IN_USE)
 
 
 def _train(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: int | None) -> None:

@@ -48,12 +48,13 @@ def config_of(path: Path) -> tuple[ConfigDict, str]:
     """The config that a file of weights was trained with and its name, from the config.json of the work folder of
     train.py, or of the folder of a saved model, that it lies in. ValueError where there is none."""
     found, entries = _read_config_beside(path)
+    name = str(entries.pop("name", "unnamed")).rpartition(".")[2]
     if entries.get("format") == FORMAT:
-        entries = {"name": found.parent.name, "scene_layout": entries["scene_layout"],
+        name = found.parent.name
+        entries = {"scene_layout": entries["scene_layout"],
                    "model": {"arch": entries["arch"], "model_args": entries["model_args"]}}
     if "model" not in entries:
         raise ValueError(f"name the --config of {path}: nothing beside it tells")
-    name = entries.pop("name", "unnamed").rpartition(".")[2]
     return importlib.import_module("configs.base").check_config(ConfigDict(entries), source=str(found)), name
 
 
@@ -61,7 +62,8 @@ def as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict
     """The config of a module with its model as `train.py --set` made it, where a work folder of this module has the
     weights at `path`; else the config as it is."""
     found, entries = _read_config_beside(path) if path else (None, {})
-    if entries.get("name", "").replace("configs.poc.", "configs.") != module.replace("configs.poc.", "configs."):
+    name, module = (str(text).replace("configs.poc.", "configs.") for text in (entries.get("name"), module))
+    if name != module or "model" not in entries:
         return config
     changed = config.copy_and_resolve_references()
     changed.model = ConfigDict(entries["model"])
@@ -69,12 +71,14 @@ def as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict
 
 
 def _read_config_beside(path: Path) -> tuple[Path | None, dict]:
-    found = next((folder / CONFIG_NAME for folder in (path.parent, path.parent.parent)
-                  if (folder / CONFIG_NAME).is_file()), None)
+    """The config.json in the folder of a file or in the one above, and its entries, if it has any."""
+    folder = path.absolute().parent
+    found = next((place / CONFIG_NAME for place in (folder, folder.parent) if (place / CONFIG_NAME).is_file()), None)
     try:
-        return found, json.loads(found.read_bytes()) if found else {}
-    except ValueError as error:
-        raise ValueError(f"{found}: damaged ({error}); move it away and name the config of {path}") from error
+        entries = json.loads(found.read_bytes()) if found else {}
+    except ValueError:
+        entries = {}
+    return found, entries if isinstance(entries, dict) else {}
 
 
 def weights_file(config_name: str | None, weights: str | None) -> Path | None:

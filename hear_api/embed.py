@@ -76,6 +76,9 @@ def embed(args: argparse.Namespace) -> list[Entry]:
         layout = runtime.scene_layout if args.kind == "scene" else "bands"
         journal = Journal(folder, _settings(args, files, model, layout), runtime.scene_embedding_size, args.resume)
         try:
+            if args.out.exists():
+                journal.remove()
+                raise ValueError(f"{args.out} exists already; another run has completed it meanwhile")
             _run(args, files, pool, runtime, journal)
             remove_partials(args.out)  # of a run that was killed while it wrote
             step = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0

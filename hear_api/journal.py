@@ -48,6 +48,8 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(sole_use(folder))
+            if not folder.exists():
+                raise JournalError(f"{folder}: another run has completed it meanwhile")
             self._check_settings(settings, resume)
             self._drop_unfinished()
             self._rows = stack.enter_context(open(self._rows_path, "ab"))

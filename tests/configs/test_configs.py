@@ -84,11 +84,11 @@ def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
     ({"num_epochs": 1.5}, "num_epochs must be a whole number of at least 1, got 1.5"),
     ({"log_every_steps": True}, "log_every_steps must be a whole number"),
     ({"opt": {"grad_accum_steps": 0}}, "opt.grad_accum_steps must be a whole number of at least 1, got 0"),
-    ({"opt": {"learning_rate": None}}, "opt.learning_rate must be a number of at least 0, got None"),
-    ({"opt": {"warmup_epochs": -1}}, "opt.warmup_epochs must be a number of at least 0, got -1"),
-    ({"opt": {"learning_rate": float("inf")}}, "opt.learning_rate must be a number of at least 0, got inf"),
-    ({"opt": {"weight_decay": float("nan")}}, "opt.weight_decay must be a number of at least 0, got nan"),
-    ({"opt": {"clip_grad_value": -1.0}}, "opt.clip_grad_value must be a number of at least 0, got -1.0"),
+    ({"opt": {"learning_rate": None}}, "opt.learning_rate must be a finite number of at least 0, got None"),
+    ({"opt": {"warmup_epochs": -1}}, "opt.warmup_epochs must be a finite number of at least 0, got -1"),
+    ({"opt": {"learning_rate": float("inf")}}, "opt.learning_rate must be a finite number of at least 0, got inf"),
+    ({"opt": {"weight_decay": float("nan")}}, "opt.weight_decay must be a finite number of at least 0, got nan"),
+    ({"opt": {"clip_grad_value": -1.0}}, "opt.clip_grad_value must be a finite number of at least 0, got -1.0"),
     ({"scene_layout": "band"}, "scene_layout must be one of published, bands, got 'band'"),
 ])
 def test_values_out_of_range_are_refused(changes, message):

@@ -157,6 +157,20 @@ def test_another_order_of_labels_is_another_archive(tree, tmp_path, share):
     assert contents(tmp_path / "out") == before
 
 
+def test_archives_of_versions_that_noted_no_order_of_labels_are_known_again(tree, tmp_path):
+    finished = prepare(tree, tmp_path / "finished", settings=SMALL)
+    prepare(tree, tmp_path / "begun", settings=SMALL, share=Share(0, 2))
+    for path in (tmp_path / "finished" / "manifest.json", tmp_path / "begun" / "unfinished"):
+        noted = json.loads(path.read_text())
+        del noted["settings"]["labels_sha256"]
+        path.write_text(json.dumps(noted))
+    assert prepare(tree, tmp_path / "finished", settings=SMALL)["samples"] == finished["samples"]
+    prepare(tree, tmp_path / "begun", settings=SMALL)
+    (tmp_path / "classes.csv").write_text("idx,label\n0,dogs\n1,cats\n")
+    with pytest.raises(PrepareError, match="made with other order of labels"):
+        prepare(tree, tmp_path / "finished", settings=SMALL, classes_csv=tmp_path / "classes.csv")
+
+
 def test_a_share_of_the_files_is_kept_for_validation(tree, tmp_path, capsys):
     arguments = [str(tree), str(tmp_path / "out"), "--clip-seconds", "1", "--workers", "1", "--validation", "0.5"]
     main(arguments)

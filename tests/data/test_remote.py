@@ -164,6 +164,22 @@ def test_a_lost_shard_counts_with_all_its_samples(archive, tmp_path, num_workers
         epoch_of(make(there + absent, num_workers=num_workers), 0)
 
 
+def test_a_shard_that_one_percent_of_the_epoch_covers_stops_no_rank(tmp_path):
+    """Of 150 shards each of two ranks reads 75, of which one is more than 1%."""
+    for number in range(149):
+        write_shard(tmp_path / f"{number}.tar", [Sample(f"s{number}c{clip}", np.ones((30, 80), "float16"),
+                                                        np.array([1])) for clip in range(2)])
+    urls = [str(tmp_path / f"{number}.tar") for number in range(150)]
+    for rank in (0, 1):
+        loader = make_remote_loader(urls, samples=300, num_frames=20, batch_size=10, rank=rank, world_size=2)
+        assert sum(1 for _ in loader) == 15
+    (tmp_path / "0.tar").unlink()
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(ArchiveError, match="more than 1%"):
+        for rank in (0, 1):
+            list(make_remote_loader(urls, samples=300, num_frames=20, batch_size=10, rank=rank, world_size=2))
+
+
 def test_a_shard_that_is_cut_off_counts_with_the_samples_behind_the_cut(archive):
     urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS - 1)]
     places = index_from_headers(archive / "shard-5.tar").places

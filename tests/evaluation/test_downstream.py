@@ -56,16 +56,33 @@ def test_a_run_is_done_with_its_scores_and_a_whole_marker(output_dir):
     assert job.is_done()
 
 
-def test_a_head_that_another_process_trains_is_left_to_it(output_dir, monkeypatch, capfd):
+def run_worker(job):
+    process = multiprocessing.get_context("fork").Process(target=worker.run, args=(job.task, 0, "fast", 1, None))
+    process.start()
+    return process
+
+
+def test_a_head_that_another_process_trains_is_left_to_it(output_dir, monkeypatch):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
-    monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(worker, "PATIENCE", 0.1)
     with folder_lock.sole_use(job.task):
-        process = multiprocessing.get_context("fork").Process(target=worker.run, args=(job.task, 0, "fast", 1, None))
-        process.start()
+        process = run_worker(job)
         process.join()
-    assert process.exitcode == 1
-    assert f"{job.task}: another process works in this folder" in capfd.readouterr().err
+    assert process.exitcode == worker.IN_USE
     assert not (job.task / worker.LOG).exists() and not (job.task / worker.SETTINGS).exists()
+    monkeypatch.setattr(downstream, "run_jobs", lambda todo, grid, at_once: ([], todo[:1]))
+    with pytest.raises(SystemExit, match=f"^left to another process that is at work there:\n{job.task}$"):
+        downstream.main(["ssam", str(output_dir), "--seeds", "1"])
+
+
+def test_a_head_that_was_finished_meanwhile_stays_as_it_is(output_dir):
+    job = downstream.find_jobs(output_dir, "ssam", [0])[0]
+    with folder_lock.sole_use(job.task):
+        process = run_worker(job)
+        (job.task / layout.SCORES).write_text("{}")
+        (job.task / layout.DONE_PREDICTIONS).write_text("{}")
+    process.join()
+    assert process.exitcode == 0 and job.is_done() and not (job.task / worker.SETTINGS).exists()
 
 
 def test_results_of_another_grid_are_not_mixed(output_dir):

@@ -30,10 +30,16 @@ def test_a_work_folder_says_what_was_trained_in_it(workdir):
         assert torch.equal(again.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
 
 
+def test_so_it_does_from_within(workdir, monkeypatch):
+    monkeypatch.chdir(workdir / "checkpoints")
+    for weights in (".", "checkpoint-0.pth"):
+        assert load_runtime(None, weights)[0].model.depth == 1
+
+
 def test_so_does_a_saved_model(workdir, tmp_path):
     runtime, _ = load_runtime(None, str(workdir))
-    again, name = load_runtime(None, str(save_pretrained(runtime, tmp_path / "mine")))
-    assert name == "mine:model" and again.scene_layout == "bands"
+    again, name = load_runtime(None, str(save_pretrained(runtime, tmp_path / "mine_1.5")))
+    assert name == "mine_1.5:model" and again.scene_layout == "bands"
     assert torch.equal(again.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
 
 
@@ -45,6 +51,15 @@ def test_a_config_that_is_named_has_the_model_that_was_trained(workdir, named):
     assert (runtime.model.depth, runtime.scene_layout) == (1, "published")
     hear_model = importlib.import_module(named).load_model(str(workdir))
     assert torch.equal(hear_model.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"name": null}', '{"name": "configs.ssast_tiny_200_16x4"}'])
+def test_a_config_that_is_named_needs_no_file(workdir, tmp_path, text):
+    """Here the weights do not fit it, which is what the sentence says."""
+    shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="checkpoint-0.pth holds another architecture"):
+        load_runtime("ssast_tiny_200_16x4", str(tmp_path))
 
 
 def test_another_config_than_that_of_the_weights(workdir):
@@ -60,7 +75,7 @@ def test_without_weights_it_is_the_small_model_that_came_with_the_project():
 
 
 @pytest.mark.parametrize("text, message", [(None, "name the --config of .*checkpoint-0.pth: nothing beside it tells"),
-                                           ("{}", "nothing beside it tells"), ("{", "config.json: damaged"),
+                                           ("{}", "nothing beside it tells"), ("{", "nothing beside it tells"), ("[1]", "nothing beside it tells"),
                                            ('{"model": {"arch": "x"}, "depth": 1}', "nothing reads the key 'depth'")])
 def test_weights_that_do_not_tell_need_a_config(workdir, tmp_path, text, message):
     shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)

@@ -1,4 +1,5 @@
 """The embed command against `RuntimeSSAST.embed`, and its promises: resume, failures, bounded memory."""
+import contextlib
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import soundfile
 import torch
 
 import folder_lock
-from hear_api import RuntimeSSAST, pieces
+from hear_api import RuntimeSSAST, command_line, journal, pieces
 from hear_api.embed import main
 from hear_api.journal import Entry, Journal, JournalError
 from tests.conftest import ROOT
@@ -242,6 +243,31 @@ def test_two_runs_do_not_write_one_journal(tmp_path, monkeypatch):
         Journal(tmp_path / "j", {}, width=2, resume=True)
     journal.close()
     Journal(tmp_path / "j", {}, width=2, resume=True).close()
+
+
+def test_what_another_run_completes_meanwhile_is_not_made_again(audio, tmp_path, monkeypatch):
+    out, load = tmp_path / "out.npz", command_line.load_runtime
+
+    def while_other_runs_end(*arguments):
+        out.write_bytes(b"theirs")
+        return load(*arguments)
+
+    monkeypatch.setattr("hear_api.embed.load_runtime", while_other_runs_end)
+    with pytest.raises(SystemExit, match="out.npz exists already; another run has completed it meanwhile"):
+        main([str(audio), *MODEL, "--out", str(out)])
+    assert out.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [out]
+
+    sole_use = journal.sole_use
+
+    @contextlib.contextmanager
+    def while_the_folder_goes(folder):
+        with sole_use(folder):
+            folder.rmdir()
+            yield
+
+    monkeypatch.setattr(journal, "sole_use", while_the_folder_goes)
+    with pytest.raises(JournalError, match="j: another run has completed it meanwhile"):
+        Journal(tmp_path / "j", {}, width=2, resume=True)
 
 
 def test_journal_drops_rows_without_an_entry(tmp_path):

@@ -219,7 +219,7 @@ def test_the_work_folder_notes_the_data_that_were_read(tmp_path, synthetic_archi
     assert noted()["train_dirs"] == [str(synthetic_archive)] and noted()["val_dir"] == str(synthetic_archive)
     with caplog.at_level(logging.INFO):
         run(tmp_path, None, num_epochs=2, batch_size=512)
-    assert f"{tmp_path} was trained on {synthetic_archive} so far" in caplog.text
+    assert f"config.json names other data so far: {synthetic_archive}" in caplog.text
     assert noted()["train_dirs"] == [] and noted()["val_dir"] == ""
     run(tmp_path, None, num_epochs=1, batch_size=512)
     assert json.loads((tmp_path / "config.json").read_text())["num_epochs"] == 2, "nothing was trained"
@@ -301,9 +301,9 @@ def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option, value, message", [
-    ("--min_lr", "nan", "at least 0.0 is needed, got nan"), ("--min_lr", "inf", "at least 0.0 is needed"),
-    ("--checkpoint-minutes", "-1", "at least 0.0 is needed, got -1"), ("--seed", "-1", "at least 0 is needed"),
-    ("--num_workers", "-1", "at least 0 is needed"), ("--print_freq", "0", "at least 1 is needed, got 0"),
+    ("--min_lr", "nan", "a finite number of at least 0.0 is needed, got nan"), ("--min_lr", "inf", "a finite number of at least 0.0 is needed"),
+    ("--checkpoint-minutes", "-1", "a finite number of at least 0.0 is needed, got -1"), ("--seed", "-1", "a finite number of at least 0 is needed"),
+    ("--num_workers", "-1", "a finite number of at least 0 is needed"), ("--print_freq", "0", "a finite number of at least 1 is needed, got 0"),
     ("--seed", "one", "invalid int value: 'one'")])
 def test_options_out_of_range_are_refused_by_name(tmp_path, capsys, option, value, message):
     with pytest.raises(SystemExit) as ended:
