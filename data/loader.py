@@ -99,7 +99,7 @@ class FixedBatches(Sampler):
 
 class ArchiveLoader(StatefulDataLoader):
     """Batches from a data set that makes them whole, (batch, faults). The faults, wherever a worker met them, are
-    counted and told of here, out of `samples` that a pass has on this rank; `allowed` of them may be lost in any case."""
+    counted and told of here, out of `samples` that a pass has on this rank; `allowed` may be lost in any case."""
 
     def __init__(self, dataset: LogMelDataset | RemoteShards, samples: int, allowed: int = 0, **options):
         with warnings.catch_warnings():

@@ -108,7 +108,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="table of all labels in the order of their ids, such as AudioSet's class_labels_indices.csv; "
              "without it the labels found, sorted")
     add("--validation", type=float, metavar="SHARE",
-        help="of the files, such as 0.05, to keep for validation: the archives are OUT_DIR/train and OUT_DIR/validation")
+        help="of the files, such as 0.05, for validation: the archives are then OUT_DIR/train and OUT_DIR/validation")
     add("--workers", type=int, default=max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
         help="processes; any number, same result")
     add("--dtype", choices=DTYPES, default="float16",

@@ -127,8 +127,8 @@ def main(argv: list[str] | None = None) -> None:
     if not args.tasks_dir.is_dir():
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is not a folder")
     if (args.tasks_dir / layout.METADATA).is_file():
-        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is itself a task; name its folder, {args.tasks_dir.parent}, with "
-                         f"TASKS={args.tasks_dir.name}")
+        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is itself a task; name its folder, {args.tasks_dir.parent}, "
+                         f"with TASKS={args.tasks_dir.name}")
     found = layout.task_folders(args.tasks_dir)
     if not found:
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} holds no HEAR task (a folder with {layout.METADATA})")

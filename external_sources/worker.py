@@ -22,7 +22,7 @@ def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: i
     """Train and test one head; everything printed goes to downstream.log in the folder of the task.
 
     An exception ends the process with status 1, and its traceback is in the log. Where another process works in that
-    folder, the status is IN_USE; where one has just finished the head, nothing is left to do. See `predictions.predict`.
+    folder, the status is IN_USE; where one has just finished the head, nothing is done. See `predictions.predict`.
     """
     # Ctrl-C would stop pytorch-lightning's training early, and the kit would go on with a half-trained head.
     follow_parent()
