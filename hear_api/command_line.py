@@ -12,8 +12,7 @@ from hear_api.runtime import RuntimeSSAST
 from hear_api.weights import find_checkpoint
 from machine import bound_threads
 
-
-DEFAULT_CONFIG = "ssam_tiny_free_audio"
+DEFAULT_CONFIG = "ssam_tiny_free_audio"  # its weights come with the project
 
 
 def load_runtime(config_name: str | None, weights: str | None, precision: str = "auto", layout: str | None = None,
@@ -49,13 +48,16 @@ def config_of(path: Path) -> tuple[ConfigDict, str]:
     train.py, or of the folder of a saved model, that it lies in. ValueError where there is none."""
     found, entries = _read_config_beside(path)
     name = str(entries.pop("name", "unnamed")).rpartition(".")[2]
-    if entries.get("format") == FORMAT:
-        name = found.parent.name
-        entries = {"scene_layout": entries["scene_layout"],
-                   "model": {"arch": entries["arch"], "model_args": entries["model_args"]}}
-    if "model" not in entries:
-        raise ValueError(f"name the --config of {path}: nothing beside it tells")
-    return importlib.import_module("configs.base").check_config(ConfigDict(entries), source=str(found)), name
+    try:
+        if entries.get("format") == FORMAT:
+            name = found.parent.name
+            entries = {"scene_layout": entries["scene_layout"],
+                       "model": {"arch": entries["arch"], "model_args": entries["model_args"]}}
+        if "model" not in entries:
+            raise ValueError(f"name the --config of {path}: nothing beside it tells")
+        return importlib.import_module("configs.base").check_config(ConfigDict(entries), source=str(found)), name
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{found}: does not describe a model ({error}); name the --config of {path}") from error
 
 
 def as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict:

@@ -77,6 +77,8 @@ def test_without_weights_it_is_the_small_model_that_came_with_the_project():
 @pytest.mark.parametrize("text, message", [(None, "name the --config of .*checkpoint-0.pth: nothing beside it tells"),
                                            ("{}", "nothing beside it tells"), ("{", "nothing beside it tells"),
                                            ("[1]", "nothing beside it tells"),
+                                           ('{"format": "audio-mamba 1", "arch": "x"}', "does not describe a model"),
+                                           ('{"model": {"arch": 3}}', "does not describe a model"),
                                            ('{"model": {"arch": "x"}, "depth": 1}', "nothing reads the key 'depth'")])
 def test_weights_that_do_not_tell_need_a_config(workdir, tmp_path, text, message):
     shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
