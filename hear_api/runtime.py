@@ -17,11 +17,11 @@ from hear_api.ahead import run_ahead
 from hear_api.inputs import Clip, as_batch, as_clips, check_sample_rate, load_clip
 from hear_api.units import batch_units, plan_units, stack_units
 from hear_api.weights import load_weights
+from models.encoder import LAYOUTS
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-LAYOUTS = ("published", "bands")
 KINDS = ("scene", "timestamps")
 FRAMES_PER_GROUP = 24_000  # spectrograms that `embed` holds at once: 4 minutes, 8 MB
 READ_AHEAD = 4  # files, by a thread each; an hour of audio is 230 MB

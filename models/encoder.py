@@ -13,6 +13,8 @@ from models import masking
 from models.patches import PatchEmbed, patchify, unpatchify
 from models.pos_embed import sincos_position_embedding
 
+LAYOUTS = ("published", "bands")  # of features, see `forward_features`
+
 
 class MaskedSpectrogramEncoder(nn.Module, ABC):
     """Reads a spectrogram as patches, replaces the masked ones by one learned token, and predicts them all.
@@ -168,26 +170,22 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         i, T' + i, ..., (M' - 1) T' + i. In a causal encoder the tokens after the last one read are left out, which
         changes no value. ValueError for another layout and for steps beyond T'.
         """
-        rows = self._feature_rows(layout)[:steps]
-        if steps is not None and not 0 < steps <= self.grid_size()[0]:
-            raise ValueError(f"steps must be 1 to {self.grid_size()[0]}, got {steps}")
-        tokens = self.embed(x)
-        if self.causal:
-            tokens = tokens[:, :rows.max() + 1]
-        tokens = self.encode(tokens)[:, torch.from_numpy(rows)]  # [B, L, D] -> [B, steps, M', D]
-        return tokens.flatten(2)
+        most, bands = self.grid_size()
+        steps = most if steps is None else steps
+        if not 0 < steps <= most:
+            raise ValueError(f"steps must be 1 to {most}, got {steps}")
+        tokens = self.encode(self.embed(x)[:, :self.tokens_read(layout, steps)])
+        if layout == "bands":
+            rows = tokens[:, :steps * bands].unflatten(1, (steps, bands))
+        else:
+            rows = torch.stack([tokens[:, first:first + steps] for first in range(0, most * bands, most)], dim=2)
+        return rows.flatten(2)  # [B, steps, M', D] -> [B, steps, M'*D]
 
     def tokens_read(self, layout: str, steps: int) -> int:
         """How many tokens `forward_features` passes through the blocks for the first `steps` time steps."""
-        rows = self._feature_rows(layout)
-        return int((rows[:steps] if self.causal else rows).max()) + 1
-
-    def _feature_rows(self, layout: str) -> np.ndarray:
-        """The token numbers of each time step's features, [T', M']."""
-        steps, bands = self.grid_size()
-        tokens = np.arange(steps * bands)
-        if layout == "bands":
-            return tokens.reshape(steps, bands)
-        if layout == "published":
-            return tokens.reshape(bands, steps).T
-        raise ValueError(f"unknown layout {layout!r}; choose from published, bands")
+        if layout not in LAYOUTS:
+            raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
+        most, bands = self.grid_size()
+        if not self.causal:
+            return most * bands
+        return steps * bands if layout == "bands" else (bands - 1) * most + steps
