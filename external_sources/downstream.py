@@ -14,6 +14,7 @@ from tqdm import tqdm
 import machine
 from external_sources import layout, worker
 from external_sources.grid import parse_grid
+from external_sources.origin import check_heads
 
 # Measured: the kit and its libraries take 0.6 GB; it holds a task's embeddings as memory map, rows and stacked.
 PROCESS_BYTES = 600 * 2**20
@@ -88,16 +89,19 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
-    """Refuse to add to results that were trained on another grid.
+    """Refuse to add to results that were trained on another grid, or on other embeddings than are there now.
 
     Raises:
-        SystemExit: names the first such task. Results of the published scripts, which note no grid, are let pass.
+        SystemExit: names the first such task. Results of the published scripts, which note nothing, are let pass.
     """
     for job in jobs:
-        settings = job.task / worker.SETTINGS
-        if settings.is_file() and json.loads(settings.read_text())["grid"] != grid:
+        if not (job.task / worker.SETTINGS).is_file():
+            continue
+        settings = json.loads((job.task / worker.SETTINGS).read_text())
+        if settings["grid"] != grid:
             raise SystemExit(f"GRID: {job.task} was trained on another grid (see {worker.SETTINGS} there); "
                              "take another OUTPUT_DIR, or remove its downstream folders")
+        check_heads(job.task, settings.get("embeddings"))
 
 
 def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list],

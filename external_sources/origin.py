@@ -66,6 +66,30 @@ def note_origin(task: Path, origin: Origin) -> None:
         file.write(json.dumps(noted, indent=2).encode())
 
 
+def read_note(task: Path) -> dict | None:
+    """What `note_origin` wrote down in a folder, or None where nothing is noted."""
+    return json.loads((task / SETTINGS).read_text()) if (task / SETTINGS).is_file() else None
+
+
+def check_heads(task: Path, noted: dict | None) -> None:
+    """Refuse the results of heads that were trained on other embeddings than those that are there now.
+
+    Args:
+        task: folder of a downstream run, where the embeddings are linked.
+        noted: what `read_note` gave when they were trained; None, of earlier versions, is let pass.
+
+    Raises:
+        SystemExit: names both.
+    """
+    present = read_note(task)
+    if not noted or not present:
+        return
+    if difference := _difference(*(Origin(**{"scene_layout": None} | note) for note in (noted, present))):
+        variable, then, now = difference
+        raise SystemExit(f"{variable}: {task} was trained on embeddings made with {then}, and those there now were "
+                         f"made with {now}; remove its folders in {layout.RUNS}, or take another OUTPUT_DIR")
+
+
 def check_origin(embeddings: Path, origin: Origin) -> None:
     """Refuse to add to the complete embeddings of a model, or to take them for those of `origin`, where they have
     another one.
@@ -75,10 +99,8 @@ def check_origin(embeddings: Path, origin: Origin) -> None:
             earlier versions, are let pass.
     """
     for task in layout.embedded_tasks(embeddings):
-        if not (task / SETTINGS).is_file():
-            continue
-        noted = json.loads((task / SETTINGS).read_text())
-        if difference := _difference(origin._replace(**noted), origin):
+        noted = read_note(task)
+        if noted and (difference := _difference(origin._replace(**noted), origin)):
             variable, then, now = difference
             raise SystemExit(f"{variable}: {task} was embedded with {then}, not with {now} (see {SETTINGS} there); "
                              f"take another OUTPUT_DIR or NAME=..., or remove {embeddings} and its runs in "

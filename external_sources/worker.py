@@ -7,12 +7,13 @@ from pathlib import Path
 
 from atomic_files import atomic_write
 from external_sources import layout
+from external_sources.origin import read_note
 from folder_lock import FolderInUseError, sole_use
 from workers import follow_parent
 
 # In the folder of each task:
 LOG = "downstream.log"
-SETTINGS = "downstream-settings.json"  # the seed and grid of its results
+SETTINGS = "downstream-settings.json"  # the seed and grid of its results, and what is noted of the embeddings
 
 IN_USE = 3      # exit status
 PATIENCE = 2.0  # seconds for another process to leave the folder
@@ -36,7 +37,7 @@ def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: i
 
 def _train(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: int | None) -> None:
     with atomic_write(task / SETTINGS) as file:
-        file.write(json.dumps({"seed": seed, "grid": grid}, indent=2).encode())
+        file.write(json.dumps({"seed": seed, "grid": grid, "embeddings": read_note(task)}, indent=2).encode())
     with open(task / LOG, "w") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

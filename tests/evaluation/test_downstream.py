@@ -5,7 +5,7 @@ import pytest
 
 import folder_lock
 import machine
-from external_sources import downstream, layout, worker
+from external_sources import downstream, layout, origin, worker
 from external_sources.downstream import Job
 
 
@@ -92,6 +92,21 @@ def test_results_of_another_grid_are_not_mixed(output_dir):
     downstream.check_settings([job], "fast")
     with pytest.raises(SystemExit, match="trained on another grid"):
         downstream.check_settings([job], "default")
+
+
+def test_results_on_embeddings_that_were_replaced_are_not_taken_for_results_on_these(output_dir):
+    job = downstream.find_jobs(output_dir, "ssam", [0])[0]
+    noted = {"module": "configs.ssam", "model": "run", "file": "run/checkpoint-0.pth", "sha256": "0" * 64}
+    (job.task / worker.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast", "embeddings": noted}))
+    downstream.check_settings([job], "fast")                     # the embeddings are gone
+    for later in ({}, {"file": "moved.pth"}, {"model": "."}):
+        (job.task / origin.SETTINGS).write_text(json.dumps(noted | later))
+        downstream.check_settings([job], "fast")
+    for variable, later in (("MODEL", {"sha256": "1" * 64}), ("CONFIG", {"module": "configs.ssast"}),
+                            ("LAYOUT", {"scene_layout": "bands"})):
+        (job.task / origin.SETTINGS).write_text(json.dumps(noted | later))
+        with pytest.raises(SystemExit, match=f"{variable}: {job.task} was trained on embeddings made with"):
+            downstream.check_settings([job], "fast")
 
 
 def test_processes_are_limited_by_cores_and_memory(monkeypatch):

@@ -124,6 +124,10 @@ def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_task
 
     command("downstream_experiments.sh", "random_published", output, SEEDS="1", GRID=GRID, TASKS="none* sc*")
     assert (output / "todo_audioset/random_published_r1_00/scene/prediction-done.json").exists()
+    shutil.rmtree(output / "audioset")
+    command("extract_features.sh", tasks, output, config, **again | {"LAYOUT": "bands"})
+    done = command("downstream_experiments.sh", "random_published", output, status=1, SEEDS="1", GRID=GRID)
+    assert done.stderr.startswith("LAYOUT: ") and "layout published, and those there now were made" in done.stderr
     for arguments, variables, sentence in (((config, MODULE), {"NAME": "x"}, "one CONFIG only, got 2"),
                                            ((MODULE,), {"TASKS": "drum* x"}, "TASKS: drum* x matches none of scene")):
         assert sentence in command("extract_features.sh", tasks, output, *arguments, status=1, **variables).stderr
