@@ -62,10 +62,11 @@ class RemoteShards(IterableDataset):
         return _Reader(self)
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
-        """A batch of the first good samples in stored order, to look at. Raises ArchiveError where there are none or,
-        strict, where a bad one or a bad shard comes before."""
+        """A batch of the first good samples in stored order, to look at; where they are too few, some come again.
+        Raises ArchiveError where there are none or, strict, where a bad one or a bad shard comes before."""
         few = copy.copy(self)
         few.batch_size, few.shuffle_buffer, few.rank, few.world_size = count, 0, 0, 1
+        few.samples = max(count, self.samples)
         with contextlib.closing(_Reader(few)) as reader:
             return next(reader)[0]
 

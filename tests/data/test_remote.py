@@ -271,6 +271,7 @@ def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(arch
     assert torch.equal(shown["spectrogram"], make(urls).dataset.first(3)["spectrogram"])
     firsts = [zlib.crc32(f"{urls[0]} s0c{i:03d}".encode()) for i in range(3)]
     assert shown["index"].tolist() == firsts
+    assert torch.equal(shown["index"], make(urls, samples=2, batch_size=1).dataset.first(3)["index"])
 
 
 def test_the_first_samples_are_shown_although_the_first_shards_are_bad(archive, tmp_path):
