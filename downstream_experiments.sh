@@ -3,6 +3,7 @@
 #
 #   ./downstream_experiments.sh CONFIG OUTPUT_DIR
 #   SEEDS=2 GRID='{"max_epochs": [50]}' ./downstream_experiments.sh ssam_tiny_200_16x4 out
+#   JOBS=8 ./downstream_experiments.sh ssam_tiny_200_16x4 out         so many side by side
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

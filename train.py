@@ -62,6 +62,9 @@ def train(run: Run, interruption: Interruption) -> None:
             save_in_epoch(run, Place(epoch, steps), monitor)
             break
         monitor.end_epoch(val_loss)
+        if distributed.is_main():
+            save_reconstructions(run, epoch)
+            monitor.image("reconstructions", run.workdir / "reconstructions.png")
         if checkpoint.is_due(epoch, config.num_epochs):
             save_after_epoch(run, epoch, monitor)
     monitor.close()
@@ -177,8 +180,6 @@ def save_after_epoch(run: Run, epoch: int, monitor: Monitor) -> None:
     state = contents(run, monitor)
     if distributed.is_main():
         checkpoint.save_checkpoint(checkpoint.checkpoint_path(run.workdir / "checkpoints", epoch), epoch=epoch, **state)
-        save_reconstructions(run, epoch)
-        monitor.image("reconstructions", run.workdir / "reconstructions.png")
 
 
 def save_reconstructions(run: Run, epoch: int) -> None:
@@ -198,7 +199,8 @@ def start_trackers(run: Run) -> list[Tracker]:
         if run.args.tensorboard:
             trackers.append(TensorBoard(run.workdir, first_step=run.place.epoch * len(run.loader) + run.place.step))
         if not run.args.no_wandb:
-            trackers.append(Wandb(run.config.wandb.project, run.workdir, run.config.to_dict()))
+            trackers.append(Wandb(run.config.wandb.project, run.workdir, run.config.to_dict(),
+                                  goes_on=run.place != Place(0, 0)))
     return trackers
 
 

@@ -17,7 +17,7 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
     add = parser.add_argument
     add("--config", required=True, metavar="MODULE", help="config module, such as configs.ssam_tiny_200_16x4")
     add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; made where missing")
-    add("--data", nargs="+", metavar="DIR",
+    add("--data", nargs="+", action="extend", metavar="DIR",
         help="archive folders (default: data.train_dirs of the config), or addresses of shards such as "
              "http://host/shard-{000000..000099}.tar, with their samples in data.train_samples of the config")
     add("--val-data", metavar="DIR",
@@ -25,7 +25,7 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
     add("--fake_data", action="store_true", help=f"train on {FAKE_SAMPLES} random spectrograms instead of archives")
     add("--strict-data", action="store_true",
         help="stop at the first bad shard or sample (default: skip up to 1%% of them with warnings)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides",
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change entries of the config, such as num_epochs=2 opt.warmup_epochs=0")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one")
     add("--precision", choices=PRECISIONS,
@@ -33,6 +33,9 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
     add("--resume", metavar="PATH",
         help="checkpoint to begin with where the workdir has none, such as a published one; or one of the workdir, to "
              "go back to it (default: the newest of the workdir that can be read)")
+    add("--init", metavar="PATH",
+        help="weights to begin a new run with, such as published ones: a checkpoint, a work folder or a saved model. "
+             "Optimizer and schedule begin anew; once the workdir has checkpoints of its own, they are gone on from")
     add("--checkpoint-minutes", type=at_least(0.0), default=15.0, metavar="MINUTES",
         help="time between two checkpoints in mid-epoch, in DIR/resume; 0: none but at a stop (default: %(default)g)")
     add("--min_lr", type=at_least(0.0), default=0.0,

@@ -22,6 +22,7 @@ import models
 from data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
 from data.remote import RemoteShards, is_remote
 from folder_lock import sole_use
+from hear_api.weights import load_weights
 from train_arguments import FAKE_SAMPLES, PRECISIONS
 from training import checkpoint, distributed, optim, resume
 from training.fake_data import RandomSpectrograms
@@ -104,7 +105,11 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
         torch.set_float32_matmul_precision("high")
     logging.basicConfig(level=logging.INFO if distributed.is_main() else logging.WARNING, stream=sys.stdout,
                         format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if args.init and args.resume:
+        raise ValueError("--init and --resume: begin a new run with weights, or go on with a run")
     workdir = Path(args.workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir {workdir} is a file; name a folder")
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
         held.enter_context(sole_use(workdir))
@@ -152,7 +157,11 @@ def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
     """Raises ValueError where checkpoints in `workdir` were trained by a config that differs in more than FREE_KEYS."""
     if not (workdir / "config.json").exists() or not resume.checkpoints(workdir):
         return
-    theirs = flattened(json.loads((workdir / "config.json").read_text()))
+    try:
+        theirs = flattened(json.loads((workdir / "config.json").read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{workdir / 'config.json'} is damaged ({error}), so it cannot be told whether this run may "
+                         "go on there; remove the file where you are sure") from error
     ours = flattened(json.loads(json.dumps(config.to_dict())))
     if theirs.get("data.train_dirs") != ours["data.train_dirs"]:
         logger.info("%s names other data so far: %s", workdir / "config.json",
@@ -235,13 +244,15 @@ def find_state(named: str | None, workdir: Path) -> tuple[str | Path | None, dic
 
 def load_state(args: argparse.Namespace, config: ConfigDict, workdir: Path, model: nn.Module,
                optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[Place, dict[str, Any] | None]:
-    """Loads the checkpoint to go on from, if there is one; returns the place, and the state of the monitor there."""
+    """Loads the checkpoint to go on from, if there is one, or else the weights to begin with; returns the place, and the state of the monitor there."""
     path, state = find_state(args.resume, workdir)
     found = distributed.gather(str(path))
     if len(set(found)) > 1:
         raise ValueError(f"the processes see different checkpoints in {workdir} ({', '.join(sorted(set(found)))}): it "
                          "must be one folder for all machines")
     if path is None:
+        if args.init:
+            logger.info("the weights begin as those of %s", load_weights(model, args.init))
         return Place(0, 0), None
     if "processes" in state and state["args"]["seed"] != args.seed:
         raise ValueError(f"{path} was trained with --seed {state['args']['seed']}, not {args.seed}")

@@ -19,6 +19,7 @@ from external_sources.origin import check_heads
 # Measured: the kit and its libraries take 0.6 GB; it holds a task's embeddings as memory map, rows and stacked.
 PROCESS_BYTES = 600 * 2**20
 COPIES_OF_EMBEDDINGS = 4
+PROCESSES_PER_GPU = 4     # not measured: each holds a CUDA context of its own
 
 
 class Job(NamedTuple):
@@ -120,7 +121,9 @@ def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list],
     # The longest first, so that none is left alone at the end.
     waiting = sorted(jobs, key=lambda job: (-job.embedding_bytes(), job.seed))
     memory_each = PROCESS_BYTES + COPIES_OF_EMBEDDINGS * waiting[0].embedding_bytes()
-    at_once = min(len(waiting), at_once or machine.processes_that_fit(memory_each))
+    if at_once is None:
+        at_once = min(machine.processes_that_fit(memory_each), PROCESSES_PER_GPU * gpus or len(waiting))
+    at_once = min(len(waiting), at_once)
     threads = max(1, machine.usable_cores() // at_once)
     os.environ["OMP_NUM_THREADS"] = str(threads)                  # for the processes that follow
     context = multiprocessing.get_context("spawn" if gpus else "forkserver")
@@ -166,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
                         "JSON file or JSON whose lists replace those of the published grid (environment: GRID); "
                         "default: %(default)s")
     parser.add_argument("--jobs", type=int, help="runs side by side (environment: JOBS); default: as many as cores and "
-                        "memory bear")
+                        f"memory bear, and at most {PROCESSES_PER_GPU} on each GPU")
     parser.add_argument("--tasks", default="*", metavar="PATTERNS", help="only tasks whose names match, such as "
                         "'drum* guitar*' (environment: TASKS)")
     args = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,14 +54,19 @@ class TensorBoard:
 class Wandb:
     """A wandb run named after `workdir`: online where an account is set up, else offline in `workdir`/wandb.
 
-    `$WANDB_MODE` goes first.
+    `$WANDB_MODE` goes first. A run that goes on online stays the same run there, by its id in `workdir`/wandb-id.
+
+    Args:
+        goes_on: whether training goes on from a checkpoint.
     """
 
-    def __init__(self, project: str, workdir: Path, config: dict[str, Any]):
+    def __init__(self, project: str, workdir: Path, config: dict[str, Any], goes_on: bool = False):
         import wandb  # a second of import time that --no_wandb saves
 
         def start(mode: str) -> Any:
-            return wandb.init(project=project, name=workdir.name, dir=workdir, config=config, mode=mode)
+            same_run = {"id": _run_id(workdir / "wandb-id", goes_on), "resume": "allow", "allow_val_change": True}
+            return wandb.init(project=project, name=workdir.name, dir=workdir, config=config, mode=mode,
+                              **(same_run if mode == "online" else {}))
 
         mode = os.environ.get("WANDB_MODE")
         try:
@@ -84,6 +90,13 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _run_id(path: Path, goes_on: bool) -> str:
+    """The id of the run in a file, which is written anew where a run begins."""
+    if not (goes_on and path.is_file()):
+        path.write_text(secrets.token_hex(8))
+    return path.read_text()
 
 
 class Trackers:

@@ -1,5 +1,6 @@
 """The packages mamba-ssm and causal-conv1d (CUDA kernels of Gu and Dao), where they are installed."""
 import functools
+import logging
 import re
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -7,6 +8,8 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from models.ops.tracing import constant_when_traced
+
+logger = logging.getLogger(__name__)
 
 # Versions whose functions have the signatures used here: from the first, up to but not the second.
 VERSIONS = {"mamba-ssm": ((1, 1), (3,)), "causal-conv1d": ((1, 1), (2,))}
@@ -50,6 +53,13 @@ def _module_or_reason(package: str) -> tuple[ModuleType | None, str | None]:
         found = version(package)
     except PackageNotFoundError:
         return None, f"the package {package} is not installed"
+    loaded, reason = _load(package, found)
+    if reason:  # who installed it wants to know
+        logger.warning("%s; other kernels serve instead", reason)
+    return loaded, reason
+
+
+def _load(package: str, found: str) -> tuple[ModuleType | None, str | None]:
     oldest, too_new = VERSIONS[package]
     if not oldest <= _numbers(found) < too_new:
         return None, (f"{package} {found} is installed, and {'.'.join(map(str, oldest))} up to, but not, "

@@ -10,6 +10,7 @@ import soundfile
 import torch
 from ml_collections import ConfigDict
 
+import configs
 from configs.base import check_config, load_config
 
 NAMES = [f"{model}_{size}_200_16x4" for model in ("ssam", "ssast") for size in ("tiny", "small", "base")]
@@ -36,6 +37,20 @@ def test_published_values(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_poc_is_the_same_module(name):
     assert importlib.import_module(f"configs.poc.{name}") is importlib.import_module(f"configs.{name}")
+
+
+def test_a_broken_config_breaks_no_other_name_in_poc(tmp_path, monkeypatch):
+    (tmp_path / "broken_config.py").write_text("raise RuntimeError('half written')\n")
+    (tmp_path / "own_config.py").write_text("def get_config():\n    return 1\n")
+    monkeypatch.setattr(configs, "__path__", [*configs.__path__, str(tmp_path)])
+    with pytest.raises(RuntimeError, match="half written"):
+        importlib.import_module("configs.poc.broken_config")
+    assert importlib.import_module("configs.poc.own_config").get_config() == 1
+    own = sys.modules["configs.own_config"]
+    assert own is sys.modules["configs.poc.own_config"] and own.__spec__.name == "configs.own_config"
+    assert importlib.reload(own) is own
+    with pytest.raises(ModuleNotFoundError, match="configs.poc.absent"):
+        importlib.import_module("configs.poc.absent")
 
 
 def test_the_free_audio_pair_differs_in_the_model_alone():

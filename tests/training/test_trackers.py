@@ -75,13 +75,17 @@ class TestWandb:
     def test_with_an_account_it_is_online(self, tmp_path, started):
         started.login = lambda prompt: True
         Wandb("project", tmp_path, {"a": 1})
+        run_id = started.init.pop("id")
         assert started.init == {"project": "project", "name": tmp_path.name, "dir": tmp_path, "config": {"a": 1},
-                                "mode": "online"}
+                                "mode": "online", "resume": "allow", "allow_val_change": True}
+        for goes_on in (True, True, False):
+            Wandb("project", tmp_path, {}, goes_on=goes_on)
+            assert (started.init["id"] == run_id) == goes_on
 
     def test_without_a_key_it_is_offline_and_says_where(self, tmp_path, started, caplog):
         with caplog.at_level(logging.INFO, logger="training.trackers"):
             Wandb("project", tmp_path, {})
-        assert started.init["mode"] == "offline"
+        assert started.init["mode"] == "offline" and "id" not in started.init  # wandb cannot go on with it offline
         assert str(tmp_path / "wandb" / "offline-run-1") in caplog.text
 
     @pytest.mark.parametrize("when", ["login", "start"])

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import folder_lock
@@ -170,6 +171,36 @@ def test_resume_takes_the_named_checkpoint(tmp_path, synthetic_archive):
     assert resumed == reference[2:]
 
 
+@pytest.mark.parametrize("form", ["work folder", "weights alone", "saved model"])
+def test_a_run_begins_with_the_weights_of_another_and_goes_on_with_its_own(tmp_path, synthetic_archive, form):
+    run(tmp_path / "a", synthetic_archive, num_epochs=1)
+    weights, source = last_state(tmp_path / "a")["model"], tmp_path / "a"
+    if form == "weights alone":
+        torch.save({"model": weights}, source := tmp_path / "weights.pth")
+    elif form == "saved model":
+        safetensors.torch.save_file(weights, source := tmp_path / "model.safetensors")
+    still = {"opt__learning_rate": 0.0, "num_epochs": 2}
+    assert len(run(tmp_path / "b", synthetic_archive, "--init", str(source), **still)) == 2     # from the first epoch on
+    begun = last_state(tmp_path / "b")["model"]
+    assert begun.keys() == weights.keys() and all(torch.equal(begun[key], weights[key]) for key in weights)
+    learned = run(tmp_path / "c", synthetic_archive, "--init", str(source), num_epochs=1)
+    assert run(tmp_path / "c", synthetic_archive, "--init", str(source), num_epochs=2)[:1] == learned
+
+
+def test_a_picture_is_left_after_every_epoch(tmp_path, synthetic_archive, monkeypatch):
+    titles = []
+    monkeypatch.setattr("training.figures.save_reconstructions", lambda path, clips, title: titles.append(title))
+    run(tmp_path, synthetic_archive, num_epochs=8)
+    assert [title.split(" after ")[1] for title in titles] == [f"{epoch} epoch(s)" for epoch in range(1, 9)]
+
+
+def test_data_and_entries_named_several_times_add_up(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, "--data", str(synthetic_archive), "--set", "opt.weight_decay=0.5", num_epochs=1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["data"]["train_dirs"] == 2 * [str(synthetic_archive)] and config["num_epochs"] == 1
+    assert config["opt"]["weight_decay"] == 0.5
+
+
 def test_the_same_command_with_resume_goes_on_in_the_workdir(tmp_path, synthetic_archive):
     """As after a preemption: a checkpoint from elsewhere, however far it is, only begins a run."""
     run(tmp_path / "a", synthetic_archive, num_epochs=3)
@@ -242,6 +273,16 @@ def test_frequency_first_models_train_on_the_same_archives(tmp_path, synthetic_a
     assert 0.5 < loss < 2
 
 
+def test_a_damaged_config_and_a_file_for_a_folder_are_named(tmp_path, synthetic_archive):
+    run(tmp_path / "run", synthetic_archive, num_epochs=1)
+    (tmp_path / "run" / "config.json").write_text("{\n")
+    with pytest.raises(SystemExit, match=r"^train.py: .*run/config.json is damaged \(Expecting"):
+        run(tmp_path / "run", synthetic_archive, num_epochs=2)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=f"^train.py: --workdir {tmp_path / 'file'} is a file; name a folder$"):
+        run(tmp_path / "file", synthetic_archive, num_epochs=1)
+
+
 def test_fake_data_needs_no_archive(tmp_path):
     (loss,) = run(tmp_path, None, "--bias_decay", num_epochs=1, batch_size=128)
     assert 0.9 < loss < 1.5  # white noise of variance 1 cannot be predicted
@@ -263,6 +304,8 @@ def test_fake_data_needs_no_archive(tmp_path):
     ([], {"data__num_frames": 100}, "data.num_frames is 100, but the model reads 200 frames"),
     ([], {"model__model_args__img_size": (200, 64)}, "has 80 mel bands, but 64 are expected"),
     (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
+    (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume: "),
+    (["--init", "absent"], {}, "no checkpoint-<epoch>.pth or model.safetensors in absent"),
     (["--val-data", "absent"], {}, "no data folder absent, named by --val-data"),
     (["--fake_data"], {}, "--data and --fake_data: name the data or train on random ones"),
     pytest.param(["--device", "cuda"], {}, "--device cuda: PyTorch ", marks=needs_cpu),
