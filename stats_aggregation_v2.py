@@ -54,7 +54,9 @@ def read_results(base_dir: Path) -> pd.DataFrame:
             log.warning("skipped %s: not named <model>_r<pretraining>_<seed>", folder)
             continue
         for task in layout.task_folders(folder):
-            if (task / layout.SCORES).is_file():
+            if not (task / layout.SCORES).is_file():
+                log.warning("%s: no scores yet; left out", task)
+            else:
                 rows.append((*run, task.name, read_score(task / layout.SCORES)))
     if not rows:
         raise ValueError(f"--base_dir: {base_dir} holds no {layout.SCORES}; downstream_experiments.sh makes them")

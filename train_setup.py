@@ -208,7 +208,12 @@ def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module
                                   pin_memory=options["pin_memory"],
                                   worker_init_fn=leave_signals_to_the_trainer), val_loader
     directories = config.data.train_dirs
-    if all(map(is_remote, directories)):
+    if not directories:
+        raise ValueError("no training data: name archive folders with --data, or set data.train_dirs")
+    addresses = [directory for directory in directories if is_remote(directory)]
+    if addresses and len(addresses) < len(directories):
+        raise ValueError(f"--data mixes folders with addresses such as {addresses[0]}; name data of one kind")
+    if addresses:
         return make_remote_loader(directories, samples=sum(config.data.train_samples), **options), val_loader
     for directory in directories:
         if not Path(directory).is_dir():

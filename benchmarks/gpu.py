@@ -19,13 +19,13 @@ from torch import Tensor
 
 import models
 from atomic_files import atomic_write
-from benchmarks.cpu import EXPAND, STATE
 from models.loss import reconstruction_loss
 from models.ops import published_kernels
 from models.ops.selective_scan import chunked, mamba_ssm, triton_scan
 from training import optim
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EXPAND, STATE = 3, 24  # of SSAM
 SCANS = {"pretraining": (256, EXPAND * 192, 251, STATE), "long clip": (1, EXPAND * 192, 22000, STATE)}  # B, D, L, N
 LENGTHS = (251, 1000, 4000, 16000, 22000)
 BATCH = 256
@@ -222,7 +222,6 @@ def run(budget_seconds: float, output: Path, show: Callable[[str], None] = lambd
     import triton
 
     begin, longest = time.perf_counter(), 15.0  # of a row so far; a first guess leaves room for compiling
-    torch.set_float32_matmul_precision("high")  # TF32 in the float32 rows
     copied, exponentials = ceilings()
     report = Report(torch.cuda.get_device_name(), torch.__version__, triton.__version__, copied / 1e9, exponentials)
     for text in head(report):
@@ -272,7 +271,12 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu: there is no CUDA device; benchmarks.cpu measures this machine")
-    run(args.budget_seconds, args.output, show=lambda text: print(text, flush=True))
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # TF32 in the float32 rows
+    try:
+        run(args.budget_seconds, args.output, show=lambda text: print(text, flush=True))
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def free_audio_config(config: ConfigDict) -> ConfigDict:
         data            3,201 clips of free recordings for AudioSet's two million
         num_epochs      10, each one crop of every clip; the paper's 100 epochs are 205 million crops
         batch_size      8 instead of 4 x 256, so that these crops make 4,000 steps
-        learning_rate   of the peak after scaling by batch / 256: 5e-4, near the paper's 6e-4
+        learning_rate   1.6e-2, a peak of 1.6e-2 x 8 / 256 = 5e-4, near the paper's 6e-4
         warmup_epochs   a tenth of the run, as in the paper
         precision       bfloat16: a step takes 1.3 (SSAM) and 1.5 times (SSAST) as long in float32 on a CPU with AVX-512
         scene_layout    true time order: there are no published numbers to match
@@ -148,8 +148,10 @@ def check_config(config: ConfigDict, source: str = "the config") -> ConfigDict:
     value out of range.
     """
     checked = ConfigDict(DEFAULTS, convert_dict=True)
-    arch = config.get("model", {}).get("arch", DEFAULTS["model"]["arch"])
     _merge(checked, config, prefix="", source=source)
+    arch = checked.model.arch
+    if not isinstance(arch, str):
+        raise ValueError(f"{source}: model.arch must be the name of an encoder, got {arch!r}")
     valid = MODEL_ARGS["mamba_ssast" if arch.startswith("mamba_ssast") else "ssast"]
     for key in checked.model.model_args:
         if key not in valid:
@@ -182,12 +184,13 @@ def _merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
                 value = float(value)
             with target.ignore_type():
                 target[key] = value
-        elif name in ("model.model_args", "model.patch_embed_args"):
+        elif name in ("model.model_args", "model.patch_embed_args") and hasattr(value, "keys"):
             target[key] = ConfigDict(value)
         elif hasattr(value, "keys"):
             _merge(target[key], value, name + ".", source)
         else:
-            raise ValueError(f"{source}: {name} must be a section with keys {', '.join(target[key])}, got {value!r}")
+            keys = f" with keys {', '.join(target[key])}" if target[key] else ""
+            raise ValueError(f"{source}: {name} must be a section{keys}, got {value!r}")
 
 
 def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:

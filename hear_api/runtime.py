@@ -130,7 +130,7 @@ class RuntimeSSAST(nn.Module):
             x = stack_units(batch, spectrograms, self.frames_per_step, self._unit_frames).to(device)
             x = x.unsqueeze(1)  # [B, 1, T, M]
             x = x.transpose(-1, -2) if self.model.frequency_first else x
-            with self._autocast():
+            with self.autocast():
                 rows = self.model.forward_features(x, layout, steps=max(unit.steps for unit in batch))
             for unit, row in zip(batch, rows):
                 results[unit.clip][unit.first:unit.first + unit.steps] = row[:unit.steps]
@@ -161,7 +161,8 @@ class RuntimeSSAST(nn.Module):
         if group:
             yield group
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision in which the encoder runs."""
         device = self.model.pos_embed.device.type
         name = self.precision
         if name == "auto":
@@ -175,7 +176,7 @@ def build_model(config: ConfigDict) -> nn.Module:
     if arch not in models.ARCHS:
         raise ValueError(f"unknown arch {arch!r}; choose from {', '.join(models.ARCHS)}")
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it is
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would set those of all GPUs, too
         return models.ARCHS[arch](**config.model.model_args.to_dict())
 
 

@@ -54,7 +54,7 @@ class Mamba(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.backend == "auto" and mamba_inner.why_not(
-                hidden, self.A_log, self.conv1d.weight, self.conv1d.bias) is None:
+                hidden, self.A_log, self.conv1d.weight, self.conv1d.bias, self.out_proj.bias) is None:
             return mamba_inner.mamba_inner(
                 self._project_time_last(hidden), self.conv1d.weight, self.conv1d.bias, self.x_proj.weight,
                 self.dt_proj.weight, self.out_proj.weight, self.out_proj.bias, -torch.exp(self.A_log.float()), self.D,

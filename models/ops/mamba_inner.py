@@ -1,19 +1,23 @@
 """The inside of a Mamba block in one call: the fused function of the package mamba-ssm, where it is installed."""
+import torch
 from torch import Tensor
 
 from models.ops import published_kernels
 from models.ops.selective_scan import mamba_ssm
 
 
-def why_not(hidden: Tensor, A: Tensor, conv_weight: Tensor, conv_bias: Tensor | None) -> str | None:
+def why_not(hidden: Tensor, A: Tensor, conv_weight: Tensor, conv_bias: Tensor | None,
+            out_bias: Tensor | None) -> str | None:
     """The reason why the fused function cannot serve a block's hidden [B, L, D], A [E, N], taps [E, 1, K] and their
-    bias."""
+    bias, and the bias of its output."""
     if reason := mamba_ssm.why_not(hidden, A, conv_weight):
         return reason
     if not 2 <= conv_weight.shape[-1] <= 4:
         return f"the package causal-conv1d has kernels for 2 to 4 taps, not {conv_weight.shape[-1]}"
     if conv_bias is None:
         return "the gradients of causal-conv1d want a bias"
+    if out_bias is not None and torch.is_grad_enabled() and out_bias.requires_grad:
+        return "the package mamba-ssm has no gradient of the output's bias"  # but the sum of all its entries
     return published_kernels.why_not_together()
 
 

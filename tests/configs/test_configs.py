@@ -88,6 +88,9 @@ def test_published_file_with_fewer_keys_is_completed(monkeypatch):
      "with model.arch 'ssast_tiny': nothing reads the key 'model.model_args.rms_norm'"),
     ({"opt": {"lr": 1}}, "'opt.lr'; accepted are clip_grad_value, .* learning_rate, "),
     ({"data": "here"}, "data must be a section"),
+    ({"model": 3}, "model must be a section with keys "),
+    ({"model": {"arch": None}}, "model.arch must be the name of an encoder, got None"),
+    ({"model": {"model_args": 3}}, "model.model_args must be a section"),
 ])
 def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -22,7 +22,8 @@ from tests.conftest import ROOT
 from tests.hear_api.small_config import get_config
 
 LENGTHS = {"a.wav": 16000, "deep/b.flac": 50001, "deep/c.ogg": 33000, "d.mp3": 40000, "e.wav": 4000}
-MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--workers", "1"]
+MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--workers", "1",
+         "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

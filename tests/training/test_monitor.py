@@ -214,6 +214,7 @@ def test_between_epochs_the_state_is_empty(tmp_path):
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_is_waited_for_at_lines_alone(tmp_path):
     watcher = make(tmp_path, steps=4)
     losses = torch.tensor([1.0, math.nan, 2.0, 3.0], device="cuda")

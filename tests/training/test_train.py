@@ -180,7 +180,7 @@ def test_a_run_begins_with_the_weights_of_another_and_goes_on_with_its_own(tmp_p
     elif form == "saved model":
         safetensors.torch.save_file(weights, source := tmp_path / "model.safetensors")
     still = {"opt__learning_rate": 0.0, "num_epochs": 2}
-    assert len(run(tmp_path / "b", synthetic_archive, "--init", str(source), **still)) == 2     # from the first epoch on
+    assert len(run(tmp_path / "b", synthetic_archive, "--init", str(source), **still)) == 2  # both epochs
     begun = last_state(tmp_path / "b")["model"]
     assert begun.keys() == weights.keys() and all(torch.equal(begun[key], weights[key]) for key in weights)
     learned = run(tmp_path / "c", synthetic_archive, "--init", str(source), num_epochs=1)
@@ -306,6 +306,7 @@ def test_fake_data_needs_no_archive(tmp_path):
     (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
     (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume: "),
     (["--init", "absent"], {}, "no checkpoint-<epoch>.pth or model.safetensors in absent"),
+    (["--data", "http://host/a.tar"], {}, "--data mixes folders with addresses such as http://host/a.tar"),
     (["--val-data", "absent"], {}, "no data folder absent, named by --val-data"),
     (["--fake_data"], {}, "--data and --fake_data: name the data or train on random ones"),
     pytest.param(["--device", "cuda"], {}, "--device cuda: PyTorch ", marks=needs_cpu),

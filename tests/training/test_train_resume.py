@@ -30,7 +30,8 @@ def nothing_drawn(monkeypatch):
 
 
 def run(workdir, data, *options, **overrides):
-    train.main(arguments(workdir, data, *options, **({"num_epochs": 3, "batch_size": 4} | overrides)))
+    train.main(arguments(workdir, data, "--device", "cpu", *options,
+                         **({"num_epochs": 3, "batch_size": 4} | overrides)))
     return losses(workdir)
 
 

@@ -178,7 +178,7 @@ def backward(dy_ptr, d_carry_ptr, starts_ptr, scratch_ptr, u_ptr, delta_ptr, A_p
                     if i == 0:
                         decay, decayed = decays[j], decayeds[j]
                     else:
-                        between = load_row(B_ptr, row - 1, j, WIDTH, PARTS)
+                        between = load_row(B_ptr, tl.maximum(row - 1, 0), j, WIDTH, PARTS)  # row 0 where L is 1
                         decay = tl.exp2(step[:, None] * A[j])
                         decayed = decay * (decayeds[j] + (steps[0] * us[0])[:, None] * between[None, :])
                     B = load_row(B_ptr, row, j, WIDTH, PARTS)[None, :]

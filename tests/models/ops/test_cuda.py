@@ -120,7 +120,8 @@ class TestModel:
     def test_the_fused_block_equals_its_parts(self):
         model = small_model().cuda()
         mixer, hidden = model.blocks[0].mixer, torch.randn(2, 30, 64, device="cuda")
-        if reason := mamba_inner.why_not(hidden, mixer.A_log, mixer.conv1d.weight, mixer.conv1d.bias):
+        if reason := mamba_inner.why_not(hidden, mixer.A_log, mixer.conv1d.weight, mixer.conv1d.bias,
+                                             mixer.out_proj.bias):
             pytest.skip(reason)
         results = []
         for backend in ("auto", "triton"):

@@ -97,6 +97,19 @@ def test_nan_is_not_lost(name):
     assert name == "A" or y[..., :-1].isfinite().all()
 
 
+def test_one_step_reads_nothing_before_its_inputs(monkeypatch):
+    """Where the walk back looks at pairs of steps, the first of a single one is not there."""
+    pad = torch.nn.functional.pad
+
+    def pad_after_nan(t, rest):
+        t = pad(t, rest)
+        return torch.cat([t.new_full((64,), torch.nan), t.flatten()])[64:].view_as(t)
+
+    monkeypatch.setattr(torch.nn.functional, "pad", pad_after_nan)
+    found = outputs_and_gradients(triton_scan, make_inputs(1, 3, 1, 4), device=DEVICE)
+    assert all(tensor.isfinite().all() for tensor in found.values())
+
+
 def test_no_time_and_no_batch():
     for batch, length in ((1, 0), (0, 5)):
         inputs = {key: t.to(DEVICE).requires_grad_() for key, t in make_inputs(batch, 3, length, 2).items()}
