@@ -76,11 +76,31 @@ def read_manifest(directory: Path) -> dict | None:
     raise ArchiveError(f"{path} is not a manifest written by data.prepare")
 
 
+def unfinished(directory: Path) -> bool:
+    """Whether data.prepare still has shards of this folder to make."""
+    return (directory / UNFINISHED_NAME).exists() and not (directory / MANIFEST_NAME).exists()
+
+
+def expected_shards(directory: Path) -> dict[Path, int | None]:
+    """The shards of an archive folder in order, each with the number of its samples, None where nothing tells it.
+
+    A folder with a manifest has the shards it lists, even those that are lost; any other has all its `*.tar` files.
+
+    Raises:
+        ArchiveError: no shard, or a damaged manifest.
+    """
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        return {directory / entry["name"]: entry["samples"] for entry in manifest["shards"]}
+    expected = dict.fromkeys(sorted(directory.glob("*.tar")))
+    if not expected:
+        raise ArchiveError(f"no shards (*.tar) in {directory}; data.prepare makes them from audio files")
+    return expected
+
+
 def shard_indices(directory: str | Path,
                   on_fault: Callable[[Path, str, int], None] | None = None) -> list[tuple[Path, ShardIndex]]:
     """The shards of an archive folder in order, each with its index.
-
-    A folder with a manifest has the shards it lists; any other has all its `*.tar` files.
 
     Args:
         on_fault: called for each shard that is missing, damaged or at odds with the manifest, with its path, what is
@@ -90,16 +110,9 @@ def shard_indices(directory: str | Path,
         ArchiveError: no shard, or no `on_fault` for a bad one.
     """
     directory = Path(directory)
-    manifest = read_manifest(directory)
-    if manifest is None:
-        expected = dict.fromkeys(sorted(directory.glob("*.tar")))
-        if not expected:
-            raise ArchiveError(f"no shards (*.tar) in {directory}; data.prepare makes them from audio files")
-        if (directory / UNFINISHED_NAME).exists():
-            logger.warning("%s is not complete: the same data.prepare command goes on with it", directory)
-    else:
-        expected = {directory / entry["name"]: entry["samples"] for entry in manifest["shards"]}
-    shards = []
+    expected, shards = expected_shards(directory), []
+    if unfinished(directory):
+        logger.warning("%s is not complete: the same data.prepare command goes on with it", directory)
     for path, count in expected.items():
         problems = []
         index = read_index(path, problems.append)

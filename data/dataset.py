@@ -1,5 +1,7 @@
 """Random access to the samples of archives: one fixed crop, and where asked one mask, for each sample and epoch."""
 
+import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +18,15 @@ from data.shard_files import ShardFiles
 from data.shard_index import ShardIndex, index_from_headers, saved_index
 
 MAX_SUBSTITUTES = 20
+MANY_WITHOUT_INDEX = 20_000       # their headers take seconds at every start of every process
 STAND_IN = 1                      # sets the generator of substitutes apart from that of crop and mask
 
 # What is kept of a sample: 21 bytes. Either its plain values begin at `offset`, then `extent` is the number of frames
 # and `value_bytes` their width; or a member of `extent` bytes does, which has to be read whole, and `value_bytes` is 0.
 RECORD = np.dtype([("offset", "<i8"), ("extent", "<u4"), ("mean", "<f4"), ("std", "<f4"), ("value_bytes", "u1")])
 VALUE_TYPES = {size: np.dtype(f"<f{size}") for size in (2, 4, 8)}
+
+logger = logging.getLogger(__name__)
 
 
 class LogMelDataset(Dataset):
@@ -46,11 +51,16 @@ class LogMelDataset(Dataset):
                  draw_mask: DrawMask | None = None, strict: bool = False):
         self.num_frames, self.n_mels, self.seed, self.draw_mask = num_frames, n_mels, seed, draw_mask
         self.strict = strict
-        faults, self._paths, records = [], [], []
+        faults, self._paths, records, without_index = [], [], [], 0
         for directory in directories:
             for path, index in shard_indices(directory, None if strict else lambda *fault: faults.append(fault)):
                 self._paths.append(path)
                 records.append(self._records(index))
+                without_index += int((index.places["frames"] == 0).sum())
+        if without_index > MANY_WITHOUT_INDEX:
+            logger.info("%d samples have no index, so each start reads all their tar headers, and each crop its whole "
+                        "clip; python -m data.index %s, run once, spares both", without_index,
+                        shlex.join(map(str, directories)))
         lengths = [len(shard) for shard in records]
         at_start = Faults(sum(lengths) + sum(lost for _, _, lost in faults))
         for path, problem, lost in faults:

@@ -66,8 +66,10 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> "Share":
-        """As torchrun or SLURM say; alone where neither does. Raises PrepareError for values that cannot be."""
-        for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        """As torchrun or srun say; alone where neither does. Raises PrepareError for values that cannot be."""
+        # SLURM_NTASKS is what a job asks for: the shell of a batch script, one process with SLURM_PROCID=0, has it too.
+        # SLURM_STEP_NUM_TASKS counts the processes that srun has started, and only srun sets it.
+        for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
             if rank in os.environ and world_size in os.environ:
                 try:
                     share = cls(int(os.environ[rank]), int(os.environ[world_size]))

@@ -1,8 +1,8 @@
 """Where the samples of a shard lie, and what a crop of one needs to be normalised.
 
-`<shard>.index.npz` beside a shard of ours tells of each sample where its members are, where the plain values of its
-spectrogram begin, and their mean and deviation; so a crop is read in place, and no more than the crop. Of shards that
-have no such file the tar headers tell where the members are, and no more.
+`<shard>.index.npz` beside a shard tells of each sample where its members are, where the plain values of its spectrogram
+begin, and their mean and deviation; so a crop is read in place, and no more than the crop. `data.prepare` writes it for
+shards of ours and `data.index` for others. Without it the tar headers tell where the members are, and no more.
 """
 
 import dataclasses
@@ -50,15 +50,35 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
-def save_index(shard: Path) -> None:
-    """Read a shard that has just been written, and write its index beside it."""
-    index = index_from_headers(shard)
-    with open(shard, "rb") as file:
-        for place in index.places:
-            file.seek(place["data_offset"])
-            _describe_values(place, file.read(place["data_size"]))
+def save_index(shard: Path, report: Callable[[str], None] = refuse,
+               before_sample: Callable[[], None] = lambda: None) -> ShardIndex | None:
+    """Read a whole shard, and write its index beside it.
+
+    Args:
+        report: called with each problem, in words; by default it raises ArchiveError. Where it returns, a sample that
+            cannot be decoded stands in the index as the headers have it, so that whoever reads it meets the problem.
+        before_sample: called before each sample is read; what it raises ends the work without an index.
+
+    Returns:
+        what was written; None, and no index, for a shard with damaged headers, since the index would hide the damage.
+    """
+    damage: list[str] = []
+    index = index_from_headers(shard, damage.append)
+    if damage:
+        for problem in damage:
+            report(problem)
+        return None
+    with open(shard, "rb") as file, np.errstate(over="ignore", invalid="ignore"):      # values too large, or NaN
+        for key, place in zip(index.keys, index.places):
+            before_sample()
+            try:
+                file.seek(place["data_offset"])
+                _describe_values(place, file.read(place["data_size"]))
+            except (OSError, ValueError) as error:
+                report(f"{shard}, sample {key.decode(errors='replace')}: {error}")
     with atomic_write(index_path(shard)) as file:
         np.savez(file, shard_bytes=shard.stat().st_size, keys=index.keys, places=index.places)
+    return index
 
 
 def _describe_values(place: np.void, member: bytes) -> None:
@@ -68,7 +88,7 @@ def _describe_values(place: np.void, member: bytes) -> None:
     place["mean"], place["std"] = clip_statistics(spectrogram)
     # Both .npy and pickles hold the values as they are (except the oldest pickles, which quote them).
     start = member.find(spectrogram.astype(spectrogram.dtype.newbyteorder("<")).tobytes())
-    if start >= 0:
+    if start >= 0 and np.isfinite(place["std"]):      # NaN and Inf are better told of by who reads the whole clip
         place["values_offset"] = place["data_offset"] + start
 
 
@@ -92,15 +112,21 @@ def saved_index(shard: Path) -> tuple[int, ShardIndex] | None:
         raise ArchiveError(f"{path} is damaged ({error}); without this file the shard itself is read") from error
 
 
+def fitting_index(shard: Path) -> ShardIndex | None:
+    """The saved index of a shard where it fits the shard's size, else None. Raises ArchiveError where it is damaged."""
+    saved = saved_index(shard)
+    return saved[1] if saved is not None and shard.exists() and saved[0] == shard.stat().st_size else None
+
+
 def read_index(shard: Path, report: Callable[[str], None] = refuse) -> ShardIndex:
     """The saved index of a shard where it fits the shard's size, else one made from the tar headers.
 
     `report` is called with each problem, in words; by default it raises ArchiveError.
     """
     try:
-        saved = saved_index(shard)
-        if saved is not None and shard.exists() and saved[0] == shard.stat().st_size:
-            return saved[1]
+        index = fitting_index(shard)
+        if index is not None:
+            return index
     except ArchiveError as error:
         report(str(error))
     return index_from_headers(shard, report)

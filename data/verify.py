@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from atomic_files import sha256
-from data.archives import MANIFEST_NAME, UNFINISHED_NAME, read_manifest, read_sample
+from data.archives import MANIFEST_NAME, read_manifest, read_sample, unfinished
 from data.features import N_MELS, clip_statistics
 from data.samples import ArchiveError
 from data.shard_files import ShardFiles
@@ -36,7 +36,7 @@ def verify_archive(directory: str | Path, n_mels: int = N_MELS) -> Iterator[tupl
         paths = sorted(directory.glob("*.tar"))
         if not paths:
             raise ArchiveError(f"no shards (*.tar) in {directory}")
-        if (directory / UNFINISHED_NAME).exists():
+        if unfinished(directory):
             raise ArchiveError(f"{directory} is not complete: the same data.prepare command goes on with it")
         for path in paths:
             yield path, *verify_shard(path, n_mels)

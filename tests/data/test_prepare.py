@@ -118,12 +118,17 @@ def test_several_processes_share_the_work_and_the_last_one_merges(tree, tmp_path
     assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 3)) == manifest
 
 
-def test_the_share_of_a_process_comes_from_torchrun_or_slurm(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+def test_the_share_of_a_process_comes_from_torchrun_or_srun(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     assert Share.from_environment() == Share(0, 1)
-    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert Share.from_environment() == Share(0, 1)      # a batch script, which has not called srun
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert Share.from_environment() == Share(0, 1)      # srun --ntasks=1
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert Share.from_environment() == Share(3, 4)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
