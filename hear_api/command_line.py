@@ -30,7 +30,7 @@ def load_runtime(config_name: str | None, weights: str | None, precision: str = 
     else:
         config_name = config_name or DEFAULT_CONFIG
         module = config_name if "." in config_name else f"configs.{config_name}"
-        config = importlib.import_module("configs.base").load_config(module)  # no weights are missed for a mistyped name
+        config = importlib.import_module("configs.base").load_config(module)  # before a mistyped name's weights are missed
         path = weights_file(config_name, weights)
         config, name = as_trained(config, module, path), module.rpartition(".")[2]
     if layout:
