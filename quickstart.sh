@@ -3,7 +3,7 @@
 # makes demo audio, turns it into archives, pretrains SSAM-Tiny briefly, and evaluates it beside plain log-mels.
 #
 #     ./quickstart.sh                demo audio
-#     ./quickstart.sh AUDIO_DIR      pretrains on your wav, flac, ogg or mp3 files (more than a few hours take longer)
+#     ./quickstart.sh AUDIO_DIR      pretrains on your wav, flac, ogg, opus, mp3 or aiff files (many hours take longer)
 #
 # Everything it makes lies in quickstart_output (or $OUT). Started again, it goes on where it stopped.
 set -euo pipefail

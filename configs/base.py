@@ -223,8 +223,9 @@ def hear_functions(module_name: str) -> tuple[Callable, Callable, Callable]:
         from hear_api import RuntimeSSAST
         from hear_api.command_line import as_trained, weights_file
 
+        config = load_config(module_name)
         path = weights_file(module_name, model_file_path or None)
-        return RuntimeSSAST(as_trained(load_config(module_name), module_name, path), path)
+        return RuntimeSSAST(as_trained(config, module_name, path), path)
 
     def get_scene_embeddings(audio, model):
         """One embedding per clip: audio float32 [n_sounds, n_samples] at 16 kHz -> [n_sounds, width]."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,15 +12,16 @@ import numpy as np
 import soundfile
 import soxr
 
+from data.cut_off import cut_off
 from data.features import MIN_SAMPLES, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc"}
+# Of other recordings: libsndfile cannot read them, or not all of their kind, or takes a part of one for the whole.
+OTHER_SUFFIXES = {".3gp", ".aac", ".amr", ".ape", ".au", ".avi", ".caf", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2",
+                  ".mp4", ".sph", ".w64", ".webm", ".wma", ".wmv", ".wv"}
 BLOCK_SECONDS = 10
-# What libsndfile notes about the data of a wav file that is shorter than its header says.
-WAV_BYTES = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-WAV_BYTES_UNKNOWN = 0x7FFFF000  # programs that write to a pipe put this much or more for a length that they do not know
 
 
 class AudioError(ValueError):
@@ -29,8 +29,9 @@ class AudioError(ValueError):
 
 
 def find_audio(directory: str | Path) -> list[Path]:
-    """All wav, flac, ogg, oga and mp3 files below a folder (any letter case), sorted by path. Links are followed, and
-    folders that cannot be read are passed over with a warning.
+    """All wav, flac, ogg, opus, mp3 and aiff files below a folder (AUDIO_SUFFIXES, any letter case), sorted by path.
+    Links are followed. Folders that cannot be read are passed over with a warning, and so are recordings of other
+    formats (OTHER_SUFFIXES), with one for all of them.
 
     Raises:
         AudioError: the folder does not exist, or holds no such file.
@@ -38,10 +39,17 @@ def find_audio(directory: str | Path) -> list[Path]:
     directory = Path(directory)
     if not directory.is_dir():
         raise AudioError(f"{directory} is not a folder of audio files")
-    files = sorted(path for path in _files_below(directory)
-                   if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    found = sorted(path for path in _files_below(directory)
+                   if path.suffix.lower() in AUDIO_SUFFIXES | OTHER_SUFFIXES and path.is_file())
+    files = [path for path in found if path.suffix.lower() in AUDIO_SUFFIXES]
+    others = [path for path in found if path.suffix.lower() in OTHER_SUFFIXES]
+    note = f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"
+    if others:
+        note = f"recordings of other formats: {len(others)}, the first is {printable(others[0])}; {note}"
     if not files:
-        raise AudioError(f"no audio found below {directory} (accepted: {' '.join(sorted(AUDIO_SUFFIXES))})")
+        raise AudioError(f"no audio found below {directory} ({note})")
+    if others:
+        logger.warning("passed over %s", note)
     return files
 
 
@@ -93,7 +101,7 @@ def stream_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Iterator[n
         with _open(path) as file:
             if file.frames == 0:
                 raise AudioError(f"{path}: holds no samples")
-            if reason := _cut_off(file):
+            if reason := cut_off(file, path):
                 raise AudioError(f"{path}: cut off, {reason}")
             if file.channels > 2:
                 logger.warning("%s: its %d channels are mixed into one", path, file.channels)
@@ -149,19 +157,6 @@ class _PipedFile(soundfile.SoundFile):
                 pass  # the reader has enough
             except OSError as error:
                 self.error = error
-
-
-def _cut_off(file: soundfile.SoundFile) -> str | None:
-    """How a file shows that its end is missing, where reading it would not."""
-    notes = file.extra_info
-    if found := WAV_BYTES.search(notes):
-        promised, there = map(int, found.groups())
-        if there < promised < WAV_BYTES_UNKNOWN:
-            return f"{there} of {promised} bytes of samples are there"
-    # Some complete files lack the mark of the end; only a torn page leaves a rest after the last whole one.
-    if "Last page lacks an end-of-stream bit" in notes and "Junk after the last page" in notes:
-        return "its last page is torn"
-    return None
 
 
 def _mono_blocks(file: soundfile.SoundFile, path: str | Path) -> Iterator[np.ndarray]:

@@ -33,7 +33,7 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
     """Make an archive (see the module) with a progress bar on stderr.
 
     Args:
-        audio_dir: folder of wav, flac, ogg and mp3 files, of any depth, or a HEAR task.
+        audio_dir: folder of wav, flac, ogg, opus, mp3 and aiff files, of any depth, or a HEAR task.
         out_dir: folder for the shards; made where it does not exist.
         labels_csv, classes_csv: tables of labels and of their order (see `data.labels.find_labelled`).
         workers: number of processes; the result is the same for any.
@@ -99,7 +99,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("audio_dir", metavar="AUDIO_DIR", type=Path, help="folder of wav, flac, ogg, mp3, any depth; or a HEAR task")
+    add("audio_dir", metavar="AUDIO_DIR", type=Path,
+        help="folder of wav, flac, ogg, opus, mp3, aiff, any depth; or a HEAR task")
     add("out_dir", metavar="OUT_DIR", type=Path, help="folder for the shards and manifest.json")
     add("--labels", metavar="CSV", type=Path,
         help="table with the columns file,label (several labels of a file between , or ; in quotes), or as AudioSet, "

@@ -39,11 +39,12 @@ def find_origin(module: str, model: str | None, scene_layout: str | None) -> Ori
         SystemExit: a config of this project is faulty. Weights that are absent are left to `load_model` to complain of.
     """
     own = importlib.import_module(module).load_model.__module__ == hear_functions.__module__
-    if own and not scene_layout:
+    if own:
         try:
-            scene_layout = load_config(module).scene_layout
+            config = load_config(module)
         except ValueError as error:
             raise SystemExit(f"CONFIG: {error}") from None
+        scene_layout = scene_layout or config.scene_layout
     try:
         if own:
             from hear_api.command_line import weights_file     # not needed by other modules, and takes seconds

@@ -24,14 +24,15 @@ def load_runtime(config_name: str | None, weights: str | None, precision: str = 
     load_model() takes. layout: of scene embeddings instead of the config's own.
     ValueError and FileNotFoundError say what is not there.
     """
-    path = weights_file(config_name, weights)
-    if config_name is None and weights and path:
+    if config_name is None and weights and weights != "untrained":
+        path = weights_file(None, weights)
         config, name = config_of(path)
     else:
         config_name = config_name or DEFAULT_CONFIG
         module = config_name if "." in config_name else f"configs.{config_name}"
-        config = as_trained(importlib.import_module("configs.base").load_config(module), module, path)
-        name = module.rpartition(".")[2]
+        config = importlib.import_module("configs.base").load_config(module)  # before a mistyped name's weights are missed
+        path = weights_file(config_name, weights)
+        config, name = as_trained(config, module, path), module.rpartition(".")[2]
     if layout:
         config.scene_layout = layout
     try:

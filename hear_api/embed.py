@@ -17,15 +17,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from atomic_files import remove_partials
+from atomic_files import remove_partials, sha256
 from hear_api.ahead import run_ahead
 from hear_api.bulk import BulkEmbedder
 from hear_api.command_line import add_device_argument, add_weights_arguments, load_runtime, weights_file
-from hear_api.journal import Entry, Journal
+from hear_api.journal import Entry, Journal, check_settings
 from hear_api.pieces import decode, start_worker
 from hear_api.runtime import KINDS, LAYOUTS, PRECISIONS, RuntimeSSAST
 from hear_api.sources import list_audio
-from hear_api.writers import failures_path, read_failures, write_failures, writer_for
+from hear_api.writers import failures_path, read_failures, read_settings, write_failures, writer_for
 from machine import usable_cores
 
 FAILED_STATUS = 3
@@ -61,20 +61,18 @@ def embed(args: argparse.Namespace) -> list[Entry]:
     write = writer_for(args.out)
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers}: at least 1 is needed")
-    folder = args.out.with_name(args.out.name + ".partial")
-    if args.out.exists():
-        if args.resume:
-            shutil.rmtree(folder, ignore_errors=True)  # a kill came just before it was done
-            tqdm.write(f"{args.out} is complete already", file=sys.stderr)
-            return read_failures(args.out)
+    if args.out.exists() and not args.resume:
         raise ValueError(f"{args.out} exists already; remove it or choose another name")
     files = list_audio(args.inputs)
     pool = ProcessPoolExecutor(args.workers, initializer=start_worker)
     pool.submit(int).result()  # the workers start from a process whose threads have not begun to work
     try:
         runtime, model = load_runtime(args.config, args.weights, args.precision, args.layout, args.device)
-        layout = runtime.scene_layout if args.kind == "scene" else "bands"
-        journal = Journal(folder, _settings(args, files, model, layout), runtime.scene_embedding_size, args.resume)
+        settings = _settings(args, files, runtime, model)
+        folder = args.out.with_name(args.out.name + ".partial")
+        if args.out.exists() and args.resume:
+            return _complete_already(args.out, settings, folder)
+        journal = Journal(folder, settings, runtime.scene_embedding_size, args.resume)
         try:
             if args.out.exists():
                 journal.remove()
@@ -84,7 +82,7 @@ def embed(args: argparse.Namespace) -> list[Entry]:
             step = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
             failed = [entry for entry in journal.entries if entry.error]
             write_failures(args.out, failed)
-            write(args.out, journal, step, model, layout)
+            write(args.out, journal, step, settings)
             journal.remove()
         finally:
             journal.close()
@@ -93,14 +91,24 @@ def embed(args: argparse.Namespace) -> list[Entry]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _settings(args: argparse.Namespace, files: list[Path], model: str, layout: str) -> dict:
-    """What the result follows from."""
+def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST, model: str) -> dict:
+    """What the result follows from, the same in every copy of the project: weights are known by their bytes, not by
+    where and since when they lie there."""
     listed = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
     path = weights_file(args.config, args.weights)
-    state = path and path.stat()
-    return {"model": model, "weights file": state and [state.st_size, state.st_mtime_ns], "kind": args.kind,
-            "layout": layout, "precision": args.precision, "device": args.device,
+    return {"model": model, "weights file": path and f"SHA-256 {sha256(path)[:16]}", "kind": args.kind,
+            "layout": runtime.scene_layout if args.kind == "scene" else "bands",
+            "precision": runtime.working_precision, "device": args.device,
             "list of files": f"{len(files)} files, {listed[:16]}"}
+
+
+def _complete_already(out: Path, settings: dict, folder: Path) -> list[Entry]:
+    """The files that failed when `out` was made. ValueError where it follows from other settings."""
+    if before := read_settings(out):
+        check_settings(f"{out} was made", before, settings)
+    shutil.rmtree(folder, ignore_errors=True)  # a kill came just before it was done
+    tqdm.write(f"{out} is complete already", file=sys.stderr)
+    return read_failures(out)
 
 
 def _run(args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor, runtime: RuntimeSSAST,

@@ -19,6 +19,14 @@ class JournalError(ValueError):
     """A run that cannot be begun or taken up as asked; the message says what to do."""
 
 
+def check_settings(what: str, before: dict, now: dict) -> None:
+    """JournalError that names the first of the settings which was another one for `what`, such as "x was begun"."""
+    if changed := [key for key in now if now[key] != before.get(key)]:
+        key = changed[0]
+        raise JournalError(f"{what} with another {key} ({before.get(key)!r}, now {now[key]!r}); remove it to begin "
+                           "anew, or choose another name")
+
+
 @dataclass(frozen=True)
 class Entry:
     """One input file: the rows that it gave, or why it gave none."""
@@ -98,11 +106,7 @@ class Journal:
         if path.exists() and not resume:
             raise JournalError(f"{self.folder} holds an interrupted run: continue it with --resume, or remove it")
         if path.exists():
-            before = json.loads(path.read_text())
-            if changed := [key for key in settings if settings[key] != before.get(key)]:
-                key = changed[0]
-                raise JournalError(f"{self.folder} was begun with another {key} ({before.get(key)!r}, now "
-                                   f"{settings[key]!r}); remove it to begin anew")
+            check_settings(f"{self.folder} was begun", json.loads(path.read_text()), settings)
         else:
             with atomic_write(path) as file:
                 file.write(json.dumps(settings).encode())

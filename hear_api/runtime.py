@@ -64,6 +64,12 @@ class RuntimeSSAST(nn.Module):
         self.frames_per_step = self._unit_frames // self.steps_per_unit
         self.step_ms = self.frames_per_step * HOP_LENGTH / SAMPLE_RATE * 1000
 
+    @property
+    def working_precision(self) -> str:
+        """`precision`, where "auto" is what it means on the module's device."""
+        on_cuda = self.model.pos_embed.device.type == "cuda"
+        return ("float16" if on_cuda else "float32") if self.precision == "auto" else self.precision
+
     def get_scene_embeddings(self, audio: Tensor) -> Tensor:
         """One embedding per clip: the mean over time of its features in the config's `scene_layout`.
 
@@ -163,10 +169,7 @@ class RuntimeSSAST(nn.Module):
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision in which the encoder runs."""
-        device = self.model.pos_embed.device.type
-        name = self.precision
-        if name == "auto":
-            name = "float16" if device == "cuda" else "float32"
+        device, name = self.model.pos_embed.device.type, self.working_precision
         return torch.autocast(device, PRECISIONS[name]) if name != "float32" else contextlib.nullcontext()
 
 

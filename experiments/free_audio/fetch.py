@@ -15,8 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.audio import AUDIO_SUFFIXES
 from experiments.free_audio.packages import read_packages
+
+SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3"}  # those that the clips of the shipped weights were chosen among
 
 
 def fetch(name: str, out: Path) -> None:
@@ -30,7 +31,7 @@ def fetch(name: str, out: Path) -> None:
         _run(["dpkg-deb", "--extract", next(temporary.glob("*.deb")).name, "all"], temporary)
         for file in (temporary / "all").rglob("*"):
             if file.is_file() and not file.is_symlink() and (
-                    file.suffix.lower() in AUDIO_SUFFIXES or file.name == "copyright"):
+                    file.suffix.lower() in SUFFIXES or file.name == "copyright"):
                 kept = temporary / "kept" / file.relative_to(temporary / "all")
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(file, kept)

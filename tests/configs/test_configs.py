@@ -126,6 +126,9 @@ def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):
     monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="has no folder .*ssam_tiny_200_16x4_4x256_fp16_r1"):
         module.load_model()
+    monkeypatch.setattr(module, "get_config", lambda: ConfigDict({"batch_sise": 1}))
+    with pytest.raises(ValueError, match="did you mean 'batch_size'"):  # before any weights are missed
+        module.load_model()
 
 
 def test_weights_that_came_with_the_project_serve_where_no_others_are_named(monkeypatch, tmp_path):

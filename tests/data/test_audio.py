@@ -9,7 +9,13 @@ import pytest
 import soundfile
 import soxr
 
-from data.audio import AudioError, find_audio, load_audio, stream_audio
+from data.audio import AUDIO_SUFFIXES, OTHER_SUFFIXES, AudioError, find_audio, load_audio, stream_audio
+
+# How soundfile writes each of the accepted suffixes, and by how much a codec may change two sines.
+FORMATS = {"wav": ({}, 1e-3), "flac": ({}, 1e-3), "ogg": ({}, 0.05), "mp3": ({}, 0.07),
+           "oga": ({"format": "OGG", "subtype": "VORBIS"}, 0.05), "opus": ({"format": "OGG", "subtype": "OPUS"}, 0.2),
+           "aiff": ({}, 1e-3), "aif": ({"format": "AIFF", "subtype": "PCM_24"}, 1e-3),
+           "aifc": ({"format": "AIFF", "subtype": "FLOAT"}, 1e-3)}
 
 
 def sines(rate: int, seconds: float = 3.0) -> np.ndarray:
@@ -24,11 +30,17 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return np.linalg.norm((found - expected)[middle]) / np.linalg.norm(expected[middle])
 
 
-@pytest.mark.parametrize("suffix, tolerance", [("wav", 1e-3), ("flac", 1e-3), ("ogg", 0.05), ("mp3", 0.07)])
+def test_every_accepted_format_is_tested():
+    assert AUDIO_SUFFIXES == {f".{suffix}" for suffix in FORMATS} and not AUDIO_SUFFIXES & OTHER_SUFFIXES
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
-def test_every_format_and_rate_gives_the_same_sound(tmp_path, suffix, tolerance, rate):
-    path = tmp_path / f"sound.{suffix}"
-    soundfile.write(path, sines(rate), rate)
+def test_every_format_and_rate_gives_the_same_sound(tmp_path, suffix, rate):
+    path, (options, tolerance) = tmp_path / f"sound.{suffix}", FORMATS[suffix]
+    if (suffix, rate) == ("opus", 44100):
+        rate = 48000  # Opus has no 44.1 kHz
+    soundfile.write(path, sines(rate), rate, **options)
     audio = load_audio(path)
     assert audio.dtype == np.float32 and audio.shape == (48000,)
     assert relative_error(audio, sines(16000)) < tolerance
@@ -89,22 +101,35 @@ def test_bad_files_are_named_with_the_reason(tmp_path, kind, reason):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_a_cut_off_file_is_an_error_not_a_shorter_clip(tmp_path, suffix):
     path = tmp_path / f"cut.{suffix}"
-    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 160000), 16000)
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    with pytest.raises(AudioError, match="cut"):
-        load_audio(path)
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 160000), 16000, **FORMATS[suffix][0])
+    content = path.read_bytes()
+    for size in (len(content) // 2, len(content) - 500, len(content) - 2):
+        path.write_bytes(content[:size])
+        with pytest.raises(AudioError, match="cut"):
+            load_audio(path)
 
 
-@pytest.mark.parametrize("unknown", [0xFFFFFFFF, 0x7FFFF000])
-def test_a_wav_from_a_program_that_did_not_know_its_length_is_whole(tmp_path, unknown):
-    path = tmp_path / "piped.wav"
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+def test_an_ogg_with_something_after_its_end_is_whole(tmp_path, suffix):
+    path = tmp_path / f"tagged.{suffix}"
+    soundfile.write(path, sines(16000), 16000, **FORMATS[suffix][0])
+    path.write_bytes(path.read_bytes() + b"TAG" + bytes(125))
+    assert load_audio(path).shape == (48000,)
+
+
+@pytest.mark.parametrize("suffix, chunk, unknown", [
+    ("wav", b"data", 0xFFFFFFFF), ("wav", b"data", 0x7FFFF000), ("aiff", b"SSND", 0), ("aiff", b"SSND", 0x7EFFFFF8),
+    ("aiff", b"SSND", 0x7F000008)])
+def test_a_file_from_a_program_that_did_not_know_its_length_is_whole(tmp_path, suffix, chunk, unknown):
+    path = tmp_path / f"piped.{suffix}"
     soundfile.write(path, sines(16000), 16000)
     content = path.read_bytes()
-    place = content.index(b"data") + 4
-    path.write_bytes(content[:place] + unknown.to_bytes(4, "little") + content[place + 4:])
+    place = content.index(chunk) + 4
+    size = unknown.to_bytes(4, "little" if suffix == "wav" else "big")
+    path.write_bytes(content[:place] + size + content[place + 4:])
     assert load_audio(path).shape == (48000,)
 
 
@@ -192,12 +217,27 @@ def test_a_name_that_no_file_system_has(tmp_path):
 
 
 def test_find_audio_takes_audio_of_any_depth_and_letter_case(tmp_path):
-    for name in ("b/c/2.WAV", "b/1.flac", "a.Mp3", "b/3.ogg", "notes.txt", "b/4.oga"):
+    for name in ("b/c/2.WAV", "b/1.flac", "a.Mp3", "b/3.ogg", "notes.txt", "b/4.oga", "b/5.Opus", "b/6.AIFF"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.wav").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in find_audio(tmp_path)]
-    assert found == ["a.Mp3", "b/1.flac", "b/3.ogg", "b/4.oga", "b/c/2.WAV"]
+    assert found == ["a.Mp3", "b/1.flac", "b/3.ogg", "b/4.oga", "b/5.Opus", "b/6.AIFF", "b/c/2.WAV"]
+
+
+def test_find_audio_tells_once_of_recordings_that_it_passes_over(tmp_path, caplog):
+    for name in ("a.wav", "b.txt"):
+        (tmp_path / name).touch()
+    assert find_audio(tmp_path) and not caplog.records
+    for name in ("z.mp4", "c.M4A", "d.wma"):
+        (tmp_path / name).touch()
+    assert find_audio(tmp_path) == [tmp_path / "a.wav"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"passed over recordings of other formats: 3, the first is {tmp_path}/c.M4A; "
+        f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(AudioError, match="no audio found below .* formats: 3, the first is .*/c.M4A; accepted: .*flac"):
+        find_audio(tmp_path)
 
 
 def test_find_audio_follows_links_but_not_in_circles(tmp_path):

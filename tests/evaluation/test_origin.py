@@ -110,11 +110,12 @@ def test_other_modules_are_known_by_what_they_are_given(embeddings, tmp_path):
             check_origin(folder, find_origin(BASELINE, other, None))
 
 
-def test_a_faulty_config_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scene_layout", [None, "bands"])
+def test_a_faulty_config_is_named(tmp_path, monkeypatch, scene_layout):
     (tmp_path / "faulty_config.py").write_text(
         "from configs.base import hear_functions, ssam_config\n"
         "def get_config():\n    config = ssam_config('tiny')\n    config.num_epochs = 0\n    return config\n"
         "load_model, *_ = hear_functions(__name__)\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit, match="CONFIG: faulty_config: num_epochs must be"):
-        find_origin("faulty_config", "untrained", None)
+        find_origin("faulty_config", "untrained", scene_layout)

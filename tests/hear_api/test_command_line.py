@@ -74,6 +74,16 @@ def test_without_weights_it_is_the_small_model_that_came_with_the_project():
     assert load_runtime(None, "untrained")[1] == "ssam_tiny_free_audio:untrained"
 
 
+@pytest.mark.parametrize("named, message", [
+    ("ssam_tiny", "no config module 'configs.ssam_tiny'; did you mean 'configs.ssam_tiny_"),
+    ("configs.base", "the module 'configs.base' is not a config")])
+@pytest.mark.parametrize("weights", [None, "nowhere"])
+def test_a_config_that_is_none_is_told_of_before_weights_that_are_none(monkeypatch, named, message, weights):
+    monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
+    with pytest.raises(ValueError, match=message):
+        load_runtime(named, weights)
+
+
 @pytest.mark.parametrize("text, message", [(None, "name the --config of .*checkpoint-0.pth: nothing beside it tells"),
                                            ("{}", "nothing beside it tells"), ("{", "nothing beside it tells"),
                                            ("[1]", "nothing beside it tells"),

@@ -1,5 +1,6 @@
 """The embed command against `RuntimeSSAST.embed`, and its promises: resume, failures, bounded memory."""
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import soundfile
 import torch
@@ -18,6 +20,8 @@ import folder_lock
 from hear_api import RuntimeSSAST, command_line, journal, pieces
 from hear_api.embed import main
 from hear_api.journal import Entry, Journal, JournalError
+from hear_api.pretrained import save_pretrained
+from hear_api.writers import read_settings
 from tests.conftest import ROOT
 from tests.hear_api.small_config import get_config
 
@@ -178,7 +182,68 @@ def test_what_a_kill_in_mid_writing_leaves_is_gone_after_resume(audio, tmp_path,
         leaving.touch()
     main([str(audio), *MODEL, "--out", str(out), "--resume"])
     assert list(tmp_path.iterdir()) == [out]
-    assert suffix or len(list(out.iterdir())) == 1 + len(LENGTHS)
+    assert suffix or len(list(out.iterdir())) == 2 + len(LENGTHS)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
+def test_a_complete_result_is_that_of_its_settings_alone(audio, tmp_path, capsys, suffix):
+    out = tmp_path / f"out{suffix}"
+    command = [str(audio / "e.wav"), "--out", str(out), *MODEL, "--device", "cpu"]
+    main(command)
+    assert read_settings(out)["model"] == "small_config:untrained" and read_settings(out)["layout"] == "published"
+    main([*command, "--resume", "--workers", "2", "--precision", "float32"])
+    assert f"{out} is complete already" in capsys.readouterr().err
+    for other, sentence in (
+            (["--kind", "timestamps"], "another kind ('scene', now 'timestamps'); remove it to begin anew, or choose"),
+            ([str(audio / "a.wav")], "another list of files ('1 files, "), (["--layout", "bands"], "another layout"),
+            (["--precision", "bfloat16"], "another precision ('float32', now 'bfloat16')")):
+        with pytest.raises(SystemExit) as exit:
+            main([*other, *command, "--resume"])
+        assert exit.value.code.startswith(f"embed: {out} was made with {sentence}")
+
+
+def test_weights_are_known_by_their_bytes(audio, runtime, tmp_path, capsys):
+    """So that a result is the same in every copy of a project; the files' times are others there."""
+    save_pretrained(runtime, tmp_path / "model")
+    shutil.copytree(tmp_path / "model", tmp_path / "copy" / "model", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy" / "model" / "model.safetensors", (0, 0))
+    other = RuntimeSSAST(get_config(), None)
+    torch.nn.init.normal_(other.model.mask_token)
+    save_pretrained(other, tmp_path / "other" / "model")
+
+    def run(weights, out, *more):
+        main([str(audio / "e.wav"), "--weights", str(tmp_path / weights), "--workers", "1", "--out",
+              str(tmp_path / out), *more])
+
+    run("model", "1.npz")
+    run("copy/model", "2.npz")
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
+    run("copy/model", "1.npz", "--resume")
+    assert "1.npz is complete already" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"1.npz was made with another weights file \('SHA-256 \w{16}', now 'SHA-256 "):
+        run("other/model", "1.npz", "--resume")
+
+
+def test_a_complete_result_of_earlier_versions_passes(audio, tmp_path, capsys):
+    command = [str(audio / "e.wav"), *MODEL, "--out"]
+    for name in ("out.npz", "out.parquet", "out"):
+        main([*command, str(tmp_path / name)])
+    np.savez(tmp_path / "out.npz", **{name: array for name, array in np.load(tmp_path / "out.npz").items()
+                                      if name != "settings"})
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert json.loads(table.schema.metadata[b"settings"]) == json.loads((tmp_path / "out/settings.json").read_text())
+    pyarrow.parquet.write_table(table.replace_schema_metadata(None), tmp_path / "out.parquet")
+    (tmp_path / "out" / "settings.json").unlink()
+    for name in ("out.npz", "out.parquet", "out"):
+        main([*command, str(tmp_path / name), "--kind", "timestamps", "--resume"])
+        assert f"{name} is complete already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.parquet", "out"])
+def test_what_is_no_result_is_not_complete(audio, tmp_path, name):
+    (tmp_path / name).write_bytes(b"theirs") if "." in name else (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit, match=f"embed: .*{name} exists already, and cannot be read as a result of this com"):
+        main([str(audio / "e.wav"), *MODEL, "--out", str(tmp_path / name), "--resume"])
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
