@@ -249,7 +249,9 @@ def find_state(named: str | None, workdir: Path) -> tuple[str | Path | None, dic
 
 def load_state(args: argparse.Namespace, config: ConfigDict, workdir: Path, model: nn.Module,
                optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[Place, dict[str, Any] | None]:
-    """Loads the checkpoint to go on from, if there is one, or else the weights to begin with; returns the place, and the state of the monitor there."""
+    """Loads the checkpoint to go on from, if there is one, or else the weights to begin with.
+
+    Returns the place to go on at, and the state of the monitor there."""
     path, state = find_state(args.resume, workdir)
     found = distributed.gather(str(path))
     if len(set(found)) > 1:

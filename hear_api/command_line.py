@@ -30,7 +30,8 @@ def load_runtime(config_name: str | None, weights: str | None, precision: str = 
     else:
         config_name = config_name or DEFAULT_CONFIG
         module = config_name if "." in config_name else f"configs.{config_name}"
-        config = importlib.import_module("configs.base").load_config(module)  # before a mistyped name's weights are missed
+        # Before the weights, so that a mistyped name is told of and not that its weights are missing.
+        config = importlib.import_module("configs.base").load_config(module)
         path = weights_file(config_name, weights)
         config, name = as_trained(config, module, path), module.rpartition(".")[2]
     if layout:

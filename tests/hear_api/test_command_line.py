@@ -88,7 +88,7 @@ def test_a_config_that_is_none_is_told_of_before_weights_that_are_none(monkeypat
                                            ("{}", "nothing beside it tells"), ("{", "nothing beside it tells"),
                                            ("[1]", "nothing beside it tells"),
                                            ('{"format": "audio-mamba 1", "arch": "x"}', "does not describe a model"),
-                                           ('{"model": {"arch": 3}}', "does not describe a model"),
+                                           ('{"model": {"arch": 3}}', "config.json: model.arch must be the name of an encoder"),
                                            ('{"model": {"arch": "x"}, "depth": 1}', "nothing reads the key 'depth'")])
 def test_weights_that_do_not_tell_need_a_config(workdir, tmp_path, text, message):
     shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
