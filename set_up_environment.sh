@@ -7,12 +7,15 @@ VENV=${VENV:-.venv}
 [ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
 source "$VENV/bin/activate"
 
-_wanted=$(cat "$@" requirements-hear.txt)
-if [ "$_wanted" != "$(cat "$VENV/installed-requirements.txt" 2>/dev/null)" ]; then
+_changed=()  # the files of which the environment holds no copy, made when they were installed
+for _file in "$@" requirements-hear.txt; do
+    cmp --quiet "$_file" "$VENV/installed-$_file" || _changed+=("$_file")
+done
+if [ ${#_changed[@]} -gt 0 ]; then
     echo "installing packages into $VENV"
     pip install --quiet --disable-pip-version-check torch==2.13.0
     pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
     # The metadata of the HEAR kit asks for libraries of 2020; it runs on today's (see external_sources).
     pip install --quiet --disable-pip-version-check --no-deps -r requirements-hear.txt
-    echo "$_wanted" > "$VENV/installed-requirements.txt"
+    for _file in "$@" requirements-hear.txt; do cp "$_file" "$VENV/installed-$_file"; done
 fi

@@ -22,7 +22,8 @@ from atomic_files import atomic_write
 from data.loader import set_epoch
 from data.samples import ArchiveError
 from models.loss import reconstruction_loss
-from train_arguments import PRECISIONS, parse_arguments
+from models.precision import autocast
+from train_arguments import parse_arguments
 from train_setup import Run, set_up
 from training import checkpoint, distributed, figures, optim, resume, validation
 from training.guards import NonFiniteError, StepGuard, update_ratio
@@ -131,7 +132,7 @@ def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interr
 def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The mean loss of a batch by `model`, the run's own or its parallel wrapper."""
     spectrogram, mask = to_model_input(run, batch)
-    with autocast(run):
+    with autocast(run.device, run.args.precision):
         pred, target, mask = model(spectrogram, mask)
         return reconstruction_loss(pred, target, mask, normalise_patches=run.config.opt.norm_pix_loss,
                                    masked_only=run.config.opt.masked_only_loss)
@@ -143,11 +144,6 @@ def to_model_input(run: Run, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
     if run.model.frequency_first:
         spectrogram = spectrogram.mT
     return spectrogram, batch["mask"].to(run.device, non_blocking=True)
-
-
-def autocast(run: Run) -> torch.autocast:
-    dtype = PRECISIONS[run.args.precision]
-    return torch.autocast(run.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def validate(run: Run, interruption: Interruption) -> float | None:
@@ -186,7 +182,7 @@ def save_reconstructions(run: Run, epoch: int) -> None:
     """Writes the picture of the run's fixed clips, with their fixed masks, as the model fills them in now."""
     spectrogram, mask = to_model_input(run, run.fixed_clips)
     run.model.eval()
-    with autocast(run):
+    with autocast(run.device, run.args.precision):
         clips = figures.reconstruct(run.model, spectrogram, mask, run.config.opt.norm_pix_loss)
     figures.save_reconstructions(run.workdir / "reconstructions.png", clips,
                                  title=f"{run.args.config.rsplit('.', 1)[-1]} after {epoch + 1} epoch(s)")

@@ -4,11 +4,9 @@ import argparse
 import math
 from collections.abc import Callable
 
-import torch
-
 from machine import usable_cores
+from models.precision import PRECISIONS
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAKE_SAMPLES = 1024
 
 

@@ -23,7 +23,8 @@ from data.loader import EpochBatches, make_loader, make_remote_loader, make_vali
 from data.remote import RemoteShards, is_remote
 from folder_lock import sole_use
 from hear_api.weights import load_weights
-from train_arguments import FAKE_SAMPLES, PRECISIONS
+from models.precision import PRECISIONS
+from train_arguments import FAKE_SAMPLES
 from training import checkpoint, distributed, optim, resume
 from training.fake_data import RandomSpectrograms
 from training.interruption import leave_signals_to_the_trainer
@@ -116,7 +117,7 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)
-    model = build_model(config).to(device)
+    model = models.build(config.model.arch, config.model.model_args.to_dict()).to(device)
     model.gradient_checkpointing = args.gradient_checkpointing
     if distributed.is_main():
         resume.tidy(workdir)
@@ -170,16 +171,6 @@ def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
                    if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)]
     if differences:
         raise ValueError(f"{workdir} belongs to another config: {'; '.join(differences)}; choose another --workdir")
-
-
-def build_model(config: ConfigDict) -> nn.Module:
-    arch = config.model.arch
-    if arch not in models.ARCHS:
-        raise ValueError(f"model.arch {arch!r} is unknown; choose from {', '.join(models.ARCHS)}")
-    try:
-        return getattr(models, arch)(**config.model.model_args.to_dict())
-    except TypeError as error:
-        raise ValueError(f"model.model_args: {error}") from error
 
 
 def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module,

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from atomic_files import atomic_write
 from data.features import SAMPLE_RATE
 from hear_api.command_line import load_runtime
-from hear_api.runtime import LAYOUTS, RuntimeSSAST
+from hear_api.runtime import RuntimeSSAST
+from models.encoder import LAYOUTS
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT_FRAMES = 200

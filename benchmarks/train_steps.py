@@ -23,10 +23,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import models
 import train
 from benchmarks.measure import peak_mib, resident_mib, without_kernels
-from train_arguments import PRECISIONS
-from train_setup import Run, build_model, load_config, set_up
+from models.precision import autocast
+from train_setup import Run, load_config, set_up
 from training import distributed
 
 WARM_UP_STEPS, LEAST_STEPS = 1, 2
@@ -163,16 +164,16 @@ def measure_plain(setting: Setting) -> Measured:
     """A bare loop: random batches in memory, PyTorch's AdamW as it comes, no loader, log, schedule, guard or check."""
     config, device = load_config(setting.config, setting.overrides), distributed.init("cpu")
     torch.manual_seed(0)
-    model = build_model(config)
+    model = models.build(config.model.arch, config.model.model_args.to_dict())
     if PLAIN_SCANS[setting.step]:
         without_kernels(model, PLAIN_SCANS[setting.step])
     parallel, optimizer = distributed.parallel(model, device), torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    rng, dtype = np.random.default_rng(0), PRECISIONS[setting.precision]
+    rng = np.random.default_rng(0)
     batches = [(torch.randn(setting.batch, 1, *model.img_size),
                 torch.from_numpy(np.stack([model.draw_mask(rng) for _ in range(setting.batch)]))) for _ in range(4)]
     clock, idle_mib = StepClock(setting.seconds), resident_mib()
     for spectrogram, mask in itertools.cycle(batches):
-        with clock.on("forward"), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        with clock.on("forward"), autocast(device, setting.precision):
             pred, target, _ = parallel(spectrogram, mask)
             loss = F.mse_loss(pred.float(), target)
         with clock.on("backward"):

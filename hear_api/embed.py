@@ -23,10 +23,12 @@ from hear_api.bulk import BulkEmbedder
 from hear_api.command_line import add_device_argument, add_weights_arguments, load_runtime, weights_file
 from hear_api.journal import Entry, Journal, check_settings
 from hear_api.pieces import decode, start_worker
-from hear_api.runtime import KINDS, LAYOUTS, PRECISIONS, RuntimeSSAST
+from hear_api.runtime import KINDS, RuntimeSSAST
 from hear_api.sources import list_audio
 from hear_api.writers import failures_path, read_failures, read_settings, write_failures, writer_for
 from machine import usable_cores
+from models.encoder import LAYOUTS
+from models.precision import PRECISIONS
 
 FAILED_STATUS = 3
 FILES_AHEAD = 8  # per worker

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from hear_api.command_line import add_weights_arguments, load_runtime
 from hear_api.pretrained import save_pretrained
-from hear_api.runtime import LAYOUTS, PRECISIONS, RuntimeSSAST
+from hear_api.runtime import RuntimeSSAST
+from models.encoder import LAYOUTS
+from models.precision import PRECISIONS
 
 TOLERANCE = 1e-4  # of the check, at features of order 1
 

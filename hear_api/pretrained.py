@@ -6,8 +6,9 @@ from ml_collections import ConfigDict
 from safetensors.torch import save
 
 from atomic_files import atomic_write
-from hear_api.runtime import PRECISIONS, RuntimeSSAST, check_precision
+from hear_api.runtime import RuntimeSSAST, check_precision
 from hear_api.weights import WEIGHTS_NAME, read_safetensors
+from models.precision import PRECISIONS
 from training.checkpoint import CheckpointError, load_model_state
 
 CONFIG_NAME = "config.json"

@@ -18,10 +18,10 @@ from hear_api.inputs import Clip, as_batch, as_clips, check_sample_rate, load_cl
 from hear_api.units import batch_units, plan_units, stack_units
 from hear_api.weights import load_weights
 from models.encoder import LAYOUTS
+from models.precision import PRECISIONS, autocast
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KINDS = ("scene", "timestamps")
 FRAMES_PER_GROUP = 24_000  # spectrograms that `embed` holds at once: 4 minutes, 8 MB
 READ_AHEAD = 4  # files, by a thread each; an hour of audio is 230 MB
@@ -169,18 +169,14 @@ class RuntimeSSAST(nn.Module):
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision in which the encoder runs."""
-        device, name = self.model.pos_embed.device.type, self.working_precision
-        return torch.autocast(device, PRECISIONS[name]) if name != "float32" else contextlib.nullcontext()
+        return autocast(self.model.pos_embed.device, self.working_precision)
 
 
 def build_model(config: ConfigDict) -> nn.Module:
-    """The untrained encoder of a config, with the same weights each time. ValueError for an unknown arch."""
-    arch = config.model.arch
-    if arch not in models.ARCHS:
-        raise ValueError(f"unknown arch {arch!r}; choose from {', '.join(models.ARCHS)}")
+    """The untrained encoder of a config, with the same weights each time. ValueError for one that cannot be built."""
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it is
         torch.default_generator.manual_seed(0)  # torch.manual_seed would set those of all GPUs, too
-        return models.ARCHS[arch](**config.model.model_args.to_dict())
+        return models.build(config.model.arch, config.model.model_args.to_dict())
 
 
 def _log_mel_by_blocks(audio: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
-"""The encoders, by the arch names that configs use: `getattr(models, config.model.arch)(**config.model.model_args)`.
+"""The encoders, by the arch names that configs use: `models.build(arch, model_args)`.
 
 `mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST. The defaults are those of the two classes: frequency-first
 [B, 1, 80, 200] inputs; the paper's configs choose time-first ones.
 """
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
+
+from torch import nn
 
 from models.ssam import MambaSSAST
 from models.ssast import SSAST
@@ -24,4 +28,15 @@ for _size, (_depth, _width, _heads) in SIZES.items():
     ARCHS[f"ssast_{_size}"] = partial(SSAST, depth=_depth, embed_dim=_width, num_heads=_heads)
 globals().update(ARCHS)
 
-__all__ = ["ARCHS", "SIZES", "SSAST", "MambaSSAST", *ARCHS]
+
+def build(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """An encoder with new weights, drawn from torch's generator. ValueError for an arch or arguments it does not know."""
+    if arch not in ARCHS:
+        raise ValueError(f"model.arch {arch!r} is unknown; choose from {', '.join(ARCHS)}")
+    try:
+        return ARCHS[arch](**model_args)
+    except TypeError as error:
+        raise ValueError(f"model.model_args: {error}") from error
+
+
+__all__ = ["ARCHS", "SIZES", "SSAST", "MambaSSAST", "build", *ARCHS]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+import models
 import train
 import train_arguments
 import train_setup
@@ -166,7 +167,7 @@ def test_the_validation_loss_is_that_of_the_weights_on_fixed_crops_and_masks(tmp
     run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1)
     config = train_setup.load_config("configs.ssast_tiny_200_16x4",
                                      ["model.model_args.depth=1", "model.model_args.embed_dim=48"])
-    model = train_setup.build_model(config)
+    model = models.build(config.model.arch, config.model.model_args.to_dict())
     model.load_state_dict(weights(tmp_path))
     (batch,) = make_validation_loader(synthetic_archive, num_frames=200, batch_size=16, draw_mask=model.draw_mask)
     with torch.no_grad():
@@ -188,7 +189,7 @@ def test_a_published_checkpoint_goes_on_with_each_parameters_own_moments(tmp_pat
     """Its optimizer state is by index, in the order that golden/ has from the published code."""
     order = json.loads((golden / f"{config}_training.json").read_text())
     settings = train_setup.load_config(f"configs.{config}", [])
-    model = train_setup.build_model(settings)
+    model = models.build(settings.model.arch, settings.model.model_args.to_dict())
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     names = order["no_decay"] + order["decay"]
     state = {index: {"step": torch.tensor(7.0), "exp_avg": torch.full(shapes[name], float(index)),
@@ -206,7 +207,7 @@ def test_a_published_checkpoint_goes_on_with_each_parameters_own_moments(tmp_pat
 
     args = train_arguments.parse_arguments("", ["--config", f"configs.{config}", "--workdir", str(tmp_path), "--resume",
                                             str(tmp_path / "checkpoint-41.pth")])
-    fresh = train_setup.build_model(settings)
+    fresh = models.build(settings.model.arch, settings.model.model_args.to_dict())
     optimizer = optim.make_optimizer(fresh, weight_decay=0.05)
     place, _ = train_setup.load_state(args, settings, tmp_path, fresh, optimizer, torch.amp.GradScaler(enabled=False))
     assert place == (42, 0)
