@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
-# From nothing to a results table on a CPU, within 10 minutes on two cores after the downloads: sets up .venv (or $VENV),
-# makes demo audio, turns it into archives, pretrains SSAM-Tiny briefly, and evaluates it beside plain log-mels.
+# From nothing to a results table on a CPU, within 10 minutes on two cores after the downloads: sets up .venv (or
+# $VENV), makes demo audio, turns it into archives, pretrains SSAM-Tiny briefly, and evaluates it beside plain log-mels.
 #
 #     ./quickstart.sh                demo audio
 #     ./quickstart.sh AUDIO_DIR      pretrains on your wav, flac, ogg, opus, mp3 or aiff files (many hours take longer)
 #
-# Everything it makes lies in quickstart_output (or $OUT). Started again, it goes on where it stopped.
+# Everything it makes lies in quickstart_output, quickstart_output_<name of AUDIO_DIR> for your files, or $OUT. Started
+# again, it goes on where it stopped.
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ] || [ $# -gt 1 ]; then
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
     exit $(($# > 1))
 fi
 audio=${1:+$(realpath "$1")}
-out=$(realpath -m "${OUT:-$(dirname "$0")/quickstart_output}")
+out=$(realpath -m "${OUT:-$(dirname "$0")/quickstart_output${audio:+_$(basename "$audio")}}")
 cd "$(dirname "$0")"
 source ./set_up_environment.sh requirements.txt
 SECONDS=0
 step() { printf '\n== %s (%d s)\n' "$1" $SECONDS; }
 
 step "demo audio and a small HEAR task"
-[ -d "$out/tasks" ] || python -m data.synthetic "$out" --minutes 20
+compgen -G "$out/tasks/*/task_metadata.json" >/dev/null || python -m data.synthetic "$out" --minutes 20
 audio=${audio:-$out/audio}
 
 step "log-mel archives of $audio"
@@ -28,7 +29,8 @@ python -m data.prepare "$audio" "$out/archives" --clip-seconds 4
 step "pretraining SSAM-Tiny"
 # About CROPS crops of 2 s in all, at least one pass over the audio; small batches and a high rate, for a short run.
 CROPS=${CROPS:-3000}
-samples=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["samples"])' "$out/archives/manifest.json")
+count='import json, sys; print(json.load(open(sys.argv[1]))["samples"])'
+samples=$(python -c "$count" "$out/archives/manifest.json")
 epochs=$((CROPS / samples > 0 ? CROPS / samples : 1))
 batch=$((samples < 16 ? samples : 16))
 python train.py --config configs.ssam_tiny_200_16x4 --workdir "$out/ssam_tiny" --data "$out/archives" --no_wandb \

@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ArchiveError, FolderInUseError) as error:
         raise SystemExit(f"index: {error}")
     except OSError as error:
-        raise SystemExit(f"index: {error}; once that is mended, the same command goes on")
+        raise SystemExit(f"index: {error}; once its cause is removed, the same command goes on")
     if problems:
         raise SystemExit(f"index: problems found: {problems}; training will meet them and name them as well")
 

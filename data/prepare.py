@@ -52,6 +52,9 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
     if workers < 1:
         raise PrepareError(f"{workers} workers cannot work; at least 1 is needed")
     audio_dir, out_dir = Path(audio_dir), Path(out_dir)
+    for folder in (out_dir, *out_dir.parents):
+        if folder.exists() and not folder.is_dir():
+            raise PrepareError(f"{folder} is a file; name a folder for the archive")
     paths, labels, vocabulary = find_labelled(audio_dir, labels_csv, classes_csv)
     if keep is not None:
         kept = sorted(keep([printable(path.relative_to(audio_dir)) for path in paths]))
@@ -139,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, FolderInUseError) as error:
         raise SystemExit(f"prepare: {error}")
     except OSError as error:
-        raise SystemExit(f"prepare: {error}; once that is mended, the same command goes on with {args.out_dir}")
+        raise SystemExit(f"prepare: {error}; once its cause is removed, the same command goes on with {args.out_dir}")
 
 
 def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, Callable | None]]:

@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from atomic_files import atomic_write
 from data.features import SAMPLE_RATE
 
 CLIP_SECONDS = 10.0
@@ -175,10 +176,12 @@ def write_scene_task(tasks_dir: Path, name: str = "demo_sounds", clips: dict[str
         writer = csv.writer(file)
         writer.writerow(["idx", "label"])
         writer.writerows(enumerate(KINDS))
-    (task / "task_metadata.json").write_text(json.dumps({
+    metadata = {
         "task_name": name, "version": "v1", "mode": "small", "sample_duration": seconds, "splits": list(clips),
         "nlabels": len(KINDS), "evaluation_params": {}, "split_mode": "trainvaltest", "embedding_type": "scene",
-        "prediction_type": "multiclass", "evaluation": ["top1_acc"]}, indent=1))
+        "prediction_type": "multiclass", "evaluation": ["top1_acc"]}
+    with atomic_write(task / "task_metadata.json") as file:  # the last one: a task that has it is complete
+        file.write(json.dumps(metadata, indent=1).encode())
     return task
 
 

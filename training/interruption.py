@@ -78,6 +78,9 @@ def leave_signals_to_the_trainer(worker_id: int) -> None:
 
 
 def _wait_for_the_trainer(trainer: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
+    if hasattr(signal, "sigwaitinfo"):
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+    else:  # macOS does not say who sent a signal: there a SIGTERM to all processes ends the workers as well
+        signal.sigwait({signal.SIGTERM})
     os._exit(0)

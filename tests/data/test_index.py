@@ -173,7 +173,7 @@ def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
     assert_same(batches_of(links), batches_of(archive))
     assert not list(archive.glob("*.npz"))
     index_path(archive / "a.tar").mkdir()               # so that its file cannot be written
-    with pytest.raises(SystemExit, match="index: .*a.index.npz.*; once that is mended, the same command goes on"):
+    with pytest.raises(SystemExit, match="index: .*a.index.npz.*; once its cause is removed, the same command goes on"):
         main([str(archive)])
     assert not list(archive.glob("*.partial"))
     (archive / "unfinished").write_text("{}")

@@ -60,6 +60,14 @@ def contents(directory: Path) -> dict[str, bytes]:
 SMALL = Settings(dtype="float32", clip_seconds=1.0, shard_size=3)
 
 
+@pytest.mark.parametrize("out", ["taken", "taken/archive"])
+def test_a_file_in_the_place_of_the_archive_is_named(tree, tmp_path, out):
+    (tmp_path / "taken").write_text("notes")
+    with pytest.raises(PrepareError, match="taken is a file; name a folder for the archive"):
+        prepare(tree, tmp_path / out)
+    assert (tmp_path / "taken").read_text() == "notes"
+
+
 def test_every_usable_second_is_kept_and_the_rest_is_listed(tree, tmp_path):
     manifest = prepare(tree, tmp_path / "out", workers=2, settings=SMALL)
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -71,9 +71,10 @@ def test_workers_outlive_the_signals_of_a_scheduler(number):
     assert worker.is_alive()
 
 
-def test_workers_end_when_the_trainer_ends_them(tmp_path):
+@pytest.mark.parametrize("system", ["pass", "import signal; del signal.sigwaitinfo"], ids=["Linux", "macOS"])
+def test_workers_end_when_the_trainer_ends_them(system):
     """Python terminates and then waits for the workers that are left at its end."""
-    script = """
+    script = system + """
 from torch.utils.data import DataLoader
 from tests.training.test_interruption import Numbers
 from training.interruption import leave_signals_to_the_trainer
