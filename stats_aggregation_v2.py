@@ -42,12 +42,12 @@ def read_score(path: Path) -> float:
 
 
 def read_results(base_dir: Path) -> pd.DataFrame:
-    """All runs below BASE_DIR: columns exp, ssl_run, run, dataset, scores. Unfinished runs are warned about.
+    """All runs below BASE_DIR: columns exp, ssl_run, run, dataset, scores. One warning counts the unfinished runs.
 
     Raises:
         ValueError: no finished run.
     """
-    rows = []
+    rows, unfinished = [], []
     for folder in sorted(base_dir.iterdir()):
         run = layout.parse_run_name(folder.name)
         if run is None or not folder.is_dir():
@@ -55,11 +55,13 @@ def read_results(base_dir: Path) -> pd.DataFrame:
             continue
         for task in layout.task_folders(folder):
             if not (task / layout.SCORES).is_file():
-                log.warning("%s: no scores yet; left out", task)
+                unfinished.append(f"{folder.name}/{task.name}")
             else:
                 rows.append((*run, task.name, read_score(task / layout.SCORES)))
     if not rows:
         raise ValueError(f"--base_dir: {base_dir} holds no {layout.SCORES}; downstream_experiments.sh makes them")
+    if unfinished:
+        log.warning("left out, no scores yet: %d, the first %s", len(unfinished), unfinished[0])
     return pd.DataFrame(rows, columns=["exp", "ssl_run", "run", "dataset", "scores"])
 
 

@@ -82,7 +82,7 @@ def test_missing_seeds_and_tasks_are_warned_about(base_dir, tmp_path, caplog):
     (base_dir / "configs.ssam_r1_02" / "vox" / "test.predicted-scores.json").unlink()
     with caplog.at_level(logging.WARNING):
         summary = aggregation.summarise(aggregation.read_results(base_dir))
-    assert "configs.ssam_r1_02/vox: no scores yet; left out" in caplog.text
+    assert "left out, no scores yet: 1, the first configs.ssam_r1_02/vox" in caplog.text
     assert "configs.ssam_r1 on vox: no score for the seeds 2" in caplog.text
     assert summary.loc[("configs.ssam_r1", "vox"), "seeds"] == 2
     assert summary.loc[("configs.ssam_r1", "vox"), "interval"] == pytest.approx(interval(VOX["ssam"][:2]))
