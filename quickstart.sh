@@ -12,6 +12,7 @@ if [ "${1:-}" = --help ] || [ "${1:-}" = -h ] || [ $# -gt 1 ]; then
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
     exit $(($# > 1))
 fi
+[ $# = 0 ] || [ -d "$1" ] || { echo "quickstart: $1 is not a folder of audio files" >&2; exit 1; }
 audio=${1:+$(realpath "$1")}
 out=$(realpath -m "${OUT:-$(dirname "$0")/quickstart_output${audio:+_$(basename "$audio")}}")
 cd "$(dirname "$0")"

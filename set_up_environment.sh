@@ -9,7 +9,7 @@ source "$VENV/bin/activate"
 
 _changed=()  # the files of which the environment holds no copy, made when they were installed
 for _file in "$@" requirements-hear.txt; do
-    cmp --quiet "$_file" "$VENV/installed-$_file" || _changed+=("$_file")
+    cmp -s "$_file" "$VENV/installed-$_file" || _changed+=("$_file")
 done
 if [ ${#_changed[@]} -gt 0 ]; then
     echo "installing packages into $VENV"
