@@ -17,12 +17,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from atomic_files import atomic_write
-from external_sources import layout
+from audio_mamba import published_names
+from audio_mamba.external_sources import layout
+from audio_mamba.published_names import hyphenated
+from audio_mamba.system.atomic_files import atomic_write
 
 CONFIDENCE = 0.95
 OVERALL = "s(m)"
 log = logging.getLogger("stats_aggregation")
+
+if __name__ == "stats_aggregation_v2":  # imported from a checkout
+    published_names.share(__name__)
 
 
 def read_score(path: Path) -> float:
@@ -37,8 +42,10 @@ def read_score(path: Path) -> float:
             return float(scores["aggregated_scores"]["test_score_mean"])
         return float(scores["test"]["test_score"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: neither test.test_score nor aggregated_scores.test_score_mean can be read "
-                         f"({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{path}: neither test.test_score nor aggregated_scores.test_score_mean can be read "
+            f"({type(error).__name__}: {error})"
+        ) from None
 
 
 def read_results(base_dir: Path) -> pd.DataFrame:
@@ -59,7 +66,7 @@ def read_results(base_dir: Path) -> pd.DataFrame:
             else:
                 rows.append((*run, task.name, read_score(task / layout.SCORES)))
     if not rows:
-        raise ValueError(f"--base_dir: {base_dir} holds no {layout.SCORES}; downstream_experiments.sh makes them")
+        raise ValueError(f"--base-dir: {base_dir} holds no {layout.SCORES}; downstream_experiments.sh makes them")
     if unfinished:
         log.warning("left out, no scores yet: %d, the first %s", len(unfinished), unfinished[0])
     return pd.DataFrame(rows, columns=["exp", "ssl_run", "run", "dataset", "scores"])
@@ -97,8 +104,7 @@ def overall_scores(means: pd.DataFrame) -> pd.Series:
         out for all, with a warning.
     """
     for task in means.columns[means.isna().any()]:
-        log.warning("%s: left out of %s, because %s lack it", task, OVERALL,
-                    ", ".join(means.index[means[task].isna()]))
+        log.warning("%s: left out of %s, because %s lack it", task, OVERALL, ", ".join(means.index[means[task].isna()]))
     complete = means.dropna(axis="columns")
     spread = complete.max() - complete.min()
     for task in complete.columns[spread == 0]:
@@ -124,8 +130,11 @@ def markdown_table(summary: pd.DataFrame, overall: pd.Series) -> str:
         lines.append(f"| {model} | " + " | ".join(cells) + f" | {_number(overall[model])} |")
     seeds = summary.seeds
     counts = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    lines += ["", f"Test scores in percent: mean over {counts} downstream seeds ± half width of its 95% interval "
-              "(Student's t); -: not to be had."]
+    lines += [
+        "",
+        f"Test scores in percent: mean over {counts} downstream seeds ± half width of its 95% interval "
+        "(Student's t); -: not to be had.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -145,10 +154,15 @@ def draw(summary: pd.DataFrame, overall: pd.Series) -> Figure:
     axes = figure.subplots()
     for number, model in enumerate(overall.index):
         points = summary.loc[model]
-        shift = 0.5 * (0.5 - (number + 0.5) / len(overall))             # models side by side within a task's row
-        axes.errorbar(100 * points["mean"], [rows[task] + shift for task in points.index],
-                      xerr=100 * points["interval"].fillna(0), fmt="o", capsize=3,
-                      label=f"{model}   {OVERALL} = {_number(overall[model])}")
+        shift = 0.5 * (0.5 - (number + 0.5) / len(overall))  # models side by side within a task's row
+        axes.errorbar(
+            100 * points["mean"],
+            [rows[task] + shift for task in points.index],
+            xerr=100 * points["interval"].fillna(0),
+            fmt="o",
+            capsize=3,
+            label=f"{model}   {OVERALL} = {_number(overall[model])}",
+        )
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_ylim(-0.5, len(tasks) - 0.5)
     axes.set_xlabel("test score in percent, mean and 95% interval over seeds")
@@ -163,8 +177,11 @@ def write_tables(results: pd.DataFrame, output_dir: Path) -> str:
     overall = overall_scores(summary["mean"].unstack())
     markdown, figure = markdown_table(summary, overall), draw(summary, overall)
     output_dir.mkdir(parents=True, exist_ok=True)
-    texts = {"all_results.csv": results.to_csv(index=False), "summary.csv": wide_table(summary, overall).to_csv(),
-             "results.md": markdown}
+    texts = {
+        "all_results.csv": results.to_csv(index=False),
+        "summary.csv": wide_table(summary, overall).to_csv(),
+        "results.md": markdown,
+    }
     for name, text in texts.items():
         with atomic_write(output_dir / name) as file:
             file.write(text.encode())
@@ -173,15 +190,17 @@ def write_tables(results: pd.DataFrame, output_dir: Path) -> str:
     return markdown
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = "stats_aggregation_v2.py") -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base_dir", type=Path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the tables; made if absent")
-    args = parser.parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base-dir", type=Path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for the tables; made if absent")
+    args = parser.parse_args(hyphenated(argv))
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if not args.base_dir.is_dir():
-        raise SystemExit(f"--base_dir: {args.base_dir} is not a folder")
+        raise SystemExit(f"--base-dir: {args.base_dir} is not a folder")
     try:
         results = read_results(args.base_dir)
     except ValueError as error:

@@ -18,38 +18,58 @@ from contextlib import ExitStack, nullcontext
 import torch
 from torch import nn
 
-from atomic_files import atomic_write
-from data.loader import set_epoch
-from data.samples import ArchiveError
-from models.loss import reconstruction_loss
-from models.precision import autocast
-from train_arguments import parse_arguments
-from train_setup import Run, set_up
-from training import checkpoint, distributed, figures, optim, resume, validation
-from training.guards import NonFiniteError, StepGuard, update_ratio
-from training.interruption import Interruption
-from training.monitor import Monitor
-from training.prefetch import prefetch
-from training.resume import Place
-from training.trackers import TensorBoard, Tracker, Wandb
+from audio_mamba import published_names
+from audio_mamba.cli.train_arguments import parse_arguments
+from audio_mamba.cli.train_setup import Run, set_up
+from audio_mamba.data.loader import set_epoch
+from audio_mamba.data.samples import ArchiveError
+from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.models.precision import autocast
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.training import checkpoint, distributed, figures, optim, resume, validation
+from audio_mamba.training.guards import NonFiniteError, StepGuard, update_ratio
+from audio_mamba.training.interruption import Interruption
+from audio_mamba.training.monitor import Monitor
+from audio_mamba.training.prefetch import prefetch
+from audio_mamba.training.resume import Place
+from audio_mamba.training.trackers import TensorBoard, Tracker, Wandb
 
 logger = logging.getLogger("train")
+
+if __name__ == "train":  # imported from a checkout
+    published_names.share(__name__)
 
 
 def train(run: Run, interruption: Interruption) -> None:
     args, config = run.args, run.config
     if distributed.is_main():
-        logger.info("%s: %.2f M parameters, %d steps per epoch, %d process(es) on %s", args.config,
-                    sum(p.numel() for p in run.model.parameters()) / 1e6, len(run.loader),
-                    distributed.world_size(), run.device)
-        logger.info("peak learning rate %.3g: opt.learning_rate %.3g x %d samples / 256", run.peak_rate,
-                    config.opt.learning_rate, config.opt.grad_accum_steps * run.samples_per_step)
+        logger.info(
+            "%s: %.2f M parameters, %d steps per epoch, %d process(es) on %s",
+            args.config,
+            sum(p.numel() for p in run.model.parameters()) / 1e6,
+            len(run.loader),
+            distributed.world_size(),
+            run.device,
+        )
+        logger.info(
+            "peak learning rate %.3g: opt.learning_rate %.3g x %d samples / 256",
+            run.peak_rate,
+            config.opt.learning_rate,
+            config.opt.grad_accum_steps * run.samples_per_step,
+        )
     if distributed.is_main() and run.place.epoch < config.num_epochs:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(json.dumps({"name": args.config, **config.to_dict()}, indent=2).encode())
-    monitor = Monitor(run.workdir, first_epoch=run.place.epoch, first_step=run.place.step,
-                      num_epochs=config.num_epochs, steps_per_epoch=len(run.loader), print_freq=args.print_freq,
-                      samples_per_step=run.samples_per_step, trackers=start_trackers(run))
+    monitor = Monitor(
+        run.workdir,
+        first_epoch=run.place.epoch,
+        first_step=run.place.step,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=len(run.loader),
+        print_freq=args.print_freq,
+        samples_per_step=run.samples_per_step,
+        trackers=start_trackers(run),
+    )
     if run.monitor_state:
         monitor.load_state_dict(run.monitor_state)
     guard = StepGuard(run.scaler.is_enabled(), name_sample=getattr(run.loader.dataset, "name", "sample {}".format))
@@ -89,8 +109,13 @@ def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interr
         window_begins, window_ends = step % accumulation == 0, (step + 1) % accumulation == 0
         measures = {}
         if window_begins:
-            rate = optim.learning_rate_at(epoch + step / len(run.loader), peak=run.peak_rate, min_lr=run.args.min_lr,
-                                          num_epochs=config.num_epochs, warmup_epochs=config.opt.warmup_epochs)
+            rate = optim.learning_rate_at(
+                epoch + step / len(run.loader),
+                peak=run.peak_rate,
+                min_lr=run.args.min_lr,
+                num_epochs=config.num_epochs,
+                warmup_epochs=config.opt.warmup_epochs,
+            )
             optim.set_learning_rate(optimizer, rate)
             window_loss, window_samples = 0.0, []
 
@@ -134,8 +159,13 @@ def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch
     spectrogram, mask = to_model_input(run, batch)
     with autocast(run.device, run.args.precision):
         pred, target, mask = model(spectrogram, mask)
-        return reconstruction_loss(pred, target, mask, normalise_patches=run.config.opt.norm_pix_loss,
-                                   masked_only=run.config.opt.masked_only_loss)
+        return reconstruction_loss(
+            pred,
+            target,
+            mask,
+            normalise_patches=run.config.opt.norm_pix_loss,
+            masked_only=run.config.opt.masked_only_loss,
+        )
 
 
 def to_model_input(run: Run, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,8 +179,9 @@ def to_model_input(run: Run, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
 def validate(run: Run, interruption: Interruption) -> float | None:
     """The validation loss; None, with `interruption.stop_now` set, if the run is to stop."""
     run.model.eval()
-    loss = validation.mean_loss(run.val_loader, lambda batch: loss_of(run, run.model, batch), run.device,
-                                stop=lambda: interruption.requested)
+    loss = validation.mean_loss(
+        run.val_loader, lambda batch: loss_of(run, run.model, batch), run.device, stop=lambda: interruption.requested
+    )
     interruption.stop_now = loss is None
     return loss
 
@@ -160,9 +191,14 @@ def contents(run: Run, monitor: Monitor) -> dict[str, object]:
     if key := checkpoint.first_not_finite(run.model.state_dict()):
         raise NonFiniteError(f"the weights are not finite any more, the first in {key}; they are not saved")
     processes = distributed.gather({"random": resume.random_states(), "monitor": monitor.state_dict()})
-    return {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(),
-            "scaler": run.scaler.state_dict(), "processes": processes, "samples_per_step": run.samples_per_step,
-            "args": {**vars(run.args), "config": run.config.to_dict()}}
+    return {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "processes": processes,
+        "samples_per_step": run.samples_per_step,
+        "args": {**vars(run.args), "config": run.config.to_dict()},
+    }
 
 
 def save_in_epoch(run: Run, place: Place, monitor: Monitor) -> None:
@@ -184,8 +220,11 @@ def save_reconstructions(run: Run, epoch: int) -> None:
     run.model.eval()
     with autocast(run.device, run.args.precision):
         clips = figures.reconstruct(run.model, spectrogram, mask, run.config.opt.norm_pix_loss)
-    figures.save_reconstructions(run.workdir / "reconstructions.png", clips,
-                                 title=f"{run.args.config.rsplit('.', 1)[-1]} after {epoch + 1} epoch(s)")
+    figures.save_reconstructions(
+        run.workdir / "reconstructions.png",
+        clips,
+        title=f"{run.args.config.rsplit('.', 1)[-1]} after {epoch + 1} epoch(s)",
+    )
 
 
 def start_trackers(run: Run) -> list[Tracker]:
@@ -195,13 +234,14 @@ def start_trackers(run: Run) -> list[Tracker]:
         if run.args.tensorboard:
             trackers.append(TensorBoard(run.workdir, first_step=run.place.epoch * len(run.loader) + run.place.step))
         if not run.args.no_wandb:
-            trackers.append(Wandb(run.config.wandb.project, run.workdir, run.config.to_dict(),
-                                  goes_on=run.place != Place(0, 0)))
+            trackers.append(
+                Wandb(run.config.wandb.project, run.workdir, run.config.to_dict(), goes_on=run.place != Place(0, 0))
+            )
     return trackers
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(__doc__, arguments)
+def main(arguments: list[str] | None = None, prog: str = "train.py") -> None:
+    args = parse_arguments(__doc__, arguments, prog)
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's, for each loader
     with ExitStack() as held:
         pretrain(args, held)
@@ -217,11 +257,14 @@ def pretrain(args: argparse.Namespace, held: ExitStack) -> None:
         distributed.fail(f"train.py: {error}")
     try:
         # The signals outermost: torchrun ends the others by SIGTERM where one is lost, before they could say which.
-        with (Interruption(args.checkpoint_minutes) as interruption, distributed.naming_lost_processes(),
-              torch.autograd.set_detect_anomaly(args.detect_anomaly)):
+        with (
+            Interruption(args.checkpoint_minutes) as interruption,
+            distributed.naming_lost_processes(),
+            torch.autograd.set_detect_anomaly(args.detect_anomaly),
+        ):
             train(run, interruption)
     except ArchiveError as error:  # from a worker, the sentence comes last, after the worker's traceback
-        message = str(error).splitlines()[-1].removeprefix("data.samples.ArchiveError: ")
+        message = str(error).splitlines()[-1].removeprefix("audio_mamba.data.samples.ArchiveError: ")
         distributed.fail(f"train.py: {message}")
     except (NonFiniteError, OSError) as error:
         distributed.fail(f"train.py: {error}; the same command goes on from the newest checkpoint in {args.workdir}")

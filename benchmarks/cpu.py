@@ -6,6 +6,7 @@ The machine's ceilings, a large matrix product and an exponential of a vector, a
 ceiling` is the time that the stack's matrix products and exponentials would take at those rates, divided by the time it
 took.
 """
+
 import argparse
 import json
 import platform
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import models
+from audio_mamba import models
 from benchmarks.measure import fastest, peak_mib, resident_mib, without_kernels
 
 DEPTH, WIDTH, EXPAND, STATE, CONV = 12, 192, 3, 24, 4
@@ -29,6 +30,7 @@ INNER, RANK = EXPAND * WIDTH, WIDTH // 16
 @dataclass
 class Row:
     """One measurement; times in seconds, memory in MiB above that of the idle model."""
+
     stack: str
     batch: int
     tokens: int
@@ -67,8 +69,17 @@ def transformers_mamba() -> Callable[[Tensor], Tensor]:
     from transformers import MambaConfig, MambaModel, logging
 
     logging.set_verbosity_error()  # it warns of its missing CUDA kernels, once each
-    model = MambaModel(MambaConfig(vocab_size=8, hidden_size=WIDTH, state_size=STATE, num_hidden_layers=DEPTH,
-                                   expand=EXPAND, conv_kernel=CONV, use_cache=False))
+    model = MambaModel(
+        MambaConfig(
+            vocab_size=8,
+            hidden_size=WIDTH,
+            state_size=STATE,
+            num_hidden_layers=DEPTH,
+            expand=EXPAND,
+            conv_kernel=CONV,
+            use_cache=False,
+        )
+    )
     return lambda tokens: model(inputs_embeds=tokens).last_hidden_state
 
 
@@ -78,8 +89,13 @@ def mambapy() -> Callable[[Tensor], Tensor]:
     return Mamba(MambaConfig(d_model=WIDTH, n_layers=DEPTH, d_state=STATE, expand_factor=EXPAND, d_conv=CONV))
 
 
-STACKS = {"SSAM-tiny": ssam, "SSAM-tiny, plain PyTorch": ssam_plain, "transformers MambaModel": transformers_mamba,
-          "mambapy": mambapy, "SSAST-tiny": ssast}
+STACKS = {
+    "SSAM-tiny": ssam,
+    "SSAM-tiny, plain PyTorch": ssam_plain,
+    "transformers MambaModel": transformers_mamba,
+    "mambapy": mambapy,
+    "SSAST-tiny": ssast,
+}
 
 
 def measure(row: Row) -> Row:
@@ -102,16 +118,18 @@ def measure(row: Row) -> Row:
 
 def ceilings(_: None) -> tuple[float, float]:
     """The machine's rates: of a matrix product in FLOP/s, and of exponentials per second (both float32)."""
-    matrix, vector = torch.randn(1536, 1536), torch.randn(2 ** 17)
+    matrix, vector = torch.randn(1536, 1536), torch.randn(2**17)
     out = torch.empty_like(vector)
-    return (2 * matrix.shape[0] ** 3 / fastest(lambda: matrix @ matrix),
-            100 * vector.numel() / fastest(lambda: [torch.exp(vector, out=out) for _ in range(100)]))
+    return (
+        2 * matrix.shape[0] ** 3 / fastest(lambda: matrix @ matrix),
+        100 * vector.numel() / fastest(lambda: [torch.exp(vector, out=out) for _ in range(100)]),
+    )
 
 
 def work(row: Row) -> tuple[float, float]:
     """FLOPs of matrix products and number of exponentials in a row's forward pass."""
     if row.stack == "SSAST-tiny":
-        per_token = 12 * WIDTH ** 2 + 2 * WIDTH * row.tokens
+        per_token = 12 * WIDTH**2 + 2 * WIDTH * row.tokens
         exponentials = 3 * row.tokens  # of the softmax, per head
     else:
         per_token = WIDTH * 2 * INNER + INNER * (RANK + 2 * STATE) + RANK * INNER + INNER * WIDTH
@@ -130,12 +148,21 @@ def of_ceiling(row: Row, flops_per_second: float, exp_per_second: float) -> floa
 def run(lengths: list[int], output: Path) -> Report:
     """Measure everything, one fresh process after the other; the file `output` grows row by row."""
     rows = [Row(stack, batch, 251, backward) for batch in (1, 8) for backward in (False, True) for stack in STACKS]
-    rows += [Row(stack, 1, tokens, backward) for tokens in lengths for backward in (False, True)
-             for stack in ("SSAM-tiny", "SSAST-tiny")]
+    rows += [
+        Row(stack, 1, tokens, backward)
+        for tokens in lengths
+        for backward in (False, True)
+        for stack in ("SSAM-tiny", "SSAST-tiny")
+    ]
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh_process:
         matmul, exp = next(fresh_process.map(ceilings, [None]))
-        report = Report(platform.processor() or platform.machine(), torch.get_num_threads(), torch.__version__,
-                        matmul / 1e9, exp / 1e6)
+        report = Report(
+            platform.processor() or platform.machine(),
+            torch.get_num_threads(),
+            torch.__version__,
+            matmul / 1e9,
+            exp / 1e6,
+        )
         for row in tqdm(fresh_process.map(measure, rows), total=len(rows), unit="row"):
             row.of_ceiling = of_ceiling(row, matmul, exp)
             report.rows.append(row)
@@ -146,24 +173,39 @@ def run(lengths: list[int], output: Path) -> Report:
 def table(report: Report) -> str:
     """The rows in markdown, with the ratio to SSAM-tiny's time and memory in the same setting."""
     ours = {(row.batch, row.tokens, row.backward): row for row in report.rows if row.stack == "SSAM-tiny"}
-    lines = [f"{report.threads} threads, torch {report.torch}; ceilings: {report.matmul_gflops:.0f} GFLOP/s of matrix "
-             f"products, {report.exp_per_us:.0f} exponentials per microsecond", "",
-             "| tokens | batch | pass | stack | ms | times SSAM-tiny | peak MiB | times SSAM-tiny | of ceiling |",
-             "|---:|---:|---|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        f"{report.threads} threads, torch {report.torch}; ceilings: {report.matmul_gflops:.0f} GFLOP/s of matrix "
+        f"products, {report.exp_per_us:.0f} exponentials per microsecond",
+        "",
+        "| tokens | batch | pass | stack | ms | times SSAM-tiny | peak MiB | times SSAM-tiny | of ceiling |",
+        "|---:|---:|---|---|---:|---:|---:|---:|---:|",
+    ]
     for row in report.rows:
         base = ours[row.batch, row.tokens, row.backward]
-        lines.append(f"| {row.tokens} | {row.batch} | {'forward + backward' if row.backward else 'forward'} "
-                     f"| {row.stack} | {1000 * row.seconds:.1f} | {row.seconds / base.seconds:.1f} "
-                     f"| {row.peak_mib:.0f} | {row.peak_mib / base.peak_mib:.1f} | {row.of_ceiling:.0%} |")
+        lines.append(
+            f"| {row.tokens} | {row.batch} | {'forward + backward' if row.backward else 'forward'} "
+            f"| {row.stack} | {1000 * row.seconds:.1f} | {row.seconds / base.seconds:.1f} "
+            f"| {row.peak_mib:.0f} | {row.peak_mib / base.peak_mib:.1f} | {row.of_ceiling:.0%} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="*", default=[1000, 4000, 16000, 22000], metavar="TOKENS",
-                        help="long inputs on which SSAM and SSAST are compared (default: 1000 4000 16000 22000)")
-    parser.add_argument("--output", type=Path, default=Path("benchmark_cpu.json"),
-                        help="where the numbers are written as JSON, row by row (default: %(default)s)")
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="*",
+        default=[1000, 4000, 16000, 22000],
+        metavar="TOKENS",
+        help="long inputs on which SSAM and SSAST are compared (default: 1000 4000 16000 22000)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("benchmark_cpu.json"),
+        help="where the numbers are written as JSON, row by row (default: %(default)s)",
+    )
     args = parser.parse_args()
     print(table(run(args.lengths, args.output)))
 

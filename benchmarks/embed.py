@@ -9,6 +9,7 @@ best of `--repeats` counts, so that other work on the machine disturbs all of th
 At the end the whole command `hear_api.embed`, from its start to its end, on `--files` flac files of mixed lengths,
 against the time that the model alone takes for their log-mels.
 """
+
 import argparse
 import json
 import subprocess
@@ -26,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from atomic_files import atomic_write
-from data.features import SAMPLE_RATE
-from hear_api.command_line import load_runtime
-from hear_api.runtime import RuntimeSSAST
-from models.encoder import LAYOUTS
+from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.hear_api.api import load_model
+from audio_mamba.hear_api.runtime import RuntimeSSAST
+from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.system.atomic_files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT_FRAMES = 200
@@ -69,11 +70,14 @@ def procedures(runtime: RuntimeSSAST, batch: int) -> dict[str, Callable[[list[Te
             runtime.model.causal = cut
             with torch.inference_mode():
                 function(runtime, clips, *arguments)
+
         return call
 
-    table = {"published, batch 1": run(published, 1, "published"),
-             f"published, batch {batch}": run(published, batch, "published"),
-             "fast, whole units": run(fast, "published")}
+    table = {
+        "published, batch 1": run(published, 1, "published"),
+        f"published, batch {batch}": run(published, batch, "published"),
+        "fast, whole units": run(fast, "published"),
+    }
     if causal:
         table |= {f"fast, cut, {layout}": run(fast, layout, cut=True) for layout in LAYOUTS}
     return table
@@ -94,7 +98,7 @@ def measure(calls: dict[str, Callable], clips: list[Tensor], repeats: int, synch
 
 def measure_command(config: str, device: str, precision: str, count: int) -> dict[str, float]:
     """Seconds of the command for `count` files, of the model alone for their log-mels, and their ratio."""
-    runtime, _ = load_runtime(config, "untrained", precision, device=device)
+    runtime = load_model(config, "untrained", device, precision=precision)
     clips = make_clips(CLIP_SECONDS["mixed"], count)
     spectrograms = [runtime.spectrogram(clip[None])[0] for clip in clips]
     runtime.encode(spectrograms, runtime.scene_layout)  # warms up
@@ -106,9 +110,27 @@ def measure_command(config: str, device: str, precision: str, count: int) -> dic
         for number, clip in enumerate(clips):
             soundfile.write(f"{folder}/{number}.flac", clip.numpy(), SAMPLE_RATE)
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "hear_api.embed", folder, "--config", config, "--weights", "untrained",
-                        "--device", device, "--precision", precision, "--out", f"{folder}/out.npz"],
-                       cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "hear_api.embed",
+                folder,
+                "--config",
+                config,
+                "--weights",
+                "untrained",
+                "--device",
+                device,
+                "--precision",
+                precision,
+                "--out",
+                f"{folder}/out.npz",
+            ],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
         command = time.perf_counter() - started
     return {"files": count, "model_seconds": model, "command_seconds": command, "ratio": command / model}
 
@@ -130,19 +152,26 @@ def print_table(results: list[dict]) -> None:
 
 
 def print_command(config: str, found: dict[str, float]) -> None:
-    print(f"{config}: the command takes {found['command_seconds']:.1f} s for {found['files']} files, the model alone "
-          f"{found['model_seconds']:.1f} s: {found['ratio']:.2f} times that (target: at most {MOST_OF_COMMAND})")
+    print(
+        f"{config}: the command takes {found['command_seconds']:.1f} s for {found['files']} files, the model alone "
+        f"{found['model_seconds']:.1f} s: {found['ratio']:.2f} times that (target: at most {MOST_OF_COMMAND})"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embed", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--configs", nargs="+", default=["ssam_tiny_200_16x4", "ssast_tiny_200_16x4"],
-                        help="experiments")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.embed",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--configs", nargs="+", default=["ssam_tiny_200_16x4", "ssast_tiny_200_16x4"], help="experiments"
+    )
     parser.add_argument("--clips", nargs="+", choices=CLIP_SECONDS, default=list(CLIP_SECONDS), help="kinds of clips")
     parser.add_argument("--count", type=int, default=16, help="clips of each kind")
-    parser.add_argument("--batch", type=int, default=16,
-                        help="of the published procedure, as the HEAR kit would choose")
+    parser.add_argument(
+        "--batch", type=int, default=16, help="of the published procedure, as the HEAR kit would choose"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--files", type=int, default=400, help="for the command; 0 leaves it out")
     parser.add_argument("--precision", default="auto", help="as for RuntimeSSAST")
@@ -154,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = []
     with tqdm(total=len(args.configs) * len(args.clips)) as bar:
         for config in args.configs:
-            runtime, _ = load_runtime(config, "untrained", args.precision, device=args.device)
+            runtime = load_model(config, "untrained", args.device, precision=args.precision)
             for kind in args.clips:
                 clips = make_clips(CLIP_SECONDS[kind], args.count)
                 rates = measure(procedures(runtime, args.batch), clips, args.repeats, synchronise)
@@ -167,8 +196,12 @@ def main(arguments: list[str] | None = None) -> None:
         print_command(config, commands[config])
     if args.out:
         with atomic_write(args.out) as file:
-            setting = {"device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
-                       "precision": args.precision}
+            setting = {
+                "device": args.device,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "precision": args.precision,
+            }
             file.write(json.dumps(setting | {"results": results, "command": commands}, indent=1).encode())
 
 

@@ -7,6 +7,7 @@ registers, are measured in the same run; `of floor` is the time that the least p
 take at those rates, whichever is more, divided by the time it took. What no longer fits into the budget is named, not
 estimated, and so is what fails. Each line is printed, and written to the JSON file, as soon as it is measured.
 """
+
 import argparse
 import json
 import time
@@ -17,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import models
-from atomic_files import atomic_write
-from models.loss import reconstruction_loss
-from models.ops import published_kernels
-from models.ops.selective_scan import chunked, mamba_ssm, triton_scan
-from training import optim
+from audio_mamba import models
+from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.models.ops import published_kernels
+from audio_mamba.models.ops.selective_scan import chunked, mamba_ssm, triton_scan
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.training import optim
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EXPAND, STATE = 3, 24  # of SSAM
@@ -30,13 +31,14 @@ SCANS = {"pretraining": (256, EXPAND * 192, 251, STATE), "long clip": (1, EXPAND
 LENGTHS = (251, 1000, 4000, 16000, 22000)
 BATCH = 256
 SECONDS = 1.0  # each measurement is repeated for this long and its median counts
-QUEUED = 5     # runs that the device is given at once
+QUEUED = 5  # runs that the device is given at once
 LONG_ROWS = {"torch.compile": 150.0, "plain": 40.0}  # seconds that rows of these ways may take
 
 
 @dataclass(frozen=True)
 class Task:
     """One measurement. kind: scan, encoder, step or tokens; way: whose kernels."""
+
     kind: str
     subject: str
     way: str
@@ -47,6 +49,7 @@ class Task:
 @dataclass
 class Row:
     """A task's result; times in seconds, memory in MiB above what was there before."""
+
     task: Task
     seconds: float = 0
     peak_mib: float = 0
@@ -70,17 +73,33 @@ def tasks() -> list[Task]:
     """All measurements, those first that matter most."""
     ways = ["ours"] if published_kernels.why_not("mamba-ssm") else ["ours", "mamba-ssm"]
     fused = [] if published_kernels.why_not_together() else [way + ", fused block" for way in ways[1:]]
-    found = [Task("scan", subject, way, precision, backward) for precision in ("bfloat16", "float32")
-             for subject in SCANS for way in ways for backward in (False, True)]
+    found = [
+        Task("scan", subject, way, precision, backward)
+        for precision in ("bfloat16", "float32")
+        for subject in SCANS
+        for way in ways
+        for backward in (False, True)
+    ]
     found += [Task("step", f"tiny, {BATCH}", way, "bfloat16", True) for way in ways + fused]
-    found += [Task(kind, f"{size}, {BATCH}", "ours", precision, kind == "step")
-              for size in ("tiny", "small", "base") for precision in ("bfloat16", "float16", "float32")
-              for kind in ("encoder", "step") if (kind, size, precision) != ("step", "tiny", "bfloat16")]
-    found += [Task("tokens", f"{stack}, {length}", "ours", "bfloat16", backward) for length in LENGTHS
-              for backward in (False, True) for stack in ("SSAM-tiny", "SSAST-tiny")]
+    found += [
+        Task(kind, f"{size}, {BATCH}", "ours", precision, kind == "step")
+        for size in ("tiny", "small", "base")
+        for precision in ("bfloat16", "float16", "float32")
+        for kind in ("encoder", "step")
+        if (kind, size, precision) != ("step", "tiny", "bfloat16")
+    ]
+    found += [
+        Task("tokens", f"{stack}, {length}", "ours", "bfloat16", backward)
+        for length in LENGTHS
+        for backward in (False, True)
+        for stack in ("SSAM-tiny", "SSAST-tiny")
+    ]
     # Last, since compiling takes long and the long clip would take hours.
-    return found + [Task("scan", subject, way, "bfloat16", backward) for subject, way in
-                    (("pretraining", "torch.compile"), ("long clip", "plain")) for backward in (False, True)]
+    return found + [
+        Task("scan", subject, way, "bfloat16", backward)
+        for subject, way in (("pretraining", "torch.compile"), ("long clip", "plain"))
+        for backward in (False, True)
+    ]
 
 
 def scan_work(shape: tuple[int, int, int, int], number_size: int, backward: bool) -> tuple[int, int]:
@@ -100,12 +119,15 @@ def scan_run(task: Task) -> Callable[[], object]:
         return values.contiguous() if task.way == "mamba-ssm" else values
 
     u, z, delta, B, C = (sequence(width) for width in (channels, channels, channels, state, state))
-    A = -torch.arange(1., state + 1, device="cuda").expand(channels, -1).contiguous()
+    A = -torch.arange(1.0, state + 1, device="cuda").expand(channels, -1).contiguous()
     inputs = [u, delta - 2, A, B, C, torch.ones(channels, device="cuda"), z, torch.zeros(channels, device="cuda")]
     inputs = [t.requires_grad_(task.backward) for t in inputs]
     weights = torch.randn_like(u)
-    scan = {"ours": triton_scan.selective_scan, "mamba-ssm": mamba_ssm.selective_scan,
-            "plain": chunked.selective_scan}.get(task.way) or torch.compile(chunked.selective_scan)
+    scan = {
+        "ours": triton_scan.selective_scan,
+        "mamba-ssm": mamba_ssm.selective_scan,
+        "plain": chunked.selective_scan,
+    }.get(task.way) or torch.compile(chunked.selective_scan)
 
     def run():
         with torch.set_grad_enabled(task.backward):
@@ -118,16 +140,19 @@ def scan_run(task: Task) -> Callable[[], object]:
 def model_run(task: Task) -> Callable[[], object]:
     """SSAM's features of a batch, or a training step on it."""
     model = models.ARCHS[f"mamba_ssast_{task.subject.split(',')[0]}"](
-        img_size=(200, 80), patch_size=(4, 16), frequency_first=False, rms_norm=False).cuda()
+        img_size=(200, 80), patch_size=(4, 16), frequency_first=False, rms_norm=False
+    ).cuda()
     for block in model.blocks:
         block.mixer.backend = {"ours": "triton", "mamba-ssm": "mamba_ssm"}.get(task.way, "auto")
     x, mask = torch.randn(BATCH, 1, 200, 80, device="cuda"), (torch.rand(BATCH, 250, device="cuda") < 0.5).float()
     dtype = DTYPES[task.precision]
     autocast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32)
     if task.kind == "encoder":
+
         def run():
             with torch.no_grad(), autocast:
                 model.forward_features(x)
+
         return run
 
     optimizer = torch.optim.AdamW(optim.parameter_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True)
@@ -189,7 +214,7 @@ def ceilings() -> tuple[float, float]:
     """Bytes per second of a large copy, reads and writes counted, and exponentials per second."""
     from benchmarks import gpu_triton
 
-    source = torch.empty(2 ** 28, device="cuda")
+    source = torch.empty(2**28, device="cuda")
     target = torch.empty_like(source)
     copied = 2 * source.numel() * source.element_size() / median_seconds(lambda: target.copy_(source))
     x, y = gpu_triton.make_vectors("cuda")
@@ -209,7 +234,7 @@ def measure(task: Task, report: Report) -> Row:
     except Exception as error:  # of whatever kind: the other rows are still wanted
         row.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return row
-    row.peak_mib = (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    row.peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
     if task.kind == "scan":
         moved, exponentials = scan_work(SCANS[task.subject], DTYPES[task.precision].itemsize, task.backward)
         row.gb_per_s, row.exp_per_s = moved / row.seconds / 1e9, exponentials / row.seconds
@@ -242,10 +267,13 @@ def run(budget_seconds: float, output: Path, show: Callable[[str], None] = lambd
 
 def head(report: Report) -> list[str]:
     """What stands above the rows of the table in markdown. `samples/s` of a token stack counts its one input."""
-    return [f"{report.machine}, torch {report.torch}, triton {report.triton}; ceilings: {report.gb_per_s:.0f} GB/s, "
-            f"{report.exp_per_s / 1e9:.0f} G exponentials/s", "",
-            "| what | of | kernels | precision | pass | ms | samples/s | peak MiB | GB/s | G exp/s | of floor |",
-            "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|"]
+    return [
+        f"{report.machine}, torch {report.torch}, triton {report.triton}; ceilings: {report.gb_per_s:.0f} GB/s, "
+        f"{report.exp_per_s / 1e9:.0f} G exponentials/s",
+        "",
+        "| what | of | kernels | precision | pass | ms | samples/s | peak MiB | GB/s | G exp/s | of floor |",
+        "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
 
 
 def line(row: Row) -> str:
@@ -257,17 +285,25 @@ def line(row: Row) -> str:
     else:
         samples = {"scan": SCANS.get(task.subject, (1,))[0], "tokens": 1}.get(task.kind, BATCH)
         cells += [f"{1000 * row.seconds:.3g}", f"{samples / row.seconds:.0f}", f"{row.peak_mib:.0f}"]
-        cells += [f"{row.gb_per_s:.0f}", f"{row.exp_per_s / 1e9:.0f}", f"{row.of_floor:.0%}"] \
-            if task.kind == "scan" else 3 * [""]
+        cells += (
+            [f"{row.gb_per_s:.0f}", f"{row.exp_per_s / 1e9:.0f}", f"{row.of_floor:.0%}"]
+            if task.kind == "scan"
+            else 3 * [""]
+        )
     return "| " + " | ".join(cells) + " |"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget-seconds", type=float, default=500,
-                        help="what no longer fits is left out (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("benchmark_gpu.json"),
-                        help="where the numbers are written as JSON, row by row (default: %(default)s)")
+    parser.add_argument(
+        "--budget-seconds", type=float, default=500, help="what no longer fits is left out (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("benchmark_gpu.json"),
+        help="where the numbers are written as JSON, row by row (default: %(default)s)",
+    )
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu: there is no CUDA device; benchmarks.cpu measures this machine")

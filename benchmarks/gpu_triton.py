@@ -1,4 +1,5 @@
 """A Triton kernel that does little but exponentials, to measure how many a GPU can do."""
+
 import torch
 import triton
 import triton.language as tl

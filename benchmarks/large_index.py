@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.archives import SHARD_PATTERN, write_manifest
-from data.loader import make_loader
-from data.shard_index import PLACE, index_path
+from audio_mamba.data.archives import SHARD_PATTERN, write_manifest
+from audio_mamba.data.loader import make_loader
+from audio_mamba.data.shard_index import PLACE, index_path
 
 SHARD_CLIPS, FRAMES, MELS = 512, 1000, 80
-MB = 2 ** 20
+MB = 2**20
 
 
 def measure_large_index(directory: Path, clips: int) -> dict[str, float]:
@@ -25,8 +25,12 @@ def measure_large_index(directory: Path, clips: int) -> dict[str, float]:
     measured = {}
     for name, shards in (("small", 1), ("large", -(-clips // SHARD_CLIPS))):
         write_sparse_archive(directory / name, shards)
-        output = subprocess.run([sys.executable, "-m", "benchmarks.large_index", str(directory / name)],
-                                check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(
+            [sys.executable, "-m", "benchmarks.large_index", str(directory / name)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         measured[name] = json.loads(output)
     return measured["large"] | {"worker_base_pss_mb": measured["small"]["worker_pss_mb"]}
 
@@ -44,16 +48,24 @@ def write_sparse_archive(directory: Path, shards: int) -> None:
         with open(directory / name, "wb") as file:
             file.truncate(SHARD_CLIPS * clip_bytes)
         np.savez(index_path(directory / name), shard_bytes=SHARD_CLIPS * clip_bytes, keys=keys, places=places)
-    write_manifest(directory, {"samples": shards * SHARD_CLIPS, "settings": {},
-                               "shards": [{"name": name, "samples": SHARD_CLIPS} for name in names]})
+    write_manifest(
+        directory,
+        {
+            "samples": shards * SHARD_CLIPS,
+            "settings": {},
+            "shards": [{"name": name, "samples": SHARD_CLIPS} for name in names],
+        },
+    )
 
 
 def memory_mb(pid: int) -> dict[str, float]:
     """Memory of a process that is its own, and with its part of what it shares (Linux only)."""
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines}
-    return {"worker_private_mb": (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) * 1024 / MB,
-            "worker_pss_mb": kilobytes["Pss"] * 1024 / MB}
+    return {
+        "worker_private_mb": (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) * 1024 / MB,
+        "worker_pss_mb": kilobytes["Pss"] * 1024 / MB,
+    }
 
 
 def main(directory: str) -> None:
@@ -67,8 +79,17 @@ def main(directory: str) -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     worker = max((memory_mb(int(pid)) for pid in children), key=lambda memory: memory["worker_pss_mb"])
     shards = len(list(Path(directory).glob("*.tar")))
-    print(json.dumps({"clips": len(loader.dataset), "shards": shards, "start_s": started,
-                      "index_mb": loader.dataset.index_bytes / MB} | worker))
+    print(
+        json.dumps(
+            {
+                "clips": len(loader.dataset),
+                "shards": shards,
+                "start_s": started,
+                "index_mb": loader.dataset.index_bytes / MB,
+            }
+            | worker
+        )
+    )
 
 
 if __name__ == "__main__":

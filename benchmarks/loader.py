@@ -31,10 +31,10 @@ import torch
 import webdataset
 from tqdm import tqdm
 
+from audio_mamba.data.archives import shard_indices, write_shard
+from audio_mamba.data.loader import make_loader
+from audio_mamba.data.samples import Sample
 from benchmarks.large_index import measure_large_index
-from data.archives import shard_indices, write_shard
-from data.loader import make_loader
-from data.samples import Sample
 
 CLIPS, SHARDS, FRAMES, MELS, CROP, BATCH = 512, 64, 1000, 80, 200, 64
 WARM_UP_BATCHES = 4
@@ -42,8 +42,11 @@ WORKERS = (0, 1, 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loader",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each timing")
     parser.add_argument("--clips", type=int, default=2_000_000, help="of the simulated large index")
@@ -51,15 +54,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        results = {"load_average": os.getloadavg()[0], "rounds": args.rounds,
-                   "float16_error": float16_error(), "loaders": measure_loaders(Path(folder), args),
-                   "large_index": measure_large_index(Path(folder) / "large", args.clips)}
+        results = {
+            "load_average": os.getloadavg()[0],
+            "rounds": args.rounds,
+            "float16_error": float16_error(),
+            "loaders": measure_loaders(Path(folder), args),
+            "large_index": measure_large_index(Path(folder) / "large", args.clips),
+        }
     print(table(results))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------- archives
+
 
 def make_clip(number: int) -> np.ndarray:
     """Values with the mean and spread of log-mels: float32 [1000, 80]."""
@@ -69,8 +77,11 @@ def make_clip(number: int) -> np.ndarray:
 def make_archives(folder: Path) -> dict[str, Path]:
     """The same clips in three formats. Many links to one shard make a long epoch out of what the page cache holds."""
     directories = {}
-    for name, dtype, as_pickle in (("published", "float32", True), ("float32", "float32", False),
-                                   ("float16", "float16", False)):
+    for name, dtype, as_pickle in (
+        ("published", "float32", True),
+        ("float32", "float32", False),
+        ("float16", "float16", False),
+    ):
         store, directory = folder / f"{name}.store", folder / name
         store.mkdir()
         directory.mkdir()
@@ -85,16 +96,17 @@ def make_archives(folder: Path) -> dict[str, Path]:
 
 # ---------------------------------------------------------------- contenders: archive, workers -> batches
 
+
 def published_crop(item: dict) -> torch.Tensor:
     clip = pickle.loads(item["data.pyd"])
     clip = (clip - clip.mean()) / (clip.std() + 1e-8)
     start = np.random.randint(FRAMES - CROP + 1)
-    return torch.from_numpy(clip[start:start + CROP])[None]
+    return torch.from_numpy(clip[start : start + CROP])[None]
 
 
 def plain_crop(item: dict) -> torch.Tensor:
     start = np.random.randint(FRAMES - CROP + 1)
-    return torch.from_numpy(pickle.loads(item["data.pyd"])[start:start + CROP])[None]
+    return torch.from_numpy(pickle.loads(item["data.pyd"])[start : start + CROP])[None]
 
 
 def webdataset_batches(crop: Callable[[dict], torch.Tensor], directory: Path, workers: int) -> Iterable[torch.Tensor]:
@@ -104,8 +116,10 @@ def webdataset_batches(crop: Callable[[dict], torch.Tensor], directory: Path, wo
 
 
 def our_batches(directory: Path, workers: int) -> Iterator[torch.Tensor]:
-    return (batch["spectrogram"]
-            for batch in make_loader([directory], num_frames=CROP, batch_size=BATCH, num_workers=workers))
+    return (
+        batch["spectrogram"]
+        for batch in make_loader([directory], num_frames=CROP, batch_size=BATCH, num_workers=workers)
+    )
 
 
 def floor_batches(directory: Path, workers: int) -> Iterator[torch.Tensor]:
@@ -133,11 +147,11 @@ def copy_batches(directory: Path, workers: int) -> Iterator[torch.Tensor]:
         batch = torch.empty(BATCH, 1, CROP, MELS)
         for row in batch.numpy()[:, 0]:
             start = rng.integers(FRAMES - CROP + 1)
-            row[:] = clips[rng.integers(len(clips)), start:start + CROP]
+            row[:] = clips[rng.integers(len(clips)), start : start + CROP]
         yield batch
 
 
-CONTENDERS: dict[str, tuple[str, Callable]] = {      # name -> archive, batches
+CONTENDERS: dict[str, tuple[str, Callable]] = {  # name -> archive, batches
     "published": ("published", functools.partial(webdataset_batches, published_crop)),
     "webdataset": ("published", functools.partial(webdataset_batches, plain_crop)),
     "float32": ("float32", our_batches),
@@ -149,11 +163,13 @@ CONTENDERS: dict[str, tuple[str, Callable]] = {      # name -> archive, batches
 
 # ---------------------------------------------------------------- measuring
 
+
 def measure_loaders(folder: Path, args: argparse.Namespace) -> list[dict]:
     """Samples per second of each contender and number of workers (median), and ratio to the published procedure."""
     archives = make_archives(folder)
-    cases = [(name, workers) for name in CONTENDERS for workers in WORKERS
-             if workers == 0 or name not in ("floor", "copy")]
+    cases = [
+        (name, workers) for name in CONTENDERS for workers in WORKERS if workers == 0 or name not in ("floor", "copy")
+    ]
     rates, read = {case: [] for case in cases}, {}
     for _, (name, workers) in tqdm([*itertools.product(range(args.rounds), cases)], desc="timing", leave=False):
         archive, make_batches = CONTENDERS[name]
@@ -161,9 +177,16 @@ def measure_loaders(folder: Path, args: argparse.Namespace) -> list[dict]:
         rates[name, workers].append(rate)
         if workers == 0:
             read[name] = bytes_read
-    return [{"loader": name, "workers": workers, "samples_per_second": float(np.median(rates[name, workers])),
-             "times_published": float(np.median(np.divide(rates[name, workers], rates["published", workers]))),
-             "bytes_per_sample": read[name]} for name, workers in cases]
+    return [
+        {
+            "loader": name,
+            "workers": workers,
+            "samples_per_second": float(np.median(rates[name, workers])),
+            "times_published": float(np.median(np.divide(rates[name, workers], rates["published", workers]))),
+            "bytes_per_sample": read[name],
+        }
+        for name, workers in cases
+    ]
 
 
 def time_batches(batches: Iterator[torch.Tensor], seconds: float) -> tuple[float, float]:
@@ -187,21 +210,31 @@ def float16_error() -> dict[str, float]:
     """What storing float16 adds to a log-mel value, and to a normalised one."""
     clip = np.random.default_rng(0).uniform(-16, 10, (FRAMES, MELS)).astype(np.float32)
     error = clip.astype(np.float16).astype(np.float32) - clip
-    return {"largest": float(np.abs(error).max()), "rms": float(np.sqrt(np.square(error).mean())),
-            "rms_of_deviation": float(np.sqrt(np.square(error).mean()) / clip.std())}
+    return {
+        "largest": float(np.abs(error).max()),
+        "rms": float(np.sqrt(np.square(error).mean())),
+        "rms_of_deviation": float(np.sqrt(np.square(error).mean()) / clip.std()),
+    }
 
 
 def table(results: dict) -> str:
     lines = [f"{'loader':<11} {'workers':>7} {'samples/s':>10} {'x published':>11} {'bytes/sample':>12}"]
-    lines += [f"{row['loader']:<11} {row['workers']:>7} {row['samples_per_second']:>10.0f} "
-              f"{row['times_published']:>11.2f} {row['bytes_per_sample']:>12.0f}" for row in results["loaders"]]
+    lines += [
+        f"{row['loader']:<11} {row['workers']:>7} {row['samples_per_second']:>10.0f} "
+        f"{row['times_published']:>11.2f} {row['bytes_per_sample']:>12.0f}"
+        for row in results["loaders"]
+    ]
     error, large = results["float16_error"], results["large_index"]
-    lines += ["", f"float16 adds at most {error['largest']:.4f} to a log-mel value, {error['rms']:.4f} rms "
-              f"({error['rms_of_deviation']:.2%} of the deviation)",
-              f"{large['clips']:,} clips in {large['shards']:,} shards: first batch after {large['start_s']:.2f} s, "
-              f"index {large['index_mb']:.0f} MB; a worker has {large['worker_private_mb']:.0f} MB of its own, "
-              f"{large['worker_pss_mb']:.0f} MB with its part of shared pages ({large['worker_base_pss_mb']:.0f} MB "
-              f"with a tiny archive)", f"load average at the start: {results['load_average']:.1f}"]
+    lines += [
+        "",
+        f"float16 adds at most {error['largest']:.4f} to a log-mel value, {error['rms']:.4f} rms "
+        f"({error['rms_of_deviation']:.2%} of the deviation)",
+        f"{large['clips']:,} clips in {large['shards']:,} shards: first batch after {large['start_s']:.2f} s, "
+        f"index {large['index_mb']:.0f} MB; a worker has {large['worker_private_mb']:.0f} MB of its own, "
+        f"{large['worker_pss_mb']:.0f} MB with its part of shared pages ({large['worker_base_pss_mb']:.0f} MB "
+        f"with a tiny archive)",
+        f"load average at the start: {results['load_average']:.1f}",
+    ]
     return "\n".join(lines)
 
 

@@ -7,10 +7,10 @@ What a model must beat. Scenes: mean and standard deviation over time. Timestamp
 
 import torch
 
-from data.features import HOP_LENGTH, N_MELS, SAMPLE_RATE, log_mel
+from audio_mamba.data.features import HOP_LENGTH, N_MELS, SAMPLE_RATE, log_mel
 
 FRAMES_PER_STEP = 4
-STEP_MS = 1000 * FRAMES_PER_STEP * HOP_LENGTH / SAMPLE_RATE     # 40
+STEP_MS = 1000 * FRAMES_PER_STEP * HOP_LENGTH / SAMPLE_RATE  # 40
 
 
 class LogMelBaseline(torch.nn.Module):
@@ -28,7 +28,7 @@ def load_model(model_file_path: str = "") -> LogMelBaseline:
 
 def get_scene_embeddings(audio: torch.Tensor, model: LogMelBaseline) -> torch.Tensor:
     """Audio [n, samples] at 16 kHz -> float32 [n, 160]: mean, then standard deviation over time of each mel band."""
-    spectrogram = log_mel(audio)                                                       # [n, frames, 80]
+    spectrogram = log_mel(audio)  # [n, frames, 80]
     return torch.cat([spectrogram.mean(1), spectrogram.std(1, unbiased=False)], dim=1)
 
 
@@ -37,6 +37,6 @@ def get_timestamp_embeddings(audio: torch.Tensor, model: LogMelBaseline) -> tupl
 
     Step i is the mean of frames 4 i to 4 i + 3, and its timestamp 40 i ms. The last step may have fewer frames.
     """
-    steps = [step.mean(1) for step in log_mel(audio).split(FRAMES_PER_STEP, dim=1)]    # [n, 80] each
+    steps = [step.mean(1) for step in log_mel(audio).split(FRAMES_PER_STEP, dim=1)]  # [n, 80] each
     timestamps = STEP_MS * torch.arange(len(steps), dtype=torch.float32, device=audio.device)
     return torch.stack(steps, dim=1), timestamps.expand(len(audio), -1)

@@ -1,4 +1,5 @@
 """What the benchmarks of speed and memory share."""
+
 import resource
 import time
 from collections.abc import Callable
@@ -6,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from models.ops import native
+from audio_mamba.models.ops import native
 
 SECONDS = 3.0  # each measurement is repeated for this long and its fastest run counts
 
@@ -24,7 +25,7 @@ def fastest(function: Callable[[], object]) -> float:
 def resident_mib() -> float:
     """Memory of this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2 ** 20
+    return pages * resource.getpagesize() / 2**20
 
 
 def peak_mib() -> float:

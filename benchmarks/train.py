@@ -22,6 +22,7 @@ forward with the loss, backward (with the exchange of gradients and, checkpointi
 and zero_grad; `outside` is the rest, `data wait` the part of it that the loader is waited for. Peak memory is that of
 the larger process above what it held before the first step.
 """
+
 import argparse
 import json
 import os
@@ -36,11 +37,11 @@ from statistics import mean, median
 import torch
 from tqdm import tqdm
 
-from atomic_files import atomic_write
+from audio_mamba.data.prepare import prepare
+from audio_mamba.data.synthetic import write_audio
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.machine import usable_cores
 from benchmarks.train_steps import CHECKPOINTING, PLAIN_SCANS, TRAIN_PY, WORK, Setting
-from data.prepare import prepare
-from data.synthetic import write_audio
-from machine import usable_cores
 
 MODELS = {"SSAM-tiny": "configs.ssam_tiny_200_16x4", "SSAST-tiny": "configs.ssast_tiny_200_16x4"}
 STEPS = (TRAIN_PY, CHECKPOINTING, *PLAIN_SCANS)
@@ -52,6 +53,7 @@ LEAST_SPEED_UP, MOST_OUTSIDE = 8, 0.05  # the targets
 @dataclass
 class Row:
     """One measurement; see the module."""
+
     model: str
     processes: int
     precision: str
@@ -83,9 +85,19 @@ def settings(args: argparse.Namespace, archive: Path) -> list[Setting]:
         scan = PLAIN_SCANS.get(step)
         if step in PLAIN_SCANS and (scan is not None) != (model == "SSAM-tiny"):
             continue
-        found.append(Setting(model, MODELS[model], processes, precision, step,
-                             args.loop_batch if scan == "reference" else args.batch, args.seconds, str(archive),
-                             args.overrides))
+        found.append(
+            Setting(
+                model,
+                MODELS[model],
+                processes,
+                precision,
+                step,
+                args.loop_batch if scan == "reference" else args.batch,
+                args.seconds,
+                str(archive),
+                args.overrides,
+            )
+        )
     return found
 
 
@@ -93,10 +105,17 @@ def measure(setting: Setting) -> Row:
     """Runs a setting in fresh processes. RuntimeError with their last words if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "setting.json").write_text(json.dumps(asdict(setting)))
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1",
-                    f"--nproc-per-node={setting.processes}"] if setting.processes > 1 else []
-        done = subprocess.run([sys.executable, *launcher, "-m", "benchmarks.train_steps",
-                               f"{folder}/setting.json", folder], cwd=ROOT, capture_output=True, text=True)
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc-per-node={setting.processes}"]
+            if setting.processes > 1
+            else []
+        )
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "benchmarks.train_steps", f"{folder}/setting.json", folder],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise RuntimeError(f"{setting} failed:\n{(done.stdout + done.stderr)[-3000:]}")
         ranks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
@@ -105,14 +124,28 @@ def measure(setting: Setting) -> Row:
 
 def summary(setting: Setting, ranks: list[dict]) -> Row:
     """What the processes measured, as a row."""
+
     def share(*parts: str) -> float:
-        return mean(sum(step.get(part, 0.0) for step in rank["steps"] for part in parts)
-                    / sum(step["step"] for step in rank["steps"]) for rank in ranks)
+        return mean(
+            sum(step.get(part, 0.0) for step in rank["steps"] for part in parts)
+            / sum(step["step"] for step in rank["steps"])
+            for rank in ranks
+        )
 
     seconds = max(median(step["step"] for step in rank["steps"]) for rank in ranks)
-    return Row(setting.model, setting.processes, setting.precision, setting.step, setting.batch, len(ranks[0]["steps"]),
-               setting.processes * setting.batch / seconds, *map(share, WORK), 1 - share(*WORK), share("data"),
-               max(rank["peak_mib"] for rank in ranks))
+    return Row(
+        setting.model,
+        setting.processes,
+        setting.precision,
+        setting.step,
+        setting.batch,
+        len(ranks[0]["steps"]),
+        setting.processes * setting.batch / seconds,
+        *map(share, WORK),
+        1 - share(*WORK),
+        share("data"),
+        max(rank["peak_mib"] for rank in ranks),
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -141,14 +174,20 @@ def compare(rows: list[Row]) -> None:
 
 def table(report: Report) -> str:
     """The rows in markdown, and below them how they stand to the targets."""
-    lines = [f"{report.cores} cores, torch {report.torch}, load average at the start {report.load_average:.1f}", "",
-             "| model | processes | precision | step | batch | samples/s | train.py is faster | forward | backward "
-             "| optimizer | outside | data wait | peak MiB |", "|---|---:|---|---|" + "---:|" * 9]
+    lines = [
+        f"{report.cores} cores, torch {report.torch}, load average at the start {report.load_average:.1f}",
+        "",
+        "| model | processes | precision | step | batch | samples/s | train.py is faster | forward | backward "
+        "| optimizer | outside | data wait | peak MiB |",
+        "|---|---:|---|---|" + "---:|" * 9,
+    ]
     for row in report.rows:
         faster = f"{row.speed_up:.2f} x" if row.speed_up else ""
-        lines.append(f"| {row.model} | {row.processes} | {row.precision} | {row.step} | {row.batch} "
-                     f"| {row.samples_per_second:.2f} | {faster} | {row.forward:.1%} | {row.backward:.1%} "
-                     f"| {row.optimizer:.1%} | {row.outside:.1%} | {row.data_wait:.1%} | {row.peak_mib:.0f} |")
+        lines.append(
+            f"| {row.model} | {row.processes} | {row.precision} | {row.step} | {row.batch} "
+            f"| {row.samples_per_second:.2f} | {faster} | {row.forward:.1%} | {row.backward:.1%} "
+            f"| {row.optimizer:.1%} | {row.outside:.1%} | {row.data_wait:.1%} | {row.peak_mib:.0f} |"
+        )
     return "\n".join([*lines, "", *verdicts(report.rows)])
 
 
@@ -159,31 +198,46 @@ def verdicts(rows: list[Row]) -> list[str]:
         compared = [row for row in rows if row.step == step and scan and row.speed_up]
         if compared:
             found, batches = [row.speed_up for row in compared], sorted({row.batch for row in compared})
-            lines.append(f"SSAM-tiny by train.py makes {min(found):.1f} to {max(found):.1f} times the samples/s of "
-                         f"{step} in batches of {', '.join(map(str, batches))} (target: at least {LEAST_SPEED_UP})")
+            lines.append(
+                f"SSAM-tiny by train.py makes {min(found):.1f} to {max(found):.1f} times the samples/s of "
+                f"{step} in batches of {', '.join(map(str, batches))} (target: at least {LEAST_SPEED_UP})"
+            )
     found = [row.outside for row in rows if row.step in (TRAIN_PY, CHECKPOINTING)]
     if found:
-        lines.append(f"train.py spends at most {max(found):.1%} of a step outside forward, backward and optimizer "
-                     f"(target: at most {MOST_OUTSIDE:.0%})")
+        lines.append(
+            f"train.py spends at most {max(found):.1%} of a step outside forward, backward and optimizer "
+            f"(target: at most {MOST_OUTSIDE:.0%})"
+        )
     return lines
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="of SSAM-tiny SSAST-tiny")
     add("--processes", nargs="+", type=int, default=[1, 2], metavar="N", help="world sizes (default: 1 2)")
-    add("--precisions", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"],
-        metavar="NAME", help="default: float32 bfloat16")
+    add(
+        "--precisions",
+        nargs="+",
+        choices=("float32", "bfloat16", "float16"),
+        default=["float32", "bfloat16"],
+        metavar="NAME",
+        help="default: float32 bfloat16",
+    )
     add("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="the rows named above")
     add("--seconds", type=float, default=4.0, help="timed in each row (default: %(default)g)")
     add("--batch", type=int, default=16, help="samples per process and step (default: %(default)s)")
     add("--loop-batch", type=int, default=1, help="the same for the step-by-step scan (default: %(default)s)")
     add("--audio-minutes", type=float, default=AUDIO_MINUTES, help="made for the archive (default: %(default)g)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="change entries of the configs")
-    add("--output", type=Path, default=Path("benchmark_train.json"),
-        help="where the numbers are written as JSON, row by row (default: %(default)s)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("benchmark_train.json"),
+        help="where the numbers are written as JSON, row by row (default: %(default)s)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -4,6 +4,7 @@
 
 leaves FOLDER/rank-<number>.json, a `Measured`.
 """
+
 import argparse
 import functools
 import itertools
@@ -23,12 +24,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import models
-import train
+from audio_mamba import models, train
+from audio_mamba.cli.train_setup import Run, load_config, set_up
+from audio_mamba.models.precision import autocast
+from audio_mamba.training import distributed
 from benchmarks.measure import peak_mib, resident_mib, without_kernels
-from models.precision import autocast
-from train_setup import Run, load_config, set_up
-from training import distributed
 
 WARM_UP_STEPS, LEAST_STEPS = 1, 2
 WORK = ("forward", "backward", "optimizer")
@@ -40,6 +40,7 @@ LEARNING_RATE = 1e-4
 @dataclass(frozen=True)
 class Setting:
     """What is measured. `step` is TRAIN_PY, CHECKPOINTING or one of PLAIN_SCANS."""
+
     model: str
     config: str
     processes: int
@@ -54,6 +55,7 @@ class Setting:
 @dataclass
 class Measured:
     """Of one process: seconds of each step, in all and by what they went into; MiB above the idle run's."""
+
     steps: list[dict[str, float]]
     peak_mib: float
 
@@ -84,10 +86,12 @@ class StepClock:
 
     def timed(self, name: str, function: Callable) -> Callable:
         """`function`, whose calls belong to the part `name` of the step."""
+
         @functools.wraps(function)
         def call(*args, **kwargs):
             with self.on(name):
                 return function(*args, **kwargs)
+
         return call
 
     def end_step(self) -> bool:
@@ -149,13 +153,28 @@ def measure_train_py(setting: Setting, folder: Path) -> Measured:
         run.optimizer.step = step
         return run
 
-    arguments = ["--config", setting.config, "--workdir", str(folder / "run"), "--data", setting.archive, "--no_wandb",
-                 "--device", "cpu", "--precision", setting.precision,
-                 *(["--gradient-checkpointing"] if setting.step == CHECKPOINTING else []),
-                 "--set", f"batch_size={setting.batch}", *setting.overrides]
-    with (mock.patch.object(train, "set_up", set_up_with_clock),
-          mock.patch.object(train, "loss_of", clock.timed("forward", train.loss_of)),
-          mock.patch.object(torch.Tensor, "backward", clock.timed("backward", torch.Tensor.backward))):
+    arguments = [
+        "--config",
+        setting.config,
+        "--workdir",
+        str(folder / "run"),
+        "--data",
+        setting.archive,
+        "--no_wandb",
+        "--device",
+        "cpu",
+        "--precision",
+        setting.precision,
+        *(["--gradient-checkpointing"] if setting.step == CHECKPOINTING else []),
+        "--set",
+        f"batch_size={setting.batch}",
+        *setting.overrides,
+    ]
+    with (
+        mock.patch.object(train, "set_up", set_up_with_clock),
+        mock.patch.object(train, "loss_of", clock.timed("forward", train.loss_of)),
+        mock.patch.object(torch.Tensor, "backward", clock.timed("backward", torch.Tensor.backward)),
+    ):
         train.main(arguments)
     return measured
 
@@ -169,8 +188,13 @@ def measure_plain(setting: Setting) -> Measured:
         without_kernels(model, PLAIN_SCANS[setting.step])
     parallel, optimizer = distributed.parallel(model, device), torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     rng = np.random.default_rng(0)
-    batches = [(torch.randn(setting.batch, 1, *model.img_size),
-                torch.from_numpy(np.stack([model.draw_mask(rng) for _ in range(setting.batch)]))) for _ in range(4)]
+    batches = [
+        (
+            torch.randn(setting.batch, 1, *model.img_size),
+            torch.from_numpy(np.stack([model.draw_mask(rng) for _ in range(setting.batch)])),
+        )
+        for _ in range(4)
+    ]
     clock, idle_mib = StepClock(setting.seconds), resident_mib()
     for spectrogram, mask in itertools.cycle(batches):
         with clock.on("forward"), autocast(device, setting.precision):

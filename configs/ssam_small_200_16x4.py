@@ -5,7 +5,9 @@
 
 Cost: 100 epochs of 2.05 M clips, 2003 steps of 4 x 256 crops of 2 s each, so about 200,000 steps. Time: not measured.
 """
-from configs.base import hear_functions, ssam_config
+
+from audio_mamba.configs.base import ssam_config
+from audio_mamba.hear_api.api import hear_functions
 
 
 def get_config():

@@ -4,7 +4,9 @@
 
 Cost: 10 epochs of 400 steps of 8 crops of 2 s each.
 """
-from configs.base import free_audio_config, hear_functions, ssast_config
+
+from audio_mamba.configs.base import free_audio_config, ssast_config
+from audio_mamba.hear_api.api import hear_functions
 
 
 def get_config():

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
-from atomic_files import atomic_write
-from data.samples import ArchiveError, Sample, decode_labels, decode_spectrogram, encode_members
-from data.shard_files import ShardFiles
-from data.shard_index import ShardIndex, read_index, save_index
+from audio_mamba.data.samples import ArchiveError, Sample, decode_labels, decode_spectrogram, encode_members
+from audio_mamba.data.shard_files import ShardFiles
+from audio_mamba.data.shard_index import ShardIndex, read_index, save_index
+from audio_mamba.system.atomic_files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ SHARD_PATTERN = "shard-{:06d}.tar"
 
 
 # ---------------------------------------------------------------- writing
+
 
 def write_shard(path: Path, samples: Iterable[Sample], as_pickle: bool = False) -> int:
     """Write samples, in the order given, and the index beside them. The same samples give the same bytes.
@@ -42,7 +43,8 @@ def write_shard(path: Path, samples: Iterable[Sample], as_pickle: bool = False) 
             if count == 0:
                 file = stack.enter_context(atomic_write(path))
                 tar = stack.enter_context(
-                    webdataset.TarWriter(file, encoder=False, mtime=0, user="audio-mamba", group="audio-mamba"))
+                    webdataset.TarWriter(file, encoder=False, mtime=0, user="audio-mamba", group="audio-mamba")
+                )
             tar.write({"__key__": sample.key} | encode_members(sample, as_pickle))
             count += 1
     if count:
@@ -57,6 +59,7 @@ def write_manifest(directory: Path, manifest: dict) -> None:
 
 
 # ---------------------------------------------------------------- finding
+
 
 def read_manifest(directory: Path) -> dict | None:
     """The manifest of an archive made by `data.prepare`, or None where there is none.
@@ -98,8 +101,9 @@ def expected_shards(directory: Path) -> dict[Path, int | None]:
     return expected
 
 
-def shard_indices(directory: str | Path,
-                  on_fault: Callable[[Path, str, int], None] | None = None) -> list[tuple[Path, ShardIndex]]:
+def shard_indices(
+    directory: str | Path, on_fault: Callable[[Path, str, int], None] | None = None
+) -> list[tuple[Path, ShardIndex]]:
     """The shards of an archive folder in order, each with its index.
 
     Args:
@@ -128,6 +132,7 @@ def shard_indices(directory: str | Path,
 
 
 # ---------------------------------------------------------------- reading
+
 
 def read_shard(path: str | Path) -> Iterator[Sample]:
     """All samples of a shard in order. Raises ArchiveError, naming shard and key, at the first bad one."""

@@ -13,7 +13,7 @@ import struct
 import numpy as np
 
 NPY_MAGIC = b"\x93NUMPY"
-NUMBER_KINDS = "biuf"        # bool, int, unsigned int, float
+NUMBER_KINDS = "biuf"  # bool, int, unsigned int, float
 
 
 def encode(array: np.ndarray) -> bytes:
@@ -37,19 +37,20 @@ def decode(data: bytes) -> np.ndarray:
             array = _read_npy(data)
         else:
             array = _as_array(_ArrayUnpickler(io.BytesIO(data)).load())
-    except Exception as error:   # damaged bytes can fail at any point of parsing, with any exception
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]      # it may quote the damaged bytes
+    except Exception as error:  # damaged bytes can fail at any point of parsing, with any exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # it may quote the damaged bytes
         raise ValueError(f"neither an .npy array nor a pickled one ({reason})") from error
     if array.dtype.kind not in NUMBER_KINDS:
         raise ValueError(f"holds {array.dtype} values; numbers are expected")
-    return array.astype(array.dtype.newbyteorder("="))       # a copy, since the array above may not be written to
+    return array.astype(array.dtype.newbyteorder("="))  # a copy, since the array above may not be written to
 
 
 def _read_npy(data: bytes) -> np.ndarray:
     """Unlike np.load, takes no memory for a shape that the bytes do not fill."""
     file = io.BytesIO(data)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0,
-                   (2, 0): np.lib.format.read_array_header_2_0}[np.lib.format.read_magic(file)]
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+        np.lib.format.read_magic(file)
+    ]
     shape, fortran_order, dtype = read_header(file)
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran_order else "C")
 
@@ -87,7 +88,7 @@ class _Dtype:
 class _Array:
     """Stands for numpy's _reconstruct: called with nothing of interest, then given shape, type and bytes."""
 
-    array = np.zeros(0, np.int8)         # what numpy has too until the state comes
+    array = np.zeros(0, np.int8)  # what numpy has too until the state comes
 
     def __init__(self, *_):
         pass
@@ -112,7 +113,7 @@ class _Scalar:
     """Stands for numpy's scalar, a single number with a dtype."""
 
     def __init__(self, dtype: _Dtype, raw: bytes):
-        self.value, = np.frombuffer(raw, dtype.dtype)
+        (self.value,) = np.frombuffer(raw, dtype.dtype)
 
 
 class _Latin1(bytes):
@@ -131,9 +132,13 @@ class _NoBytes(bytes):
         return super().__new__(cls)
 
 
-_STAND_INS = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype,
-              ("_codecs", "encode"): _Latin1, ("__builtin__", "bytes"): _NoBytes}
-for _core in ("numpy.core", "numpy._core"):      # numpy 1 and 2
+_STAND_INS = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _Latin1,
+    ("__builtin__", "bytes"): _NoBytes,
+}
+for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
     _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = _Array
     _STAND_INS[f"{_core}.multiarray", "scalar"] = _Scalar
     _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _BufferArray
@@ -160,7 +165,7 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     def load_bytearray8(self):
         """As inherited, but without setting aside whatever length the bytes claim before reading them."""
-        length, = struct.unpack("<Q", self.read(8))
+        (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
     dispatch[pickle.BUILD[0]] = load_build

@@ -12,15 +12,35 @@ import numpy as np
 import soundfile
 import soxr
 
-from data.cut_off import cut_off
-from data.features import MIN_SAMPLES, SAMPLE_RATE
+from audio_mamba.data.cut_off import cut_off
+from audio_mamba.data.features import MIN_SAMPLES, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc"}
 # Of other recordings: libsndfile cannot read them, or not all of their kind, or takes a part of one for the whole.
-OTHER_SUFFIXES = {".3gp", ".aac", ".amr", ".ape", ".au", ".avi", ".caf", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2",
-                  ".mp4", ".sph", ".w64", ".webm", ".wma", ".wmv", ".wv"}
+OTHER_SUFFIXES = {
+    ".3gp",
+    ".aac",
+    ".amr",
+    ".ape",
+    ".au",
+    ".avi",
+    ".caf",
+    ".m4a",
+    ".m4b",
+    ".mka",
+    ".mkv",
+    ".mov",
+    ".mp2",
+    ".mp4",
+    ".sph",
+    ".w64",
+    ".webm",
+    ".wma",
+    ".wmv",
+    ".wv",
+}
 BLOCK_SECONDS = 10
 
 
@@ -39,8 +59,11 @@ def find_audio(directory: str | Path) -> list[Path]:
     directory = Path(directory)
     if not directory.is_dir():
         raise AudioError(f"{directory} is not a folder of audio files")
-    found = sorted(path for path in _files_below(directory)
-                   if path.suffix.lower() in AUDIO_SUFFIXES | OTHER_SUFFIXES and path.is_file())
+    found = sorted(
+        path
+        for path in _files_below(directory)
+        if path.suffix.lower() in AUDIO_SUFFIXES | OTHER_SUFFIXES and path.is_file()
+    )
     files = [path for path in found if path.suffix.lower() in AUDIO_SUFFIXES]
     others = [path for path in found if path.suffix.lower() in OTHER_SUFFIXES]
     note = f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"
@@ -162,7 +185,7 @@ class _PipedFile(soundfile.SoundFile):
 def _mono_blocks(file: soundfile.SoundFile, path: str | Path) -> Iterator[np.ndarray]:
     frames_read = 0
     while frames_read < file.frames:
-        block = file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)    # [n, channels]
+        block = file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)  # [n, channels]
         if len(block) == 0:
             if _length_is_unknown(file):
                 if file.error:
@@ -182,4 +205,4 @@ def _resampled(blocks: Iterator[np.ndarray], rate: int, wanted: int) -> Iterator
     resampler = soxr.ResampleStream(rate, wanted, 1, dtype="float32", quality="HQ")
     for block in blocks:
         yield resampler.resample_chunk(block)
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)      # what the filter still holds back
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)  # what the filter still holds back

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from data.features import normalise
-from data.samples import decode_spectrogram
+from audio_mamba.data.features import normalise
+from audio_mamba.data.samples import decode_spectrogram
 
 DrawMask = Callable[[np.random.Generator], np.ndarray]
 
@@ -21,8 +21,8 @@ def crop_place(frames: int, num_frames: int, rng: np.random.Generator) -> tuple[
 def repeat_to_fill(out: np.ndarray, length: int) -> None:
     """Fill the rest of a crop whose first `length` frames are all the clip has: it is repeated from its start."""
     for start in range(length, len(out), length):
-        rest = out[start:start + length]
-        rest[:] = out[:len(rest)]
+        rest = out[start : start + length]
+        rest[:] = out[: len(rest)]
 
 
 def crop_member(out: np.ndarray, member: bytes, rng: np.random.Generator) -> None:
@@ -34,9 +34,9 @@ def crop_member(out: np.ndarray, member: bytes, rng: np.random.Generator) -> Non
     clip = decode_spectrogram(member)
     if clip.shape[1] != out.shape[1]:
         raise ValueError(f"has {clip.shape[1]} mel bands, but {out.shape[1]} are expected")
-    clip = normalise(torch.from_numpy(clip), ddof=0)                         # [frames, mels], as the published loader
-    if not torch.isfinite(clip[0, 0]):                                       # one NaN or Inf spoils them all
+    clip = normalise(torch.from_numpy(clip), ddof=0)  # [frames, mels], as the published loader
+    if not torch.isfinite(clip[0, 0]):  # one NaN or Inf spoils them all
         raise ValueError("the spectrogram holds NaN or Inf")
     start, length = crop_place(len(clip), len(out), rng)
-    out[:length] = clip[start:start + length].numpy()
+    out[:length] = clip[start : start + length].numpy()
     repeat_to_fill(out, length)

@@ -9,8 +9,8 @@ import soundfile
 # What libsndfile notes about the samples of a wav or aiff file that is shorter than its header says.
 SAMPLE_BYTES = re.compile(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 BYTES_UNKNOWN = 0x7EFFF000  # programs that write to a pipe put about this much or more for a length they do not know
-OGG_PAGE_BYTES = 65307      # at most
-OGG_HEADER_BYTES = 27       # of a page; the last of them counts the bytes that follow, whose sum is the rest
+OGG_PAGE_BYTES = 65307  # at most
+OGG_HEADER_BYTES = 27  # of a page; the last of them counts the bytes that follow, whose sum is the rest
 
 
 def cut_off(file: soundfile.SoundFile, path: str | Path) -> str | None:
@@ -39,5 +39,5 @@ def _last_page_is_torn(path: str | Path) -> bool:
     page = tail[start:]
     if len(page) < OGG_HEADER_BYTES:
         return True
-    counts = page[OGG_HEADER_BYTES:OGG_HEADER_BYTES + page[OGG_HEADER_BYTES - 1]]
+    counts = page[OGG_HEADER_BYTES : OGG_HEADER_BYTES + page[OGG_HEADER_BYTES - 1]]
     return len(page) < OGG_HEADER_BYTES + page[OGG_HEADER_BYTES - 1] + sum(counts)

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.archives import shard_indices
-from data.crops import DrawMask, crop_member, crop_place, repeat_to_fill
-from data.faults import Fault, Faults
-from data.features import N_MELS, normalise_crop
-from data.samples import ArchiveError
-from data.shard_files import ShardFiles
-from data.shard_index import ShardIndex, index_from_headers, saved_index
+from audio_mamba.data.archives import shard_indices
+from audio_mamba.data.crops import DrawMask, crop_member, crop_place, repeat_to_fill
+from audio_mamba.data.faults import Fault, Faults
+from audio_mamba.data.features import N_MELS, normalise_crop
+from audio_mamba.data.samples import ArchiveError
+from audio_mamba.data.shard_files import ShardFiles
+from audio_mamba.data.shard_index import ShardIndex, index_from_headers, saved_index
 
 MAX_SUBSTITUTES = 20
-MANY_WITHOUT_INDEX = 20_000       # their headers take seconds at every start of every process
-STAND_IN = 1                      # sets the generator of substitutes apart from that of crop and mask
+MANY_WITHOUT_INDEX = 20_000  # their headers take seconds at every start of every process
+STAND_IN = 1  # sets the generator of substitutes apart from that of crop and mask
 
 # What is kept of a sample: 21 bytes. Either its plain values begin at `offset`, then `extent` is the number of frames
 # and `value_bytes` their width; or a member of `extent` bytes does, which has to be read whole, and `value_bytes` is 0.
@@ -47,8 +47,15 @@ class LogMelDataset(Dataset):
         ArchiveError: no shards; with strict, a bad one; else more than 1% of the samples lost.
     """
 
-    def __init__(self, directories: Sequence[str | Path], num_frames: int, n_mels: int = N_MELS, seed: int = 0,
-                 draw_mask: DrawMask | None = None, strict: bool = False):
+    def __init__(
+        self,
+        directories: Sequence[str | Path],
+        num_frames: int,
+        n_mels: int = N_MELS,
+        seed: int = 0,
+        draw_mask: DrawMask | None = None,
+        strict: bool = False,
+    ):
         self.num_frames, self.n_mels, self.seed, self.draw_mask = num_frames, n_mels, seed, draw_mask
         self.strict = strict
         faults, self._paths, records, without_index = [], [], [], 0
@@ -58,16 +65,19 @@ class LogMelDataset(Dataset):
                 records.append(self._records(index))
                 without_index += int((index.places["frames"] == 0).sum())
         if without_index > MANY_WITHOUT_INDEX:
-            logger.info("%d samples have no index, so each start reads all their tar headers, and each crop its whole "
-                        "clip; python -m data.index %s, run once, spares both", without_index,
-                        shlex.join(map(str, directories)))
+            logger.info(
+                "%d samples have no index, so each start reads all their tar headers, and each crop its whole "
+                "clip; python -m data.index %s, run once, spares both",
+                without_index,
+                shlex.join(map(str, directories)),
+            )
         lengths = [len(shard) for shard in records]
         at_start = Faults(sum(lengths) + sum(lost for _, _, lost in faults))
         for path, problem, lost in faults:
             at_start.report(path, problem, lost)
         if not records:
             raise ArchiveError("no archive folder was given")
-        self._first = np.cumsum([0] + lengths)       # first sample of each shard, and end
+        self._first = np.cumsum([0] + lengths)  # first sample of each shard, and end
         self._samples = np.concatenate(records)
         self._files = ShardFiles()
 
@@ -102,7 +112,7 @@ class LogMelDataset(Dataset):
         """
         spectrogram = torch.empty(len(items), 1, self.num_frames, self.n_mels)
         indices, masks, faults = [], [], []
-        with np.errstate(over="ignore", invalid="ignore"):      # damaged values, which are then refused
+        with np.errstate(over="ignore", invalid="ignore"):  # damaged values, which are then refused
             for out, (epoch, index) in zip(spectrogram[:, 0].numpy(), items):
                 index, mask = self._fill_with_good(out, epoch, index, faults)
                 indices.append(index)
@@ -112,8 +122,9 @@ class LogMelDataset(Dataset):
             batch["mask"] = torch.from_numpy(np.stack(masks))
         return batch, faults
 
-    def _fill_with_good(self, out: np.ndarray, epoch: int, index: int,
-                        faults: list[Fault]) -> tuple[int, np.ndarray | None]:
+    def _fill_with_good(
+        self, out: np.ndarray, epoch: int, index: int, faults: list[Fault]
+    ) -> tuple[int, np.ndarray | None]:
         """Fill `out` with sample `index` or one that stands in for it; returns which, and its mask."""
         substitutes = first_error = None
         for _ in range(1 + MAX_SUBSTITUTES):
@@ -153,7 +164,7 @@ class LogMelDataset(Dataset):
         if self._files.read_into(path, offset, memoryview(stored).cast("B")) != stored.nbytes:
             raise ValueError(f"the shard ends before byte {offset + stored.nbytes}")
         if stored is not crop:
-            torch.from_numpy(crop).copy_(torch.from_numpy(stored))      # many times faster than numpy with float16
+            torch.from_numpy(crop).copy_(torch.from_numpy(stored))  # many times faster than numpy with float16
         normalise_crop(crop, mean, std)
         # The squares of all normalised values of the clip add up to their number, so those of the crop cannot exceed
         # it: damage shows without reading the rest, and NaN and Inf do too. The slack is for rounding.
@@ -178,5 +189,5 @@ class LogMelDataset(Dataset):
             saved = saved_index(path)
             keys = (saved[1] if saved else index_from_headers(path, report=lambda problem: None)).keys
             return f"{path}, sample {keys[number].decode(errors='replace')}"
-        except (ArchiveError, IndexError):      # the index, or a shard without one, is gone as well
+        except (ArchiveError, IndexError):  # the index, or a shard without one, is gone as well
             return f"{path}, sample number {number}"

@@ -4,12 +4,12 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from data.samples import ArchiveError
+from audio_mamba.data.samples import ArchiveError
 
-MAX_SHARE = 0.01            # of the samples of an epoch
-WARNINGS_IN_FULL = 100      # after so many, only each hundredth is told
+MAX_SHARE = 0.01  # of the samples of an epoch
+WARNINGS_IN_FULL = 100  # after so many, only each hundredth is told
 
-Fault = tuple[str | Path, str, int]      # shard, what is wrong with it or a sample of it, and how many samples are lost
+Fault = tuple[str | Path, str, int]  # shard, what is wrong with it or a sample of it, and how many samples are lost
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Faults:
         self.begin_pass()
 
     def begin_pass(self) -> None:
-        self._lost = Counter()          # shard -> samples
+        self._lost = Counter()  # shard -> samples
         self._first = None
 
     def report(self, shard: str | Path, problem: str, count: int = 1) -> None:
@@ -44,5 +44,7 @@ class Faults:
         lost = self._lost.total()
         if lost > max(MAX_SHARE * self.total, self._allowed):
             shards = ", ".join(f"{lost} in {shard}" for shard, lost in self._lost.most_common(5))
-            raise ArchiveError(f"{lost} of {self.total} samples cannot be used, more than {MAX_SHARE:.0%}: {shards}; "
-                               f"the first: {self._first} (python -m data.verify tells of all)")
+            raise ArchiveError(
+                f"{lost} of {self.total} samples cannot be used, more than {MAX_SHARE:.0%}: {shards}; "
+                f"the first: {self._first} (python -m data.verify tells of all)"
+            )

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 SAMPLE_RATE = 16000
-N_FFT = 400                                      # 25 ms window
+N_FFT = 400  # 25 ms window
 HOP_LENGTH = 160
-FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH    # 100
-N_FREQS = N_FFT // 2 + 1                         # 201 bins, 0 to 8000 Hz
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH  # 100
+N_FREQS = N_FFT // 2 + 1  # 201 bins, 0 to 8000 Hz
 N_MELS = 80
 MEL_MIN_HZ = 50.0
 MEL_MAX_HZ = 8000.0
-LOG_OFFSET = 1.1920929e-07                       # float32 machine epsilon
+LOG_OFFSET = 1.1920929e-07  # float32 machine epsilon
 STD_OFFSET = 1e-8
-MIN_SAMPLES = N_FFT // 2 + 1                     # reflection by half a window needs one sample more than that
+MIN_SAMPLES = N_FFT // 2 + 1  # reflection by half a window needs one sample more than that
 
 
 def num_frames(n_samples: int) -> int:
@@ -50,10 +50,17 @@ def log_mel(audio: torch.Tensor) -> torch.Tensor:
 
     window, mel_bank = _constants(audio.device)
     with torch.autocast(audio.device.type, enabled=False):
-        spectrum = torch.stft(audio.reshape(-1, n_samples), N_FFT, HOP_LENGTH, window=window, center=True,
-                              pad_mode="reflect", return_complex=True)            # [B, 201, frames]
-        power = torch.view_as_real(spectrum).square().sum(-1)                     # |.|^2, differentiable at 0
-        mel = power.transpose(1, 2) @ mel_bank                                    # [B, frames, 80]
+        spectrum = torch.stft(
+            audio.reshape(-1, n_samples),
+            N_FFT,
+            HOP_LENGTH,
+            window=window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )  # [B, 201, frames]
+        power = torch.view_as_real(spectrum).square().sum(-1)  # |.|^2, differentiable at 0
+        mel = power.transpose(1, 2) @ mel_bank  # [B, frames, 80]
         spectrogram = torch.log(mel + LOG_OFFSET)
     return spectrogram.reshape(*audio.shape[:-1], num_frames(n_samples), N_MELS)
 
@@ -84,7 +91,7 @@ def clip_statistics(spectrogram: np.ndarray) -> tuple[float, float]:
     `normalise_crop` then gives what `normalise` gives for the whole clip, but for the rounding of float32.
     """
     spectrogram = spectrogram.astype(np.float64)
-    with np.errstate(invalid="ignore"):      # NaN or Inf in the clip make NaN of both
+    with np.errstate(invalid="ignore"):  # NaN or Inf in the clip make NaN of both
         mean = spectrogram.mean()
         return float(mean), float(np.sqrt(np.square(spectrogram - mean).mean()))
 
@@ -100,7 +107,7 @@ def _clip_sum(x: torch.Tensor) -> torch.Tensor:
     return x.sum(-1, keepdim=True).sum(-2, keepdim=True)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Periodic Hann window [400] and mel bank [201, 80] on a device, made once."""
     # Tensors made in inference mode could not take part in a later backward pass.
@@ -117,8 +124,8 @@ def mel_filter_bank() -> np.ndarray:
     """
     bin_hz = np.linspace(0, SAMPLE_RATE / 2, N_FREQS)
     edges_hz = _mel_to_hz(np.linspace(_hz_to_mel(MEL_MIN_HZ), _hz_to_mel(MEL_MAX_HZ), N_MELS + 2))
-    lower, centre, upper = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]            # [80] each
-    rising = (bin_hz[:, None] - lower) / (centre - lower)                         # [201, 80]
+    lower, centre, upper = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]  # [80] each
+    rising = (bin_hz[:, None] - lower) / (centre - lower)  # [201, 80]
     falling = (upper - bin_hz[:, None]) / (upper - centre)
     return np.clip(np.minimum(rising, falling), 0, None)
 

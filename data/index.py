@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from atomic_files import remove_partials
-from data.archives import expected_shards, unfinished
-from data.samples import ArchiveError
-from data.shard_index import UNKNOWN, fitting_index, index_path, save_index
-from folder_lock import FolderInUseError, sole_use
-from machine import usable_cores
-from workers import follow_parent
+from audio_mamba.data.archives import expected_shards, unfinished
+from audio_mamba.data.samples import ArchiveError
+from audio_mamba.data.shard_index import UNKNOWN, fitting_index, index_path, save_index
+from audio_mamba.system.atomic_files import remove_partials
+from audio_mamba.system.folder_lock import FolderInUseError, sole_use
+from audio_mamba.system.machine import usable_cores
+from audio_mamba.system.workers import follow_parent
 
 
 class _Stopped(Exception):
@@ -44,19 +44,22 @@ def shards_to_index(directory: Path) -> tuple[list[Path], int]:
         raise ArchiveError(f"{directory} is not complete: the same data.prepare command goes on with it")
     missing = [shard for shard in shards if not _has_index(shard)]
     if missing and not os.access(directory, os.W_OK):
-        raise ArchiveError(f"{directory} is not writable, but the index of a shard lies beside it; links to the shards "
-                           "in a folder of your own can be indexed instead")
+        raise ArchiveError(
+            f"{directory} is not writable, but the index of a shard lies beside it; links to the shards "
+            "in a folder of your own can be indexed instead"
+        )
     return missing, len(shards)
 
 
 def _has_index(shard: Path) -> bool:
     try:
         return fitting_index(shard) is not None
-    except ArchiveError:      # a damaged index is none
+    except ArchiveError:  # a damaged index is none
         return False
 
 
 # ---------------------------------------------------------------- the main process
+
 
 def index_shards(shards: Sequence[Path], workers: int, tell: Callable[[str], None]) -> tuple[int, int, int]:
     """Write the index of each shard in processes of their own, with a progress bar on stderr.
@@ -89,6 +92,7 @@ def index_shards(shards: Sequence[Path], workers: int, tell: Callable[[str], Non
 
 # ---------------------------------------------------------------- the workers
 
+
 def _start_worker(stop) -> None:
     global _stop
     _stop = stop
@@ -100,8 +104,10 @@ def _index_shard(shard: Path) -> tuple[tuple[int, int, int], list[str]]:
     index = save_index(shard, problems.append, before_sample=_go_on)
     if index is None:
         return (0, 0, 0), problems
-    problems += [f"{shard}, sample {key.decode(errors='replace')}: the spectrogram holds NaN or Inf"
-                 for key in index.keys[~np.isfinite(index.places["std"])]]
+    problems += [
+        f"{shard}, sample {key.decode(errors='replace')}: the spectrogram holds NaN or Inf"
+        for key in index.keys[~np.isfinite(index.places["std"])]
+    ]
     return (1, len(index), int((index.places["values_offset"] == UNKNOWN).sum())), problems
 
 
@@ -112,9 +118,11 @@ def _go_on() -> None:
 
 # ---------------------------------------------------------------- the command
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.index", description=__doc__.split("\n\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.data.index") -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("archive_dirs", metavar="ARCHIVE_DIR", type=Path, nargs="+", help="folder of shards")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
     args = parser.parse_args(arguments)
@@ -153,8 +161,10 @@ def _index_archive(directory: Path, workers: int) -> int:
         for shard in missing:
             remove_partials(index_path(shard))
         shards, samples, whole = index_shards(missing, workers, tell)
-    print(f"{directory}: {shards} of {total} shards indexed, {samples} samples"
-          + (f"; {whole} of them must still be read whole" if whole else ""))
+    print(
+        f"{directory}: {shards} of {total} shards indexed, {samples} samples"
+        + (f"; {whole} of them must still be read whole" if whole else "")
+    )
     return len(problems)
 
 

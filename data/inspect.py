@@ -15,14 +15,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data.archives import read_manifest, read_sample, shard_indices
-from data.features import FRAMES_PER_SECOND
-from data.samples import ArchiveError, Sample
-from data.shard_files import ShardFiles
+from audio_mamba.data.archives import read_manifest, read_sample, shard_indices
+from audio_mamba.data.features import FRAMES_PER_SECOND
+from audio_mamba.data.samples import ArchiveError, Sample
+from audio_mamba.data.shard_files import ShardFiles
 
 CLIPS_READ = 500
 LABELS_SHOWN = 20
-BAR = 40                # characters
+BAR = 40  # characters
 PICTURE_ROWS, PICTURE_COLUMNS = 4, 4
 
 
@@ -72,8 +72,10 @@ def describe(archive: Archive, samples: list[Sample]) -> str:
 
     seconds = frames / FRAMES_PER_SECOND
     counts, edges = np.histogram(seconds, bins=min(10, len(np.unique(seconds))))
-    parts.append(f"length, s (mean {seconds.mean():.2f})\n" + _bars(
-        [(f"{low:.2f} to {high:.2f}", count) for low, high, count in zip(edges, edges[1:], counts)]))
+    parts.append(
+        f"length, s (mean {seconds.mean():.2f})\n"
+        + _bars([(f"{low:.2f} to {high:.2f}", count) for low, high, count in zip(edges, edges[1:], counts)])
+    )
 
     labels = Counter(archive.label_name(label) for sample in samples for label in sample.labels.tolist())
     if labels:
@@ -84,14 +86,19 @@ def describe(archive: Archive, samples: list[Sample]) -> str:
     if unlabelled:
         parts.append(f"{unlabelled} {of} have no label")
 
-    bands = np.concatenate([sample.spectrogram.astype(np.float32) for sample in samples])      # [frames, mels]
-    table = [f"    {band:4d} {bands[:, band].mean():8.2f} {bands[:, band].std():8.2f} {bands[:, band].min():8.2f} "
-             f"{bands[:, band].max():8.2f}" for band in np.linspace(0, bands.shape[1] - 1, 6, dtype=int)]
+    bands = np.concatenate([sample.spectrogram.astype(np.float32) for sample in samples])  # [frames, mels]
+    table = [
+        f"    {band:4d} {bands[:, band].mean():8.2f} {bands[:, band].std():8.2f} {bands[:, band].min():8.2f} "
+        f"{bands[:, band].max():8.2f}"
+        for band in np.linspace(0, bands.shape[1] - 1, 6, dtype=int)
+    ]
     whole = f"     all {bands.mean():8.2f} {bands.std():8.2f} {bands.min():8.2f} {bands.max():8.2f}"
     parts.append("\n".join([f"log-mel values ({of})", "    band     mean      std      min      max", *table, whole]))
     if archive.problems:
-        parts.append(f"{len(archive.problems)} problems, the first: {archive.problems[0]}\n"
-                     "    python -m data.verify tells them all")
+        parts.append(
+            f"{len(archive.problems)} problems, the first: {archive.problems[0]}\n"
+            "    python -m data.verify tells them all"
+        )
     return "\n\n".join(parts)
 
 
@@ -103,22 +110,33 @@ def _bars(counts: list[tuple[str, int]]) -> str:
 def save_contact_sheet(path: Path, samples: list[Sample], archive: Archive) -> None:
     """Up to 16 spectrograms, time to the right and low bands at the bottom, with key and labels, as a PNG."""
     figure = Figure(figsize=(4 * PICTURE_COLUMNS, 2.4 * PICTURE_ROWS), layout="constrained")
-    for place, sample in enumerate(samples[:PICTURE_ROWS * PICTURE_COLUMNS]):
+    for place, sample in enumerate(samples[: PICTURE_ROWS * PICTURE_COLUMNS]):
         axes = figure.add_subplot(PICTURE_ROWS, PICTURE_COLUMNS, place + 1)
         seconds = len(sample.spectrogram) / FRAMES_PER_SECOND
-        axes.imshow(sample.spectrogram.T.astype(np.float32), origin="lower", aspect="auto", cmap="magma",
-                    extent=(0, seconds, 0, sample.spectrogram.shape[1]))
+        axes.imshow(
+            sample.spectrogram.T.astype(np.float32),
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            extent=(0, seconds, 0, sample.spectrogram.shape[1]),
+        )
         names = ", ".join(archive.label_name(label) for label in sample.labels.tolist())
         axes.set_title(f"{sample.key[:36]}\n{names[:40]}", fontsize=8)
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.inspect", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.data.inspect") -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("archive_dir", metavar="ARCHIVE_DIR", type=Path, help="folder of shards")
-    parser.add_argument("--picture", metavar="PNG", type=Path, default=Path("contact_sheet.png"),
-                        help="where the picture of random clips goes")
+    parser.add_argument(
+        "--picture",
+        metavar="PNG",
+        type=Path,
+        default=Path("contact_sheet.png"),
+        help="where the picture of random clips goes",
+    )
     parser.add_argument("--clips", type=int, default=CLIPS_READ, help="clips to read for labels and mel statistics")
     parser.add_argument("--seed", type=int, default=0, help="another seed takes other clips")
     args = parser.parse_args(arguments)
@@ -130,8 +148,10 @@ def main(arguments: list[str] | None = None) -> None:
         numbers = rng.choice(len(archive), min(args.clips, len(archive)), replace=False)
         samples = list(tqdm(archive.read(numbers), total=len(numbers), desc="reading", unit="clip", delay=2))
         if not samples:
-            raise ArchiveError(f"no clip of {args.archive_dir} can be read; the first: "
-                               f"{archive.problems[0] if archive.problems else 'it is empty'}")
+            raise ArchiveError(
+                f"no clip of {args.archive_dir} can be read; the first: "
+                f"{archive.problems[0] if archive.problems else 'it is empty'}"
+            )
         print(describe(archive, samples))
         args.picture.parent.mkdir(parents=True, exist_ok=True)
         save_contact_sheet(args.picture, [samples[i] for i in rng.permutation(len(samples))], archive)

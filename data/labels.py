@@ -8,15 +8,15 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.audio import find_audio, printable
-from data.features import SAMPLE_RATE
+from audio_mamba.data.audio import find_audio, printable
+from audio_mamba.data.features import SAMPLE_RATE
 
-FILE_COLUMNS = ("file", "filename", "fname")                       # ours, ESC-50, FSD50K
-YOUTUBE_COLUMN = "YTID"                                            # AudioSet
+FILE_COLUMNS = ("file", "filename", "fname")  # ours, ESC-50, FSD50K
+YOUTUBE_COLUMN = "YTID"  # AudioSet
 YOUTUBE_ID_LENGTH = 11
 LABEL_COLUMNS = ("label", "labels", "positive_labels", "category")
 ID_COLUMNS = ("index", "idx")
-CLASS_COLUMNS = ("mid", "label")                                   # AudioSet, HEAR
+CLASS_COLUMNS = ("mid", "label")  # AudioSet, HEAR
 
 Labelled = tuple[list[Path], list[tuple[str, ...]], list[str]]
 
@@ -92,8 +92,13 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
     if unlabelled := found.count(()):
         logger.info("%d of %d audio files have no label in %s", unlabelled, len(files), table)
     if unused:
-        logger.info("%d of %d names in %s are those of no audio file, such as %s", len(unused), len(labels_under),
-                    table, unused[0])
+        logger.info(
+            "%d of %d names in %s are those of no audio file, such as %s",
+            len(unused),
+            len(labels_under),
+            table,
+            unused[0],
+        )
     return found
 
 
@@ -111,7 +116,7 @@ def _youtube_ids(path: Path) -> list[str]:
     """Which ids the files `<id>.wav`, `Y<id>.wav` and `<id>_30.000.wav` may have; an id may begin with Y as well."""
     ids = [path.stem[:YOUTUBE_ID_LENGTH]]
     if path.stem.startswith("Y"):
-        ids.append(path.stem[1:1 + YOUTUBE_ID_LENGTH])
+        ids.append(path.stem[1 : 1 + YOUTUBE_ID_LENGTH])
     return ids
 
 
@@ -121,8 +126,10 @@ def _read_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
     file_column = next((name for name in (*FILE_COLUMNS, YOUTUBE_COLUMN) if name in columns), None)
     label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
     if file_column is None or label_column is None:
-        raise LabelError(f"{table} has the columns {columns}; needed are one of "
-                         f"{[*FILE_COLUMNS, YOUTUBE_COLUMN]} and one of {list(LABEL_COLUMNS)}")
+        raise LabelError(
+            f"{table} has the columns {columns}; needed are one of "
+            f"{[*FILE_COLUMNS, YOUTUBE_COLUMN]} and one of {list(LABEL_COLUMNS)}"
+        )
     labels_under: dict[str, set[str]] = {}
     for row in rows:
         labels = (label.strip() for label in re.split("[,;]", row[label_column] or ""))
@@ -136,8 +143,9 @@ def _read_classes(table: Path) -> list[str]:
     id_column = next((name for name in ID_COLUMNS if name in columns), None)
     label_column = next((name for name in CLASS_COLUMNS if name in columns), None)
     if id_column is None or label_column is None:
-        raise LabelError(f"{table} has the columns {columns}; needed are one of {list(ID_COLUMNS)} "
-                         f"and one of {list(CLASS_COLUMNS)}")
+        raise LabelError(
+            f"{table} has the columns {columns}; needed are one of {list(ID_COLUMNS)} and one of {list(CLASS_COLUMNS)}"
+        )
     labels = {row[id_column]: row[label_column] for row in rows}
     if labels.keys() != {str(i) for i in range(len(rows))} or len(set(labels.values())) < len(rows):
         raise LabelError(f"{table}: its {len(rows)} rows must have the ids 0 to {len(rows) - 1} and different labels")
@@ -176,7 +184,9 @@ def _hear_task(directory: Path) -> tuple[list[Path], list[tuple[str, ...]]]:
 def _hear_split(table: Path) -> dict[str, set[str]]:
     """Labels of each file: of a clip as a whole, or of the events in it."""
     try:
-        return {name: {str(entry["label"] if isinstance(entry, dict) else entry) for entry in entries}
-                for name, entries in json.loads(table.read_text()).items()}
+        return {
+            name: {str(entry["label"] if isinstance(entry, dict) else entry) for entry in entries}
+            for name, entries in json.loads(table.read_text()).items()
+        }
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise LabelError(f"{table} cannot be read as the labels of a HEAR split ({error})") from error

@@ -14,18 +14,20 @@ import torch
 from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from data.crops import DrawMask
-from data.dataset import LogMelDataset
-from data.faults import MAX_SHARE, Fault, Faults
-from data.features import N_MELS
-from data.remote import RemoteShards
+from audio_mamba.data.crops import DrawMask
+from audio_mamba.data.dataset import LogMelDataset
+from audio_mamba.data.faults import MAX_SHARE, Fault, Faults
+from audio_mamba.data.features import N_MELS
+from audio_mamba.data.remote import RemoteShards
 
 
 def check_enough(samples: int, batch_size: int, world_size: int) -> None:
     """Raise ValueError where there is not one whole batch for every rank."""
     if samples < batch_size * world_size:
-        raise ValueError(f"{samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
-                         f"process(es) needs at least {batch_size * world_size}")
+        raise ValueError(
+            f"{samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
+            f"process(es) needs at least {batch_size * world_size}"
+        )
 
 
 class EpochBatches(Sampler):
@@ -53,7 +55,7 @@ class EpochBatches(Sampler):
     def batches(self, epoch: int) -> np.ndarray:
         """The sample indices of all steps of an epoch for this rank, int64 [steps, batch_size]."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.n_samples)
-        used = order[:len(self) * self.world_size * self.batch_size]
+        used = order[: len(self) * self.world_size * self.batch_size]
         return used.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
 
 
@@ -94,7 +96,7 @@ class FixedBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for begin in range(0, len(self.indices), self._batch_size):
-            yield [(0, index) for index in self.indices[begin:begin + self._batch_size]]
+            yield [(0, index) for index in self.indices[begin : begin + self._batch_size]]
 
 
 class ArchiveLoader(StatefulDataLoader):
@@ -103,7 +105,7 @@ class ArchiveLoader(StatefulDataLoader):
 
     def __init__(self, dataset: LogMelDataset | RemoteShards, samples: int, allowed: int = 0, **options):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "'set_vital' is deprecated")      # torchdata's own call
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
             super().__init__(dataset, collate_fn=_as_it_is, **options)
         self.faults = Faults(samples, allowed)
 
@@ -123,11 +125,22 @@ def _as_it_is(fetched: tuple) -> tuple:
     return fetched
 
 
-def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_size: int, n_mels: int = N_MELS,
-                rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
-                draw_mask: DrawMask | None = None, pin_memory: bool = False, strict: bool = False,
-                multiprocessing_context: str | None = None,
-                worker_init_fn: Callable[[int], None] | None = None) -> ArchiveLoader:
+def make_loader(
+    directories: Sequence[str | Path],
+    *,
+    num_frames: int,
+    batch_size: int,
+    n_mels: int = N_MELS,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    num_workers: int = 0,
+    draw_mask: DrawMask | None = None,
+    pin_memory: bool = False,
+    strict: bool = False,
+    multiprocessing_context: str | None = None,
+    worker_init_fn: Callable[[int], None] | None = None,
+) -> ArchiveLoader:
     """The batches of one rank; call `set_epoch` before each epoch.
 
     Args:
@@ -155,26 +168,62 @@ def make_loader(directories: Sequence[str | Path], *, num_frames: int, batch_siz
     """
     dataset = LogMelDataset(directories, num_frames, n_mels, seed, draw_mask, strict)
     batches = EpochBatches(len(dataset), batch_size, rank, world_size, seed)
-    return ArchiveLoader(dataset, len(batches) * batch_size, batch_sampler=batches, num_workers=num_workers,
-                         pin_memory=pin_memory, persistent_workers=num_workers > 0, worker_init_fn=worker_init_fn,
-                         multiprocessing_context=multiprocessing_context if num_workers else None)
+    return ArchiveLoader(
+        dataset,
+        len(batches) * batch_size,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=worker_init_fn,
+        multiprocessing_context=multiprocessing_context if num_workers else None,
+    )
 
 
-def make_validation_loader(directory: str | Path, *, num_frames: int, batch_size: int, n_mels: int = N_MELS,
-                           rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
-                           draw_mask: DrawMask | None = None, pin_memory: bool = False, strict: bool = False,
-                           worker_init_fn: Callable[[int], None] | None = None) -> ArchiveLoader:
+def make_validation_loader(
+    directory: str | Path,
+    *,
+    num_frames: int,
+    batch_size: int,
+    n_mels: int = N_MELS,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    num_workers: int = 0,
+    draw_mask: DrawMask | None = None,
+    pin_memory: bool = False,
+    strict: bool = False,
+    worker_init_fn: Callable[[int], None] | None = None,
+) -> ArchiveLoader:
     """All samples of an archive folder once, the same crops and masks at each pass; arguments as for `make_loader`."""
     dataset = LogMelDataset([directory], num_frames, n_mels, seed, draw_mask, strict)
     batches = FixedBatches(len(dataset), batch_size, rank, world_size)
-    return ArchiveLoader(dataset, len(batches.indices), batch_sampler=batches, num_workers=num_workers,
-                         pin_memory=pin_memory, worker_init_fn=worker_init_fn)
+    return ArchiveLoader(
+        dataset,
+        len(batches.indices),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=worker_init_fn,
+    )
 
 
-def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, batch_size: int, n_mels: int = N_MELS,
-                       rank: int = 0, world_size: int = 1, seed: int = 0, num_workers: int = 0,
-                       draw_mask: DrawMask | None = None, pin_memory: bool = False, strict: bool = False,
-                       worker_init_fn: Callable[[int], None] | None = None) -> ArchiveLoader:
+def make_remote_loader(
+    urls: Sequence[str],
+    *,
+    samples: int,
+    num_frames: int,
+    batch_size: int,
+    n_mels: int = N_MELS,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    num_workers: int = 0,
+    draw_mask: DrawMask | None = None,
+    pin_memory: bool = False,
+    strict: bool = False,
+    worker_init_fn: Callable[[int], None] | None = None,
+) -> ArchiveLoader:
     """The batches of one rank from shards that can only be read from front to back (see `data.remote`).
 
     Args:
@@ -188,13 +237,21 @@ def make_remote_loader(urls: Sequence[str], *, samples: int, num_frames: int, ba
     Raises:
         ValueError: fewer shards than readers, or fewer samples than one batch on all ranks.
     """
-    dataset = RemoteShards(urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers,
-                           draw_mask, strict)
+    dataset = RemoteShards(
+        urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers, draw_mask, strict
+    )
     check_enough(samples, batch_size, world_size)
     # A shard that 1% of the epoch would cover may be more than 1% of what one of several ranks reads.
     one_shard = min(samples // len(dataset.urls), int(MAX_SHARE * samples))
-    return ArchiveLoader(dataset, len(dataset) * batch_size, one_shard, batch_size=None, num_workers=num_workers,
-                         pin_memory=pin_memory, worker_init_fn=worker_init_fn)
+    return ArchiveLoader(
+        dataset,
+        len(dataset) * batch_size,
+        one_shard,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=worker_init_fn,
+    )
 
 
 def set_epoch(loader: StatefulDataLoader, epoch: int, first_step: int = 0) -> None:

@@ -1,4 +1,5 @@
 """Mean and standard deviation of a spectrogram that is too long to hold, or has not ended yet."""
+
 import math
 
 from torch import Tensor

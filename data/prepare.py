@@ -17,19 +17,38 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from data.archives import MANIFEST_NAME
-from data.audio import printable
-from data.labels import find_labelled
-from data.prepare_job import (CLIP_SECONDS, DTYPES, FORMATS, SHARD_SIZE, AudioFile, PrepareError, Settings, Share,
-                              describe, finished_archive, remove_scaffold, start_or_go_on)
-from data.prepare_shards import make_shards
-from folder_lock import FolderInUseError, sole_use
-from machine import usable_cores
+from audio_mamba.data.archives import MANIFEST_NAME
+from audio_mamba.data.audio import printable
+from audio_mamba.data.labels import find_labelled
+from audio_mamba.data.prepare_job import (
+    CLIP_SECONDS,
+    DTYPES,
+    FORMATS,
+    SHARD_SIZE,
+    AudioFile,
+    PrepareError,
+    Settings,
+    Share,
+    describe,
+    finished_archive,
+    remove_scaffold,
+    start_or_go_on,
+)
+from audio_mamba.data.prepare_shards import make_shards
+from audio_mamba.system.folder_lock import FolderInUseError, sole_use
+from audio_mamba.system.machine import usable_cores
 
 
-def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path | None = None, workers: int = 1,
-            settings: Settings = Settings(), classes_csv: str | Path | None = None,
-            share: Share = Share(), keep: Callable[[list[str]], set[int]] | None = None) -> dict | None:
+def prepare(
+    audio_dir: str | Path,
+    out_dir: str | Path,
+    labels_csv: str | Path | None = None,
+    workers: int = 1,
+    settings: Settings = Settings(),
+    classes_csv: str | Path | None = None,
+    share: Share = Share(),
+    keep: Callable[[list[str]], set[int]] | None = None,
+) -> dict | None:
     """Make an archive (see the module) with a progress bar on stderr.
 
     Args:
@@ -65,7 +84,7 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
 
     finished = finished_archive(out_dir, described)
     if finished is not None:
-        remove_scaffold(out_dir)      # left there if the last attempt was killed at its very end
+        remove_scaffold(out_dir)  # left there if the last attempt was killed at its very end
         return finished
     out_dir.mkdir(parents=True, exist_ok=True)
     with sole_use(out_dir, shared=share.world_size > 1):
@@ -78,8 +97,10 @@ def prepare(audio_dir: str | Path, out_dir: str | Path, labels_csv: str | Path |
         manifest = job.merge(vocabulary)
     if manifest is not None and not manifest["samples"]:
         skipped = manifest["skipped"][0]
-        raise PrepareError(f"none of the {len(files)} audio files below {audio_dir} could be used; "
-                           f"the first: {skipped['file']}: {skipped['reason']}")
+        raise PrepareError(
+            f"none of the {len(files)} audio files below {audio_dir} could be used; "
+            f"the first: {skipped['file']}: {skipped['reason']}"
+        )
     return manifest
 
 
@@ -90,42 +111,74 @@ def held_out(paths: list[str], fraction: float) -> set[int]:
     """
     count = max(1, round(fraction * len(paths))) if 0 < fraction < 1 else len(paths)
     if count >= len(paths):
-        raise PrepareError(f"--validation {fraction:g} of {len(paths)} files leaves nothing on one side; a share "
-                           "between 0 and 1 is needed, and two files at least")
+        raise PrepareError(
+            f"--validation {fraction:g} of {len(paths)} files leaves nothing on one side; a share "
+            "between 0 and 1 is needed, and two files at least"
+        )
     ranked = sorted(range(len(paths)), key=lambda i: hashlib.sha256(paths[i].encode()).digest())
     return set(ranked[:count])
 
 
 # ---------------------------------------------------------------- the command
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
-    add("audio_dir", metavar="AUDIO_DIR", type=Path,
-        help="folder of wav, flac, ogg, opus, mp3, aiff, any depth; or a HEAR task")
+    add(
+        "audio_dir",
+        metavar="AUDIO_DIR",
+        type=Path,
+        help="folder of wav, flac, ogg, opus, mp3, aiff, any depth; or a HEAR task",
+    )
     add("out_dir", metavar="OUT_DIR", type=Path, help="folder for the shards and manifest.json")
-    add("--labels", metavar="CSV", type=Path,
+    add(
+        "--labels",
+        metavar="CSV",
+        type=Path,
         help="table with the columns file,label (several labels of a file between , or ; in quotes), or as AudioSet, "
-             "FSD50K and ESC-50 have it. Without it the first folder level below AUDIO_DIR is the label")
-    add("--classes", metavar="CSV", type=Path,
+        "FSD50K and ESC-50 have it. Without it the first folder level below AUDIO_DIR is the label",
+    )
+    add(
+        "--classes",
+        metavar="CSV",
+        type=Path,
         help="table of all labels in the order of their ids, such as AudioSet's class_labels_indices.csv; "
-             "without it the labels found, sorted")
-    add("--validation", type=float, metavar="SHARE",
-        help="of the files, such as 0.05, for validation: the archives are then OUT_DIR/train and OUT_DIR/validation")
-    add("--workers", type=int, default=max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
-        help="processes; any number, same result")
-    add("--dtype", choices=DTYPES, default="float16",
-        help="float16 takes half the disk and rounds each value by at most 0.004")
-    add("--format", choices=FORMATS, default="npy",
-        help="of the members: npy, or pickle as in published archives (with --dtype float32)")
+        "without it the labels found, sorted",
+    )
+    add(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help="of the files, such as 0.05, for validation: the archives are then OUT_DIR/train and OUT_DIR/validation",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+        help="processes; any number, same result",
+    )
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float16",
+        help="float16 takes half the disk and rounds each value by at most 0.004",
+    )
+    add(
+        "--format",
+        choices=FORMATS,
+        default="npy",
+        help="of the members: npy, or pickle as in published archives (with --dtype float32)",
+    )
     add("--clip-seconds", type=float, default=CLIP_SECONDS, help="longer files are cut into clips")
     add("--shard-size", type=int, default=SHARD_SIZE, help="clips per shard, about")
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = _parse(arguments)
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.data.prepare") -> None:
+    args = _parse(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="prepare: %(message)s")
     try:
         share = Share.from_environment()
@@ -156,14 +209,20 @@ def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, C
 
 def _print_result(out_dir: Path, manifest: dict | None, existed: bool, share: Share) -> None:
     if manifest is None:
-        print(f"{out_dir}: process {share.rank} of {share.world_size} has made its shards; others have not yet. "
-              "The last one completes the archive")
+        print(
+            f"{out_dir}: process {share.rank} of {share.world_size} has made its shards; others have not yet. "
+            "The last one completes the archive"
+        )
         return
-    print(f"{out_dir}{' was complete already' if existed else ''}: {manifest['samples']} clips, "
-          f"{manifest['hours']:.2f} hours, {len(manifest['labels'])} labels, {len(manifest['shards'])} shards")
+    print(
+        f"{out_dir}{' was complete already' if existed else ''}: {manifest['samples']} clips, "
+        f"{manifest['hours']:.2f} hours, {len(manifest['labels'])} labels, {len(manifest['shards'])} shards"
+    )
     if manifest["skipped"]:
-        print(f"{manifest['files_skipped']} of {manifest['files']} files could not be used in full (manifest.json "
-              f"lists them); the first: {manifest['skipped'][0]['file']}: {manifest['skipped'][0]['reason']}")
+        print(
+            f"{manifest['files_skipped']} of {manifest['files']} files could not be used in full (manifest.json "
+            f"lists them); the first: {manifest['skipped'][0]['file']}: {manifest['skipped'][0]['reason']}"
+        )
 
 
 if __name__ == "__main__":

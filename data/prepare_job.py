@@ -17,13 +17,13 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from atomic_files import atomic_write, remove_partials
-from data import features
-from data.archives import MANIFEST_NAME, SHARD_PATTERN, UNFINISHED_NAME, read_manifest, write_manifest
-from data.shard_index import index_path
+from audio_mamba.data import features
+from audio_mamba.data.archives import MANIFEST_NAME, SHARD_PATTERN, UNFINISHED_NAME, read_manifest, write_manifest
+from audio_mamba.data.shard_index import index_path
+from audio_mamba.system.atomic_files import atomic_write, remove_partials
 
 CLIP_SECONDS = 10.0
-SHARD_SIZE = 512                    # clips; about 80 MB as float16
+SHARD_SIZE = 512  # clips; about 80 MB as float16
 DTYPES = ("float16", "float32")
 FORMATS = ("npy", "pickle")
 
@@ -47,8 +47,10 @@ class Settings:
         if self.format not in FORMATS:
             raise PrepareError(f"format is {self.format!r}; accepted are {' and '.join(FORMATS)}")
         if not math.isfinite(self.clip_seconds) or self.clip_samples < features.MIN_SAMPLES:
-            raise PrepareError(f"clips of {self.clip_seconds} s cannot be made; "
-                               f"at least {features.MIN_SAMPLES / features.SAMPLE_RATE:.4f} s are needed")
+            raise PrepareError(
+                f"clips of {self.clip_seconds} s cannot be made; "
+                f"at least {features.MIN_SAMPLES / features.SAMPLE_RATE:.4f} s are needed"
+            )
         if self.shard_size < 1:
             raise PrepareError(f"a shard of {self.shard_size} clips cannot be; at least 1 is needed")
 
@@ -76,15 +78,17 @@ class Share:
                 except ValueError:
                     share = cls(-1)
                 if not 0 <= share.rank < share.world_size:
-                    raise PrepareError(f"${rank} is {os.environ[rank]!r} and ${world_size} is "
-                                       f"{os.environ[world_size]!r}; a rank below the number of processes is needed")
+                    raise PrepareError(
+                        f"${rank} is {os.environ[rank]!r} and ${world_size} is "
+                        f"{os.environ[world_size]!r}; a rank below the number of processes is needed"
+                    )
                 return share
         return cls()
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioFile:
-    number: int                     # its place among all files, which makes its keys unique
+    number: int  # its place among all files, which makes its keys unique
     path: Path
     label_ids: tuple[int, ...]
 
@@ -96,8 +100,8 @@ class ShardReport:
     name: str
     samples: int = 0
     audio_samples: int = 0
-    skipped: list[dict] = dataclasses.field(default_factory=list)       # file, reason, clips_kept
-    checksums: dict[str, str] = dataclasses.field(default_factory=dict)      # file name -> SHA-256
+    skipped: list[dict] = dataclasses.field(default_factory=list)  # file, reason, clips_kept
+    checksums: dict[str, str] = dataclasses.field(default_factory=dict)  # file name -> SHA-256
 
 
 @dataclasses.dataclass
@@ -113,8 +117,9 @@ class Job:
 
     def unfinished(self, share: Share) -> list[int]:
         """The shards of one share that are still to be made; whatever is left of an attempt at them is removed."""
-        shards = [i for i in range(share.rank, len(self.plan), share.world_size)
-                  if not _report_path(self.path(i)).exists()]
+        shards = [
+            i for i in range(share.rank, len(self.plan), share.world_size) if not _report_path(self.path(i)).exists()
+        ]
         for shard in shards:
             for path in (self.path(shard), index_path(self.path(shard)), _report_path(self.path(shard))):
                 remove_partials(path)
@@ -124,10 +129,12 @@ class Job:
     def merge(self, labels: list[str]) -> dict | None:
         """The manifest, written from the reports of all shards; None where some are not there yet."""
         try:
-            reports = [ShardReport(**json.loads(_report_path(self.path(i)).read_text()))
-                       for i in tqdm(range(len(self.plan)), desc="merging", unit="shard", delay=2, leave=False)]
+            reports = [
+                ShardReport(**json.loads(_report_path(self.path(i)).read_text()))
+                for i in tqdm(range(len(self.plan)), desc="merging", unit="shard", delay=2, leave=False)
+            ]
         except FileNotFoundError:
-            return read_manifest(self.out_dir)      # another process may have been faster
+            return read_manifest(self.out_dir)  # another process may have been faster
         skipped = [entry for report in reports for entry in report.skipped]
         manifest = {
             "samples": sum(report.samples for report in reports),
@@ -136,8 +143,11 @@ class Job:
             "files_skipped": len(skipped),
             "settings": self.described,
             "labels": labels,
-            "shards": [{"name": report.name, "samples": report.samples, "sha256": report.checksums}
-                       for report in reports if report.samples],
+            "shards": [
+                {"name": report.name, "samples": report.samples, "sha256": report.checksums}
+                for report in reports
+                if report.samples
+            ],
             "skipped": skipped,
         }
         if manifest["samples"]:
@@ -169,17 +179,23 @@ def _report_path(shard: Path) -> Path:
     return shard.with_suffix(".report.json")
 
 
-def describe(settings: Settings, files: list[AudioFile], labels: list[tuple[str, ...]], vocabulary: list[str],
-             audio_dir: Path) -> dict:
+def describe(
+    settings: Settings, files: list[AudioFile], labels: list[tuple[str, ...]], vocabulary: list[str], audio_dir: Path
+) -> dict:
     """What the archive follows from, as the manifest keeps it; of the audio, the paths and sizes of its files."""
     inputs = hashlib.sha256()
     for file, names in zip(tqdm(files, desc="looking at files", unit="file", delay=2, leave=False), labels):
         line = (file.path.relative_to(audio_dir).as_posix(), file.path.stat().st_size, names)
         inputs.update(repr(line).encode())
     return dataclasses.asdict(settings) | {
-        "sample_rate": features.SAMPLE_RATE, "n_fft": features.N_FFT, "hop_length": features.HOP_LENGTH,
-        "n_mels": features.N_MELS, "mel_min_hz": features.MEL_MIN_HZ, "mel_max_hz": features.MEL_MAX_HZ,
-        "log_offset": features.LOG_OFFSET, "inputs_sha256": inputs.hexdigest(),
+        "sample_rate": features.SAMPLE_RATE,
+        "n_fft": features.N_FFT,
+        "hop_length": features.HOP_LENGTH,
+        "n_mels": features.N_MELS,
+        "mel_min_hz": features.MEL_MIN_HZ,
+        "mel_max_hz": features.MEL_MAX_HZ,
+        "log_offset": features.LOG_OFFSET,
+        "inputs_sha256": inputs.hexdigest(),
         "labels_sha256": _labels_hash(vocabulary),
     }
 
@@ -197,12 +213,14 @@ def finished_archive(out_dir: Path, described: dict) -> dict | None:
     manifest = read_manifest(out_dir)
     if manifest is None:
         return None
-    order = {"labels_sha256": _labels_hash(manifest["labels"])}     # which earlier versions did not note
+    order = {"labels_sha256": _labels_hash(manifest["labels"])}  # which earlier versions did not note
     _refuse_other(out_dir, "an archive", order | manifest["settings"], described)
     missing = [entry["name"] for entry in manifest["shards"] if not (out_dir / entry["name"]).exists()]
     if missing:
-        raise PrepareError(f"{out_dir} has lost {len(missing)} of its shards, the first {missing[0]}; "
-                           "remove the folder and prepare it again")
+        raise PrepareError(
+            f"{out_dir} has lost {len(missing)} of its shards, the first {missing[0]}; "
+            "remove the folder and prepare it again"
+        )
     return manifest
 
 
@@ -224,7 +242,7 @@ def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], setti
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise PrepareError(f"{job_file} is not what data.prepare writes; remove {out_dir} and start again") from error
-    order = {"labels_sha256": described["labels_sha256"]}           # as above; here nothing tells
+    order = {"labels_sha256": described["labels_sha256"]}  # as above; here nothing tells
     _refuse_other(out_dir, "an unfinished archive", order | job["settings"], described)
     return Job(out_dir, described, [files[a:b] for a, b in zip(first_files, [*first_files[1:], len(files)])])
 
@@ -245,8 +263,9 @@ def _refuse_other(out_dir: Path, what: str, found: dict, described: dict) -> Non
     words = {"inputs_sha256": "files or labels of files", "labels_sha256": "order of labels"}
     differing = [words.get(key, key) for key in described if found.get(key) != described[key]]
     if differing:
-        raise PrepareError(f"{out_dir} already holds {what} made with other {', '.join(differing)}; "
-                           "choose another folder or remove it")
+        raise PrepareError(
+            f"{out_dir} already holds {what} made with other {', '.join(differing)}; choose another folder or remove it"
+        )
 
 
 def plan_shards(files: list[AudioFile], settings: Settings) -> list[int]:
@@ -263,5 +282,5 @@ def plan_shards(files: list[AudioFile], settings: Settings) -> list[int]:
         try:
             clips += max(1, round(soundfile.info(os.fsencode(file.path)).duration / settings.clip_seconds))
         except (soundfile.SoundFileError, OSError):
-            clips += 1        # the worker that meets it again says why
+            clips += 1  # the worker that meets it again says why
     return first_files

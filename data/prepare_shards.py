@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from atomic_files import sha256
-from data import features
-from data.archives import write_shard
-from data.audio import AudioError, printable, stream_audio
-from data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
-from data.samples import Sample
-from data.shard_index import index_path
-from workers import follow_parent
+from audio_mamba.data import features
+from audio_mamba.data.archives import write_shard
+from audio_mamba.data.audio import AudioError, printable, stream_audio
+from audio_mamba.data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
+from audio_mamba.data.samples import Sample
+from audio_mamba.data.shard_index import index_path
+from audio_mamba.system.atomic_files import sha256
+from audio_mamba.system.workers import follow_parent
 
-SHORTEST_REST = 0.1                 # what remains after the last whole clip is kept from this part of a clip on
+SHORTEST_REST = 0.1  # what remains after the last whole clip is kept from this part of a clip on
 
 
 class _Stopped(Exception):
@@ -31,6 +31,7 @@ class _Stopped(Exception):
 
 
 # ---------------------------------------------------------------- the main process
+
 
 def make_shards(job: Job, shards: list[int], settings: Settings, audio_dir: Path, workers: int) -> None:
     """Make shards of the plan, with a progress bar on stderr. Raises what a worker raises."""
@@ -58,6 +59,7 @@ def _watch(futures: list[Future], files_done, total: int) -> None:
 
 # ---------------------------------------------------------------- the workers
 
+
 def _start_worker(files_done, stop) -> None:
     global _files_done, _stop
     _files_done, _stop = files_done, stop
@@ -75,15 +77,16 @@ def _make_shard(path: Path, files: list[AudioFile], settings: Settings, audio_di
 def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report: ShardReport) -> Iterator[Sample]:
     """The samples of a shard, one after the other; `report` gathers the counts on the way."""
     for file in files:
-        stem = re.sub("[^A-Za-z0-9_-]+", "_", file.path.stem)[:40]      # dots end a key, tar names are short
+        stem = re.sub("[^A-Za-z0-9_-]+", "_", file.path.stem)[:40]  # dots end a key, tar names are short
         clips_kept = 0
         try:
             for clip in cut_clips(file.path, settings.clip_samples):
                 if _stop.is_set():
                     raise _Stopped
                 spectrogram = features.log_mel(torch.from_numpy(clip)).numpy().astype(settings.dtype)
-                yield Sample(f"{file.number:08d}_{clips_kept:05d}_{stem}", spectrogram,
-                             np.array(file.label_ids, np.int64))
+                yield Sample(
+                    f"{file.number:08d}_{clips_kept:05d}_{stem}", spectrogram, np.array(file.label_ids, np.int64)
+                )
                 clips_kept += 1
                 report.samples += 1
                 report.audio_samples += len(clip)

@@ -21,18 +21,18 @@ from webdataset.gopen import gopen, set_options
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
-from data.crops import DrawMask, crop_member
-from data.faults import MAX_SHARE, Fault
-from data.samples import DATA_MEMBER, ArchiveError
+from audio_mamba.data.crops import DrawMask, crop_member
+from audio_mamba.data.faults import MAX_SHARE, Fault
+from audio_mamba.data.samples import DATA_MEMBER, ArchiveError
 
-SHUFFLE_BUFFER = 1000       # clips, 160 to 320 MB of log-mels of ten seconds
-BAD_IN_A_ROW = 20           # and more than may be lost: then no good sample is looked for any longer
+SHUFFLE_BUFFER = 1000  # clips, 160 to 320 MB of log-mels of ten seconds
+BAD_IN_A_ROW = 20  # and more than may be lost: then no good sample is looked for any longer
 BLOCK = 1 << 20
 
 
 def is_remote(place: str) -> bool:
     """Whether a place where data lie is an address such as `http://...` or `pipe:...`, rather than a folder."""
-    return re.match(r"[a-z0-9]{2,}:", str(place)) is not None      # one letter and a colon is a disk of Windows
+    return re.match(r"[a-z0-9]{2,}:", str(place)) is not None  # one letter and a colon is a disk of Windows
 
 
 class RemoteShards(IterableDataset):
@@ -41,14 +41,28 @@ class RemoteShards(IterableDataset):
     A `shuffle_buffer` of 0 leaves shards and samples in stored order.
     """
 
-    def __init__(self, urls: Sequence[str], samples: int, num_frames: int, batch_size: int, n_mels: int, rank: int,
-                 world_size: int, seed: int, num_workers: int, draw_mask: DrawMask | None, strict: bool,
-                 shuffle_buffer: int = SHUFFLE_BUFFER):
+    def __init__(
+        self,
+        urls: Sequence[str],
+        samples: int,
+        num_frames: int,
+        batch_size: int,
+        n_mels: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        num_workers: int,
+        draw_mask: DrawMask | None,
+        strict: bool,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
+    ):
         self.urls = [url for pattern in urls for url in expand_urls(pattern)]
         workers = max(1, num_workers)
         if len(self.urls) < world_size * workers:
-            raise ValueError(f"{len(self.urls)} shards are too few for {world_size * workers} readers ({world_size} "
-                             f"process(es) with {workers} worker(s) each); use fewer workers or smaller shards")
+            raise ValueError(
+                f"{len(self.urls)} shards are too few for {world_size * workers} readers ({world_size} "
+                f"process(es) with {workers} worker(s) each); use fewer workers or smaller shards"
+            )
         self.samples, self.num_frames, self.batch_size, self.n_mels = samples, num_frames, batch_size, n_mels
         self.rank, self.world_size, self.seed, self.strict = rank, world_size, seed, strict
         self.draw_mask, self.shuffle_buffer = draw_mask, shuffle_buffer
@@ -78,24 +92,24 @@ class _Reader(Iterator):
         worker = get_worker_info()
         worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         self._shards = shards
-        turn = (worker_id + shards.first_step) % workers                 # batches are taken from workers in turn
+        turn = (worker_id + shards.first_step) % workers  # batches are taken from workers in turn
         self._number, self._readers = shards.rank * workers + turn, shards.world_size * workers
         self._batches = len(range(turn, len(shards), workers))
         self._begin(shards.epoch)
         faults = []
         while self._done < len(range(turn, shards.first_step, workers)):
             faults += next(self)[1]
-        self._faults = faults      # of the whole epoch, as if it had not been interrupted
+        self._faults = faults  # of the whole epoch, as if it had not been interrupted
 
     def _begin(self, epoch: int) -> None:
         self._epoch, self._done, self._drawn = epoch, 0, 0
         self._faults: list[Fault] = []
-        self._told: set[str] = set()      # what faults of this epoch are of
+        self._told: set[str] = set()  # what faults of this epoch are of
         self._last_problem = "they hold no samples"
         order = np.arange(len(self._shards.urls))
         if self._shards.shuffle_buffer:
             np.random.default_rng((self._shards.seed, epoch)).shuffle(order)
-        self._urls = [self._shards.urls[i] for i in order[self._number::self._readers]]
+        self._urls = [self._shards.urls[i] for i in order[self._number :: self._readers]]
         self._members = self._shuffled(np.random.default_rng((self._shards.seed, epoch, self._number)))
 
     def state_dict(self) -> dict[str, int]:
@@ -159,18 +173,19 @@ class _Reader(Iterator):
                 buffer.append(sample)
                 if len(buffer) > self._shards.shuffle_buffer:
                     yield _pop(buffer, rng)
-            while buffer:      # emptied, so that none is seen twice before all were seen once
+            while buffer:  # emptied, so that none is seen twice before all were seen once
                 yield _pop(buffer, rng)
             if not found:
-                raise ArchiveError(f"none of {len(self._urls)} remote shards can be read; the last problem: "
-                                   f"{self._last_problem}")
+                raise ArchiveError(
+                    f"none of {len(self._urls)} remote shards can be read; the last problem: {self._last_problem}"
+                )
 
     def _one_pass(self) -> Iterator[tuple[str, str, bytes]]:
-        expected = self._shards.samples // len(self._shards.urls)      # what a shard holds, about
+        expected = self._shards.samples // len(self._shards.urls)  # what a shard holds, about
         for url in self._urls:
             read = 0
             try:
-                for read, sample in enumerate(read_members(url), start=1):
+                for read, sample in enumerate(read_members(url), start=1):  # noqa: B007 - read is used below
                     yield sample
             except (OSError, ValueError, EOFError, tarfile.TarError) as error:
                 self._note(url, url, f"cannot be read to its end as a tar file ({error})", max(1, expected - read))
@@ -194,14 +209,14 @@ def _pop(buffer: list, rng: np.random.Generator) -> tuple[str, str, bytes]:
 
 def read_members(url: str) -> Iterator[tuple[str, str, bytes]]:
     """Shard, key and data member of each sample, as they arrive. Raises what the opener and tarfile raise."""
-    if url.startswith("s3:"):      # webdataset has no opener of its own for it, but takes any command
+    if url.startswith("s3:"):  # webdataset has no opener of its own for it, but takes any command
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
     with gopen(url) as opened:
         try:
             for key, data in _data_members(_Counted(opened)):
                 yield url, key, data
         except GeneratorExit:
-            set_options(opened, ignore_errors=True)      # a command whose output nobody reads on may well fail
+            set_options(opened, ignore_errors=True)  # a command whose output nobody reads on may well fail
             raise
 
 
@@ -221,7 +236,7 @@ def _data_members(stream: "_Counted") -> Iterator[tuple[str, bytes]]:
 class _Counted:
     """A stream that knows how much of it was read, and the end of that."""
 
-    TAIL = 2 * tarfile.RECORDSIZE      # more than the zeros at the end of a tar file
+    TAIL = 2 * tarfile.RECORDSIZE  # more than the zeros at the end of a tar file
 
     def __init__(self, stream: BinaryIO):
         self._stream = stream
@@ -230,7 +245,7 @@ class _Counted:
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
         self.bytes_read += len(data)
-        self.tail = data[-self.TAIL:] if len(data) >= self.TAIL else (self.tail + data)[-self.TAIL:]
+        self.tail = data[-self.TAIL :] if len(data) >= self.TAIL else (self.tail + data)[-self.TAIL :]
         return data
 
     def read_to_end(self) -> None:

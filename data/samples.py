@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import array_bytes
+from audio_mamba.data import array_bytes
 
 DATA_MEMBER = "data.pyd"
 LABELS_MEMBER = "target.pyd"
@@ -20,16 +20,18 @@ class ArchiveError(ValueError):
 
 
 class Sample(NamedTuple):
-    key: str                     # no dots; unique within the archive
-    spectrogram: np.ndarray      # float16 or float32 [frames, mels]
-    labels: np.ndarray           # int64 [number of labels], may be empty
+    key: str  # no dots; unique within the archive
+    spectrogram: np.ndarray  # float16 or float32 [frames, mels]
+    labels: np.ndarray  # int64 [number of labels], may be empty
 
 
 def encode_members(sample: Sample, as_pickle: bool = False) -> dict[str, bytes]:
     """The two members: .npy bytes or, as in published archives, pickled (an array, and a list of ids)."""
     if as_pickle:
-        return {DATA_MEMBER: pickle.dumps(sample.spectrogram, protocol=4),
-                LABELS_MEMBER: pickle.dumps(sample.labels.tolist(), protocol=4)}
+        return {
+            DATA_MEMBER: pickle.dumps(sample.spectrogram, protocol=4),
+            LABELS_MEMBER: pickle.dumps(sample.labels.tolist(), protocol=4),
+        }
     return {DATA_MEMBER: array_bytes.encode(sample.spectrogram), LABELS_MEMBER: array_bytes.encode(sample.labels)}
 
 
@@ -37,8 +39,10 @@ def decode_spectrogram(data: bytes) -> np.ndarray:
     """A data member's bytes as a float [frames, mels] array of at least one frame; ValueError for anything else."""
     spectrogram = array_bytes.decode(data)
     if spectrogram.dtype.kind != "f" or spectrogram.ndim != 2 or 0 in spectrogram.shape:
-        raise ValueError(f"a {spectrogram.dtype} array of shape {list(spectrogram.shape)} is not a "
-                         "spectrogram (floats of shape [frames, mels])")
+        raise ValueError(
+            f"a {spectrogram.dtype} array of shape {list(spectrogram.shape)} is not a "
+            "spectrogram (floats of shape [frames, mels])"
+        )
     return spectrogram
 
 

@@ -16,7 +16,7 @@ class ShardFiles:
     def __init__(self, max_open: int = 512):
         # Half of what the system allows, which is 256 on some, is left to everybody else.
         self.max_open = min(max_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        self._open: OrderedDict[Path, BinaryIO] = OrderedDict()      # least recently used first
+        self._open: OrderedDict[Path, BinaryIO] = OrderedDict()  # least recently used first
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; fewer where the file ends before. Raises OSError where it cannot be read."""

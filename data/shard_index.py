@@ -15,27 +15,33 @@ from pathlib import Path
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from atomic_files import atomic_write
-from data.features import clip_statistics
-from data.samples import DATA_MEMBER, LABELS_MEMBER, ArchiveError, decode_spectrogram
+from audio_mamba.data.features import clip_statistics
+from audio_mamba.data.samples import DATA_MEMBER, LABELS_MEMBER, ArchiveError, decode_spectrogram
+from audio_mamba.system.atomic_files import atomic_write
 
 TAR_BLOCK = 512
 UNKNOWN = -1
 
-PLACE = np.dtype([
-    ("data_offset", "<i8"), ("data_size", "<i8"),        # the member of the spectrogram, in bytes of the shard
-    ("labels_offset", "<i8"), ("labels_size", "<i8"),    # that of the labels; size 0 where a sample has none
-    ("values_offset", "<i8"),                            # the first value, row by row, little-endian; or UNKNOWN
-    ("frames", "<i4"), ("mels", "<i4"),                  # shape of the spectrogram
-    ("value_bytes", "<i4"),                              # 2, 4 or 8: float16, float32 or float64
-    ("mean", "<f4"), ("std", "<f4"),                     # over the whole clip, ddof 0
-])
+PLACE = np.dtype(
+    [
+        ("data_offset", "<i8"),
+        ("data_size", "<i8"),  # the member of the spectrogram, in bytes of the shard
+        ("labels_offset", "<i8"),
+        ("labels_size", "<i8"),  # that of the labels; size 0 where a sample has none
+        ("values_offset", "<i8"),  # the first value, row by row, little-endian; or UNKNOWN
+        ("frames", "<i4"),
+        ("mels", "<i4"),  # shape of the spectrogram
+        ("value_bytes", "<i4"),  # 2, 4 or 8: float16, float32 or float64
+        ("mean", "<f4"),
+        ("std", "<f4"),  # over the whole clip, ddof 0
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    keys: np.ndarray        # bytes [n]
-    places: np.ndarray      # PLACE [n]
+    keys: np.ndarray  # bytes [n]
+    places: np.ndarray  # PLACE [n]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -50,8 +56,9 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
-def save_index(shard: Path, report: Callable[[str], None] = refuse,
-               before_sample: Callable[[], None] = lambda: None) -> ShardIndex | None:
+def save_index(
+    shard: Path, report: Callable[[str], None] = refuse, before_sample: Callable[[], None] = lambda: None
+) -> ShardIndex | None:
     """Read a whole shard, and write its index beside it.
 
     Args:
@@ -68,7 +75,7 @@ def save_index(shard: Path, report: Callable[[str], None] = refuse,
         for problem in damage:
             report(problem)
         return None
-    with open(shard, "rb") as file, np.errstate(over="ignore", invalid="ignore"):      # values too large, or NaN
+    with open(shard, "rb") as file, np.errstate(over="ignore", invalid="ignore"):  # values too large, or NaN
         for key, place in zip(index.keys, index.places):
             before_sample()
             try:
@@ -88,7 +95,7 @@ def _describe_values(place: np.void, member: bytes) -> None:
     place["mean"], place["std"] = clip_statistics(spectrogram)
     # Both .npy and pickles hold the values as they are (except the oldest pickles, which quote them).
     start = member.find(spectrogram.astype(spectrogram.dtype.newbyteorder("<")).tobytes())
-    if start >= 0 and np.isfinite(place["std"]):      # NaN and Inf are better told of by who reads the whole clip
+    if start >= 0 and np.isfinite(place["std"]):  # NaN and Inf are better told of by who reads the whole clip
         place["values_offset"] = place["data_offset"] + start
 
 
@@ -107,8 +114,19 @@ def saved_index(shard: Path) -> tuple[int, ShardIndex] | None:
             if index.places.dtype != PLACE or index.keys.dtype.kind != "S" or len(index.places) != len(index.keys):
                 raise ValueError("it has other columns than data.prepare writes")
             return int(saved["shard_bytes"]), index
-    except (OSError, ValueError, KeyError, EOFError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile,
-            SyntaxError, MemoryError, OverflowError, NotImplementedError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        SyntaxError,
+        MemoryError,
+        OverflowError,
+        NotImplementedError,
+    ) as error:
         raise ArchiveError(f"{path} is damaged ({error}); without this file the shard itself is read") from error
 
 
@@ -138,13 +156,13 @@ def index_from_headers(shard: Path, report: Callable[[str], None] = refuse) -> S
     `report` is called with each problem: the shard is missing, cut off or no plain tar, or a key has no data or has it
     twice. By default it raises ArchiveError; where it returns, the samples that are whole make the index.
     """
-    members: dict[str, dict[str, tuple[int, int]]] = {}      # key -> member -> (offset, size)
+    members: dict[str, dict[str, tuple[int, int]]] = {}  # key -> member -> (offset, size)
     if not shard.is_file():
         report(f"{shard}: no such file")
         return ShardIndex(np.zeros(0, "S"), np.zeros(0, PLACE))
     try:
         _walk(shard, members, report)
-    except (OSError, ValueError, tarfile.TarError) as error:      # ValueError: a damaged header with absurd numbers
+    except (OSError, ValueError, tarfile.TarError) as error:  # ValueError: a damaged header with absurd numbers
         if isinstance(error, ArchiveError):
             raise
         report(f"{shard}: cannot be read as a tar file ({error})")

@@ -16,17 +16,18 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from atomic_files import atomic_write
-from data.features import SAMPLE_RATE
+from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.system.atomic_files import atomic_write
 
 CLIP_SECONDS = 10.0
-SPLIT_CLIPS = {"train": 12, "valid": 6, "test": 8}      # clips of each kind in the demo task
-SCALE = np.array([0, 2, 4, 7, 9])                       # pentatonic, in semitones
+SPLIT_CLIPS = {"train": 12, "valid": 6, "test": 8}  # clips of each kind in the demo task
+SCALE = np.array([0, 2, 4, 7, 9])  # pentatonic, in semitones
 
 Sound = Callable[[np.random.Generator, float], np.ndarray]
 
 
 # ---------------------------------------------------------------- kinds of sound: (generator, seconds) -> [n]
+
 
 def _time(seconds: float) -> np.ndarray:
     return np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
@@ -36,18 +37,21 @@ def _repeat(rng: np.random.Generator, seconds: float, period: float, event: Call
     """Mix `event()` in every `period` seconds, and begin at a random moment of the first period."""
     audio = np.zeros(round((seconds + period) * SAMPLE_RATE) + 1)
     for start in np.arange(0, seconds + period, period):
-        place = audio[round(start * SAMPLE_RATE):]
-        sound = event()[:len(place)]
-        place[:len(sound)] += sound
+        place = audio[round(start * SAMPLE_RATE) :]
+        sound = event()[: len(place)]
+        place[: len(sound)] += sound
     first = round(rng.uniform(0, period) * SAMPLE_RATE)
-    return audio[first:first + round(seconds * SAMPLE_RATE)]
+    return audio[first : first + round(seconds * SAMPLE_RATE)]
 
 
 def _harmonics(frequency: float, seconds: float, decay: float) -> np.ndarray:
     """A plucked note: harmonics that fall by 1/k and fade, `decay` times per second for the first."""
     t = _time(seconds)
-    return sum(np.sin(2 * np.pi * k * frequency * t) * np.exp(-decay * k * t) / k
-               for k in range(1, 6) if k * frequency < SAMPLE_RATE / 2)
+    return sum(
+        np.sin(2 * np.pi * k * frequency * t) * np.exp(-decay * k * t) / k
+        for k in range(1, 6)
+        if k * frequency < SAMPLE_RATE / 2
+    )
 
 
 def _bandpass(noise: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -126,12 +130,13 @@ def drums(rng: np.random.Generator, seconds: float) -> np.ndarray:
     for sound, hits in pattern:
         for hit in hits:
             start = round(hit * step * SAMPLE_RATE)
-            bar[start:start + len(t)] += sound
+            bar[start : start + len(t)] += sound
     return _repeat(rng, seconds, 16 * step, lambda: bar)
 
 
-KINDS: dict[str, Sound] = {sound.__name__: sound for sound in (
-    tone, chirp_up, chirp_down, siren, noise_bursts, pulses, melody, drums)}
+KINDS: dict[str, Sound] = {
+    sound.__name__: sound for sound in (tone, chirp_up, chirp_down, siren, noise_bursts, pulses, melody, drums)
+}
 
 
 def make_clip(kind: str, seconds: float, rng: np.random.Generator) -> np.ndarray:
@@ -143,6 +148,7 @@ def make_clip(kind: str, seconds: float, rng: np.random.Generator) -> np.ndarray
 
 
 # ---------------------------------------------------------------- folders of audio
+
 
 def write_audio(directory: Path, minutes: float, seed: int = 0) -> int:
     """Ten-second clips in one folder per kind, as many of each, about `minutes` in all. Returns their number."""
@@ -161,8 +167,10 @@ def _write_wav(path: Path, audio: np.ndarray) -> None:
 
 # ---------------------------------------------------------------- a HEAR task, in the layout that heareval reads
 
-def write_scene_task(tasks_dir: Path, name: str = "demo_sounds", clips: dict[str, int] = SPLIT_CLIPS,
-                     seconds: float = 2.0, seed: int = 0) -> Path:
+
+def write_scene_task(
+    tasks_dir: Path, name: str = "demo_sounds", clips: dict[str, int] = SPLIT_CLIPS, seconds: float = 2.0, seed: int = 0
+) -> Path:
     """Tell the kinds apart, with train, valid and test splits of `clips` clips per kind. Returns the task's folder."""
     task, rng = Path(tasks_dir) / f"{name}-v1-small", np.random.default_rng(seed)
     for split, count in clips.items():
@@ -177,9 +185,18 @@ def write_scene_task(tasks_dir: Path, name: str = "demo_sounds", clips: dict[str
         writer.writerow(["idx", "label"])
         writer.writerows(enumerate(KINDS))
     metadata = {
-        "task_name": name, "version": "v1", "mode": "small", "sample_duration": seconds, "splits": list(clips),
-        "nlabels": len(KINDS), "evaluation_params": {}, "split_mode": "trainvaltest", "embedding_type": "scene",
-        "prediction_type": "multiclass", "evaluation": ["top1_acc"]}
+        "task_name": name,
+        "version": "v1",
+        "mode": "small",
+        "sample_duration": seconds,
+        "splits": list(clips),
+        "nlabels": len(KINDS),
+        "evaluation_params": {},
+        "split_mode": "trainvaltest",
+        "embedding_type": "scene",
+        "prediction_type": "multiclass",
+        "evaluation": ["top1_acc"],
+    }
     with atomic_write(task / "task_metadata.json") as file:  # the last one: a task that has it is complete
         file.write(json.dumps(metadata, indent=1).encode())
     return task
@@ -187,9 +204,11 @@ def write_scene_task(tasks_dir: Path, name: str = "demo_sounds", clips: dict[str
 
 # ---------------------------------------------------------------- the command
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.synthetic", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.data.synthetic") -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="folder for audio/ and tasks/")
     parser.add_argument("--minutes", type=float, default=10.0, help="minutes of audio")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other sounds of the same kinds")

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from atomic_files import sha256
-from data.archives import MANIFEST_NAME, read_manifest, read_sample, unfinished
-from data.features import N_MELS, clip_statistics
-from data.samples import ArchiveError
-from data.shard_files import ShardFiles
-from data.shard_index import ShardIndex, index_from_headers, index_path, saved_index
+from audio_mamba.data.archives import MANIFEST_NAME, read_manifest, read_sample, unfinished
+from audio_mamba.data.features import N_MELS, clip_statistics
+from audio_mamba.data.samples import ArchiveError
+from audio_mamba.data.shard_files import ShardFiles
+from audio_mamba.data.shard_index import ShardIndex, index_from_headers, index_path, saved_index
+from audio_mamba.system.atomic_files import sha256
 
 
 def verify_archive(directory: str | Path, n_mels: int = N_MELS) -> Iterator[tuple[Path, int, list[str]]]:
@@ -95,7 +95,8 @@ def _wrong_checksums(directory: Path, checksums: dict[str, str]) -> list[str]:
 def _fits(saved: ShardIndex, found: ShardIndex) -> bool:
     columns = ["data_offset", "data_size", "labels_offset", "labels_size"]
     return np.array_equal(saved.keys, found.keys) and all(
-        np.array_equal(saved.places[column], found.places[column]) for column in columns)
+        np.array_equal(saved.places[column], found.places[column]) for column in columns
+    )
 
 
 def _statistics_fit(place: np.void, spectrogram: np.ndarray) -> bool:
@@ -103,15 +104,16 @@ def _statistics_fit(place: np.void, spectrogram: np.ndarray) -> bool:
     return (place["mean"], place["std"], place["frames"], place["mels"]) == (mean, std, *spectrogram.shape)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.verify", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.data.verify") -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("archive_dir", metavar="ARCHIVE_DIR", type=Path, help="folder of shards")
     parser.add_argument("--mels", type=int, default=N_MELS, help="mel bands that each spectrogram must have")
     args = parser.parse_args(arguments)
     shards = samples = bad_shards = 0
     try:
-        for path, count, problems in tqdm(verify_archive(args.archive_dir, args.mels), desc="verifying", unit="shard"):
+        for _path, count, problems in tqdm(verify_archive(args.archive_dir, args.mels), desc="verifying", unit="shard"):
             shards, samples, bad_shards = shards + 1, samples + count, bad_shards + bool(problems)
             for problem in problems:
                 tqdm.write(problem)

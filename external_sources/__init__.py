@@ -1,1 +1,6 @@
 """The HEAR benchmark's own packages (heareval, hearvalidator), unmodified, on today's libraries. See README.md here."""
+
+if __name__ == "external_sources":  # its published name, in a checkout
+    from audio_mamba import published_names
+
+    published_names.share(__name__)

@@ -23,11 +23,14 @@ def stand_ins() -> Iterator[None]:
     leave `sys.modules` afterwards, so that no other library takes them for the real thing.
     """
     tensorflow = types.ModuleType("tensorflow")
-    tensorflow.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)   # torch._dynamo looks for it
+    tensorflow.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # torch._dynamo looks for it
     tensorflow.Module = type("Module", (), {})
     tensorflow.test = types.SimpleNamespace(is_gpu_available=lambda *args, **kwargs: True)
-    missing = {module.__name__: module for module in (tensorflow, types.ModuleType("pkg_resources"))
-               if importlib.util.find_spec(module.__name__) is None}
+    missing = {
+        module.__name__: module
+        for module in (tensorflow, types.ModuleType("pkg_resources"))
+        if importlib.util.find_spec(module.__name__) is None
+    }
     sys.modules.update(missing)
     try:
         yield
@@ -64,8 +67,15 @@ def _accept_gpus_argument() -> None:
 
     @functools.wraps(original)
     def init(self, *args, gpus=None, **kwargs):
-        original(self, *args, accelerator="gpu" if gpus else "cpu", devices=gpus or 1, enable_progress_bar=False,
-                 enable_model_summary=False, **kwargs)
+        original(
+            self,
+            *args,
+            accelerator="gpu" if gpus else "cpu",
+            devices=gpus or 1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **kwargs,
+        )
 
     lightning.Trainer.__init__ = init
 
@@ -91,7 +101,7 @@ def _move_epoch_end_to_hook(model_class: type, stage: str) -> None:
     def on_epoch_end(self) -> None:
         epoch_end(self, self.__dict__.pop(kept, []))
 
-    delattr(model_class, f"{stage}_epoch_end")   # its presence is an error to pytorch-lightning 2
+    delattr(model_class, f"{stage}_epoch_end")  # its presence is an error to pytorch-lightning 2
     setattr(model_class, f"{stage}_step", keeping_step)
     setattr(model_class, f"on_{stage}_epoch_end", on_epoch_end)
 
@@ -106,14 +116,14 @@ def _filter_events_faster() -> None:
 
     def filter_items(self, case_insensitive_fields: bool = True, **conditions) -> ListDictContainer:
         fold = str.lower if case_insensitive_fields else str
-        plans = {}                                              # field names of an item -> [(field, accepted values)]
+        plans = {}  # field names of an item -> [(field, accepted values)]
 
         def plan(names: tuple[str, ...]) -> list:
             by_folded = {fold(name): name for name in names}
             wanted = []
             for field, value in conditions.items():
                 name = by_folded.get(fold(field), by_folded.get(fold(field).replace("_", " ")))
-                if name is not None:                            # a field that an item lacks is no condition on it
+                if name is not None:  # a field that an item lacks is no condition on it
                     wanted.append((name, value if isinstance(value, list) else [value]))
             return wanted
 

@@ -11,15 +11,16 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-import machine
-from external_sources import layout, worker
-from external_sources.grid import parse_grid
-from external_sources.origin import check_heads
+from audio_mamba.external_sources import layout, worker
+from audio_mamba.external_sources.grid import parse_grid
+from audio_mamba.external_sources.origin import check_heads
+from audio_mamba.published_names import stored_name
+from audio_mamba.system import machine
 
 # Measured: the kit and its libraries take 0.6 GB; it holds a task's embeddings as memory map, rows and stacked.
 PROCESS_BYTES = 600 * 2**20
 COPIES_OF_EMBEDDINGS = 4
-PROCESSES_PER_GPU = 4     # not measured: each holds a CUDA context of its own
+PROCESSES_PER_GPU = 4  # not measured: each holds a CUDA context of its own
 
 
 class Job(NamedTuple):
@@ -55,8 +56,9 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
     known = {run.module for run in map(layout.parse_run_name, os.listdir(runs)) if run}
     module = next((name for name in _module_names(config) if name in known), None)
     if module is None:
-        raise SystemExit(f"CONFIG: {runs} has no runs of {config}; "
-                         f"it has those of {', '.join(sorted(known)) or 'no model'}")
+        raise SystemExit(
+            f"CONFIG: {runs} has no runs of {config}; it has those of {', '.join(sorted(known)) or 'no model'}"
+        )
     jobs = []
     for seed in seeds:
         layout.link_run(runs.parent, module, seed)
@@ -70,7 +72,7 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
 
 
 def _module_names(config: str) -> list[str]:
-    name = config.removeprefix("configs.").removeprefix("poc.")
+    name = stored_name(config).removeprefix("configs.")
     return [config, f"configs.{name}", f"hear_configs.{name}"]
 
 
@@ -100,13 +102,16 @@ def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
             continue
         settings = json.loads((job.task / worker.SETTINGS).read_text())
         if settings["grid"] != grid:
-            raise SystemExit(f"GRID: {job.task} was trained on another grid (see {worker.SETTINGS} there); "
-                             "take another OUTPUT_DIR, or remove its downstream folders")
+            raise SystemExit(
+                f"GRID: {job.task} was trained on another grid (see {worker.SETTINGS} there); "
+                "take another OUTPUT_DIR, or remove its downstream folders"
+            )
         check_heads(job.task, settings.get("embeddings"))
 
 
-def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list],
-             at_once: int | None = None) -> tuple[list[Job], list[Job]]:
+def run_jobs(
+    jobs: Sequence[Job], grid: str | dict[str, list], at_once: int | None = None
+) -> tuple[list[Job], list[Job]]:
     """Run each job in a process of its own, as many side by side as the machine bears.
 
     Processes are forked from one that has imported the kit (which takes longer than many a task); on machines with
@@ -125,7 +130,7 @@ def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list],
         at_once = min(machine.processes_that_fit(memory_each), PROCESSES_PER_GPU * gpus or len(waiting))
     at_once = min(len(waiting), at_once)
     threads = max(1, machine.usable_cores() // at_once)
-    os.environ["OMP_NUM_THREADS"] = str(threads)                  # for the processes that follow
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that follow
     context = multiprocessing.get_context("spawn" if gpus else "forkserver")
     if not gpus:
         context.set_forkserver_preload(["external_sources.predictions"])
@@ -137,8 +142,9 @@ def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list],
             while waiting or running:
                 while waiting and slots:
                     job, slot = waiting.pop(0), slots.pop(0)
-                    process = context.Process(target=worker.run, args=(
-                        job.task, job.seed, grid, threads, slot % gpus if gpus else None))
+                    process = context.Process(
+                        target=worker.run, args=(job.task, job.seed, grid, threads, slot % gpus if gpus else None)
+                    )
                     process.start()
                     running[process.sentinel] = (process, job, slot)
                 for sentinel in wait(list(running)):
@@ -156,22 +162,41 @@ def run_jobs(jobs: Sequence[Job], grid: str | dict[str, list],
     return failed, in_use
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh") -> None:
     """Command line of downstream_experiments.sh."""
-    parser = argparse.ArgumentParser(prog="downstream_experiments.sh", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="model whose embeddings were extracted: X, configs.X, "
-                        "configs.poc.X or the name of another module")
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path,
-                        help="that of extract_features.sh, or OUTPUT_DIR/todo_audioset")
-    parser.add_argument("--seeds", default="10", help="number of seeds, or a list with commas (environment: SEEDS); "
-                        "default: %(default)s")
-    parser.add_argument("--grid", default="published", help="published, a grid of heareval (default, fast, faster), a "
-                        "JSON file or JSON whose lists replace those of the published grid (environment: GRID); "
-                        "default: %(default)s")
-    parser.add_argument("--jobs", type=int, help="runs side by side (environment: JOBS); default: as many as cores and "
-                        f"memory bear, and at most {PROCESSES_PER_GPU} on each GPU")
-    parser.add_argument("--tasks", default="*", metavar="PATTERNS", help="only tasks whose names match, such as "
-                        "'drum* guitar*' (environment: TASKS)")
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="model whose embeddings were extracted: X, configs.X, configs.poc.X or the name of another module",
+    )
+    parser.add_argument(
+        "output_dir", metavar="OUTPUT_DIR", type=Path, help="that of extract_features.sh, or OUTPUT_DIR/todo_audioset"
+    )
+    parser.add_argument(
+        "--seeds",
+        default="10",
+        help="number of seeds, or a list with commas (environment: SEEDS); default: %(default)s",
+    )
+    parser.add_argument(
+        "--grid",
+        default="published",
+        help="published, a grid of heareval (default, fast, faster), a "
+        "JSON file or JSON whose lists replace those of the published grid (environment: GRID); "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs side by side (environment: JOBS); default: as many as cores and "
+        f"memory bear, and at most {PROCESSES_PER_GPU} on each GPU",
+    )
+    parser.add_argument(
+        "--tasks",
+        default="*",
+        metavar="PATTERNS",
+        help="only tasks whose names match, such as 'drum* guitar*' (environment: TASKS)",
+    )
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise SystemExit(f"JOBS: {args.jobs} must be at least 1")

@@ -1,38 +1,42 @@
 """Extract the HEAR embeddings of every task for a list of models (extract_features.sh)."""
 
 import argparse
-import importlib
 import re
 import sys
 import traceback
 from pathlib import Path
 
-from external_sources import layout
-from external_sources.compat import patch_device_name, stand_ins
-from external_sources.origin import Origin, check_origin, find_origin, note_origin
+from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.compat import patch_device_name, stand_ins
+from audio_mamba.external_sources.origin import Origin, check_origin, find_origin, note_origin
+from audio_mamba.published_names import import_named, stored_name
 
 DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
 
 
 def resolve_module(name: str) -> str:
-    """Import the HEAR module a user means and return its own name: `configs.<name>` before any other `<name>`.
+    """Import the HEAR module a user means and return its stored name: `configs.<name>` before any other `<name>`.
 
     Raises:
         SystemExit: nothing of that name can be imported, or it is no HEAR module.
     """
-    for candidate in (f"configs.{name}", name):
-        try:
-            module = importlib.import_module(candidate)
-        except ModuleNotFoundError as error:
-            if not f"{candidate}.".startswith(f"{error.name}."):
-                raise                           # the module is there, and something that it imports is not
-            continue
+    module_name = stored_name(name)
+    try:
+        module = import_named(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it imports is not
+    else:
         if not hasattr(module, "load_model"):
-            raise SystemExit(f"CONFIG: {module.__name__} has no load_model; a config gets it and the rest of the HEAR "
-                             "API by hear_functions of configs.base, as configs.ssam_tiny_200_16x4 does")
-        return module.__name__
-    raise SystemExit(f"CONFIG: no module {name} can be imported; accepted are a config of this project, such as "
-                     "ssam_tiny_200_16x4, and any module with the HEAR API that python can find")
+            raise SystemExit(
+                f"CONFIG: {module_name} has no load_model; a config gets it and the rest of the HEAR API "
+                "by audio_mamba.hear_api.api.hear_functions, as configs.ssam_tiny_200_16x4 does"
+            )
+        return module_name
+    raise SystemExit(
+        f"CONFIG: no module {name} can be imported; accepted are a config of this project, such as "
+        "ssam_tiny_200_16x4, and any module with the HEAR API that python can find"
+    )
 
 
 def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str | None = None) -> list[str]:
@@ -61,8 +65,10 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
         name = results
 
     try:
-        embedding = NamedEmbedding(module, origin.file or origin.model)       # this file, even if a newer one appears
-    except (OSError, ValueError, RuntimeError) as error:      # absent or unfit weights; anything else is a defect
+        embedding = NamedEmbedding(
+            import_named(module).__name__, origin.file or origin.model
+        )  # this file, even if a newer one appears
+    except (OSError, ValueError, RuntimeError) as error:  # absent or unfit weights; anything else is a defect
         return [f"{module}: the model cannot be loaded: {error}"]
     if origin.scene_layout:
         if not hasattr(embedding.model, "scene_layout"):
@@ -75,7 +81,7 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
         kits_own[1](embedding, task, folder)
         note_origin(folder, origin)
 
-    kit.Embedding = lambda *args: embedding             # loaded once, not once for each task
+    kit.Embedding = lambda *args: embedding  # loaded once, not once for each task
     kit.task_embeddings = embed_and_note
     failures = []
     try:
@@ -86,9 +92,19 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
                 failures.append(f"{results} on {task.name}: no audio at the model's sample rate, {audio} is absent")
                 continue
             try:
-                kit.runner(["--tasks-dir", str(task.parent), "--task", task.name, "--embeddings-dir",
-                            str(embeddings_dir), module], standalone_mode=False)
-            except Exception as error:            # one damaged task must not cost a night's other tasks
+                kit.runner(
+                    [
+                        "--tasks-dir",
+                        str(task.parent),
+                        "--task",
+                        task.name,
+                        "--embeddings-dir",
+                        str(embeddings_dir),
+                        module,
+                    ],
+                    standalone_mode=False,
+                )
+            except Exception as error:  # one damaged task must not cost a night's other tasks
                 traceback.print_exc()
                 failures.append(f"{results} on {task.name}: {type(error).__name__}: {error}")
     finally:
@@ -102,23 +118,47 @@ def _plain_name(text: str) -> str:
     return text
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> None:
     """Command line of extract_features.sh."""
-    parser = argparse.ArgumentParser(prog="extract_features.sh", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("tasks_dir", metavar="TASKS_DIR", type=Path, help="folder of HEAR tasks")
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path,
-                        help="gets audioset/ (embeddings) and todo_audioset/ (ten downstream runs per model, as links)")
-    parser.add_argument("configs", metavar="CONFIG", nargs="*", default=DEFAULT_CONFIGS,
-                        help="config (X, configs.X or configs.poc.X) or any importable module with the HEAR API; "
-                             f"default: {' '.join(DEFAULT_CONFIGS)}")
-    parser.add_argument("--model", metavar="PATH", help="given to load_model: a checkpoint, or what else the module "
-                        "takes (environment: MODEL); default: none, so that a config looks below $PT_MAMBA_MODEL_DIR")
-    parser.add_argument("--name", type=_plain_name, help="of the one CONFIG's results, which lets several weights or "
-                        "layouts of it stand side by side (environment: NAME); default: the module's")
-    parser.add_argument("--layout", choices=["published", "bands"], help="of scene embeddings (environment: LAYOUT); "
-                        "default: the config's")
-    parser.add_argument("--tasks", default="*", metavar="PATTERNS", help="only tasks whose names match, such as "
-                        "'drum* guitar*' (environment: TASKS)")
+    parser.add_argument(
+        "output_dir",
+        metavar="OUTPUT_DIR",
+        type=Path,
+        help="gets audioset/ (embeddings) and todo_audioset/ (ten downstream runs per model, as links)",
+    )
+    parser.add_argument(
+        "configs",
+        metavar="CONFIG",
+        nargs="*",
+        default=DEFAULT_CONFIGS,
+        help="config (X, configs.X or configs.poc.X) or any importable module with the HEAR API; "
+        f"default: {' '.join(DEFAULT_CONFIGS)}",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="given to load_model: a checkpoint, or what else the module "
+        "takes (environment: MODEL); default: none, so that a config looks below $PT_MAMBA_MODEL_DIR",
+    )
+    parser.add_argument(
+        "--name",
+        type=_plain_name,
+        help="of the one CONFIG's results, which lets several weights or "
+        "layouts of it stand side by side (environment: NAME); default: the module's",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=["published", "bands"],
+        help="of scene embeddings (environment: LAYOUT); default: the config's",
+    )
+    parser.add_argument(
+        "--tasks",
+        default="*",
+        metavar="PATTERNS",
+        help="only tasks whose names match, such as 'drum* guitar*' (environment: TASKS)",
+    )
     args = parser.parse_args(argv)
 
     modules = list(dict.fromkeys(resolve_module(name) for name in args.configs))
@@ -127,8 +167,10 @@ def main(argv: list[str] | None = None) -> None:
     if not args.tasks_dir.is_dir():
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is not a folder")
     if (args.tasks_dir / layout.METADATA).is_file():
-        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is itself a task; name its folder, {args.tasks_dir.parent}, "
-                         f"with TASKS={args.tasks_dir.name}")
+        raise SystemExit(
+            f"TASKS_DIR: {args.tasks_dir} is itself a task; name its folder, {args.tasks_dir.parent}, "
+            f"with TASKS={args.tasks_dir.name}"
+        )
     found = layout.task_folders(args.tasks_dir)
     if not found:
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} holds no HEAR task (a folder with {layout.METADATA})")

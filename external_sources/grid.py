@@ -45,8 +45,9 @@ def parse_grid(text: str) -> str | dict[str, list]:
     try:
         changes = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"GRID: {text!r} is neither published, {', '.join(KIT_GRIDS)}, a readable JSON file nor "
-                         f"JSON ({error})") from None
+        raise ValueError(
+            f"GRID: {text!r} is neither published, {', '.join(KIT_GRIDS)}, a readable JSON file nor JSON ({error})"
+        ) from None
     if not isinstance(changes, dict):
         raise ValueError(f"GRID: {text!r} must be a JSON object of lists")
     for key, values in changes.items():
@@ -69,8 +70,12 @@ def torch_objects(grid: dict[str, list]) -> dict[str, list[Any]]:
     """
     import torch
 
-    places = {"hidden_norm": torch.nn, "embedding_norm": torch.nn, "initialization": torch.nn.init,
-              "optim": torch.optim}
+    places = {
+        "hidden_norm": torch.nn,
+        "embedding_norm": torch.nn,
+        "initialization": torch.nn.init,
+        "optim": torch.optim,
+    }
     for key, place in places.items():
         for name in grid[key]:
             if not callable(getattr(place, str(name), None)):

@@ -1,7 +1,7 @@
 """Where the evaluation keeps its files, as the published scripts do.
 
-    OUTPUT_DIR/audioset/<module>/<task>/                    embeddings, and .done.embeddings once they are complete
-    OUTPUT_DIR/todo_audioset/<module>_r1_<seed>/<task>/     links to them, and the results of one downstream run
+OUTPUT_DIR/audioset/<module>/<task>/                    embeddings, and .done.embeddings once they are complete
+OUTPUT_DIR/todo_audioset/<module>_r1_<seed>/<task>/     links to them, and the results of one downstream run
 """
 
 import fnmatch
@@ -43,8 +43,12 @@ def parse_run_name(name: str) -> Run | None:
 def task_folders(directory: Path, patterns: str = "*") -> list[Path]:
     """The HEAR tasks in a folder, sorted: its sub-folders that hold a task_metadata.json and whose names match one of
     the `patterns` ("*", "?" and "[]" as in a shell), which are separated by spaces."""
-    return sorted(entry for entry in directory.iterdir() if (entry / METADATA).is_file()
-                  and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns.split()))
+    return sorted(
+        entry
+        for entry in directory.iterdir()
+        if (entry / METADATA).is_file()
+        and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns.split())
+    )
 
 
 def is_done(task: Path) -> bool:

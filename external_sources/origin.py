@@ -1,25 +1,25 @@
 """What embeddings are made from; it is noted beside them, so that they do not pass for those of other weights."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from atomic_files import atomic_write, sha256
-from configs.base import hear_functions, load_config
-from external_sources import layout
+from audio_mamba.external_sources import layout
+from audio_mamba.hear_api.api import hear_functions
+from audio_mamba.published_names import import_named
+from audio_mamba.system.atomic_files import atomic_write, sha256
 
-SETTINGS = "embeddings-settings.json"   # in the folder of each task
+SETTINGS = "embeddings-settings.json"  # in the folder of each task
 
 
 class Origin(NamedTuple):
     """What the embeddings of a model follow from."""
 
     module: str
-    model: str | None           # given to load_model
-    file: str | None            # of weights that it takes for that, where this can be known
-    sha256: str | None          # of the file; its time would be another one in every clone of the project
-    scene_layout: str | None    # None: as the module has it
+    model: str | None  # given to load_model
+    file: str | None  # of weights that it takes for that, where this can be known
+    sha256: str | None  # of the file; its time would be another one in every clone of the project
+    scene_layout: str | None  # None: as the module has it
 
     def weights(self) -> str:
         """In words."""
@@ -30,7 +30,7 @@ def find_origin(module: str, model: str | None, scene_layout: str | None) -> Ori
     """What embeddings by `load_model(model)` follow from; the model is not loaded.
 
     Args:
-        module: importable name of a module with the HEAR API. Which file it takes is known of the configs of this
+        module: stored name of a module with the HEAR API. Which file it takes is known of the configs of this
             project, and of any other module where `model` is a file.
         model: given to `load_model`, or None to call it without.
         scene_layout: in place of the config's, or None.
@@ -38,8 +38,10 @@ def find_origin(module: str, model: str | None, scene_layout: str | None) -> Ori
     Raises:
         SystemExit: a config of this project is faulty. Weights that are absent are left to `load_model` to complain of.
     """
-    own = importlib.import_module(module).load_model.__module__ == hear_functions.__module__
+    own = import_named(module).load_model.__module__ == hear_functions.__module__
     if own:
+        from audio_mamba.hear_api.resolve import load_config, weights_file  # torch, which other modules may not need
+
         try:
             config = load_config(module)
         except ValueError as error:
@@ -47,8 +49,6 @@ def find_origin(module: str, model: str | None, scene_layout: str | None) -> Ori
         scene_layout = scene_layout or config.scene_layout
     try:
         if own:
-            from hear_api.command_line import weights_file     # not needed by other modules, and takes seconds
-
             file = weights_file(module, model)
         else:
             file = Path(model) if model and Path(model).is_file() else None
@@ -87,8 +87,10 @@ def check_heads(task: Path, noted: dict | None) -> None:
         return
     if difference := _difference(*(Origin(**{"scene_layout": None} | note) for note in (noted, present))):
         variable, then, now = difference
-        raise SystemExit(f"{variable}: {task} was trained on embeddings made with {then}, and those there now were "
-                         f"made with {now}; remove its folders in {layout.RUNS}, or take another OUTPUT_DIR")
+        raise SystemExit(
+            f"{variable}: {task} was trained on embeddings made with {then}, and those there now were "
+            f"made with {now}; remove its folders in {layout.RUNS}, or take another OUTPUT_DIR"
+        )
 
 
 def check_origin(embeddings: Path, origin: Origin) -> None:
@@ -103,9 +105,11 @@ def check_origin(embeddings: Path, origin: Origin) -> None:
         noted = read_note(task)
         if noted and (difference := _difference(origin._replace(**noted), origin)):
             variable, then, now = difference
-            raise SystemExit(f"{variable}: {task} was embedded with {then}, not with {now} (see {SETTINGS} there); "
-                             f"take another OUTPUT_DIR or NAME=..., or remove {embeddings} and its runs in "
-                             f"{layout.RUNS}")
+            raise SystemExit(
+                f"{variable}: {task} was embedded with {then}, not with {now} (see {SETTINGS} there); "
+                f"take another OUTPUT_DIR or NAME=..., or remove {embeddings} and its runs in "
+                f"{layout.RUNS}"
+            )
 
 
 def _difference(then: Origin, now: Origin) -> tuple[str, str, str] | None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from external_sources import layout
-from external_sources.compat import patch_device_name, patch_predictions, stand_ins
-from external_sources.grid import number_of_points, torch_objects
+from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.compat import patch_device_name, patch_predictions, stand_ins
+from audio_mamba.external_sources.grid import number_of_points, torch_objects
 
 with stand_ins():
     from heareval.predictions import task_predictions
@@ -37,7 +37,7 @@ def predict(task: Path, seed: int, grid: str | dict[str, list], gpu: int | None 
     remove_unfinished(task)
     seed_everything = task_predictions.seed_everything
     task_predictions.seed_everything = lambda kits_seed, workers: seed_everything(seed, workers=workers)
-    task_predictions.NUM_WORKERS = 0        # the kit would start one loader per core, anew each epoch
+    task_predictions.NUM_WORKERS = 0  # the kit would start one loader per core, anew each epoch
     options = ["--gpus", json.dumps(None if gpu is None else [gpu])]
     if isinstance(grid, dict):
         task_predictions.PARAM_GRID = torch_objects(grid)
@@ -47,7 +47,7 @@ def predict(task: Path, seed: int, grid: str | dict[str, list], gpu: int | None 
     with torch.serialization.safe_globals(_grid_objects()):
         runner([*options, str(task)], standalone_mode=False)
     for checkpoints in task.glob("lightning_logs/*/checkpoints"):
-        shutil.rmtree(checkpoints)          # 12 MB and more for each of the heads; their test predictions are kept
+        shutil.rmtree(checkpoints)  # 12 MB and more for each of the heads; their test predictions are kept
 
 
 def remove_unfinished(task: Path) -> None:

@@ -3,13 +3,16 @@
 This is hear-validator, with its own options; its exit status is non-zero for a module it rejects.
 """
 
-from external_sources.compat import stand_ins
+import sys
+
+from audio_mamba.external_sources.compat import stand_ins
 
 
-def main() -> None:
-    """Run hear-validator on the arguments of the command line."""
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.external_sources.validate") -> None:
+    """Run hear-validator on the arguments of a command line."""
     with stand_ins():
         from hearvalidator.validate import main as validate
+    sys.argv = [prog, *(sys.argv[1:] if arguments is None else arguments)]
     validate()
 
 

@@ -5,17 +5,17 @@ import os
 import sys
 from pathlib import Path
 
-from atomic_files import atomic_write
-from external_sources import layout
-from external_sources.origin import read_note
-from folder_lock import FolderInUseError, sole_use
-from workers import follow_parent
+from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.origin import read_note
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.folder_lock import FolderInUseError, sole_use
+from audio_mamba.system.workers import follow_parent
 
 # In the folder of each task:
 LOG = "downstream.log"
 SETTINGS = "downstream-settings.json"  # the seed and grid of its results, and what is noted of the embeddings
 
-IN_USE = 3      # exit status
+IN_USE = 3  # exit status
 PATIENCE = 2.0  # seconds for another process to leave the folder
 
 
@@ -42,11 +42,11 @@ def _train(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
-    os.environ["TQDM_DISABLE"] = "1"            # bars of the kit would fill the log
+    os.environ["TQDM_DISABLE"] = "1"  # bars of the kit would fill the log
 
     import torch
 
-    from external_sources.predictions import predict
+    from audio_mamba.external_sources.predictions import predict
 
     torch.set_num_threads(threads)
     predict(task, seed, grid, gpu)

@@ -1,4 +1,5 @@
 """Work that others do while the model runs."""
+
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future

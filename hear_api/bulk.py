@@ -3,6 +3,7 @@
 Files are encoded in groups; a journal is committed where a group ends. A run that is taken up there forms the same
 groups as one that was never interrupted, so that it gives the same bits.
 """
+
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.audio import AudioError, printable
-from data.features import FRAMES_PER_SECOND, num_frames
-from hear_api.ahead import run_ahead
-from hear_api.journal import Entry, Journal
-from hear_api.pieces import Decoded, stream_pieces
-from hear_api.runtime import RuntimeSSAST
+from audio_mamba.data.audio import AudioError, printable
+from audio_mamba.data.features import FRAMES_PER_SECOND, num_frames
+from audio_mamba.hear_api.ahead import run_ahead
+from audio_mamba.hear_api.journal import Entry, Journal
+from audio_mamba.hear_api.pieces import Decoded, stream_pieces
+from audio_mamba.hear_api.runtime import RuntimeSSAST
 
 GROUP_FRAMES = 12_800  # 64 units
-PIECE_UNITS = 30       # of a long file: a minute
+PIECE_UNITS = 30  # of a long file: a minute
 PIECES_AHEAD = 2
 
 
@@ -31,8 +32,14 @@ class BulkEmbedder:
     files, perhaps a part of one, as they are done.
     """
 
-    def __init__(self, runtime: RuntimeSSAST, kind: str, journal: Journal,
-                 on_failure: Callable[[Entry], None], on_progress: Callable[[float, float], None]):
+    def __init__(
+        self,
+        runtime: RuntimeSSAST,
+        kind: str,
+        journal: Journal,
+        on_failure: Callable[[Entry], None],
+        on_progress: Callable[[float, float], None],
+    ):
         self._runtime, self._kind, self._journal = runtime, kind, journal
         self._layout = runtime.scene_layout if kind == "scene" else "bands"
         self._on_failure, self._on_progress = on_failure, on_progress

@@ -5,6 +5,7 @@
 Exit status: 0 if every file was embedded, 3 if some could not be (a table at the end says which and why), 1 for a
 command that cannot be carried out, 130 after Ctrl-C. An interrupted run, even a killed one, goes on with --resume.
 """
+
 import argparse
 import hashlib
 import os
@@ -17,18 +18,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from atomic_files import remove_partials, sha256
-from hear_api.ahead import run_ahead
-from hear_api.bulk import BulkEmbedder
-from hear_api.command_line import add_device_argument, add_weights_arguments, load_runtime, weights_file
-from hear_api.journal import Entry, Journal, check_settings
-from hear_api.pieces import decode, start_worker
-from hear_api.runtime import KINDS, RuntimeSSAST
-from hear_api.sources import list_audio
-from hear_api.writers import failures_path, read_failures, read_settings, write_failures, writer_for
-from machine import usable_cores
-from models.encoder import LAYOUTS
-from models.precision import PRECISIONS
+from audio_mamba.hear_api.ahead import run_ahead
+from audio_mamba.hear_api.bulk import BulkEmbedder
+from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
+from audio_mamba.hear_api.journal import Entry, Journal, check_settings
+from audio_mamba.hear_api.pieces import decode, start_worker
+from audio_mamba.hear_api.resolve import ModelSource, resolve
+from audio_mamba.hear_api.runtime import KINDS, RuntimeSSAST, build_runtime
+from audio_mamba.hear_api.sources import list_audio
+from audio_mamba.hear_api.writers import failures_path, read_failures, read_settings, write_failures, writer_for
+from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.system.atomic_files import remove_partials, sha256
+from audio_mamba.system.machine import usable_cores
 
 FAILED_STATUS = 3
 FILES_AHEAD = 8  # per worker
@@ -39,17 +41,25 @@ class StrictError(ValueError):
     """A file failed and --strict was asked for."""
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m hear_api.embed", description=__doc__.splitlines()[0],
-                                     epilog=__doc__.split("\n\n", 2)[2])
+def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 2)[2])
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="file, folder, glob in quotes, or .csv list with a column path")
     add_weights_arguments(parser)
     add_device_argument(parser)
-    add("--precision", choices=["auto", *PRECISIONS], default="auto",
-        help="default: auto, float16 on CUDA and float32 elsewhere")
-    add("--out", default=Path("embeddings.npz"), metavar="FILE", type=Path,
-        help=".npz, .parquet, or a name without suffix for a folder of .npy files (default: %(default)s)")
+    add(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="default: auto, float16 on CUDA and float32 elsewhere",
+    )
+    add(
+        "--out",
+        default=Path("embeddings.npz"),
+        metavar="FILE",
+        type=Path,
+        help=".npz, .parquet, or a name without suffix for a folder of .npy files (default: %(default)s)",
+    )
     add("--kind", choices=KINDS, default="scene", help="one embedding per file (default), or one per 40 ms")
     add("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
     add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
@@ -69,8 +79,9 @@ def embed(args: argparse.Namespace) -> list[Entry]:
     pool = ProcessPoolExecutor(args.workers, initializer=start_worker)
     pool.submit(int).result()  # the workers start from a process whose threads have not begun to work
     try:
-        runtime, model = load_runtime(args.config, args.weights, args.precision, args.layout, args.device)
-        settings = _settings(args, files, runtime, model)
+        source = resolve(args.config, args.weights, args.layout)
+        runtime = build_runtime(source, args.precision, args.device)
+        settings = _settings(args, files, runtime, source)
         folder = args.out.with_name(args.out.name + ".partial")
         if args.out.exists() and args.resume:
             return _complete_already(args.out, settings, folder)
@@ -93,15 +104,20 @@ def embed(args: argparse.Namespace) -> list[Entry]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST, model: str) -> dict:
+def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST, source: ModelSource) -> dict:
     """What the result follows from, the same in every copy of the project: weights are known by their bytes, not by
     where and since when they lie there."""
     listed = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
-    path = weights_file(args.config, args.weights)
-    return {"model": model, "weights file": path and f"SHA-256 {sha256(path)[:16]}", "kind": args.kind,
-            "layout": runtime.scene_layout if args.kind == "scene" else "bands",
-            "precision": runtime.working_precision, "device": args.device,
-            "list of files": f"{len(files)} files, {listed[:16]}"}
+    digest = source.weights and f"SHA-256 {sha256(source.weights)[:16]}"
+    return {
+        "model": source.label,
+        "weights file": digest,
+        "kind": args.kind,
+        "layout": runtime.scene_layout if args.kind == "scene" else "bands",
+        "precision": runtime.working_precision,
+        "device": args.device,
+        "list of files": f"{len(files)} files, {listed[:16]}",
+    }
 
 
 def _complete_already(out: Path, settings: dict, folder: Path) -> list[Entry]:
@@ -113,13 +129,21 @@ def _complete_already(out: Path, settings: dict, folder: Path) -> list[Entry]:
     return read_failures(out)
 
 
-def _run(args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor, runtime: RuntimeSSAST,
-         journal: Journal) -> None:
-    left = files[len(journal.entries):]
+def _run(
+    args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor, runtime: RuntimeSSAST, journal: Journal
+) -> None:
+    left = files[len(journal.entries) :]
     decoded = run_ahead(pool, decode, ((path,) for path in left), FILES_AHEAD * args.workers)
     started, seconds = time.perf_counter(), 0.0
-    with tqdm(desc="embedding", unit="file", total=len(files), initial=len(files) - len(left), smoothing=0.05,
-              bar_format=PROGRESS) as bar:
+    with tqdm(
+        desc="embedding",
+        unit="file",
+        total=len(files),
+        initial=len(files) - len(left),
+        smoothing=0.05,
+        bar_format=PROGRESS,
+    ) as bar:
+
         def progress(new_seconds: float, new_files: float) -> None:
             nonlocal seconds
             seconds += new_seconds
@@ -142,16 +166,17 @@ def _print_failures(failed: list[Entry], out: Path) -> None:
         print(f"  {entry.path:<{width}}  {entry.error}", file=sys.stderr)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = _parse(arguments)
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.embed") -> None:
+    args = _parse(arguments, prog)
     try:
         failed = embed(args)
     except KeyboardInterrupt:
         print("embed: interrupted; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
-        raise SystemExit("embed: a decoding process was killed, perhaps for lack of memory; "
-                         "go on with --resume and fewer --workers")
+        raise SystemExit(
+            "embed: a decoding process was killed, perhaps for lack of memory; go on with --resume and fewer --workers"
+        )
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"embed: {error}")
     if failed:

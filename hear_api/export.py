@@ -8,17 +8,19 @@ program, and FILE.onnx an ONNX model, of the encoder: normalised log-mel units [
 encoder itself before they are kept. A program of SSAM keeps this project's operators, so that whoever loads it must
 `import models` first; ONNX has none for the selective scan, so it is for SSAST.
 """
+
 import argparse
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from hear_api.command_line import add_weights_arguments, load_runtime
-from hear_api.pretrained import save_pretrained
-from hear_api.runtime import RuntimeSSAST
-from models.encoder import LAYOUTS
-from models.precision import PRECISIONS
+from audio_mamba.hear_api.command_line import add_weights_arguments
+from audio_mamba.hear_api.pretrained import save_pretrained
+from audio_mamba.hear_api.resolve import resolve
+from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
+from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.models.precision import PRECISIONS
 
 TOLERANCE = 1e-4  # of the check, at features of order 1
 
@@ -77,8 +79,9 @@ def _write_onnx(module: _Features, example: Tensor, path: Path) -> None:
         from onnx.reference import ReferenceEvaluator
     except ImportError as error:
         raise ExportError(f"ONNX needs the packages onnx and onnxscript (requirements-dev.txt): {error}") from error
-    torch.onnx.export(_program(module, example), dynamo=True, verbose=False, input_names=["units"],
-                      output_names=["features"]).save(str(path))
+    torch.onnx.export(
+        _program(module, example), dynamo=True, verbose=False, input_names=["units"], output_names=["features"]
+    ).save(str(path))
     evaluator = ReferenceEvaluator(str(path))
     _check(module, lambda units: torch.from_numpy(evaluator.run(None, {"units": units.numpy()})[0]))
 
@@ -91,22 +94,32 @@ def _check(module: _Features, exported) -> None:
             raise ExportError(f"the exported program differs from the encoder by {difference:.2g} at batch {batch}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m hear_api.export", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.export") -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_weights_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="folder, .pt2 or .onnx")
-    parser.add_argument("--layout", choices=LAYOUTS, default="bands",
-                        help="of the features of .pt2 and .onnx (default: bands, true time order)")
-    parser.add_argument("--dtype", choices=PRECISIONS, default="float32",
-                        help="of the weights in a folder (default: float32; float16 halves it)")
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="bands",
+        help="of the features of .pt2 and .onnx (default: bands, true time order)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the weights in a folder (default: float32; float16 halves it)",
+    )
     args = parser.parse_args(arguments)
     try:
-        runtime, model = load_runtime(args.config, args.weights)
+        source = resolve(args.config, args.weights)
+        runtime = build_runtime(source, device="cpu")
         export(runtime, args.out, args.layout, args.dtype)
     except (ValueError, OSError) as error:
         raise SystemExit(f"export: {error}")
-    print(f"{model} -> {args.out}")
+    print(f"{source.label} -> {args.out}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Accepted: floating-point samples in [-1, 1] at 16 kHz, more than 200 of them; `[n]` is one clip, `[c, n]` are c clips.
 Everything else is refused with one sentence that names the clip and the fault (`InputError`).
 """
+
 import math
 from collections.abc import Sequence
 from numbers import Real
@@ -13,8 +14,8 @@ import soxr
 import torch
 from torch import Tensor
 
-from data.audio import load_audio
-from data.features import MIN_SAMPLES, SAMPLE_RATE
+from audio_mamba.data.audio import load_audio
+from audio_mamba.data.features import MIN_SAMPLES, SAMPLE_RATE
 
 Clip = np.ndarray | Tensor | str | PathLike
 LOUDEST = 100.0  # beyond, samples are taken for integer PCM that nobody has scaled to [-1, 1]
@@ -78,8 +79,10 @@ def check_sample_rate(sample_rate: float) -> None:
 def check_samples(samples: Tensor, name: str) -> Tensor:
     """The samples [n] themselves. InputError if they are too few, not finite, or far beyond [-1, 1]."""
     if len(samples) < MIN_SAMPLES:
-        raise InputError(f"{name} must have at least {MIN_SAMPLES} samples ({MIN_SAMPLES / SAMPLE_RATE * 1000:.1f} ms "
-                         f"at {SAMPLE_RATE} Hz), got {len(samples)}")
+        raise InputError(
+            f"{name} must have at least {MIN_SAMPLES} samples ({MIN_SAMPLES / SAMPLE_RATE * 1000:.1f} ms "
+            f"at {SAMPLE_RATE} Hz), got {len(samples)}"
+        )
     return check_finite(samples, name)
 
 
@@ -89,8 +92,10 @@ def check_finite(samples: Tensor, name: str) -> Tensor:
     if not math.isfinite(peak):
         raise InputError(f"{name} holds NaN or Inf")
     if peak > LOUDEST:
-        raise InputError(f"{name} must hold samples in [-1, 1], its peak is {peak:.5g}: integer PCM needs scaling "
-                         "first (16 bits: divide by 32768)")
+        raise InputError(
+            f"{name} must hold samples in [-1, 1], its peak is {peak:.5g}: integer PCM needs scaling "
+            "first (16 bits: divide by 32768)"
+        )
     return samples
 
 
@@ -98,8 +103,9 @@ def _as_matrix(audio: np.ndarray | Tensor) -> Tensor:
     """[n] or [c, n] -> float32 [c, n]."""
     audio = _as_tensor(audio, "audio")
     if audio.dim() not in (1, 2) or audio.dim() == 2 and len(audio) == 0:
-        raise InputError(f"audio must be [n_samples] or [n_sounds, n_samples] with at least one sound, got "
-                         f"{list(audio.shape)}")
+        raise InputError(
+            f"audio must be [n_samples] or [n_sounds, n_samples] with at least one sound, got {list(audio.shape)}"
+        )
     return (audio if audio.dim() == 2 else audio[None]).float()
 
 
@@ -110,6 +116,8 @@ def _as_tensor(audio, name: str) -> Tensor:
             return torch.from_numpy(np.array(audio, np.float32, order="C"))
     if not isinstance(audio, Tensor) or not audio.is_floating_point():
         found = audio.dtype if isinstance(audio, (Tensor, np.ndarray)) else type(audio).__name__
-        raise InputError(f"{name} must be floating-point samples in [-1, 1], got {found}; integer PCM needs scaling "
-                         "first (int16: divide by 32768)")
+        raise InputError(
+            f"{name} must be floating-point samples in [-1, 1], got {found}; integer PCM needs scaling "
+            "first (int16: divide by 32768)"
+        )
     return audio.detach()

@@ -1,4 +1,5 @@
 """What a long run has finished so far, kept on the disk so that the run can be taken up again after a kill."""
+
 import json
 import os
 import shutil
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_files import atomic_write
-from folder_lock import sole_use
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.folder_lock import sole_use
 
 READ_ROWS = 8192  # held at once when the rows are read again
 
@@ -23,13 +24,16 @@ def check_settings(what: str, before: dict, now: dict) -> None:
     """JournalError that names the first of the settings which was another one for `what`, such as "x was begun"."""
     if changed := [key for key in now if now[key] != before.get(key)]:
         key = changed[0]
-        raise JournalError(f"{what} with another {key} ({before.get(key)!r}, now {now[key]!r}); remove it to begin "
-                           "anew, or choose another name")
+        raise JournalError(
+            f"{what} with another {key} ({before.get(key)!r}, now {now[key]!r}); remove it to begin "
+            "anew, or choose another name"
+        )
 
 
 @dataclass(frozen=True)
 class Entry:
     """One input file: the rows that it gave, or why it gave none."""
+
     path: str
     rows: int = 0
     seconds: float = 0.0
@@ -113,7 +117,7 @@ class Journal:
 
     def _drop_unfinished(self) -> None:
         text = self._entries_path.read_bytes() if self._entries_path.exists() else b""
-        whole = text[:text.rfind(b"\n") + 1]
+        whole = text[: text.rfind(b"\n") + 1]
         self.entries = [Entry(**json.loads(line)) for line in whole.splitlines()]
         for path, size in ((self._entries_path, len(whole)), (self._rows_path, self.count * self.width * 4)):
             with open(path, "ab") as file:

@@ -5,6 +5,7 @@
 
 Novelty is the distance of a step's embedding from the average of the last second's. Runs on one CPU core.
 """
+
 import argparse
 import sys
 import time
@@ -14,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.audio import stream_audio
-from data.features import SAMPLE_RATE
-from hear_api.command_line import add_device_argument, add_weights_arguments, load_runtime
-from hear_api.streaming import MODES, StreamingSSAM
+from audio_mamba.data.audio import stream_audio
+from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
+from audio_mamba.hear_api.resolve import resolve
+from audio_mamba.hear_api.runtime import build_runtime
+from audio_mamba.hear_api.streaming import MODES, StreamingSSAM
 
-PIECE_SAMPLES = 640       # 40 ms, as a sound card delivers
-MEMORY_STEPS = 25         # of the average that novelty is measured from
+PIECE_SAMPLES = 640  # 40 ms, as a sound card delivers
+MEMORY_STEPS = 25  # of the average that novelty is measured from
 LEVELS = " .:-=+*#%@"
-LINE_MS = 2000            # of audio per line of output
+LINE_MS = 2000  # of audio per line of output
 
 
 class Novelty:
@@ -46,7 +49,7 @@ def read_pieces(source: str) -> Iterator[Tensor]:
     """Float32 samples [n] at 16 kHz, in small pieces: of an audio file, or of "-", 16-bit mono PCM on stdin."""
     if source == "-":
         while block := sys.stdin.buffer.read(2 * PIECE_SAMPLES):
-            yield torch.from_numpy(np.frombuffer(block[:len(block) // 2 * 2], "<i2").astype(np.float32) / 32768)
+            yield torch.from_numpy(np.frombuffer(block[: len(block) // 2 * 2], "<i2").astype(np.float32) / 32768)
     else:
         for block in stream_audio(source):
             yield from torch.from_numpy(block).split(PIECE_SAMPLES)
@@ -81,8 +84,12 @@ def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, floa
         pass  # how live audio usually ends
     print()
     latencies = latencies or [float("nan")]
-    return {"steps": steps, "median_ms": float(np.median(latencies)),
-            "p95_ms": float(np.percentile(latencies, 95)), "real_time_factor": busy * SAMPLE_RATE / max(samples, 1)}
+    return {
+        "steps": steps,
+        "median_ms": float(np.median(latencies)),
+        "p95_ms": float(np.percentile(latencies, 95)),
+        "real_time_factor": busy * SAMPLE_RATE / max(samples, 1),
+    }
 
 
 def _statistics(text: str) -> str | tuple[float, float]:
@@ -95,26 +102,35 @@ def _statistics(text: str) -> str | tuple[float, float]:
     return mean, std
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m hear_api.listen", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.listen") -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", metavar="FILE_OR_-", help="audio file, or - for raw stdin: 16 bits, mono, 16 kHz")
     add_weights_arguments(parser)
     add_device_argument(parser)
-    parser.add_argument("--statistics", type=_statistics, default="running", help="of the log-mel: running (default), "
-                        "warmup (those of the first 2 s), or MEAN,STD with an equals sign: --statistics=-8.5,3.2")
+    parser.add_argument(
+        "--statistics",
+        type=_statistics,
+        default="running",
+        help="of the log-mel: running (default), "
+        "warmup (those of the first 2 s), or MEAN,STD with an equals sign: --statistics=-8.5,3.2",
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        runtime, model = load_runtime(args.config, args.weights, "float32", device=args.device)
-        print(f"{model} on {args.device}, one thread")
+        source = resolve(args.config, args.weights)
+        runtime = build_runtime(source, "float32", args.device)
+        print(f"{source.label} on {args.device}, one thread")
         speed = listen(StreamingSSAM(runtime, args.statistics), read_pieces(args.source))
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:
         raise SystemExit(f"listen: {error}")
-    print(f"{speed['steps']} steps of 40 ms; per step {speed['median_ms']:.1f} ms (median), {speed['p95_ms']:.1f} ms "
-          f"(95%); real-time factor {speed['real_time_factor']:.3f}")
+    print(
+        f"{speed['steps']} steps of 40 ms; per step {speed['median_ms']:.1f} ms (median), {speed['p95_ms']:.1f} ms "
+        f"(95%); real-time factor {speed['real_time_factor']:.3f}"
+    )
 
 
 if __name__ == "__main__":

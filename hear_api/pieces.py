@@ -1,4 +1,5 @@
 """Audio files as normalised log-mels, short ones whole, long ones piece by piece, so that memory stays bounded."""
+
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.audio import AudioError, stream_audio
-from data.feature_stream import LogMelStream
-from data.features import MIN_SAMPLES, SAMPLE_RATE, STD_OFFSET, log_mel, normalise
-from data.moments import Moments
-from hear_api.inputs import InputError, check_finite
-from workers import follow_parent
+from audio_mamba.data.audio import AudioError, stream_audio
+from audio_mamba.data.feature_stream import LogMelStream
+from audio_mamba.data.features import MIN_SAMPLES, SAMPLE_RATE, STD_OFFSET, log_mel, normalise
+from audio_mamba.data.moments import Moments
+from audio_mamba.hear_api.inputs import InputError, check_finite
+from audio_mamba.system.workers import follow_parent
 
 LONG_SECONDS = 120  # files beyond are read twice: for the statistics, then for the pieces
 
@@ -21,10 +22,11 @@ LONG_SECONDS = 120  # files beyond are read twice: for the statistics, then for 
 @dataclass(frozen=True)
 class Decoded:
     """What a worker found out about a file; either `error`, or the rest."""
+
     error: str | None = None
-    samples: int = 0                        # at 16 kHz
-    spectrogram: np.ndarray | None = None   # float32 [frames, 80], normalised; None for a long file,
-    mean: float = 0.0                       # which has the statistics of its log-mel instead
+    samples: int = 0  # at 16 kHz
+    spectrogram: np.ndarray | None = None  # float32 [frames, 80], normalised; None for a long file,
+    mean: float = 0.0  # which has the statistics of its log-mel instead
     std: float = 0.0
 
     @property

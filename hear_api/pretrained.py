@@ -1,18 +1,16 @@
 """Models as folders that anybody can read: `model.safetensors` and `config.json`."""
+
 import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 from safetensors.torch import save
 
-from atomic_files import atomic_write
-from hear_api.runtime import RuntimeSSAST, check_precision
-from hear_api.weights import WEIGHTS_NAME, read_safetensors
-from models.precision import PRECISIONS
-from training.checkpoint import CheckpointError, load_model_state
-
-CONFIG_NAME = "config.json"
-FORMAT = "audio-mamba 1"
+from audio_mamba.hear_api.runtime import RuntimeSSAST, check_precision
+from audio_mamba.hear_api.weights import CONFIG_NAME, FORMAT, WEIGHTS_NAME, read_safetensors
+from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
 
 def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "float32") -> Path:
@@ -31,8 +29,12 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
     state = {key: value.cpu().to(PRECISIONS[dtype]).contiguous() for key, value in runtime.model.state_dict().items()}
     with atomic_write(folder / WEIGHTS_NAME) as file:
         file.write(save(state, metadata={"format": "pt"}))
-    config = {"format": FORMAT, "arch": runtime.config.model.arch,
-              "model_args": runtime.config.model.model_args.to_dict(), "scene_layout": runtime.scene_layout}
+    config = {
+        "format": FORMAT,
+        "arch": runtime.config.model.arch,
+        "model_args": runtime.config.model.model_args.to_dict(),
+        "scene_layout": runtime.scene_layout,
+    }
     with atomic_write(folder / CONFIG_NAME) as file:
         file.write(json.dumps(config, indent=1).encode())
     return folder
@@ -59,8 +61,12 @@ def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{folder / CONFIG_NAME}: not of the format {FORMAT!r}")
     try:
-        experiment = ConfigDict({"model": {"arch": config["arch"], "model_args": config["model_args"]},
-                                 "scene_layout": config["scene_layout"]})
+        experiment = ConfigDict(
+            {
+                "model": {"arch": config["arch"], "model_args": config["model_args"]},
+                "scene_layout": config["scene_layout"],
+            }
+        )
         runtime = RuntimeSSAST(experiment, None, precision)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: does not describe a model ({error})") from error

@@ -1,4 +1,5 @@
 """The encoder as an embedding model for audio of any length, after the HEAR common API (hearbenchmark.com)."""
+
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,15 +11,17 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-import models
-from data.feature_stream import LogMelStream
-from data.features import HOP_LENGTH, SAMPLE_RATE, log_mel, normalise
-from hear_api.ahead import run_ahead
-from hear_api.inputs import Clip, as_batch, as_clips, check_sample_rate, load_clip
-from hear_api.units import batch_units, plan_units, stack_units
-from hear_api.weights import load_weights
-from models.encoder import LAYOUTS
-from models.precision import PRECISIONS, autocast
+from audio_mamba import models
+from audio_mamba.data.feature_stream import LogMelStream
+from audio_mamba.data.features import HOP_LENGTH, SAMPLE_RATE, log_mel, normalise
+from audio_mamba.hear_api.ahead import run_ahead
+from audio_mamba.hear_api.inputs import Clip, as_batch, as_clips, check_sample_rate, load_clip
+from audio_mamba.hear_api.resolve import ModelSource
+from audio_mamba.hear_api.units import batch_units, plan_units, stack_units
+from audio_mamba.hear_api.weights import load_weights
+from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.models.precision import PRECISIONS, autocast
+from audio_mamba.system.machine import bound_threads
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +103,9 @@ class RuntimeSSAST(nn.Module):
         timestamps = torch.arange(kept, device=embeddings.device, dtype=torch.float32) * step_ms
         return embeddings, timestamps.expand(count, -1)
 
-    def embed(self, clips: Clip | Sequence[Clip], kind: str = "scene", sample_rate: int = SAMPLE_RATE,
-              output: str = "numpy") -> np.ndarray | Tensor | list[tuple]:
+    def embed(
+        self, clips: Clip | Sequence[Clip], kind: str = "scene", sample_rate: int = SAMPLE_RATE, output: str = "numpy"
+    ) -> np.ndarray | Tensor | list[tuple]:
         """Embeddings of clips of unequal lengths, any number of them.
 
         clips: a list of arrays or tensors [n] and paths of audio files; or one of them; or an array [c, n] of c clips.
@@ -139,7 +143,7 @@ class RuntimeSSAST(nn.Module):
             with self.autocast():
                 rows = self.model.forward_features(x, layout, steps=max(unit.steps for unit in batch))
             for unit, row in zip(batch, rows):
-                results[unit.clip][unit.first:unit.first + unit.steps] = row[:unit.steps]
+                results[unit.clip][unit.first : unit.first + unit.steps] = row[: unit.steps]
         return results
 
     def spectrogram(self, audio: Tensor) -> Tensor:
@@ -170,6 +174,21 @@ class RuntimeSSAST(nn.Module):
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision in which the encoder runs."""
         return autocast(self.model.pos_embed.device, self.working_precision)
+
+
+def build_runtime(
+    source: ModelSource, precision: str = "auto", device: str | torch.device | None = None
+) -> RuntimeSSAST:
+    """The runtime of a resolved model on a device (default: a GPU if there is one). Keeps torch from using more threads
+    than this process has cores. ValueError for a device that is not there."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ValueError(f"device {device}: {str(error).splitlines()[0]}") from error
+    bound_threads()
+    return RuntimeSSAST(source.config, source.weights, precision).to(device)
 
 
 def build_model(config: ConfigDict) -> nn.Module:

@@ -1,10 +1,11 @@
 """From what users name on a command line to the list of audio files that they mean."""
+
 import csv
 import glob
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.audio import AudioError, find_audio
+from audio_mamba.data.audio import AudioError, find_audio
 
 
 def list_audio(inputs: Iterable[str]) -> list[Path]:

@@ -1,4 +1,5 @@
 """Live embeddings: SSAM on audio that arrives in pieces of any length, in constant memory."""
+
 import math
 
 import numpy as np
@@ -6,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.feature_stream import LogMelStream
-from data.features import FRAMES_PER_SECOND, N_MELS, STD_OFFSET
-from data.moments import Moments
-from hear_api.inputs import as_samples, check_finite
-from hear_api.runtime import RuntimeSSAST
+from audio_mamba.data.feature_stream import LogMelStream
+from audio_mamba.data.features import FRAMES_PER_SECOND, N_MELS, STD_OFFSET
+from audio_mamba.data.moments import Moments
+from audio_mamba.hear_api.inputs import as_samples, check_finite
+from audio_mamba.hear_api.runtime import RuntimeSSAST
 
 MODES = ("warmup", "running")
 
@@ -30,11 +31,13 @@ class StreamingSSAM:
     ValueError for an encoder that is not causal and for statistics that are none.
     """
 
-    def __init__(self, runtime: RuntimeSSAST, statistics: tuple[float, float] | str = "running",
-                 warmup_seconds: float = 2.0):
+    def __init__(
+        self, runtime: RuntimeSSAST, statistics: tuple[float, float] | str = "running", warmup_seconds: float = 2.0
+    ):
         if not runtime.model.causal:
-            raise ValueError(f"{type(runtime.model).__name__} is not causal, so it needs whole units; "
-                             "streaming is for SSAM")
+            raise ValueError(
+                f"{type(runtime.model).__name__} is not causal, so it needs whole units; streaming is for SSAM"
+            )
         if statistics not in MODES:
             statistics = _check_statistics(statistics)
         if not 0 < warmup_seconds < math.inf:
@@ -75,7 +78,7 @@ class StreamingSSAM:
     def _advance(self, new: Tensor, ended: bool) -> tuple[Tensor, Tensor]:
         self._frames = torch.cat([self._frames.to(new), new])
         if self._statistics == "warmup":
-            self._moments.add(new[:self._warmup_frames - self._moments.frames])
+            self._moments.add(new[: self._warmup_frames - self._moments.frames])
             if ended or self._moments.frames == self._warmup_frames:
                 self._statistics = self._moments.mean_and_std()
         first, rows = self._step, []

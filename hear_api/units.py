@@ -1,4 +1,5 @@
 """Clips of any length as batches of the encoder's fixed units of 2 s."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ PADDING_PER_BATCH = {"cpu": 50, "cuda": 5_000}  # tokens
 @dataclass(frozen=True)
 class Unit:
     """A stretch of a clip that the encoder reads at once."""
-    clip: int    # its number in the call
-    first: int   # step of the clip with which the unit begins
-    steps: int   # embeddings that are kept of it
+
+    clip: int  # its number in the call
+    first: int  # step of the clip with which the unit begins
+    steps: int  # embeddings that are kept of it
     tokens: int  # tokens that the encoder passes for these
 
 
@@ -32,8 +34,9 @@ def plan_units(steps_per_clip: list[int], steps_per_unit: int, tokens_read) -> l
 
 def batch_units(units: list[Unit], device_type: str) -> Iterator[list[Unit]]:
     """All units, the longest first, in batches of like lengths: the first of a batch is its longest."""
-    most_tokens, most_padding = (table.get(device_type, table["cuda"]) for table in
-                                 (TOKENS_PER_BATCH, PADDING_PER_BATCH))
+    most_tokens, most_padding = (
+        table.get(device_type, table["cuda"]) for table in (TOKENS_PER_BATCH, PADDING_PER_BATCH)
+    )
     batch, padding = [], 0
     for unit in sorted(units, key=lambda unit: -unit.tokens):
         if batch:
@@ -51,6 +54,6 @@ def stack_units(batch: list[Unit], spectrograms: list[Tensor], frames_per_step: 
     parts = []
     for unit in batch:
         first = unit.first * frames_per_step
-        part = spectrograms[unit.clip][first:first + unit.steps * frames_per_step]
+        part = spectrograms[unit.clip][first : first + unit.steps * frames_per_step]
         parts.append(F.pad(part, (0, 0, 0, unit_frames - len(part))))
     return torch.stack(parts)

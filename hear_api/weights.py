@@ -1,32 +1,16 @@
-"""Where the weights of an experiment lie."""
+"""Files of weights: found in a folder, read safely, loaded into a model."""
+
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_model_state
+from audio_mamba.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_model_state
 
-PUBLISHED_SUFFIX = "_4x256_fp16_r1"  # 4 GPUs x 256 clips, float16, run 1
-WEIGHTS_NAME = "model.safetensors"   # in a folder of save_pretrained
-
-
-def default_weights_dir(config_name: str, model_dir: str | None, shipped: Path) -> Path:
-    """The published folder of an experiment's weights below `model_dir`, or else the folder `shipped` with the project.
-
-    FileNotFoundError if neither is there.
-    """
-    if shipped.is_dir() and not (model_dir and (Path(model_dir) / (config_name + PUBLISHED_SUFFIX)).is_dir()):
-        return shipped
-    hint = ("or name a checkpoint file, a work folder of train.py, or \"untrained\": load_model(...), --weights of "
-            "hear_api.embed, MODEL= of extract_features.sh")
-    if not model_dir:
-        raise FileNotFoundError(f"no weights for {config_name}: set PT_MAMBA_MODEL_DIR to the folder that holds "
-                                f"{config_name}{PUBLISHED_SUFFIX}, {hint}")
-    folder = Path(model_dir) / (config_name + PUBLISHED_SUFFIX)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no weights for {config_name}: PT_MAMBA_MODEL_DIR has no folder {folder}, {hint}")
-    return folder
+CONFIG_NAME = "config.json"  # beside the weights: of a work folder, or of a saved model
+WEIGHTS_NAME = "model.safetensors"  # of a saved model
+FORMAT = "audio-mamba 1"  # of a saved model's config.json
 
 
 def find_checkpoint(weights_dir: str | Path) -> Path:
@@ -43,8 +27,9 @@ def find_checkpoint(weights_dir: str | Path) -> Path:
     for folder in (weights_dir / "checkpoints", weights_dir):
         if found := latest_checkpoint(folder):
             return found[0]
-    raise FileNotFoundError(f"no checkpoint-<epoch>.pth or {WEIGHTS_NAME} in {weights_dir} or "
-                            f"{weights_dir / 'checkpoints'}")
+    raise FileNotFoundError(
+        f"no checkpoint-<epoch>.pth or {WEIGHTS_NAME} in {weights_dir} or {weights_dir / 'checkpoints'}"
+    )
 
 
 def load_weights(model: nn.Module, weights_dir: str | Path) -> Path:

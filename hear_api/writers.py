@@ -3,6 +3,7 @@
 Embeddings are float32, `start` and `duration` seconds. `settings` is a JSON object of what the embeddings follow from;
 its `model` and `layout` are also named by themselves. The same embeddings of the same settings give the same bytes.
 """
+
 import csv
 import io
 import json
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_files import atomic_write
-from hear_api.journal import Entry, Journal
+from audio_mamba.hear_api.journal import Entry, Journal
+from audio_mamba.system.atomic_files import atomic_write
 
 NAME_BYTES = 200
 SETTINGS_NAME, INDEX_NAME = "settings.json", "index.csv"  # in a folder of .npy files
@@ -63,8 +64,10 @@ def read_settings(out: Path) -> dict | None:
         text = read[out.suffix.lower()](out)
         return None if text is None else json.loads(text)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{out} exists already, and cannot be read as a result of this command ({error}); remove it "
-                         "or choose another name") from error
+        raise ValueError(
+            f"{out} exists already, and cannot be read as a result of this command ({error}); remove it "
+            "or choose another name"
+        ) from error
 
 
 def _settings_of_npz(out: Path) -> str | None:
@@ -92,11 +95,14 @@ def write_npz(out: Path, journal: Journal, step_seconds: float, settings: dict) 
     embedding [rows, width], start [rows], and the strings model, layout and settings (JSON)."""
     entries = _good(journal)
     counts = np.array([entry.rows for entry in entries], np.int64)
-    small = {"path": np.array([entry.path for entry in entries], dtype=str),
-             "duration": np.array([entry.seconds for entry in entries], np.float64),
-             "offset": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-             "start": _starts(counts, step_seconds), **{name: np.array(settings[name]) for name in ("model", "layout")},
-             "settings": np.array(json.dumps(settings))}
+    small = {
+        "path": np.array([entry.path for entry in entries], dtype=str),
+        "duration": np.array([entry.seconds for entry in entries], np.float64),
+        "offset": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "start": _starts(counts, step_seconds),
+        **{name: np.array(settings[name]) for name in ("model", "layout")},
+        "settings": np.array(json.dumps(settings)),
+    }
     with atomic_write(out) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in small.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -112,16 +118,28 @@ def write_parquet(out: Path, journal: Journal, step_seconds: float, settings: di
     from pyarrow import parquet
 
     text = pa.dictionary(pa.int32(), pa.string())
-    schema = pa.schema([("path", text), ("start", pa.float64()), ("embedding", pa.list_(pa.float32(), journal.width)),
-                        ("duration", pa.float64()), ("model", text), ("layout", text)],
-                       metadata={"settings": json.dumps(settings)})
+    schema = pa.schema(
+        [
+            ("path", text),
+            ("start", pa.float64()),
+            ("embedding", pa.list_(pa.float32(), journal.width)),
+            ("duration", pa.float64()),
+            ("model", text),
+            ("layout", text),
+        ],
+        metadata={"settings": json.dumps(settings)},
+    )
     with atomic_write(out) as file, parquet.ParquetWriter(file, schema) as writer:
         lines = _lines(journal, step_seconds)
         for rows in journal.read_rows():
             paths, starts, durations = zip(*(next(lines) for _ in rows))
-            columns = [pa.array(paths).dictionary_encode(), pa.array(starts),
-                       pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), journal.width), pa.array(durations),
-                       *(pa.array([settings[name]] * len(rows)).dictionary_encode() for name in ("model", "layout"))]
+            columns = [
+                pa.array(paths).dictionary_encode(),
+                pa.array(starts),
+                pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), journal.width),
+                pa.array(durations),
+                *(pa.array([settings[name]] * len(rows)).dictionary_encode() for name in ("model", "layout")),
+            ]
             writer.write_table(pa.table(columns, schema=schema))
 
 
@@ -140,8 +158,9 @@ def write_npy_folder(out: Path, journal: Journal, step_seconds: float, settings:
             name = f"{number:06d}_{_short(Path(entry.path).stem)}.npy"
             with open(unfinished / name, "wb") as file:
                 _write_npy(file, rows.take(entry.rows), (entry.rows, journal.width))
-            index.writerow([name, entry.path, entry.rows, step_seconds, entry.seconds, settings["model"],
-                            settings["layout"]])
+            index.writerow(
+                [name, entry.path, entry.rows, step_seconds, entry.seconds, settings["model"], settings["layout"]]
+            )
     os.sync()  # once: a call for each of many small files takes longer than all else
     unfinished.rename(out)
 

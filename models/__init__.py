@@ -3,14 +3,15 @@
 `mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST. The defaults are those of the two classes: frequency-first
 [B, 1, 80, 200] inputs; the paper's configs choose time-first ones.
 """
+
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from models.ssam import MambaSSAST
-from models.ssast import SSAST
+from audio_mamba.models.ssam import MambaSSAST
+from audio_mamba.models.ssast import SSAST
 
 # depth, width, heads: ViT's sizes (Dosovitskiy et al. 2021), with the paper's own medium (Yadav and Tan 2024).
 SIZES = {
@@ -30,7 +31,7 @@ globals().update(ARCHS)
 
 
 def build(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
-    """An encoder with new weights, drawn from torch's generator. ValueError for an arch or arguments it does not know."""
+    """An encoder with new weights, drawn from torch's generator. ValueError for an unknown arch or argument."""
     if arch not in ARCHS:
         raise ValueError(f"model.arch {arch!r} is unknown; choose from {', '.join(ARCHS)}")
     try:
@@ -40,3 +41,8 @@ def build(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
 
 
 __all__ = ["ARCHS", "SIZES", "SSAST", "MambaSSAST", "build", *ARCHS]
+
+if __name__ == "models":
+    from audio_mamba import published_names
+
+    published_names.refuse(__name__)

@@ -2,6 +2,7 @@
 
 Symbols: B batch, T frames, M mel bands, T' x M' grid of patches, L = T'*M' patches, P values per patch, D channels.
 """
+
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -9,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models import masking
-from models.patches import PatchEmbed, patchify, unpatchify
-from models.pos_embed import sincos_position_embedding
-
-LAYOUTS = ("published", "bands")  # of features, see `forward_features`
+from audio_mamba.models import masking
+from audio_mamba.models.patches import PatchEmbed, patchify, unpatchify
+from audio_mamba.models.pos_embed import sincos_position_embedding
+from audio_mamba.schema import LAYOUTS
 
 
 class MaskedSpectrogramEncoder(nn.Module, ABC):
@@ -40,9 +40,19 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
 
     causal = False  # whether no output token depends on a later one
 
-    def __init__(self, embed_dim: int, depth: int, img_size: tuple[int, int], patch_size: tuple[int, int],
-                 in_chans: int, mask_ratio: float, masking_mode: str, use_cls_token: bool, frequency_first: bool,
-                 masked_positions: bool):
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        img_size: tuple[int, int],
+        patch_size: tuple[int, int],
+        in_chans: int,
+        mask_ratio: float,
+        masking_mode: str,
+        use_cls_token: bool,
+        frequency_first: bool,
+        masked_positions: bool,
+    ):
         super().__init__()
         img_size, patch_size = tuple(img_size), tuple(patch_size)
         if any(size % patch for size, patch in zip(img_size, patch_size, strict=True)):
@@ -85,8 +95,10 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
 
     def _time_first(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or tuple(x.shape[1:]) != (self.in_chans, *self.img_size):
-            raise ValueError(f"expected a spectrogram [B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}], "
-                             f"got {list(x.shape)}")
+            raise ValueError(
+                f"expected a spectrogram [B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}], "
+                f"got {list(x.shape)}"
+            )
         return x.transpose(-1, -2) if self.frequency_first else x
 
     def _time_first_patch(self) -> tuple[int, int]:
@@ -111,7 +123,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         Without a `mask` one is drawn per sample from torch's global generator. Returns tokens and mask [B, L].
         """
         if mask is None:
-            rng = np.random.default_rng(torch.randint(2 ** 62, ()).item())
+            rng = np.random.default_rng(torch.randint(2**62, ()).item())
             mask = torch.from_numpy(np.stack([self.draw_mask(rng) for _ in tokens]))
         if mask.shape != tokens.shape[:2]:
             raise ValueError(f"the mask must be {list(tokens.shape[:2])}, one value per patch, got {list(mask.shape)}")
@@ -126,7 +138,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         """Time-first frames [B, C, t * p_t, M] of t time steps from number `first` on -> their tokens [B, t*M', D]."""
         tokens = self.patch_embed(frames)
         begin = first * self.grid_size()[1]
-        return tokens + self._patch_positions()[:, begin:begin + tokens.shape[1]]
+        return tokens + self._patch_positions()[:, begin : begin + tokens.shape[1]]
 
     def _patch_positions(self) -> Tensor:
         """Positions of all patches, without the class token's: [1, L, D]."""
@@ -174,11 +186,11 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         steps = most if steps is None else steps
         if not 0 < steps <= most:
             raise ValueError(f"steps must be 1 to {most}, got {steps}")
-        tokens = self.encode(self.embed(x)[:, :self.tokens_read(layout, steps)])
+        tokens = self.encode(self.embed(x)[:, : self.tokens_read(layout, steps)])
         if layout == "bands":
-            rows = tokens[:, :steps * bands].unflatten(1, (steps, bands))
+            rows = tokens[:, : steps * bands].unflatten(1, (steps, bands))
         else:
-            rows = torch.stack([tokens[:, first:first + steps] for first in range(0, most * bands, most)], dim=2)
+            rows = torch.stack([tokens[:, first : first + steps] for first in range(0, most * bands, most)], dim=2)
         return rows.flatten(2)  # [B, steps, M', D] -> [B, steps, M'*D]
 
     def tokens_read(self, layout: str, steps: int) -> int:

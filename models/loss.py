@@ -1,9 +1,11 @@
 """The reconstruction loss of masked spectrogram modelling."""
+
 from torch import Tensor
 
 
-def reconstruction_loss(pred: Tensor, target: Tensor, mask: Tensor | None = None, normalise_patches: bool = False,
-                        masked_only: bool = False) -> Tensor:
+def reconstruction_loss(
+    pred: Tensor, target: Tensor, mask: Tensor | None = None, normalise_patches: bool = False, masked_only: bool = False
+) -> Tensor:
     """Mean squared error between predicted and true patches, a float32 scalar.
 
     pred, target: [B, L, P]; mask: [B, L], 1 where masked. The published loss counts every patch;

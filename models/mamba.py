@@ -2,6 +2,7 @@
 
 Symbols: B batch, L tokens, D channels of the model, E = expand * D inner channels, N state size, R rank of the step.
 """
+
 import math
 from typing import NamedTuple
 
@@ -9,24 +10,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ops import mamba_inner
-from models.ops.causal_conv1d import causal_conv1d
-from models.ops.linear import linear
-from models.ops.selective_scan import selective_scan
+from audio_mamba.models.ops import mamba_inner
+from audio_mamba.models.ops.causal_conv1d import causal_conv1d
+from audio_mamba.models.ops.linear import linear
+from audio_mamba.models.ops.selective_scan import selective_scan
 
 
 class MambaState(NamedTuple):
     """What the block remembers of the tokens before."""
+
     inputs: Tensor  # of the convolution, the last d_conv - 1 of them [B, E, d_conv - 1]
-    scan: Tensor    # float32 [B, E, N]
+    scan: Tensor  # float32 [B, E, N]
 
 
 class Mamba(nn.Module):
     """Mixes tokens causally: hidden [B, L, D] -> [B, L, D]."""
 
-    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2,
-                 dt_rank: int | str = "auto", dt_min: float = 1e-3, dt_max: float = 0.1,
-                 dt_init_floor: float = 1e-4, conv_bias: bool = True, bias: bool = False):
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+    ):
         super().__init__()
         self.d_inner, self.d_state = expand * d_model, d_state
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
@@ -44,7 +56,7 @@ class Mamba(nn.Module):
     @torch.no_grad()
     def init_weights(self, depth: int) -> None:
         """What torch's own defaults of the linear layers and the convolution leave open."""
-        nn.init.uniform_(self.dt_proj.weight, -self.dt_rank ** -0.5, self.dt_rank ** -0.5)
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         low, high = (math.log(dt) for dt in self.dt_range)
         dt = torch.exp(torch.rand(self.d_inner) * (high - low) + low).clamp(min=self.dt_init_floor)
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
@@ -53,23 +65,37 @@ class Mamba(nn.Module):
         self.out_proj.weight /= math.sqrt(depth)  # one residual addition per block (GPT-2)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if self.backend == "auto" and mamba_inner.why_not(
-                hidden, self.A_log, self.conv1d.weight, self.conv1d.bias, self.out_proj.bias) is None:
+        if (
+            self.backend == "auto"
+            and mamba_inner.why_not(hidden, self.A_log, self.conv1d.weight, self.conv1d.bias, self.out_proj.bias)
+            is None
+        ):
             return mamba_inner.mamba_inner(
-                self._project_time_last(hidden), self.conv1d.weight, self.conv1d.bias, self.x_proj.weight,
-                self.dt_proj.weight, self.out_proj.weight, self.out_proj.bias, -torch.exp(self.A_log.float()), self.D,
-                self.dt_proj.bias)
+                self._project_time_last(hidden),
+                self.conv1d.weight,
+                self.conv1d.bias,
+                self.x_proj.weight,
+                self.dt_proj.weight,
+                self.out_proj.weight,
+                self.out_proj.bias,
+                -torch.exp(self.A_log.float()),
+                self.D,
+                self.dt_proj.bias,
+            )
         x, z = self._project(hidden)
         x = causal_conv1d(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
-        y = selective_scan(x, *self._scan_inputs(x), self.D, z, self.dt_proj.bias, delta_softplus=True,
-                           backend=self.backend)
+        y = selective_scan(
+            x, *self._scan_inputs(x), self.D, z, self.dt_proj.bias, delta_softplus=True, backend=self.backend
+        )
         return _apply(self.out_proj, y.transpose(1, 2))
 
     def first_state(self, batch: int) -> MambaState:
         """The state before any token."""
         zeros = self.A_log.new_zeros
-        return MambaState(zeros(batch, self.d_inner, self.conv1d.kernel_size[0] - 1),
-                          zeros(batch, self.d_inner, self.d_state, dtype=torch.float32))
+        return MambaState(
+            zeros(batch, self.d_inner, self.conv1d.kernel_size[0] - 1),
+            zeros(batch, self.d_inner, self.d_state, dtype=torch.float32),
+        )
 
     def proceed(self, hidden: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """What `forward` gives for some more tokens [B, L, D] after those in `state`, and the state after them.
@@ -82,13 +108,24 @@ class Mamba(nn.Module):
         before = state.inputs.shape[-1]
         x = causal_conv1d(joined, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")[..., before:]
         delta, A, B, C = self._scan_inputs(x)
-        y, scan = selective_scan(x, delta, A, B, C, self.D, None, self.dt_proj.bias, delta_softplus=True,
-                                 return_last_state=True, backend=self.backend)
+        y, scan = selective_scan(
+            x,
+            delta,
+            A,
+            B,
+            C,
+            self.D,
+            None,
+            self.dt_proj.bias,
+            delta_softplus=True,
+            return_last_state=True,
+            backend=self.backend,
+        )
         steps = F.softplus(delta.transpose(1, 2).float() + self.dt_proj.bias.float()).cumsum(1)  # [B, L, E]
-        left = torch.exp_(steps[..., None] * A).mul_(state.scan[:, None])                        # [B, L, E, N]
+        left = torch.exp_(steps[..., None] * A).mul_(state.scan[:, None])  # [B, L, E, N]
         y = (y + (left @ C.float().transpose(1, 2)[..., None]).squeeze(-1).transpose(1, 2)) * F.silu(z)
         y = _apply(self.out_proj, y.to(hidden.dtype).transpose(1, 2))
-        return y, MambaState(joined[..., joined.shape[-1] - before:].clone(), scan + left[:, -1])
+        return y, MambaState(joined[..., joined.shape[-1] - before :].clone(), scan + left[:, -1])
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's branch and the gate's: [B, L, D] -> 2 x [B, E, L]."""

@@ -1,4 +1,5 @@
 """Which patches of a sample are hidden from the encoder."""
+
 import numpy as np
 
 MODES = ("unstructured", "timestep")
@@ -21,5 +22,5 @@ def draw_mask(rng: np.random.Generator, grid_size: tuple[int, int], ratio: float
 
 def _mask(rng: np.random.Generator, length: int, ratio: float) -> np.ndarray:
     mask = np.ones(length, dtype=np.float32)
-    mask[rng.permutation(length)[:int(length * (1 - ratio))]] = 0
+    mask[rng.permutation(length)[: int(length * (1 - ratio))]] = 0
     return mask

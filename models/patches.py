@@ -4,6 +4,7 @@ Everything inside the encoders is time-first: a spectrogram is [B, C, T, M] (fra
 time-major, patch t * M' + m for time step t and band m. Frequency-first models differ in their input and in how
 their kernel is stored, nowhere else.
 """
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,4 +1,5 @@
 """Fixed two-dimensional sine-cosine positions."""
+
 import numpy as np
 
 

@@ -1,4 +1,5 @@
 """The precisions in which encoders run, by the names that configs and commands use."""
+
 import contextlib
 
 import torch

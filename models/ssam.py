@@ -1,16 +1,18 @@
 """SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2)."""
+
 from torch import Tensor, nn
 
-from models.encoder import MaskedSpectrogramEncoder
-from models.mamba import Mamba, MambaState
-from models.ops.add_norm import add_norm
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.mamba import Mamba, MambaState
+from audio_mamba.models.ops.add_norm import add_norm
 
 
 class MambaBlock(nn.Module):
     """Add to the residual stream, normalise, mix: (hidden, residual) -> (hidden, residual), all [B, L, D]."""
 
-    def __init__(self, mixer: Mamba, norm: nn.LayerNorm | nn.RMSNorm, residual_in_fp32: bool,
-                 fused_add_norm: bool = True):
+    def __init__(
+        self, mixer: Mamba, norm: nn.LayerNorm | nn.RMSNorm, residual_in_fp32: bool, fused_add_norm: bool = True
+    ):
         super().__init__()
         self.mixer, self.norm, self.residual_in_fp32 = mixer, norm, residual_in_fp32
         self.fused_add_norm = fused_add_norm
@@ -19,8 +21,7 @@ class MambaBlock(nn.Module):
         normed, residual = add_norm(hidden, residual, self.norm, self.residual_in_fp32, self.fused_add_norm)
         return self.mixer(normed), residual
 
-    def proceed(self, hidden: Tensor, residual: Tensor | None,
-                state: MambaState) -> tuple[Tensor, Tensor, MambaState]:
+    def proceed(self, hidden: Tensor, residual: Tensor | None, state: MambaState) -> tuple[Tensor, Tensor, MambaState]:
         """`forward` for some more tokens after those in `state`; returns the state after them as well."""
         normed, residual = add_norm(hidden, residual, self.norm, self.residual_in_fp32, self.fused_add_norm)
         hidden, state = self.mixer.proceed(normed, state)
@@ -40,19 +41,44 @@ class MambaSSAST(MaskedSpectrogramEncoder):
 
     causal = True
 
-    def __init__(self, embed_dim: int = 192, depth: int = 12, img_size: tuple[int, int] = (80, 200),
-                 patch_size: tuple[int, int] = (16, 4), in_chans: int = 1, mask_ratio: float = 0.5,
-                 masking_mode: str = "unstructured", use_cls_token: bool = True, frequency_first: bool = True,
-                 rms_norm: bool = True, fused_add_norm: bool = True, residual_in_fp32: bool = True,
-                 norm_epsilon: float = 1e-6, ssm_kwargs: dict | None = None, masked_positions: bool = False):
-        super().__init__(embed_dim, depth, img_size, patch_size, in_chans, mask_ratio, masking_mode, use_cls_token,
-                         frequency_first, masked_positions)
+    def __init__(
+        self,
+        embed_dim: int = 192,
+        depth: int = 12,
+        img_size: tuple[int, int] = (80, 200),
+        patch_size: tuple[int, int] = (16, 4),
+        in_chans: int = 1,
+        mask_ratio: float = 0.5,
+        masking_mode: str = "unstructured",
+        use_cls_token: bool = True,
+        frequency_first: bool = True,
+        rms_norm: bool = True,
+        fused_add_norm: bool = True,
+        residual_in_fp32: bool = True,
+        norm_epsilon: float = 1e-6,
+        ssm_kwargs: dict | None = None,
+        masked_positions: bool = False,
+    ):
+        super().__init__(
+            embed_dim,
+            depth,
+            img_size,
+            patch_size,
+            in_chans,
+            mask_ratio,
+            masking_mode,
+            use_cls_token,
+            frequency_first,
+            masked_positions,
+        )
         ssm_kwargs = {"d_state": 24, "d_conv": 4, "expand": 3} if ssm_kwargs is None else dict(ssm_kwargs)
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
         self.blocks = nn.ModuleList(
-            MambaBlock(Mamba(embed_dim, **ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32,
-                       fused_add_norm)
-            for _ in range(depth))
+            MambaBlock(
+                Mamba(embed_dim, **ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32, fused_add_norm
+            )
+            for _ in range(depth)
+        )
         self.init_weights()
 
     def init_weights(self) -> None:

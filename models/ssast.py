@@ -1,8 +1,9 @@
 """SSAST: the masked spectrogram encoder with ViT blocks (Gong et al. 2022, as re-built by Yadav and Tan 2024)."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 
 MLP_RATIO = 4
 
@@ -56,12 +57,32 @@ class TransformerBlock(nn.Module):
 class SSAST(MaskedSpectrogramEncoder):
     """SSAST. `num_heads` beside the arguments of `MaskedSpectrogramEncoder`."""
 
-    def __init__(self, embed_dim: int = 192, depth: int = 12, num_heads: int = 3,
-                 img_size: tuple[int, int] = (80, 200), patch_size: tuple[int, int] = (16, 4), in_chans: int = 1,
-                 mask_ratio: float = 0.5, masking_mode: str = "unstructured", use_cls_token: bool = True,
-                 frequency_first: bool = True, masked_positions: bool = False):
-        super().__init__(embed_dim, depth, img_size, patch_size, in_chans, mask_ratio, masking_mode, use_cls_token,
-                         frequency_first, masked_positions)
+    def __init__(
+        self,
+        embed_dim: int = 192,
+        depth: int = 12,
+        num_heads: int = 3,
+        img_size: tuple[int, int] = (80, 200),
+        patch_size: tuple[int, int] = (16, 4),
+        in_chans: int = 1,
+        mask_ratio: float = 0.5,
+        masking_mode: str = "unstructured",
+        use_cls_token: bool = True,
+        frequency_first: bool = True,
+        masked_positions: bool = False,
+    ):
+        super().__init__(
+            embed_dim,
+            depth,
+            img_size,
+            patch_size,
+            in_chans,
+            mask_ratio,
+            masking_mode,
+            use_cls_token,
+            frequency_first,
+            masked_positions,
+        )
         self.blocks = nn.ModuleList(TransformerBlock(embed_dim, num_heads) for _ in range(depth))
         self.init_weights()
 

@@ -1,4 +1,5 @@
 """Fixtures that all test rooms share."""
+
 import os
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Weights, inputs and masks of the golden numbers, rebuilt from the rules of tests/golden/README.md."""
+
 import zlib
 
 import numpy as np
@@ -46,6 +47,8 @@ def golden_mask(tag: int = 1) -> torch.Tensor:
 def golden_audio(samples: int, tag: int = 1) -> torch.Tensor:
     """[2, samples] at 16 kHz"""
     rng, t = np.random.RandomState(tag), np.arange(samples) / 16000
-    clips = [0.3 * np.sin(2 * np.pi * (200 + 150 * i) * t * (1 + 0.1 * t)) + 0.05 * rng.standard_normal(samples)
-             for i in range(2)]
+    clips = [
+        0.3 * np.sin(2 * np.pi * (200 + 150 * i) * t * (1 + 0.1 * t)) + 0.05 * rng.standard_normal(samples)
+        for i in range(2)
+    ]
     return torch.from_numpy(np.stack(clips).astype(np.float32))

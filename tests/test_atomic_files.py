@@ -1,6 +1,6 @@
 import pytest
 
-from atomic_files import atomic_write, remove_partials
+from audio_mamba.system.atomic_files import atomic_write, remove_partials
 
 
 def test_the_file_appears_only_when_it_is_complete(tmp_path):
@@ -16,10 +16,9 @@ def test_the_file_appears_only_when_it_is_complete(tmp_path):
 def test_an_error_leaves_the_old_contents_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="disk"):
-        with atomic_write(path) as file:
-            file.write(b"half of the n")
-            raise RuntimeError("disk")
+    with pytest.raises(RuntimeError, match="disk"), atomic_write(path) as file:
+        file.write(b"half of the n")
+        raise RuntimeError("disk")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-import folder_lock
-from folder_lock import FolderInUseError, sole_use
+from audio_mamba.system import folder_lock
+from audio_mamba.system.folder_lock import FolderInUseError, sole_use
 from tests.conftest import ROOT
 
 HOLD = """
 import multiprocessing, sys, time
-from folder_lock import sole_use
+from audio_mamba.system.folder_lock import sole_use
 with sole_use(sys.argv[1], shared=sys.argv[2] == "shared"):
     if sys.argv[2] == "helper":
         multiprocessing.get_context("fork").Process(target=time.sleep, args=(1.5,), daemon=True).start()
@@ -30,8 +30,11 @@ def hold(tmp_path):
     processes = []
 
     def start(how="alone"):
-        processes.append(subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), how], cwd=ROOT,
-                                          stdout=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOLD, str(tmp_path), how], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            )
+        )
         assert processes[-1].stdout.readline() == "held\n"
         return processes[-1]
 
@@ -45,7 +48,7 @@ def hold(tmp_path):
 def test_a_folder_in_use_is_refused_by_name(tmp_path, hold, monkeypatch, theirs, ours):
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.3)
     hold(theirs)
-    with pytest.raises(FolderInUseError, match=f"{tmp_path}: another process works in this folder"):
+    with pytest.raises(FolderInUseError, match=f"{tmp_path}: another process works in this folder"):  # noqa: SIM117
         with sole_use(tmp_path, shared=ours):
             raise AssertionError("two are inside")
     assert not list(tmp_path.iterdir())
@@ -59,7 +62,7 @@ def test_those_who_share_work_side_by_side(tmp_path, hold):
 
 def test_it_is_free_again_after_the_block_an_error_and_a_kill(tmp_path, hold):
     with pytest.raises(ZeroDivisionError), sole_use(tmp_path):
-        1 / 0
+        raise ZeroDivisionError
     process = hold()
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -3,11 +3,20 @@ import os
 import pytest
 import torch
 
-import machine
+from audio_mamba.system import machine
 
 
-@pytest.mark.parametrize("quota, expected", [("max 100000\n", 8), ("200000 100000\n", 2), ("150000 100000", 1),
-                                             ("50000 100000", 1), ("1600000 100000", 8), ("", 8)])
+@pytest.mark.parametrize(
+    "quota, expected",
+    [
+        ("max 100000\n", 8),
+        ("200000 100000\n", 2),
+        ("150000 100000", 1),
+        ("50000 100000", 1),
+        ("1600000 100000", 8),
+        ("", 8),
+    ],
+)
 def test_a_containers_share_of_the_cores_counts(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
     monkeypatch.setattr(machine, "_read", {"/sys/fs/cgroup/cpu.max": quota}.__getitem__)

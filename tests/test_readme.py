@@ -1,4 +1,5 @@
 """The README tells the truth: what it names exists, and its first commands run."""
+
 import os
 import re
 import shutil
@@ -62,7 +63,7 @@ def test_quickstart_and_the_python_example_in_a_fresh_clone(tmp_path):
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.decode()
     for name in files.rstrip("\0").split("\0"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, clone / name)
+        shutil.copy2(ROOT / name, clone / name, follow_symlinks=False)
     env = {key: value for key, value in os.environ.items() if key not in ("VENV", "VIRTUAL_ENV", "PYTHONPATH")}
     env |= {"CROPS": "200", "PATH": re.sub(r"[^:]*/venv/bin:|[^:]*/\.venv/bin:", "", env["PATH"])}
     done = subprocess.run(["./quickstart.sh"], cwd=clone, env=env, capture_output=True, text=True)

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 # A worker that sends itself Ctrl-C and lives on; it holds stdout until it ends.
 MAIN = """
 import multiprocessing, os, signal, sys, time
-from workers import follow_parent
+from audio_mamba.system.workers import follow_parent
 
 def work():
     follow_parent()
@@ -25,8 +25,12 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
 def test_a_worker_ends_with_a_killed_parent_and_leaves_ctrl_c_to_it(tmp_path, start_method):
     (tmp_path / "main.py").write_text(MAIN)
-    main = subprocess.Popen([sys.executable, str(tmp_path / "main.py"), start_method], stdout=subprocess.PIPE,
-                            text=True, env={"PYTHONPATH": str(ROOT)})
+    main = subprocess.Popen(
+        [sys.executable, str(tmp_path / "main.py"), start_method],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(ROOT)},
+    )
     try:
         assert main.stdout.readline() == "lives on\n"
     finally:

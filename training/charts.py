@@ -12,8 +12,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 SIZE = 1000
 MOST_POINTS = 250  # of a line; more are averaged, and a band shows how far they reach
-MOST_DOTS = 30     # of a line whose single points are shown
-MARGIN = 0.04      # of the y axis, above and below the curves
+MOST_DOTS = 30  # of a line whose single points are shown
+MARGIN = 0.04  # of the y axis, above and below the curves
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,11 @@ class Axis:
             locator = LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0), numticks=most + 2)
         else:
             locator = MaxNLocator(most, steps=[1, 2, 5, 10] if integer else [1, 2, 2.5, 5, 10], integer=integer)
-        values = [value for value in locator.tick_values(self.low, self.high)
-                  if self.low <= value <= self.high and (self.log_scale or abs(value) > 1e-15 or self.low <= 0)]
+        values = [
+            value
+            for value in locator.tick_values(self.low, self.high)
+            if self.low <= value <= self.high and (self.log_scale or abs(value) > 1e-15 or self.low <= 0)
+        ]
         return [(round(100 * float(self.place(value)), 2), short_number(value)) for value in values]
 
 
@@ -98,20 +101,33 @@ def draw(title: str, x_label: str, curves: Sequence[Curve], log_scale: bool = Fa
             band = _path(np.append(across, across[::-1]), np.append(y_axis.place(high), y_axis.place(low)[::-1])) + "Z"
         dots = []
         if len(x) <= MOST_DOTS:
-            dots = [(_path(across[[i]], up[[i]]) + "h0", f"{curve.name}, {x_label} {x[i]:g}: {mean[i]:.4g}")
-                    for i in range(len(x))]
+            dots = [
+                (_path(across[[i]], up[[i]]) + "h0", f"{curve.name}, {x_label} {x[i]:g}: {mean[i]:.4g}")
+                for i in range(len(x))
+            ]
         lines.append(Line(curve, _path(across, up), band, dots))
         told.append(f"{curve.name} goes from {mean[0]:.4g} to {mean[-1]:.4g}")
-    return Chart(title, x_label, lines, x_axis.ticks(8, integer=True), y_axis.ticks(6), log_scale,
-                 f"{title} by {x_label}. " + "; ".join(told) + ".")
+    return Chart(
+        title,
+        x_label,
+        lines,
+        x_axis.ticks(8, integer=True),
+        y_axis.ticks(6),
+        log_scale,
+        f"{title} by {x_label}. " + "; ".join(told) + ".",
+    )
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """x, mean, lowest and highest y of at most MOST_POINTS stretches of equally many points."""
     bounds = np.linspace(0, len(x), min(len(x), MOST_POINTS) + 1).astype(int)[:-1]
     counts = np.diff(np.append(bounds, len(x)))
-    return (np.add.reduceat(x, bounds) / counts, np.add.reduceat(y, bounds) / counts,
-            np.minimum.reduceat(y, bounds), np.maximum.reduceat(y, bounds))
+    return (
+        np.add.reduceat(x, bounds) / counts,
+        np.add.reduceat(y, bounds) / counts,
+        np.minimum.reduceat(y, bounds),
+        np.maximum.reduceat(y, bounds),
+    )
 
 
 def short_number(value: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from atomic_files import atomic_write, remove_partials
+from audio_mamba.system.atomic_files import atomic_write, remove_partials
 
 LAST_EPOCHS_KEPT = 5
 

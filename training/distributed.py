@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from machine import bound_threads, usable_cores
+from audio_mamba.system.machine import bound_threads, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,9 @@ def _join(backend: str) -> None:
     # found. On one machine its count tells them apart; on several, each torchrun counts for itself.
     if _from_torchrun("LOCAL_WORLD_SIZE", 1) == world_size_:
         store = dist.PrefixStore(f"restart {_from_torchrun('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank_, world_size=world_size_,
-                            timeout=PATIENCE)
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("group", store), rank=rank_, world_size=world_size_, timeout=PATIENCE
+    )
     _store = dist.PrefixStore("roll call", store)
     _store.set_timeout(timedelta(seconds=ROLL_CALL_SECONDS))
 
@@ -172,7 +173,8 @@ def naming_lost_processes() -> Iterator[None]:
 
 def _is_of_an_exchange(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection")))
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+    )
 
 
 def _roll_call() -> str:

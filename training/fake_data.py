@@ -13,8 +13,14 @@ class RandomSpectrograms(Dataset):
     An item has spectrogram float32 [1, num_frames, n_mels], index, and mask float32 [L] from `draw_mask(generator)`.
     """
 
-    def __init__(self, n_samples: int, num_frames: int, n_mels: int, seed: int,
-                 draw_mask: Callable[[np.random.Generator], np.ndarray]):
+    def __init__(
+        self,
+        n_samples: int,
+        num_frames: int,
+        n_mels: int,
+        seed: int,
+        draw_mask: Callable[[np.random.Generator], np.ndarray],
+    ):
         self.n_samples, self.num_frames, self.n_mels = n_samples, num_frames, n_mels
         self.seed, self.draw_mask = seed, draw_mask
 

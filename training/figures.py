@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from atomic_files import atomic_write
+from audio_mamba.system.atomic_files import atomic_write
 
 SECONDS_PER_FRAME = 0.01  # the hop of the front end
 MASKED_COLOUR, NOTE_COLOUR = "0.8", "0.35"
@@ -28,8 +28,9 @@ class Reconstructions:
 
 
 @torch.no_grad()
-def reconstruct(model: nn.Module, spectrogram: torch.Tensor, mask: torch.Tensor,
-                normalise_patches: bool = False) -> Reconstructions:
+def reconstruct(
+    model: nn.Module, spectrogram: torch.Tensor, mask: torch.Tensor, normalise_patches: bool = False
+) -> Reconstructions:
     """Runs `model` on clips in its own input layout ([N, 1, T, M], or [N, 1, M, T] if frequency first), mask [N, L].
 
     A model of per-patch normalised targets gets each patch's own mean and spread back for the picture.
@@ -57,12 +58,21 @@ def save_reconstructions(path: str | Path, clips: Reconstructions, title: str) -
     low, high = np.percentile(clips.original, [1, 99])
     colours = matplotlib.colormaps["magma"].with_extremes(bad=MASKED_COLOUR)
     for row, original, masked, predicted, loss in zip(
-            axes, clips.original, clips.masked, clips.predicted, clips.losses, strict=True):
+        axes, clips.original, clips.masked, clips.predicted, clips.losses, strict=True
+    ):
         panels = [original, np.ma.array(original, mask=masked), predicted]
         notes = ["", f"{masked.mean():.0%} hidden", f"loss {loss:.3f}"]
         for axis, panel, note in zip(row, panels, notes, strict=True):
-            image = axis.imshow(panel.T, origin="lower", aspect="auto", interpolation="nearest", cmap=colours,
-                                vmin=low, vmax=high, extent=(0, frames * SECONDS_PER_FRAME, 0, mels))
+            image = axis.imshow(
+                panel.T,
+                origin="lower",
+                aspect="auto",
+                interpolation="nearest",
+                cmap=colours,
+                vmin=low,
+                vmax=high,
+                extent=(0, frames * SECONDS_PER_FRAME, 0, mels),
+            )
             axis.set_title(note, loc="right", fontsize=9, color=NOTE_COLOUR, pad=4)
             axis.locator_params(nbins=5)
             axis.tick_params(length=2, labelsize=8, colors=NOTE_COLOUR)
@@ -91,8 +101,9 @@ def save_curves(path: str | Path, log: Sequence[dict[str, float | None]]) -> Non
         values = np.array([line.get(key) for line in log], dtype=float)  # None becomes NaN
         seen = np.flatnonzero(np.isfinite(values))
         if len(seen):
-            axis.plot(np.array(epochs)[seen], values[seen], label=f"{label} {values[seen[-1]]:.4g}", marker=marker,
-                      **style)
+            axis.plot(
+                np.array(epochs)[seen], values[seen], label=f"{label} {values[seen[-1]]:.4g}", marker=marker, **style
+            )
 
     plot(loss_axis, "train_loss", "training", color="tab:blue")
     plot(loss_axis, "val_loss", "validation", color="tab:red", linestyle="--")

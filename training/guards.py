@@ -40,8 +40,9 @@ class StepGuard:
         self._in_a_row = 0
         self.skipped = 0  # steps so far
 
-    def watch(self, epoch: int, step: int, loss: torch.Tensor, grad_norm: torch.Tensor,
-              samples: torch.Tensor) -> torch.Tensor:
+    def watch(
+        self, epoch: int, step: int, loss: torch.Tensor, grad_norm: torch.Tensor, samples: torch.Tensor
+    ) -> torch.Tensor:
         """Notes a step before the optimizer makes it. Returns 1.0 where it must not, else 0.0, on the device.
 
         With several processes grad_norm, the norm of the averaged gradient, is the same on each, and so is the answer.
@@ -64,14 +65,19 @@ class StepGuard:
             self.skipped += bool(bad)
             loss_is_finite = torch.isfinite(torch.tensor(loss)).item()
             if bad and not (self._scaled and loss_is_finite):
-                logger.warning("epoch %d, step %d skipped: %s; its samples here: %s", step.epoch + 1, step.step + 1,
-                               "the gradient is not finite" if loss_is_finite else f"the loss is {loss}",
-                               self._names(step.samples))
+                logger.warning(
+                    "epoch %d, step %d skipped: %s; its samples here: %s",
+                    step.epoch + 1,
+                    step.step + 1,
+                    "the gradient is not finite" if loss_is_finite else f"the loss is {loss}",
+                    self._names(step.samples),
+                )
             if self._in_a_row >= (STEPS_IN_A_ROW_SCALED if self._scaled else STEPS_IN_A_ROW):
                 raise NonFiniteError(
                     f"{self._in_a_row} steps in a row, up to step {step.step + 1} of epoch {step.epoch + 1}, had a "
                     "loss or gradient that is not finite; none was applied. A lower opt.learning_rate, "
-                    "opt.clip_grad_value or --precision float32 may help, --detect-anomaly shows the operation")
+                    "opt.clip_grad_value or --precision float32 may help, --detect-anomaly shows the operation"
+                )
 
     def _names(self, samples: torch.Tensor) -> str:
         names = [self._name_sample(index) for index in samples[:SAMPLES_NAMED].tolist()]

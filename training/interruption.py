@@ -11,7 +11,7 @@ import threading
 import time
 from types import FrameType
 
-from training import distributed
+from audio_mamba.training import distributed
 
 logger = logging.getLogger(__name__)
 

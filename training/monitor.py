@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from training import distributed, figures
-from training.records import LOG_NAME, STEPS_NAME, StepTable, read_log, write_log
-from training.trackers import Tracker, Trackers
+from audio_mamba.training import distributed, figures
+from audio_mamba.training.records import LOG_NAME, STEPS_NAME, StepTable, read_log, write_log
+from audio_mamba.training.trackers import Tracker, Trackers
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 MEASURE = "measure "  # what the names of measures begin with in a state
@@ -37,7 +37,7 @@ class Part:
     Losses stay on the device until a line is due, so that the GPU need not wait for the CPU at every step.
     """
 
-    loss: torch.Tensor = field(default_factory=lambda: _scalar(0.0))    # sum of the finite losses
+    loss: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # sum of the finite losses
     finite: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # how many these are
     steps: int = 0
     seconds: float = 0.0
@@ -69,8 +69,18 @@ class Monitor:
         trackers: get the values of every line; used on the main process only.
     """
 
-    def __init__(self, workdir: Path, *, first_epoch: int, first_step: int = 0, num_epochs: int, steps_per_epoch: int,
-                 samples_per_step: int, print_freq: int, trackers: Sequence[Tracker] = ()):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        first_epoch: int,
+        first_step: int = 0,
+        num_epochs: int,
+        steps_per_epoch: int,
+        samples_per_step: int,
+        print_freq: int,
+        trackers: Sequence[Tracker] = (),
+    ):
         self._log_path, self._curves_path = workdir / LOG_NAME, workdir / "curves.png"
         self._num_epochs, self._steps, self._samples_per_step = num_epochs, steps_per_epoch, samples_per_step
         self._print_freq = print_freq
@@ -90,8 +100,15 @@ class Monitor:
         self._epoch, self._step = epoch, first_step
         self._clock = time.perf_counter()
         self._start = self._start or self._clock
-        self._bar = tqdm(desc=f"epoch {epoch + 1}/{self._num_epochs}", total=self._steps, initial=first_step,
-                         bar_format=BAR_FORMAT, leave=False, dynamic_ncols=True, disable=not self._shows_bar)
+        self._bar = tqdm(
+            desc=f"epoch {epoch + 1}/{self._num_epochs}",
+            total=self._steps,
+            initial=first_step,
+            bar_format=BAR_FORMAT,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not self._shows_bar,
+        )
         with self._bar, logging_redirect_tqdm() if self._shows_bar else nullcontext():
             asked = time.perf_counter()
             arriving = iter(batches)  # which may start processes
@@ -108,8 +125,13 @@ class Monitor:
         """Whether the step of this number, as `epoch` gives it, ends with a line: costly measures are wanted then."""
         return (step + 1) % self._print_freq == 0 or step + 1 == self._steps
 
-    def step(self, loss: torch.Tensor, rate: float, grad_norm: torch.Tensor | float | None = None,
-             **measures: torch.Tensor | float) -> None:
+    def step(
+        self,
+        loss: torch.Tensor,
+        rate: float,
+        grad_norm: torch.Tensor | float | None = None,
+        **measures: torch.Tensor | float,
+    ) -> None:
         """Notes a step.
 
         Args:
@@ -140,10 +162,16 @@ class Monitor:
         if not self._main:
             return
         steps_per_second, data_wait = part.steps / part.seconds, waited / part.seconds
-        values = {"epoch": self._epoch, "train_loss": loss, "lr": self._rate,
-                  **{name: float(value) for name, value in measures.items()}, "non_finite": non_finite,
-                  "steps_per_second": steps_per_second, "samples_per_second": steps_per_second * self._samples_per_step,
-                  "data_wait": data_wait}
+        values = {
+            "epoch": self._epoch,
+            "train_loss": loss,
+            "lr": self._rate,
+            **{name: float(value) for name, value in measures.items()},
+            "non_finite": non_finite,
+            "steps_per_second": steps_per_second,
+            "samples_per_second": steps_per_second * self._samples_per_step,
+            "data_wait": data_wait,
+        }
         self._table.add({"step": self._global_step(), **values, "seconds": part.seconds})
         self._trackers.log(values, self._global_step())
         speed = f"{values['samples_per_second']:.1f} samples/s  data wait {data_wait:.0%}  {self._time_left()} left"
@@ -151,8 +179,17 @@ class Monitor:
         if self._shows_lines:
             shown = "".join(f"  {name.replace('_', ' ')} {float(value):.3g}" for name, value in measures.items())
             shown += f"  {non_finite} losses not finite" if non_finite else ""
-            logger.info("epoch %d/%d  step %d/%d  loss %.4f  lr %.3g%s  %s", self._epoch + 1, self._num_epochs,
-                        self._step, self._steps, loss, self._rate, shown, speed)
+            logger.info(
+                "epoch %d/%d  step %d/%d  loss %.4f  lr %.3g%s  %s",
+                self._epoch + 1,
+                self._num_epochs,
+                self._step,
+                self._steps,
+                loss,
+                self._rate,
+                shown,
+                speed,
+            )
 
     def image(self, name: str, path: Path) -> None:
         """Shows a picture, a PNG file, to the trackers."""
@@ -169,13 +206,26 @@ class Monitor:
         if not self._main:
             return
         validation = {} if val_loss is None else {"val_loss": val_loss}
-        self._history.append({"epoch": self._epoch, "train_loss": train_loss, "train_lr": rate, **validation,
-                              "seconds": round(seconds, 3)})
+        self._history.append(
+            {
+                "epoch": self._epoch,
+                "train_loss": train_loss,
+                "train_lr": rate,
+                **validation,
+                "seconds": round(seconds, 3),
+            }
+        )
         write_log(self._log_path, self._history)
         figures.save_curves(self._curves_path, self._history)
         self._trackers.log({"epoch": self._epoch, "epoch_train_loss": train_loss, **validation}, self._global_step())
-        logger.info("epoch %d/%d  train loss %.4f%s  %.1f s", self._epoch + 1, self._num_epochs, train_loss,
-                    "" if val_loss is None else f"  val loss {val_loss:.4f}", seconds)
+        logger.info(
+            "epoch %d/%d  train loss %.4f%s  %.1f s",
+            self._epoch + 1,
+            self._num_epochs,
+            train_loss,
+            "" if val_loss is None else f"  val loss {val_loss:.4f}",
+            seconds,
+        )
 
     def close(self) -> None:
         """Ends the run for the trackers."""
@@ -189,16 +239,23 @@ class Monitor:
         Between epochs, that is nothing.
         """
         self._tick()
-        sums = {f"{name} {key}": value.item() if isinstance(value, torch.Tensor) else value
-                for name, part in (("written", self._written), ("since", self._since))
-                for key, value in vars(part).items()}
+        sums = {
+            f"{name} {key}": value.item() if isinstance(value, torch.Tensor) else value
+            for name, part in (("written", self._written), ("since", self._since))
+            for key, value in vars(part).items()
+        }
         return {**sums, "rate": self._rate, **{MEASURE + name: float(value) for name, value in self._measures.items()}}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         """Goes on from a `state_dict` of the same process; call it before `epoch`."""
-        written, since = (Part(_scalar(state[f"{name} loss"]), _scalar(state[f"{name} finite"]),
-                               *(state[f"{name} {key}"] for key in ("steps", "seconds", "waited")))
-                          for name in ("written", "since"))
+        written, since = (
+            Part(
+                _scalar(state[f"{name} loss"]),
+                _scalar(state[f"{name} finite"]),
+                *(state[f"{name} {key}"] for key in ("steps", "seconds", "waited")),
+            )
+            for name in ("written", "since")
+        )
         measures = {name.removeprefix(MEASURE): value for name, value in state.items() if name.startswith(MEASURE)}
         self._written, self._since, self._rate, self._measures = written, since, state["rate"], measures
 

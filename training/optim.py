@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.checkpoint import CheckpointError
+from audio_mamba.training.checkpoint import CheckpointError
 
 # Rates are quoted for a global batch of this many samples (Goyal et al. 2017, arXiv 1706.02677; as MAE does).
 REFERENCE_BATCH = 256
@@ -51,11 +51,14 @@ def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any], source: str 
 
     CheckpointError where its groups hold other numbers of parameters.
     """
-    sizes, expected = ([len(group["params"]) for group in groups]
-                       for groups in (state["param_groups"], optimizer.param_groups))
+    sizes, expected = (
+        [len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)
+    )
     if sizes != expected:
-        raise CheckpointError(f"{source}: its optimizer has groups of {sizes} parameters instead of {expected}; "
-                              "--bias_decay makes one group, its absence two")
+        raise CheckpointError(
+            f"{source}: its optimizer has groups of {sizes} parameters instead of {expected}; "
+            "--bias_decay makes one group, its absence two"
+        )
     groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
     optimizer.load_state_dict({**state, "param_groups": groups})
 

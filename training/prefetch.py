@@ -1,4 +1,5 @@
 """Batches copied to the device one step ahead, on a stream of their own, while the step before computes."""
+
 import functools
 from collections.abc import Iterable, Iterator
 

@@ -6,11 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atomic_files import atomic_write
+from audio_mamba.system.atomic_files import atomic_write
 
 LOG_NAME, STEPS_NAME = "log.txt", "steps.csv"
-STEP_COLUMNS = ("step", "epoch", "train_loss", "lr", "grad_norm", "update_ratio", "loss_scale", "skipped",
-                "non_finite", "samples_per_second", "data_wait", "seconds")
+STEP_COLUMNS = (
+    "step",
+    "epoch",
+    "train_loss",
+    "lr",
+    "grad_norm",
+    "update_ratio",
+    "loss_scale",
+    "skipped",
+    "non_finite",
+    "samples_per_second",
+    "data_wait",
+    "seconds",
+)
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -36,8 +48,10 @@ def write_log(path: str | Path, log: Sequence[Mapping[str, Any]]) -> None:
     """Writes a log.txt as a whole. Numbers that are not finite become null, since JSON has none."""
     with atomic_write(path) as file:
         for entry in log:
-            entry = {key: None if isinstance(value, float) and not math.isfinite(value) else value
-                     for key, value in entry.items()}
+            entry = {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in entry.items()
+            }
             file.write(json.dumps(entry).encode() + b"\n")
 
 
@@ -90,12 +104,4 @@ def _parse_steps(path: Path) -> list[tuple[list[str], dict[str, float]]]:
 
 def _whole_lines(path: Path) -> list[str]:
     text = path.read_text(errors="replace") if path.exists() else ""
-    return text[:text.rfind("\n") + 1].splitlines()
-
-
-def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one of dotted keys."""
-    flat = {}
-    for key, value in entries.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    return text[: text.rfind("\n") + 1].splitlines()

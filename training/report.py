@@ -11,16 +11,17 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 
-from atomic_files import atomic_write
-from training.charts import Chart, Curve, draw
-from training.records import LOG_NAME, STEPS_NAME, flattened, read_log, read_steps
+from audio_mamba.schema import flattened
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.training.charts import Chart, Curve, draw
+from audio_mamba.training.records import LOG_NAME, STEPS_NAME, read_log, read_steps
 
 CONFIG_NAME, PICTURE_NAME = "config.json", "reconstructions.png"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -91,8 +92,9 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise ReportError(f"{folder} is no folder; name work folders of train.py")
     if not any((folder / name).is_file() for name in (CONFIG_NAME, LOG_NAME, STEPS_NAME)):
-        raise ReportError(f"{folder} is no work folder of train.py: "
-                          f"it has neither {CONFIG_NAME}, {LOG_NAME} nor {STEPS_NAME}")
+        raise ReportError(
+            f"{folder} is no work folder of train.py: it has neither {CONFIG_NAME}, {LOG_NAME} nor {STEPS_NAME}"
+        )
     notes = []
 
     def read(name: str, reader, missing: Any) -> Any:
@@ -118,9 +120,16 @@ def read_run(folder: Path) -> Run:
         return data
 
     written = [(folder / name).stat().st_mtime for name in (LOG_NAME, STEPS_NAME) if (folder / name).is_file()]
-    return Run(folder, folder.resolve().name, read(CONFIG_NAME, read_config, {}), read(LOG_NAME, read_log, []),
-               read(STEPS_NAME, read_steps, []), read(PICTURE_NAME, read_picture, None),
-               datetime.fromtimestamp(max(written), timezone.utc) if written else None, notes)
+    return Run(
+        folder,
+        folder.resolve().name,
+        read(CONFIG_NAME, read_config, {}),
+        read(LOG_NAME, read_log, []),
+        read(STEPS_NAME, read_steps, []),
+        read(PICTURE_NAME, read_picture, None),
+        datetime.fromtimestamp(max(written), UTC) if written else None,
+        notes,
+    )
 
 
 def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -131,15 +140,20 @@ def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     flat = [{key: json.dumps(value) for key, value in flattened(config).items() if key != "name"} for config in configs]
     keys = sorted({key for config in flat for key in config})
     rows = {key: [config.get(key, "") for config in flat] for key in keys}
-    return {key: values for key, values in rows.items()
-            if len({value for value, config in zip(values, flat, strict=True) if config}) > 1}
+    return {
+        key: values
+        for key, values in rows.items()
+        if len({value for value, config in zip(values, flat, strict=True) if config}) > 1
+    }
 
 
 def make_charts(runs: Sequence[Run]) -> list[Chart]:
     """Losses by epoch and step, learning rate and gradient norm, with a curve per run that has the numbers."""
-    losses = [Curve(number, label, run.by_epoch("epoch") + 1, run.by_epoch(key), dashed=key == "val_loss")
-              for number, run in enumerate(runs)
-              for key, label in (("train_loss", f"{run.name} training"), ("val_loss", f"{run.name} validation"))]
+    losses = [
+        Curve(number, label, run.by_epoch("epoch") + 1, run.by_epoch(key), dashed=key == "val_loss")
+        for number, run in enumerate(runs)
+        for key, label in (("train_loss", f"{run.name} training"), ("val_loss", f"{run.name} validation"))
+    ]
 
     def by_step(key: str) -> list[Curve]:
         return [Curve(number, run.name, run.by_line("step"), run.by_line(key)) for number, run in enumerate(runs)]
@@ -147,21 +161,39 @@ def make_charts(runs: Sequence[Run]) -> list[Chart]:
     if any(run.steps for run in runs):
         rate = draw("Learning rate", "step", by_step("lr"), from_zero=True)
     else:
-        rate = draw("Learning rate", "epoch", [
-            Curve(number, run.name, run.by_epoch("epoch") + 1, run.by_epoch("train_lr"))
-            for number, run in enumerate(runs)], from_zero=True)
-    return [draw("Loss", "epoch", losses), draw("Training loss", "step", by_step("train_loss")), rate,
-            draw("Gradient norm", "step", by_step("grad_norm"), log_scale=True)]
+        rate = draw(
+            "Learning rate",
+            "epoch",
+            [
+                Curve(number, run.name, run.by_epoch("epoch") + 1, run.by_epoch("train_lr"))
+                for number, run in enumerate(runs)
+            ],
+            from_zero=True,
+        )
+    return [
+        draw("Loss", "epoch", losses),
+        draw("Training loss", "step", by_step("train_loss")),
+        rate,
+        draw("Gradient norm", "step", by_step("grad_norm"), log_scale=True),
+    ]
 
 
 def render(runs: Sequence[Run]) -> str:
     """The page."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.get_template(TEMPLATE).render(
-        runs=runs, charts=make_charts(runs), differences=differing_keys([run.config for run in runs]),
-        now=datetime.now(timezone.utc))
+        runs=runs,
+        charts=make_charts(runs),
+        differences=differing_keys([run.config for run in runs]),
+        now=datetime.now(UTC),
+    )
 
 
 def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
@@ -180,8 +212,10 @@ def _finite(values: np.ndarray) -> float | None:
     return float(values[0]) if len(values) and np.isfinite(values[0]) else None
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.training.report") -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work folders of train.py")
     parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
     args = parser.parse_args(arguments)

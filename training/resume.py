@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from training import distributed
-from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from audio_mamba.training import distributed
+from audio_mamba.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,9 @@ def place_of(state: dict[str, Any]) -> Place:
     return Place(state["epoch"], state["step"])
 
 
-def restore_process(state: dict[str, Any], samples_per_step: int,
-                    accumulation: int) -> tuple[Place, dict[str, Any] | None]:
+def restore_process(
+    state: dict[str, Any], samples_per_step: int, accumulation: int
+) -> tuple[Place, dict[str, Any] | None]:
     """Sets this process's random states as they were; returns its place and the state of its monitor.
 
     In mid-epoch and with another number of samples per step (of all processes together), the place is the last step
@@ -91,8 +92,13 @@ def restore_process(state: dict[str, Any], samples_per_step: int,
     samples = place.step * state["samples_per_step"]
     step = samples // samples_per_step // accumulation * accumulation
     if step * samples_per_step != samples:
-        logger.warning("%d samples of epoch %d are trained again, since a step has %d samples now and had %d",
-                       samples - step * samples_per_step, place.epoch + 1, samples_per_step, state["samples_per_step"])
+        logger.warning(
+            "%d samples of epoch %d are trained again, since a step has %d samples now and had %d",
+            samples - step * samples_per_step,
+            place.epoch + 1,
+            samples_per_step,
+            state["samples_per_step"],
+        )
     if len(processes) != distributed.world_size():
         mine = {"monitor": _mean_of([process["monitor"] for process in processes])}
     return Place(place.epoch, step), mine["monitor"]
@@ -134,8 +140,11 @@ def tidy(workdir: str | Path, finished: bool = False) -> None:
 def random_states() -> dict[str, Any]:
     """The states of all global random generators of this process, as tensors and builtins."""
     name, keys, place, has_gauss, gauss = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "python": random.getstate(),
-              "numpy": (name, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, gauss)}
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, gauss),
+    }
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
@@ -160,5 +169,6 @@ def check_space(workdir: str | Path, parameters: int, free: Callable[[Path], int
     needed = 2 * 3 * 4 * parameters
     available = free(Path(workdir)) if free else shutil.disk_usage(workdir).free
     if available < needed:
-        raise OSError(f"{workdir}: two checkpoints need {needed / 2**20:.0f} MiB, but only "
-                      f"{available / 2**20:.0f} MiB are free")
+        raise OSError(
+            f"{workdir}: two checkpoints need {needed / 2**20:.0f} MiB, but only {available / 2**20:.0f} MiB are free"
+        )

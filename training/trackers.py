@@ -65,8 +65,14 @@ class Wandb:
 
         def start(mode: str) -> Any:
             same_run = {"id": _run_id(workdir / "wandb-id", goes_on), "resume": "allow", "allow_val_change": True}
-            return wandb.init(project=project, name=workdir.name, dir=workdir, config=config, mode=mode,
-                              **(same_run if mode == "online" else {}))
+            return wandb.init(
+                project=project,
+                name=workdir.name,
+                dir=workdir,
+                config=config,
+                mode=mode,
+                **(same_run if mode == "online" else {}),
+            )
 
         mode = os.environ.get("WANDB_MODE")
         try:
@@ -79,8 +85,9 @@ class Wandb:
         self._make_image = wandb.Image
         self._run.define_metric("*", step_metric="step")
         if mode == "offline":
-            logger.info("wandb logs offline in %s; `wandb sync` with this folder uploads it",
-                        Path(self._run.dir).parent)
+            logger.info(
+                "wandb logs offline in %s; `wandb sync` with this folder uploads it", Path(self._run.dir).parent
+            )
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log({**values, "step": step})
@@ -121,5 +128,9 @@ class Trackers:
                 getattr(tracker, method)(*arguments)
             except Exception as error:  # nobody can list what libraries raise when a network or a disk fails them
                 self._trackers.remove(tracker)
-                logger.warning("%s failed and gets nothing more of this run: %s: %s", type(tracker).__name__,
-                               type(error).__name__, error)
+                logger.warning(
+                    "%s failed and gets nothing more of this run: %s: %s",
+                    type(tracker).__name__,
+                    type(error).__name__,
+                    error,
+                )

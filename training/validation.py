@@ -4,12 +4,16 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from training import distributed
+from audio_mamba.training import distributed
 
 
 @torch.no_grad()
-def mean_loss(batches: Iterator[dict[str, torch.Tensor]], loss_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-              device: torch.device, stop: Callable[[], bool] = lambda: False) -> float | None:
+def mean_loss(
+    batches: Iterator[dict[str, torch.Tensor]],
+    loss_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+) -> float | None:
     """The mean over the samples of all processes of `loss_of(batch)`, a batch's mean; None if `stop` said so before.
 
     `stop` must depend on this process alone: the others are told by the sum at the end.

@@ -6,6 +6,7 @@
 Audio files and the licence text of a package land in AUDIO/<package>/; a package that is there already is skipped, so
 the same command goes on after an interruption.
 """
+
 import argparse
 import shutil
 import subprocess
@@ -30,8 +31,11 @@ def fetch(name: str, out: Path) -> None:
         _run(["apt-get", "download", name], temporary)
         _run(["dpkg-deb", "--extract", next(temporary.glob("*.deb")).name, "all"], temporary)
         for file in (temporary / "all").rglob("*"):
-            if file.is_file() and not file.is_symlink() and (
-                    file.suffix.lower() in SUFFIXES or file.name == "copyright"):
+            if (
+                file.is_file()
+                and not file.is_symlink()
+                and (file.suffix.lower() in SUFFIXES or file.name == "copyright")
+            ):
                 kept = temporary / "kept" / file.relative_to(temporary / "all")
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(file, kept)

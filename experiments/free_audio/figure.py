@@ -5,6 +5,7 @@
 RUNS holds the folders ssam_tiny, ssast_tiny, ssam_positions_tiny and ssast_positions_tiny of train.py; RESULTS_CSV is
 all_results.csv of stats_aggregation_v2.py. A part of the picture without numbers yet stays empty.
 """
+
 import argparse
 from pathlib import Path
 
@@ -12,15 +13,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from atomic_files import atomic_write
+from audio_mamba.stats_aggregation_v2 import interval
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.training.records import read_log
 from experiments.free_audio.tables import BASELINE
-from stats_aggregation_v2 import interval
-from training.records import read_log
 
-MODELS = {"ssam": ("SSAM", "tab:blue"), "ssast": ("SSAST", "tab:orange"),
-          "ssam_positions": ("SSAM, masked_positions", "tab:red"),
-          "ssast_positions": ("SSAST, masked_positions", "tab:green")}
-SHARES = {"random_bands": 0, "10_percent": 10, "30_percent": 30, "pretrained_bands": 100}     # percent of the crops
+MODELS = {
+    "ssam": ("SSAM", "tab:blue"),
+    "ssast": ("SSAST", "tab:orange"),
+    "ssam_positions": ("SSAM, masked_positions", "tab:red"),
+    "ssast_positions": ("SSAST, masked_positions", "tab:green"),
+}
+SHARES = {"random_bands": 0, "10_percent": 10, "30_percent": 30, "pretrained_bands": 100}  # percent of the crops
 
 
 def learning_curve(results: pd.DataFrame) -> pd.DataFrame:
@@ -32,9 +36,12 @@ def learning_curve(results: pd.DataFrame) -> pd.DataFrame:
     Returns:
         columns model, dataset, percent, mean, interval (half width of its 95% interval), by rising percent.
     """
-    points = [(model, dataset, percent, 100 * scores.mean(), 100 * interval(scores))
-              for model in MODELS for state, percent in SHARES.items()
-              for dataset, scores in results[results.exp == f"{model}_{state}"].groupby("dataset").scores]
+    points = [
+        (model, dataset, percent, 100 * scores.mean(), 100 * interval(scores))
+        for model in MODELS
+        for state, percent in SHARES.items()
+        for dataset, scores in results[results.exp == f"{model}_{state}"].groupby("dataset").scores
+    ]
     return pd.DataFrame(points, columns=["model", "dataset", "percent", "mean", "interval"])
 
 
@@ -44,19 +51,26 @@ def draw(runs: Path, results: pd.DataFrame) -> Figure:
     tasks = sorted(curve.dataset.unique())
     figure = Figure(figsize=(3.2 * (1 + len(tasks)), 3.4), layout="constrained")
     loss, *panels = figure.subplots(1, 1 + len(tasks), squeeze=False)[0]
-    drawn = {}                                                  # what the legend names
+    drawn = {}  # what the legend names
     for model, (label, colour) in MODELS.items():
         log = [line for line in read_log(runs / f"{model}_tiny" / "log.txt") if line.get("val_loss") is not None]
         if log:
-            drawn[label], = loss.plot([line["epoch"] + 1 for line in log], [line["val_loss"] for line in log], ".-",
-                                      color=colour)
+            (drawn[label],) = loss.plot(
+                [line["epoch"] + 1 for line in log], [line["val_loss"] for line in log], ".-", color=colour
+            )
     _finish(loss, "validation loss", "epoch")
     loss.set_ylim(bottom=0)
     for axes, task in zip(panels, tasks):
         for model, points in curve[curve.dataset == task].groupby("model"):
-            shift = 1.6 * (list(MODELS).index(model) - 1.5)     # so that none hides another
-            axes.errorbar(points.percent + shift, points["mean"], yerr=points.interval.fillna(0), fmt=".-", capsize=3,
-                          color=MODELS[model][1])
+            shift = 1.6 * (list(MODELS).index(model) - 1.5)  # so that none hides another
+            axes.errorbar(
+                points.percent + shift,
+                points["mean"],
+                yerr=points.interval.fillna(0),
+                fmt=".-",
+                capsize=3,
+                color=MODELS[model][1],
+            )
         baseline = results.scores[(results.exp == BASELINE) & (results.dataset == task)]
         if len(baseline):
             drawn["log-mels"] = axes.axhline(100 * baseline.mean(), color="0.5", linestyle="--", linewidth=1)
@@ -74,8 +88,11 @@ def _finish(axes: Axes, title: str, x_label: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.figure", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.free_audio.figure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", metavar="RUNS", type=Path, help="folder of the work folders, ssam_tiny and so on")
     parser.add_argument("results", metavar="RESULTS_CSV", type=Path, help="all_results.csv of stats_aggregation_v2.py")
     parser.add_argument("out", metavar="OUT.png", type=Path, help="picture to write")

@@ -8,6 +8,7 @@ Log-mels have variance 1, so an error of 1 is that of guessing their mean. The l
 patches that a model can have which predicts the same for all those of a clip, as SSAST does without masked_positions;
 it is that of patches of the first MODEL's size.
 """
+
 import argparse
 import math
 from pathlib import Path
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from configs.base import SHIPPED_WEIGHTS
-from data.audio import AudioError, find_audio, load_audio
-from data.features import SAMPLE_RATE
-from hear_api import RuntimeSSAST
-from hear_api.command_line import load_runtime
+from audio_mamba.data.audio import AudioError, find_audio, load_audio
+from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.hear_api import RuntimeSSAST
+from audio_mamba.hear_api.api import load_model
+from audio_mamba.hear_api.resolve import SHIPPED_WEIGHTS
 
 SHIPPED = [SHIPPED_WEIGHTS / f"{model}_tiny_free_audio" for model in ("ssam", "ssast")]
 UNIT_FRAMES = 200
@@ -35,7 +36,7 @@ def errors(runtime: RuntimeSSAST, clips: Tensor) -> tuple[float, float]:
     hidden = hidden_half(clips, runtime)
     squared = []
     for some, mask in zip(clips.split(BATCH), hidden.split(BATCH)):
-        predicted, target, _ = runtime.model(_spectrograms(runtime, some), mask.float())   # [n, 250, 64]
+        predicted, target, _ = runtime.model(_spectrograms(runtime, some), mask.float())  # [n, 250, 64]
         squared.append((predicted - target).square().mean(dim=-1))
     error = torch.cat(squared)
     return error[hidden].mean().item(), error[~hidden].mean().item()
@@ -44,8 +45,10 @@ def errors(runtime: RuntimeSSAST, clips: Tensor) -> tuple[float, float]:
 def least_error_of_one_prediction(runtime: RuntimeSSAST, clips: Tensor) -> float:
     """The error on the same hidden patches of predicting, for each clip, the mean of those it hides."""
     targets = torch.cat([runtime.model.patchify(_spectrograms(runtime, some)) for some in clips.split(BATCH)])
-    deviations = [(target[hide] - target[hide].mean(dim=0)).square().mean(dim=-1)
-                  for target, hide in zip(targets, hidden_half(clips, runtime))]
+    deviations = [
+        (target[hide] - target[hide].mean(dim=0)).square().mean(dim=-1)
+        for target, hide in zip(targets, hidden_half(clips, runtime))
+    ]
     return torch.cat(deviations).mean().item()
 
 
@@ -56,7 +59,7 @@ def hidden_half(clips: Tensor, runtime: RuntimeSSAST) -> Tensor:
 
 
 def _spectrograms(runtime: RuntimeSSAST, clips: Tensor) -> Tensor:
-    return runtime.spectrogram(clips)[:, None, :UNIT_FRAMES]                                        # [n, 1, 200, 80]
+    return runtime.spectrogram(clips)[:, None, :UNIT_FRAMES]  # [n, 1, 200, 80]
 
 
 def first_units(audio_dir: Path) -> Tensor:
@@ -75,23 +78,34 @@ def first_units(audio_dir: Path) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.hidden_patches", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.free_audio.hidden_patches",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("audio_dir", metavar="AUDIO", type=Path, help="folder of audio files, such as validation clips")
-    parser.add_argument("models", metavar="MODEL", type=Path, nargs="*", default=SHIPPED,
-                        help="work folder of train.py, or folder of hear_api.export (default: those in weights/)")
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        type=Path,
+        nargs="*",
+        default=SHIPPED,
+        help="work folder of train.py, or folder of hear_api.export (default: those in weights/)",
+    )
     args = parser.parse_args(arguments)
     try:
-        encoders = {folder.resolve().name: load_runtime(None, str(folder))[0] for folder in args.models}
+        encoders = {folder.resolve().name: load_model(folder, device="cpu") for folder in args.models}
         clips = first_units(args.audio_dir)
     except (ValueError, OSError) as error:
         raise SystemExit(f"hidden_patches: {error}") from None
     for name, runtime in encoders.items():
         hidden, visible = errors(runtime, clips)
         print(f"{name}: {len(clips)} clips, error {hidden:.3f} on hidden patches, {visible:.3f} on visible ones")
-    first = next(iter(encoders.values()))        # any encoder with patches of the same size gives the same
-    print(f"the least error of one prediction for all hidden patches of a clip: "
-          f"{least_error_of_one_prediction(first, clips):.3f}")
+    first = next(iter(encoders.values()))  # any encoder with patches of the same size gives the same
+    print(
+        f"the least error of one prediction for all hidden patches of a clip: "
+        f"{least_error_of_one_prediction(first, clips):.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 Packages whose recordings or scores the evaluation tasks are made of are not among them.
 """
+
 import csv
 from pathlib import Path
 from typing import NamedTuple
 
 KINDS = ("speech", "music", "effects")
 SPLITS = ("train", "validation")
-LONG_SECONDS = 30.0     # a longer file of a package that has music too is music
+LONG_SECONDS = 30.0  # a longer file of a package that has music too is music
 
 
 class Package(NamedTuple):
@@ -28,8 +29,10 @@ def read_packages(path: Path = Path(__file__).with_name("packages.csv")) -> list
         for line, row in enumerate(csv.DictReader(file), start=2):
             kinds = tuple(row["kinds"].split("+"))
             if not set(kinds) <= set(KINDS) or row["split"] not in SPLITS:
-                raise ValueError(f"{path}, line {line}: kinds must be of {', '.join(KINDS)} and split one of "
-                                 f"{', '.join(SPLITS)}, got {row['kinds']!r} and {row['split']!r}")
+                raise ValueError(
+                    f"{path}, line {line}: kinds must be of {', '.join(KINDS)} and split one of "
+                    f"{', '.join(SPLITS)}, got {row['kinds']!r} and {row['split']!r}"
+                )
             packages.append(Package(row["package"], kinds, row["split"], float(row["hours"]), row["licence"]))
     return packages
 

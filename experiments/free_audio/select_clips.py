@@ -5,6 +5,7 @@
 Writes CLIPS/{train,validation}/<kind>/<package>/*.flac (16 kHz, mono), the table CLIPS/clips.csv, and hours and
 licences as CLIPS/packages.md. A package is in one split only. The same audio gives the same clips.
 """
+
 import argparse
 import csv
 import logging
@@ -21,18 +22,18 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from atomic_files import atomic_write
-from data.audio import AudioError, find_audio, load_audio
-from data.features import SAMPLE_RATE, log_mel
+from audio_mamba.data.audio import AudioError, find_audio, load_audio
+from audio_mamba.data.features import SAMPLE_RATE, log_mel
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.machine import usable_cores
 from experiments.free_audio.packages import KINDS, SPLITS, Package, kind_of, read_packages
-from machine import usable_cores
 
 CLIP_SECONDS, SHORTEST_SECONDS = 10, 1
-QUIETEST_DB = -55.0         # level of the whole clip, 0 dB is a full square wave
-SAME = 0.98                 # correlation of two fingerprints from which clips count as one recording
-FINGERPRINT = (16, 16)      # cells of time x mel bands
+QUIETEST_DB = -55.0  # level of the whole clip, 0 dB is a full square wave
+SAME = 0.98  # correlation of two fingerprints from which clips count as one recording
+FINGERPRINT = (16, 16)  # cells of time x mel bands
 CLIPS_PER_KIND = {"train": 1067, "validation": 100}
-LEFT_OUT = Path(__file__).with_name("left_out.txt")     # files below AUDIO, and why
+LEFT_OUT = Path(__file__).with_name("left_out.txt")  # files below AUDIO, and why
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,13 @@ class Candidate(NamedTuple):
     start: int
     length: int
     level: float
-    fingerprint: np.ndarray      # float32 [256], of norm 1
+    fingerprint: np.ndarray  # float32 [256], of norm 1
 
 
 def fingerprint(audio: np.ndarray) -> np.ndarray:
     """The coarse shape of a log-mel spectrogram, whatever its level: float32 [256] with mean 0 and norm 1."""
-    spectrogram = log_mel(torch.from_numpy(audio)[None])                                # [1, frames, 80]
-    cells = torch.nn.functional.adaptive_avg_pool2d(spectrogram, FINGERPRINT).flatten()   # [256]
+    spectrogram = log_mel(torch.from_numpy(audio)[None])  # [1, frames, 80]
+    cells = torch.nn.functional.adaptive_avg_pool2d(spectrogram, FINGERPRINT).flatten()  # [256]
     cells = cells - cells.mean()
     return (cells / cells.norm().clamp_min(1e-6)).numpy()
 
@@ -67,7 +68,7 @@ def candidates_of(package: Package, path: Path) -> tuple[list[Candidate], str | 
     kind = kind_of(package, path, len(audio) / SAMPLE_RATE)
     found = []
     for start in range(0, len(audio), CLIP_SECONDS * SAMPLE_RATE):
-        clip = audio[start:start + CLIP_SECONDS * SAMPLE_RATE]
+        clip = audio[start : start + CLIP_SECONDS * SAMPLE_RATE]
         if len(clip) >= SHORTEST_SECONDS * SAMPLE_RATE:
             level = 10 * np.log10(np.mean(clip.astype(np.float64) ** 2) + 1e-12)
             found.append(Candidate(package, kind, path, start, len(clip), float(level), fingerprint(clip)))
@@ -81,7 +82,7 @@ def without_silence(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def without_duplicates(candidates: list[Candidate]) -> list[Candidate]:
     """The first of those whose lengths agree within 5% and whose fingerprints correlate by more than SAME."""
-    prints = np.stack([candidate.fingerprint for candidate in candidates])       # [n, 256]
+    prints = np.stack([candidate.fingerprint for candidate in candidates])  # [n, 256]
     lengths = np.array([candidate.length for candidate in candidates])
     kept: list[int] = []
     for i in range(len(candidates)):
@@ -103,7 +104,7 @@ def balanced(candidates: list[Candidate], count: int, rng: np.random.Generator) 
             queues[name] = [queues[name][i] for i in rng.permutation(len(queues[name]))]
         taken: list[Candidate] = []
         while len(taken) < count and any(queues.values()):
-            taken += [queue.pop() for queue in queues.values() if queue][:count - len(taken)]
+            taken += [queue.pop() for queue in queues.values() if queue][: count - len(taken)]
         chosen += taken
     return chosen
 
@@ -114,9 +115,17 @@ def write_clips(path: Path, clips: list[tuple[int, str, Candidate]], out: Path) 
     for number, split, clip in clips:
         name = Path(split) / clip.kind / clip.package.name / f"{number:05d}-{path.stem}.flac"
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(out / name, np.clip(audio[clip.start:clip.start + clip.length], -1, 1), SAMPLE_RATE)
-        rows.append({"file": name, "split": split, "kind": clip.kind, "package": clip.package.name,
-                     "seconds": round(clip.length / SAMPLE_RATE, 2), "level_db": round(clip.level, 1)})
+        soundfile.write(out / name, np.clip(audio[clip.start : clip.start + clip.length], -1, 1), SAMPLE_RATE)
+        rows.append(
+            {
+                "file": name,
+                "split": split,
+                "kind": clip.kind,
+                "package": clip.package.name,
+                "seconds": round(clip.length / SAMPLE_RATE, 2),
+                "level_db": round(clip.level, 1),
+            }
+        )
     return rows
 
 
@@ -125,8 +134,10 @@ def hours_table(clips: pd.DataFrame, packages: list[Package]) -> str:
     licences = {package.name: package.licence for package in packages}
     groups = clips.groupby(["split", "kind", "package"], sort=True).seconds.agg(["size", "sum"])
     lines = ["| split | kind | package | clips | hours | licence |", "|---|---|---|---|---|---|"]
-    lines += [f"| {split} | {kind} | {package} | {size} | {seconds / 3600:.2f} | {licences[package]} |"
-              for (split, kind, package), (size, seconds) in zip(groups.index, groups.itertuples(index=False))]
+    lines += [
+        f"| {split} | {kind} | {package} | {size} | {seconds / 3600:.2f} | {licences[package]} |"
+        for (split, kind, package), (size, seconds) in zip(groups.index, groups.itertuples(index=False))
+    ]
     for split in SPLITS:
         some = clips[clips.split == split]
         lines.append(f"| **{split}** | | | {len(some)} | {some.seconds.sum() / 3600:.2f} | |")
@@ -141,39 +152,57 @@ def select_clips(audio_dir: Path, out: Path, workers: int) -> None:
     if not packages:
         raise ValueError(f"{audio_dir} holds none of the packages; experiments.free_audio.fetch brings them")
     left_out = {audio_dir / line for line in LEFT_OUT.read_text().splitlines() if not line.startswith("#")}
-    files = [(package, path) for package in packages for path in find_audio(audio_dir / package.name)
-             if path not in left_out]
+    files = [
+        (package, path) for package in packages for path in find_audio(audio_dir / package.name) if path not in left_out
+    ]
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
-        shutil.rmtree(partial)          # an interrupted selection may have taken other clips
+        shutil.rmtree(partial)  # an interrupted selection may have taken other clips
     with ProcessPoolExecutor(workers) as pool:
-        read = list(tqdm(pool.map(candidates_of, *zip(*files), chunksize=8), total=len(files), desc="reading",
-                         unit="file"))
+        read = list(
+            tqdm(pool.map(candidates_of, *zip(*files), chunksize=8), total=len(files), desc="reading", unit="file")
+        )
         for reason in filter(None, (reason for _, reason in read)):
             logger.warning("left out: %s", reason)
         found = [candidate for some, _ in read for candidate in some]
         loud = without_silence(found)
         single = without_duplicates(loud)
-        chosen = [(split, clip) for split in SPLITS for clip in balanced(
-            [clip for clip in single if clip.package.split == split], CLIPS_PER_KIND[split], np.random.default_rng(0))]
+        chosen = [
+            (split, clip)
+            for split in SPLITS
+            for clip in balanced(
+                [clip for clip in single if clip.package.split == split],
+                CLIPS_PER_KIND[split],
+                np.random.default_rng(0),
+            )
+        ]
         of_file: dict[Path, list[tuple[int, str, Candidate]]] = {}
         for number, (split, clip) in enumerate(chosen):
             of_file.setdefault(clip.path, []).append((number, split, clip))
-        written = list(tqdm(pool.map(write_clips, of_file, of_file.values(), [partial] * len(of_file)),
-                            total=len(of_file), desc="writing", unit="file"))
+        written = list(
+            tqdm(
+                pool.map(write_clips, of_file, of_file.values(), [partial] * len(of_file)),
+                total=len(of_file),
+                desc="writing",
+                unit="file",
+            )
+        )
     table = pd.DataFrame(row for rows in written for row in rows).sort_values("file", key=lambda file: file.map(str))
     with atomic_write(partial / "clips.csv") as file:
         file.write(table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL).encode())
     with atomic_write(partial / "packages.md") as file:
         file.write(hours_table(table, packages).encode())
     partial.rename(out)
-    print(f"{out}: {len(table)} clips, {table.seconds.sum() / 3600:.2f} hours, of {len(found)} candidates; "
-          f"{len(found) - len(loud)} were near silence, {len(loud) - len(single)} near-duplicates")
+    print(
+        f"{out}: {len(table)} clips, {table.seconds.sum() / 3600:.2f} hours, of {len(found)} candidates; "
+        f"{len(found) - len(loud)} were near silence, {len(loud) - len(single)} near-duplicates"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.select_clips",
-                                     description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.free_audio.select_clips", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("audio_dir", metavar="AUDIO", type=Path, help="what experiments.free_audio.fetch brought")
     parser.add_argument("out", metavar="CLIPS", type=Path, help="folder to make")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: %(default)s)")

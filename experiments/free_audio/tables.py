@@ -6,6 +6,7 @@ RESULTS_CSV is all_results.csv of stats_aggregation_v2.py. A cell is the mean ov
 the half width of its 95% interval (one seed has none), and (the number of seeds); what is absent reads "not measured".
 The last table has the differences of pairs of rows, bold where their 95% interval leaves out 0.
 """
+
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,25 +14,41 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from stats_aggregation_v2 import OVERALL, interval, overall_scores
+from audio_mamba.stats_aggregation_v2 import OVERALL, interval, overall_scores
 
-SCENES = {"drum_hits-v1-full": "9 drum pieces", "guitar_chords-v1-full": "25 guitar chords",
-          "spoken_letters-v1-full": "26 spoken letters"}
+SCENES = {
+    "drum_hits-v1-full": "9 drum pieces",
+    "guitar_chords-v1-full": "25 guitar chords",
+    "spoken_letters-v1-full": "26 spoken letters",
+}
 EVENTS = {"piano_notes-v1-small": "36 piano notes"}
 BASELINE = "benchmarks.log_mel_baseline"
 
-MAIN = {BASELINE: "mean and deviation of log-mels",
-        "ssam_pretrained_bands": "SSAM-Tiny, pretrained", "ssam_random_bands": "SSAM-Tiny, random weights",
-        "ssast_pretrained_bands": "SSAST-Tiny, pretrained", "ssast_random_bands": "SSAST-Tiny, random weights"}
+MAIN = {
+    BASELINE: "mean and deviation of log-mels",
+    "ssam_pretrained_bands": "SSAM-Tiny, pretrained",
+    "ssam_random_bands": "SSAM-Tiny, random weights",
+    "ssast_pretrained_bands": "SSAST-Tiny, pretrained",
+    "ssast_random_bands": "SSAST-Tiny, random weights",
+}
 STATES = {"random": "random weights", "pretrained": "pretrained"}
-LAYOUTS = {f"{model}_{state}_{layout}": f"{model.upper()}-Tiny, {words}, `{layout}`"
-           for model in ("ssam", "ssast") for state, words in STATES.items() for layout in ("published", "bands")}
-CURVE = {f"{model}_{percent}_percent": f"{model.upper()}-Tiny after {percent}% of the crops"
-         for model in ("ssam", "ssast") for percent in (10, 30)}
-POSITIONS = {"ssast_pretrained_bands": "SSAST-Tiny, as published",
-             "ssast_positions_pretrained_bands": "SSAST-Tiny, `masked_positions`",
-             "ssam_pretrained_bands": "SSAM-Tiny, as published",
-             "ssam_positions_pretrained_bands": "SSAM-Tiny, `masked_positions`"}
+LAYOUTS = {
+    f"{model}_{state}_{layout}": f"{model.upper()}-Tiny, {words}, `{layout}`"
+    for model in ("ssam", "ssast")
+    for state, words in STATES.items()
+    for layout in ("published", "bands")
+}
+CURVE = {
+    f"{model}_{percent}_percent": f"{model.upper()}-Tiny after {percent}% of the crops"
+    for model in ("ssam", "ssast")
+    for percent in (10, 30)
+}
+POSITIONS = {
+    "ssast_pretrained_bands": "SSAST-Tiny, as published",
+    "ssast_positions_pretrained_bands": "SSAST-Tiny, `masked_positions`",
+    "ssam_pretrained_bands": "SSAM-Tiny, as published",
+    "ssam_positions_pretrained_bands": "SSAM-Tiny, `masked_positions`",
+}
 
 # What is compared: the difference of the means of the first and the second row.
 DIFFERENCES = {
@@ -78,8 +95,10 @@ def difference_table(results: pd.DataFrame, tasks: Mapping[str, str]) -> str:
     """A markdown table with a row for each of DIFFERENCES: percentage points and their 95% interval after Welch, which
     supposes nothing of the two deviations; bold where it leaves out 0."""
     scores = dict(list(results.groupby(["exp", "dataset"]).scores))
-    lines = [[name, *(_difference(scores.get((first, dataset)), scores.get((second, dataset))) for dataset in tasks)]
-             for name, (first, second) in DIFFERENCES.items()]
+    lines = [
+        [name, *(_difference(scores.get((first, dataset)), scores.get((second, dataset))) for dataset in tasks)]
+        for name, (first, second) in DIFFERENCES.items()
+    ]
     head = ["difference", *tasks.values()]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
@@ -94,16 +113,21 @@ def _difference(first: pd.Series | None, second: pd.Series | None) -> str:
 
 def all_tables(results: pd.DataFrame) -> dict[str, str]:
     """Title -> table."""
-    return {"Main rows, scene layout `bands`": table(results, MAIN, SCENES | EVENTS, overall=True),
-            "Both layouts of scenes": table(results, LAYOUTS, SCENES),
-            "Learning curve": table(results, CURVE, SCENES),
-            "Positions of masked patches": table(results, POSITIONS, SCENES),
-            "Differences": difference_table(results, SCENES | EVENTS)}
+    return {
+        "Main rows, scene layout `bands`": table(results, MAIN, SCENES | EVENTS, overall=True),
+        "Both layouts of scenes": table(results, LAYOUTS, SCENES),
+        "Learning curve": table(results, CURVE, SCENES),
+        "Positions of masked patches": table(results, POSITIONS, SCENES),
+        "Differences": difference_table(results, SCENES | EVENTS),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.tables", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.free_audio.tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("results", metavar="RESULTS_CSV", type=Path, help="all_results.csv of stats_aggregation_v2.py")
     args = parser.parse_args(arguments)
     try:

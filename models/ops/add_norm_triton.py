@@ -4,12 +4,13 @@ A program holds one row of D channels in registers and goes through a share of t
 element (hidden, residual in and out, normalised), backward five. The gradients of weight and bias are summed within
 each program, then over programs in a fixed order.
 """
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from models.ops.triton_support import device_of
+from audio_mamba.models.ops.triton_support import device_of
 
 PROGRAMS = 2048  # of a backward pass at most; each leaves one row of weight gradients
 
@@ -20,8 +21,20 @@ def _load(ptr, mask):
 
 
 @triton.jit
-def forward_kernel(hidden_ptr, residual_ptr, weight_ptr, bias_ptr, normed_ptr, total_ptr, mean_ptr, scale_ptr, channels,
-                   eps, RMS: tl.constexpr, BLOCK: tl.constexpr):
+def forward_kernel(
+    hidden_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    normed_ptr,
+    total_ptr,
+    mean_ptr,
+    scale_ptr,
+    channels,
+    eps,
+    RMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     used = d < channels
@@ -45,8 +58,23 @@ def forward_kernel(hidden_ptr, residual_ptr, weight_ptr, bias_ptr, normed_ptr, t
 
 
 @triton.jit
-def backward_kernel(d_normed_ptr, d_total_ptr, total_ptr, weight_ptr, mean_ptr, scale_ptr, d_hidden_ptr, d_residual_ptr,
-                    d_weight_ptr, d_bias_ptr, rows, channels, rows_each, RMS: tl.constexpr, BLOCK: tl.constexpr):
+def backward_kernel(
+    d_normed_ptr,
+    d_total_ptr,
+    total_ptr,
+    weight_ptr,
+    mean_ptr,
+    scale_ptr,
+    d_hidden_ptr,
+    d_residual_ptr,
+    d_weight_ptr,
+    d_bias_ptr,
+    rows,
+    channels,
+    rows_each,
+    RMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     program = tl.program_id(0)
     d = tl.arange(0, BLOCK)
     used = d < channels
@@ -79,8 +107,9 @@ def backward_kernel(d_normed_ptr, d_total_ptr, total_ptr, weight_ptr, mean_ptr, 
     tl.store(d_bias_ptr + program * channels + d, d_bias, mask=used)
 
 
-def add_norm(hidden: Tensor, residual: Tensor | None, norm: nn.LayerNorm | nn.RMSNorm,
-             residual_in_fp32: bool) -> tuple[Tensor, Tensor]:
+def add_norm(
+    hidden: Tensor, residual: Tensor | None, norm: nn.LayerNorm | nn.RMSNorm, residual_in_fp32: bool
+) -> tuple[Tensor, Tensor]:
     """See `models.ops.add_norm`. Under autocast the norm is in autocast's dtype, which is what a linear layer makes of
     it: a pass over memory less, and the same numbers."""
     rms = isinstance(norm, nn.RMSNorm)
@@ -88,29 +117,60 @@ def add_norm(hidden: Tensor, residual: Tensor | None, norm: nn.LayerNorm | nn.RM
     autocast = torch.is_autocast_enabled(hidden.device.type)
     normed_dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else norm.weight.dtype
     normed, total, _, _ = torch.ops.audio_mamba.add_norm_triton(
-        hidden, residual, norm.weight, None if rms else norm.bias, norm.eps, rms,
-        torch.float32 if residual_in_fp32 else dtype, normed_dtype)
+        hidden,
+        residual,
+        norm.weight,
+        None if rms else norm.bias,
+        norm.eps,
+        rms,
+        torch.float32 if residual_in_fp32 else dtype,
+        normed_dtype,
+    )
     return normed, total
 
 
 @torch.library.custom_op("audio_mamba::add_norm_triton", mutates_args=())
-def _forward(hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
-             dtype: torch.dtype, normed_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    dtype: torch.dtype,
+    normed_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """hidden, residual [..., D] -> normalised in `normed_dtype`, their sum in `dtype`, and per row the mean (none for
     RMSNorm) and 1 / sqrt(variance + eps)."""
     normed, total, mean, scale = _outputs(hidden, rms, dtype, normed_dtype)
     if hidden.numel():
         hidden, residual = (t if t is None else t.contiguous() for t in (hidden, residual))
         with device_of(hidden):
-            forward_kernel[(scale.numel(),)](hidden, residual, weight, bias, normed, total, mean, scale,
-                                             hidden.shape[-1], eps, RMS=rms, **_block(hidden))
+            forward_kernel[(scale.numel(),)](
+                hidden,
+                residual,
+                weight,
+                bias,
+                normed,
+                total,
+                mean,
+                scale,
+                hidden.shape[-1],
+                eps,
+                RMS=rms,
+                **_block(hidden),
+            )
     return normed, total, mean, scale
 
 
 def _outputs(hidden, rms, dtype, normed_dtype):
     rows = hidden.shape[:-1].numel()
-    return (hidden.new_empty(hidden.shape, dtype=normed_dtype), hidden.new_empty(hidden.shape, dtype=dtype),
-            hidden.new_empty(0 if rms else rows, dtype=torch.float32), hidden.new_empty(rows, dtype=torch.float32))
+    return (
+        hidden.new_empty(hidden.shape, dtype=normed_dtype),
+        hidden.new_empty(hidden.shape, dtype=dtype),
+        hidden.new_empty(0 if rms else rows, dtype=torch.float32),
+        hidden.new_empty(rows, dtype=torch.float32),
+    )
 
 
 @_forward.register_fake
@@ -119,9 +179,17 @@ def _(hidden, residual, weight, bias, eps, rms, dtype, normed_dtype):
 
 
 @torch.library.custom_op("audio_mamba::add_norm_triton_backward", mutates_args=())
-def _backward(d_normed: Tensor, d_total: Tensor | None, total: Tensor, weight: Tensor, mean: Tensor, scale: Tensor,
-              rms: bool, hidden_dtype: torch.dtype,
-              residual_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(
+    d_normed: Tensor,
+    d_total: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    rms: bool,
+    hidden_dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of hidden, residual (empty where `residual_dtype` is None), weight and bias."""
     rows, channels = scale.numel(), total.shape[-1]
     d_hidden, d_residual = _gradients_like(total, hidden_dtype, residual_dtype)
@@ -132,14 +200,30 @@ def _backward(d_normed: Tensor, d_total: Tensor | None, total: Tensor, weight: T
         d_normed, d_total = (t if t is None else t.contiguous() for t in (d_normed, d_total))
         with device_of(total):
             backward_kernel[(programs,)](
-                d_normed, d_total, total, weight, mean, scale, d_hidden, None if residual_dtype is None else d_residual,
-                d_weight, d_bias, rows, channels, rows_each, RMS=rms, **_block(total))
+                d_normed,
+                d_total,
+                total,
+                weight,
+                mean,
+                scale,
+                d_hidden,
+                None if residual_dtype is None else d_residual,
+                d_weight,
+                d_bias,
+                rows,
+                channels,
+                rows_each,
+                RMS=rms,
+                **_block(total),
+            )
     return d_hidden, d_residual, d_weight.sum(0).to(weight.dtype), d_bias.sum(0).to(weight.dtype)
 
 
 def _gradients_like(total, hidden_dtype, residual_dtype):
-    return (total.new_empty(total.shape, dtype=hidden_dtype),
-            total.new_empty(0 if residual_dtype is None else total.shape, dtype=residual_dtype))
+    return (
+        total.new_empty(total.shape, dtype=hidden_dtype),
+        total.new_empty(0 if residual_dtype is None else total.shape, dtype=residual_dtype),
+    )
 
 
 @_backward.register_fake
@@ -160,9 +244,18 @@ def _autograd(ctx, d_normed, d_total, *_):
     if d_normed is None:
         d_normed = torch.zeros_like(total)
     d_hidden, d_residual, d_weight, d_bias = torch.ops.audio_mamba.add_norm_triton_backward(
-        d_normed, d_total, total, weight, mean, scale, ctx.rms, *ctx.dtypes)
-    return (d_hidden, None if ctx.dtypes[1] is None else d_residual, d_weight,
-            None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype), None, None, None, None)
+        d_normed, d_total, total, weight, mean, scale, ctx.rms, *ctx.dtypes
+    )
+    return (
+        d_hidden,
+        None if ctx.dtypes[1] is None else d_residual,
+        d_weight,
+        None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

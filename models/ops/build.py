@@ -4,6 +4,7 @@ The library is kept in `$XDG_CACHE_HOME/audio_mamba` (by default `~/.cache/audio
 the source, the compiler and the processor, so that a home shared by different machines holds one for each. `$CC` names
 another compiler than `cc`.
 """
+
 import contextlib
 import hashlib
 import logging

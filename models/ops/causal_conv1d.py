@@ -1,8 +1,9 @@
 """Causal depthwise convolution along time, as in the Mamba block."""
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops import causal_conv1d_cpu, published_kernels, triton_support
+from audio_mamba.models.ops import causal_conv1d_cpu, published_kernels, triton_support
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
@@ -20,13 +21,13 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activat
     if x.is_cuda and _package_fits(x, weight, bias):
         return published_kernels.module("causal-conv1d").causal_conv1d_fn(x, weight, bias, activation=activation)
     if triton_support.why_not_on_cuda(x, weight, bias) is None:
-        from models.ops import conv1d_triton
+        from audio_mamba.models.ops import conv1d_triton
 
         return conv1d_triton.causal_conv1d(x, weight, bias, activation == "silu")
     length, taps = x.shape[-1], weight.shape[-1]
     y = x * weight[:, -1:]
     for lag in range(1, min(taps, length)):
-        y[..., lag:] += x[..., :length - lag] * weight[:, -1 - lag, None]
+        y[..., lag:] += x[..., : length - lag] * weight[:, -1 - lag, None]
     if bias is not None:
         y = y + bias[:, None]
     y = y.to(x.dtype)
@@ -36,6 +37,10 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activat
 def _package_fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """2 to 4 taps with a bias, which its gradients want; channels-last views need strides in eights."""
     channels_last = x.stride(1) == 1 and x.stride(2) % 8 == 0 and x.stride(0) % 8 == 0
-    return (2 <= weight.shape[-1] <= 4 and bias is not None and x.dtype in triton_support.DTYPES
-            and (x.stride(2) == 1 or channels_last and x.shape[1] % 8 == 0)
-            and published_kernels.why_not("causal-conv1d") is None)
+    return (
+        2 <= weight.shape[-1] <= 4
+        and bias is not None
+        and x.dtype in triton_support.DTYPES
+        and (x.stride(2) == 1 or channels_last and x.shape[1] % 8 == 0)
+        and published_kernels.why_not("causal-conv1d") is None
+    )

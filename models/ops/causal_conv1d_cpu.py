@@ -1,12 +1,13 @@
 """The causal convolution by the compiled kernels of selective_scan/csrc, registered as a torch operator."""
+
 import ctypes
 
 import torch
 from torch import Tensor
 
-from models.ops import native
-from models.ops.native import View, call, pointer, rows
-from models.ops.tracing import unwatched
+from audio_mamba.models.ops import native
+from audio_mamba.models.ops.native import View, call, pointer, rows
+from audio_mamba.models.ops.tracing import unwatched
 
 MAX_TAPS = 16  # as in csrc/causal_conv1d.c
 
@@ -30,9 +31,21 @@ def _forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) ->
     """x [B, L, D], weight [D, K], bias [D] -> [B, L, D]."""
     y = x.new_empty(x.shape)
     x, weight, bias = _prepare(x, weight, bias)
-    call("causal_conv1d_forward", _Convolution(
-        *x.shape, weight.shape[1], torch.get_num_threads(), silu, View.of(x), View.of(y), View(), View(),
-        pointer(weight), pointer(bias)))
+    call(
+        "causal_conv1d_forward",
+        _Convolution(
+            *x.shape,
+            weight.shape[1],
+            torch.get_num_threads(),
+            silu,
+            View.of(x),
+            View.of(y),
+            View(),
+            View(),
+            pointer(weight),
+            pointer(bias),
+        ),
+    )
     return y
 
 
@@ -45,15 +58,28 @@ def _(x, weight, bias, silu):
 
 
 @torch.library.custom_op("audio_mamba::causal_conv1d_cpu_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
-              silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dx = x.new_empty(x.shape)
     d_weight, d_bias = x.new_empty(len(x), *weight.shape), x.new_empty(len(x), x.shape[-1])
     dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
-    call("causal_conv1d_backward", _Convolution(
-        *x.shape, weight.shape[1], torch.get_num_threads(), silu, View.of(x), View(), View.of(dy), View.of(dx),
-        pointer(weight), pointer(bias), pointer(d_weight), pointer(d_bias)))
+    call(
+        "causal_conv1d_backward",
+        _Convolution(
+            *x.shape,
+            weight.shape[1],
+            torch.get_num_threads(),
+            silu,
+            View.of(x),
+            View(),
+            View.of(dy),
+            View.of(dx),
+            pointer(weight),
+            pointer(bias),
+            pointer(d_weight),
+            pointer(d_bias),
+        ),
+    )
     return dx, d_weight.sum(0), d_bias.sum(0)
 
 
@@ -78,9 +104,12 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 class _Convolution(ctypes.Structure):
     """`Convolution` of csrc/causal_conv1d.c."""
-    _fields_ = [*((name, ctypes.c_int64) for name in ("batch", "length", "channels", "taps", "threads", "silu")),
-                *((name, View) for name in ("x", "y", "dy", "dx")),
-                *((name, ctypes.c_void_p) for name in ("weight", "bias", "d_weight", "d_bias"))]
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "taps", "threads", "silu")),
+        *((name, View) for name in ("x", "y", "dy", "dx")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "d_weight", "d_bias")),
+    ]
 
 
 def _prepare(x, weight, bias):

@@ -5,13 +5,14 @@ cache; backward walks through it with the last inputs and gradients in registers
 and step, and backward 3 (x, dy and dx). Backward leaves one share of the gradients of weight and bias per tile, summed
 after in a fixed order.
 """
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.ops.native import rows
-from models.ops.triton_support import device_of
+from audio_mamba.models.ops.native import rows
+from audio_mamba.models.ops.triton_support import device_of
 
 STEPS, BLOCK = 32, 64  # a program's time and channels
 STEPS_BACK, GROUP = 64, 8  # those of backward, which loads GROUP of them ahead
@@ -28,8 +29,11 @@ def _place(length, channels, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     program, blocks, tiles = tl.program_id(0), tl.cdiv(channels, BLOCK), tl.cdiv(length, STEPS)
     share = program // blocks
     t = share % tiles * STEPS + tl.arange(0, STEPS)
-    return (share // tiles).to(tl.int64), t.to(tl.int64)[:, None], \
-        (program % blocks * BLOCK + tl.arange(0, BLOCK))[None, :]
+    return (
+        (share // tiles).to(tl.int64),
+        t.to(tl.int64)[:, None],
+        (program % blocks * BLOCK + tl.arange(0, BLOCK))[None, :],
+    )
 
 
 @triton.jit
@@ -47,20 +51,50 @@ def _convolve(x_ptr, x_time, weight_ptr, bias_ptr, t, d, length, channels, TAPS:
 
 
 @triton.jit
-def forward_kernel(x_ptr, weight_ptr, bias_ptr, y_ptr, length, channels, x_batch, x_time, TAPS: tl.constexpr,
-                   SILU: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+def forward_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    length,
+    channels,
+    x_batch,
+    x_time,
+    TAPS: tl.constexpr,
+    SILU: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     batch, t, d = _place(length, channels, STEPS, BLOCK)
     y = _convolve(x_ptr + batch * x_batch, x_time, weight_ptr, bias_ptr, t, d, length, channels, TAPS)
     if SILU:
         y *= tl.sigmoid(y)
-    tl.store(y_ptr + (batch * length + t) * channels + d, y.to(y_ptr.dtype.element_ty),
-             mask=(t < length) & (d < channels))
+    tl.store(
+        y_ptr + (batch * length + t) * channels + d, y.to(y_ptr.dtype.element_ty), mask=(t < length) & (d < channels)
+    )
 
 
 @triton.jit
-def backward_kernel(dy_ptr, x_ptr, weight_ptr, bias_ptr, dx_ptr, d_weight_ptr, d_bias_ptr, length, channels, dy_batch,
-                    dy_time, x_batch, x_time, TAPS: tl.constexpr, SILU: tl.constexpr, STEPS: tl.constexpr,
-                    GROUP: tl.constexpr, BLOCK: tl.constexpr):
+def backward_kernel(
+    dy_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    dx_ptr,
+    d_weight_ptr,
+    d_bias_ptr,
+    length,
+    channels,
+    dy_batch,
+    dy_time,
+    x_batch,
+    x_time,
+    TAPS: tl.constexpr,
+    SILU: tl.constexpr,
+    STEPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Walks back through the tile's time. `recent` are the inputs x_t, x_{t-1}, ... and `later` the gradients of what
     enters SiLU at t, t + 1, ..., of which a step adds one each. It begins TAPS - 1 steps after the tile."""
     blocks, tiles = tl.cdiv(channels, BLOCK), tl.cdiv(length, STEPS)
@@ -129,8 +163,18 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tens
     if x.numel():
         x, weight, bias = _prepare(x, weight, bias)
         with device_of(x):
-            forward_kernel[_grid(x, STEPS)](x, weight, bias, y, *x.shape[1:], *x.stride()[:2], TAPS=weight.shape[1],
-                                            SILU=silu, STEPS=STEPS, BLOCK=BLOCK)
+            forward_kernel[_grid(x, STEPS)](
+                x,
+                weight,
+                bias,
+                y,
+                *x.shape[1:],
+                *x.stride()[:2],
+                TAPS=weight.shape[1],
+                SILU=silu,
+                STEPS=STEPS,
+                BLOCK=BLOCK,
+            )
     return y
 
 
@@ -140,8 +184,7 @@ def _(x, weight, bias, silu):
 
 
 @torch.library.custom_op("audio_mamba::causal_conv1d_triton_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
-              silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dx = x.new_empty(x.shape)
     (channels, taps), shares = weight.shape, len(x) * -(-x.shape[1] // STEPS_BACK)
@@ -150,8 +193,23 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
         dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
         with device_of(x):
             backward_kernel[_grid(x, STEPS_BACK)](
-                dy, x, weight, bias, dx, d_weight, d_bias, *x.shape[1:], *dy.stride()[:2], *x.stride()[:2], TAPS=taps,
-                SILU=silu, STEPS=STEPS_BACK, GROUP=GROUP, BLOCK=BLOCK, num_warps=1)
+                dy,
+                x,
+                weight,
+                bias,
+                dx,
+                d_weight,
+                d_bias,
+                *x.shape[1:],
+                *dy.stride()[:2],
+                *x.stride()[:2],
+                TAPS=taps,
+                SILU=silu,
+                STEPS=STEPS_BACK,
+                GROUP=GROUP,
+                BLOCK=BLOCK,
+                num_warps=1,
+            )
     return dx, d_weight.sum(0).t().contiguous(), d_bias.sum(0)
 
 

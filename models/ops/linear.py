@@ -1,4 +1,5 @@
 """The linear layer of the Mamba block."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,5 +21,10 @@ def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
-    return (x.dtype == weight.dtype == torch.float32 and x.numel() > 0 and torch.backends.mkldnn.is_available()
-            and torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )

@@ -1,13 +1,15 @@
 """The inside of a Mamba block in one call: the fused function of the package mamba-ssm, where it is installed."""
+
 import torch
 from torch import Tensor
 
-from models.ops import published_kernels
-from models.ops.selective_scan import mamba_ssm
+from audio_mamba.models.ops import published_kernels
+from audio_mamba.models.ops.selective_scan import mamba_ssm
 
 
-def why_not(hidden: Tensor, A: Tensor, conv_weight: Tensor, conv_bias: Tensor | None,
-            out_bias: Tensor | None) -> str | None:
+def why_not(
+    hidden: Tensor, A: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, out_bias: Tensor | None
+) -> str | None:
     """The reason why the fused function cannot serve a block's hidden [B, L, D], A [E, N], taps [E, 1, K] and their
     bias, and the bias of its output."""
     if reason := mamba_ssm.why_not(hidden, A, conv_weight):
@@ -21,13 +23,36 @@ def why_not(hidden: Tensor, A: Tensor, conv_weight: Tensor, conv_bias: Tensor | 
     return published_kernels.why_not_together()
 
 
-def mamba_inner(xz: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, x_proj: Tensor, dt_proj: Tensor,
-                out_proj: Tensor, out_bias: Tensor | None, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+def mamba_inner(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    out_proj: Tensor,
+    out_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+) -> Tensor:
     """Convolution, scan, gate and output of a Mamba block.
 
     xz: [B, 2 E, L], the scan's branch and the gate's, copied unless time is contiguous; conv_weight: [E, 1, K];
     x_proj: [R + 2 N, E]; dt_proj: [E, R]; out_proj: [D, E]; A: [E, N]; D, delta_bias: [E]. Returns [B, L, D].
     """
     function = published_kernels.module("mamba-ssm").mamba_inner_fn
-    return function(xz, conv_weight, conv_bias, x_proj, dt_proj, out_proj, out_bias, A, None, None, D.float(),
-                    delta_bias=delta_bias.float(), delta_softplus=True)
+    return function(
+        xz,
+        conv_weight,
+        conv_bias,
+        x_proj,
+        dt_proj,
+        out_proj,
+        out_bias,
+        A,
+        None,
+        None,
+        D.float(),
+        delta_bias=delta_bias.float(),
+        delta_softplus=True,
+    )

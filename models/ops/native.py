@@ -1,4 +1,5 @@
 """The compiled C kernels: loading them, and handing tensors to them through ctypes."""
+
 import ctypes
 import functools
 import logging
@@ -6,8 +7,8 @@ import logging
 import torch
 from torch import Tensor
 
-from models.ops.build import BuildError, build, cache_directory
-from models.ops.tracing import constant_when_traced
+from audio_mamba.models.ops.build import BuildError, build, cache_directory
+from audio_mamba.models.ops.tracing import constant_when_traced
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ def call(name: str, *arguments: ctypes.Structure | int) -> int:
     library, reason = _library_or_reason()
     if reason:
         raise BuildError(reason)
-    return getattr(library, name)(*(ctypes.byref(a) if isinstance(a, ctypes.Structure) else ctypes.c_void_p(a)
-                                    for a in arguments))
+    return getattr(library, name)(
+        *(ctypes.byref(a) if isinstance(a, ctypes.Structure) else ctypes.c_void_p(a) for a in arguments)
+    )
 
 
 class View(ctypes.Structure):
     """`View` of csrc/tensor.h."""
+
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "time", "last"))]
 
     @classmethod

@@ -1,4 +1,5 @@
 """The packages mamba-ssm and causal-conv1d (CUDA kernels of Gu and Dao), where they are installed."""
+
 import functools
 import logging
 import re
@@ -7,15 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 
-from models.ops.tracing import constant_when_traced
+from audio_mamba.models.ops.tracing import constant_when_traced
 
 logger = logging.getLogger(__name__)
 
 # Versions whose functions have the signatures used here: from the first, up to but not the second.
 VERSIONS = {"mamba-ssm": ((1, 1), (3,)), "causal-conv1d": ((1, 1), (2,))}
 # The module with the functions, and the compiled one beneath it.
-MODULES = {"mamba-ssm": ("mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda"),
-           "causal-conv1d": ("causal_conv1d", "causal_conv1d_cuda")}
+MODULES = {
+    "mamba-ssm": ("mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda"),
+    "causal-conv1d": ("causal_conv1d", "causal_conv1d_cuda"),
+}
 
 
 @constant_when_traced
@@ -62,8 +65,10 @@ def _module_or_reason(package: str) -> tuple[ModuleType | None, str | None]:
 def _load(package: str, found: str) -> tuple[ModuleType | None, str | None]:
     oldest, too_new = VERSIONS[package]
     if not oldest <= _numbers(found) < too_new:
-        return None, (f"{package} {found} is installed, and {'.'.join(map(str, oldest))} up to, but not, "
-                      f"{'.'.join(map(str, too_new))} fit")
+        return None, (
+            f"{package} {found} is installed, and {'.'.join(map(str, oldest))} up to, but not, "
+            f"{'.'.join(map(str, too_new))} fit"
+        )
     name, compiled = MODULES[package]
     if find_spec(compiled) is None:
         return None, f"{package} {found} was built without its module {compiled}, see requirements-gpu.txt"

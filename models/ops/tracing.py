@@ -1,4 +1,5 @@
 """How kernels stay cheap where nobody watches, and visible to torch.compile, autograd and their like where they do."""
+
 from collections.abc import Callable
 
 import torch
@@ -18,8 +19,13 @@ def unwatched(*tensors: Tensor | None) -> bool:
     """Whether a call may go straight to a kernel instead of through the torch operator around it: plain tensors, no
     gradients, nothing that traces or transforms. That saves tens of microseconds each time and, at the first time, the
     import of the compiler."""
-    if (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
-            or torch._C._functorch.peek_interpreter_stack() or torch.autograd.forward_ad._current_level >= 0):
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack()
+        or torch.autograd.forward_ad._current_level >= 0
+    ):
         return False
     grad = torch.is_grad_enabled()
     return all(t is None or type(t) in (Tensor, nn.Parameter) and not (grad and t.requires_grad) for t in tensors)

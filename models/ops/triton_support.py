@@ -1,4 +1,5 @@
 """Whether Triton kernels can serve tensors, found out without importing triton, and how they are launched."""
+
 import functools
 import importlib.util
 import os
@@ -7,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from models.ops.tracing import constant_when_traced
+from audio_mamba.models.ops.tracing import constant_when_traced
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,8 +27,9 @@ def why_not(*tensors: Tensor | None) -> str | None:
             return f"the tensors are on {tensors[0].device} and {tensor.device}"
     device = tensors[0].device.type
     if device != ("cpu" if interpreted() else "cuda"):
-        return f"the tensors are on {device}, " + ("and Triton's interpreter serves the CPU" if interpreted()
-                                                  else "not on a CUDA device")
+        return f"the tensors are on {device}, " + (
+            "and Triton's interpreter serves the CPU" if interpreted() else "not on a CUDA device"
+        )
     return None if _installed() else "the package triton is not installed"
 
 

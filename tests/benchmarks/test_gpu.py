@@ -1,4 +1,5 @@
 """What the GPU benchmark does without a GPU: it refuses, counts, keeps to its budget and shows what it has."""
+
 import json
 
 import pytest

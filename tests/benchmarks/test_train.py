@@ -1,15 +1,16 @@
 """The benchmark of pretraining runs, counts what it says, and compares steps that learn the same."""
+
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import models
+from audio_mamba import models
+from audio_mamba.models.ops import causal_conv1d_cpu, native
+from audio_mamba.models.ops.selective_scan import cpu
 from benchmarks import train, train_steps
 from benchmarks.measure import without_kernels
-from models.ops import causal_conv1d_cpu, native
-from models.ops.selective_scan import cpu
 
 SETTING = train_steps.Setting("SSAM-tiny", "configs.ssam_tiny_200_16x4", 2, "float32", "train.py", 8, 1.0, "", [])
 
@@ -20,9 +21,30 @@ def row(step="train.py", rate=6.0, outside=0.01, model="SSAM-tiny"):
 
 @pytest.mark.slow
 def test_it_measures_two_processes_of_train_py_and_of_the_plain_loop(tmp_path, capsys):
-    train.main(["--models", "SSAM-tiny", "--processes", "2", "--precisions", "bfloat16", "--steps", "train.py",
-                "plain, chunked scan", "--batch", "4", "--seconds", "0.1", "--audio-minutes", "4", "--set",
-                "model.model_args.depth=1", "model.model_args.embed_dim=48", "--output", str(tmp_path / "rows.json")])
+    train.main(
+        [
+            "--models",
+            "SSAM-tiny",
+            "--processes",
+            "2",
+            "--precisions",
+            "bfloat16",
+            "--steps",
+            "train.py",
+            "plain, chunked scan",
+            "--batch",
+            "4",
+            "--seconds",
+            "0.1",
+            "--audio-minutes",
+            "4",
+            "--set",
+            "model.model_args.depth=1",
+            "model.model_args.embed_dim=48",
+            "--output",
+            str(tmp_path / "rows.json"),
+        ]
+    )
     ours, plain = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert (ours["step"], plain["step"]) == ("train.py", "plain, chunked scan")
     for one in (ours, plain):
@@ -63,8 +85,13 @@ def test_a_row_has_the_rate_of_the_slower_process_and_the_mean_of_the_shares():
 
 
 def test_the_table_compares_within_a_setting_and_names_the_targets():
-    rows = [row(), row("train.py, checkpointing", 4.0, outside=0.07), row("plain, chunked scan", 2.0),
-            row("plain, step-by-step scan", 0.25), row("plain", 5.0, model="SSAST-tiny")]
+    rows = [
+        row(),
+        row("train.py, checkpointing", 4.0, outside=0.07),
+        row("plain, chunked scan", 2.0),
+        row("plain, step-by-step scan", 0.25),
+        row("plain", 5.0, model="SSAST-tiny"),
+    ]
     train.compare(rows)
     text = train.table(train.Report(2, "2.0", 0.5, rows))
     assert "| SSAM-tiny | 1 | float32 | plain, chunked scan | 16 | 2.00 | 3.00 x | 30.0% | 60.0% | 9.0% | 1.0%" in text
@@ -79,8 +106,12 @@ def test_each_model_meets_its_own_plain_step(tmp_path):
     found = train.settings(args, tmp_path)
     assert len(found) == 2 * (4 + 3)  # by one and by two processes
     steps = {model: {one.step: one.batch for one in found if one.model == model} for model in args.models}
-    assert steps["SSAM-tiny"] == {"train.py": 8, "train.py, checkpointing": 8, "plain, chunked scan": 8,
-                                  "plain, step-by-step scan": 3}
+    assert steps["SSAM-tiny"] == {
+        "train.py": 8,
+        "train.py, checkpointing": 8,
+        "plain, chunked scan": 8,
+        "plain, step-by-step scan": 3,
+    }
     assert steps["SSAST-tiny"] == {"train.py": 8, "train.py, checkpointing": 8, "plain": 8}
 
 

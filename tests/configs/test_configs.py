@@ -1,4 +1,5 @@
 """The experiments: published values, completion of published config files, refusal of unknown keys."""
+
 import importlib
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import soundfile
 import torch
 from ml_collections import ConfigDict
 
-import configs
-from configs.base import check_config, load_config
+from audio_mamba import configs
+from audio_mamba.hear_api.resolve import load_config
+from audio_mamba.models import ARCHS
+from audio_mamba.schema import check_config
 
 NAMES = [f"{model}_{size}_200_16x4" for model in ("ssam", "ssast") for size in ("tiny", "small", "base")]
 
@@ -30,7 +33,10 @@ def test_published_values(name):
     assert (config.opt.learning_rate, config.opt.weight_decay, config.opt.warmup_epochs) == (1.5e-4, 0.05, 10)
     assert config.data.train_samples == [18988, 1766912, 265408]
     assert [d.rsplit("/", 1)[1] for d in config.data.train_dirs] == [
-        "balanced_train", "unbalanced_train", "unbalanced_train_2"]
+        "balanced_train",
+        "unbalanced_train",
+        "unbalanced_train_2",
+    ]
     assert config.wandb.project == "ssast-pytorch-mamba"
 
 
@@ -44,13 +50,14 @@ def test_a_broken_config_breaks_no_other_name_in_poc(tmp_path, monkeypatch):
     (tmp_path / "own_config.py").write_text("def get_config():\n    return 1\n")
     monkeypatch.setattr(configs, "__path__", [*configs.__path__, str(tmp_path)])
     with pytest.raises(RuntimeError, match="half written"):
-        importlib.import_module("configs.poc.broken_config")
-    assert importlib.import_module("configs.poc.own_config").get_config() == 1
-    own = sys.modules["configs.own_config"]
-    assert own is sys.modules["configs.poc.own_config"] and own.__spec__.name == "configs.own_config"
+        importlib.import_module("audio_mamba.configs.poc.broken_config")
+    assert importlib.import_module("audio_mamba.configs.poc.own_config").get_config() == 1
+    own = sys.modules["audio_mamba.configs.own_config"]
+    assert own is sys.modules["audio_mamba.configs.poc.own_config"]
+    assert own.__spec__.name == "audio_mamba.configs.own_config"
     assert importlib.reload(own) is own
     with pytest.raises(ModuleNotFoundError, match="configs.poc.absent"):
-        importlib.import_module("configs.poc.absent")
+        importlib.import_module("audio_mamba.configs.poc.absent")
 
 
 def test_the_free_audio_pair_differs_in_the_model_alone():
@@ -63,14 +70,22 @@ def test_the_free_audio_pair_differs_in_the_model_alone():
 
 
 def test_configs_import_without_torch_and_without_weights():
-    code = ("import sys, configs.poc.ssam_tiny_200_16x4 as c; c.get_config(); "
-            "assert 'torch' not in sys.modules, 'torch was imported'")
+    code = (
+        "import sys, configs.poc.ssam_tiny_200_16x4 as c; c.get_config(); "
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": ""})
 
 
 def test_published_file_with_fewer_keys_is_completed(monkeypatch):
-    published = ConfigDict({"model": {"arch": "ssast_tiny", "model_args": {"img_size": (200, 80)}},
-                            "opt": {"learning_rate": 3e-4}, "batch_size": 32, "half_precision": False})
+    published = ConfigDict(
+        {
+            "model": {"arch": "ssast_tiny", "model_args": {"img_size": (200, 80)}},
+            "opt": {"learning_rate": 3e-4},
+            "batch_size": 32,
+            "half_precision": False,
+        }
+    )
     module = types.ModuleType("dropped_in")
     module.get_config = lambda: published
     monkeypatch.setitem(sys.modules, "dropped_in", module)
@@ -80,38 +95,46 @@ def test_published_file_with_fewer_keys_is_completed(monkeypatch):
     assert "grad_accum_steps" not in published.opt
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"opt": {"learningrate": 1}}, "'opt.learningrate'; did you mean 'opt.learning_rate'"),
-    ({"batchsize": 1}, "'batchsize'; did you mean 'batch_size'"),
-    ({"model": {"model_args": {"maskratio": 0.5}}}, "did you mean 'model.model_args.mask_ratio'"),
-    ({"model": {"arch": "ssast_tiny", "model_args": {"rms_norm": True}}},
-     "with model.arch 'ssast_tiny': nothing reads the key 'model.model_args.rms_norm'"),
-    ({"opt": {"lr": 1}}, "'opt.lr'; accepted are clip_grad_value, .* learning_rate, "),
-    ({"data": "here"}, "data must be a section"),
-    ({"model": 3}, "model must be a section with keys "),
-    ({"model": {"arch": None}}, "model.arch must be the name of an encoder, got None"),
-    ({"model": {"model_args": 3}}, "model.model_args must be a section"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"opt": {"learningrate": 1}}, "'opt.learningrate'; did you mean 'opt.learning_rate'"),
+        ({"batchsize": 1}, "'batchsize'; did you mean 'batch_size'"),
+        ({"model": {"model_args": {"maskratio": 0.5}}}, "did you mean 'model.model_args.mask_ratio'"),
+        (
+            {"model": {"arch": "ssast_tiny", "model_args": {"rms_norm": True}}},
+            "with model.arch 'ssast_tiny': nothing reads the key 'model.model_args.rms_norm'",
+        ),
+        ({"opt": {"lr": 1}}, "'opt.lr'; accepted are clip_grad_value, .* learning_rate, "),
+        ({"data": "here"}, "data must be a section"),
+        ({"model": 3}, "model must be a section with keys "),
+        ({"model": {"arch": None}}, "model.arch must be the name of an encoder, got None"),
+        ({"model": {"model_args": 3}}, "model.model_args must be a section"),
+    ],
+)
 def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
     with pytest.raises(ValueError, match=message):
-        check_config(ConfigDict(changes))
+        check_config(ConfigDict(changes), ARCHS, "the config")
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-    ({"num_epochs": 1.5}, "num_epochs must be a whole number of at least 1, got 1.5"),
-    ({"log_every_steps": True}, "log_every_steps must be a whole number"),
-    ({"opt": {"grad_accum_steps": 0}}, "opt.grad_accum_steps must be a whole number of at least 1, got 0"),
-    ({"opt": {"learning_rate": None}}, "opt.learning_rate must be a finite number of at least 0, got None"),
-    ({"opt": {"warmup_epochs": -1}}, "opt.warmup_epochs must be a finite number of at least 0, got -1"),
-    ({"opt": {"learning_rate": float("inf")}}, "opt.learning_rate must be a finite number of at least 0, got inf"),
-    ({"opt": {"weight_decay": float("nan")}}, "opt.weight_decay must be a finite number of at least 0, got nan"),
-    ({"opt": {"clip_grad_value": -1.0}}, "opt.clip_grad_value must be a finite number of at least 0, got -1.0"),
-    ({"scene_layout": "band"}, "scene_layout must be one of published, bands, got 'band'"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"num_epochs": 1.5}, "num_epochs must be a whole number of at least 1, got 1.5"),
+        ({"log_every_steps": True}, "log_every_steps must be a whole number"),
+        ({"opt": {"grad_accum_steps": 0}}, "opt.grad_accum_steps must be a whole number of at least 1, got 0"),
+        ({"opt": {"learning_rate": None}}, "opt.learning_rate must be a finite number of at least 0, got None"),
+        ({"opt": {"warmup_epochs": -1}}, "opt.warmup_epochs must be a finite number of at least 0, got -1"),
+        ({"opt": {"learning_rate": float("inf")}}, "opt.learning_rate must be a finite number of at least 0, got inf"),
+        ({"opt": {"weight_decay": float("nan")}}, "opt.weight_decay must be a finite number of at least 0, got nan"),
+        ({"opt": {"clip_grad_value": -1.0}}, "opt.clip_grad_value must be a finite number of at least 0, got -1.0"),
+        ({"scene_layout": "band"}, "scene_layout must be one of published, bands, got 'band'"),
+    ],
+)
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        check_config(ConfigDict(changes))
+        check_config(ConfigDict(changes), ARCHS, "the config")
 
 
 def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):
@@ -119,7 +142,7 @@ def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):
         load_config("configs.nothing")
     with pytest.raises(ValueError, match="no get_config"):
         load_config("json")
-    module = importlib.import_module("configs.ssam_tiny_200_16x4")
+    module = importlib.import_module("audio_mamba.configs.ssam_tiny_200_16x4")
     monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
     with pytest.raises(FileNotFoundError, match="set PT_MAMBA_MODEL_DIR to the folder that holds ssam_tiny_200_"):
         module.load_model()
@@ -132,21 +155,21 @@ def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):
 
 
 def test_weights_that_came_with_the_project_serve_where_no_others_are_named(monkeypatch, tmp_path):
-    from hear_api import RuntimeSSAST, embed
-    from hear_api.pretrained import save_pretrained
+    from audio_mamba.hear_api import RuntimeSSAST, embed
+    from audio_mamba.hear_api.pretrained import save_pretrained
 
     config = load_config("configs.ssam_tiny_free_audio")
     torch.manual_seed(7)
     shipped = RuntimeSSAST(config, None)
     torch.nn.init.normal_(shipped.model.mask_token)
     save_pretrained(shipped, tmp_path / "weights/ssam_tiny_free_audio", "float16")
-    monkeypatch.setattr("configs.base.SHIPPED_WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr("audio_mamba.hear_api.resolve.SHIPPED_WEIGHTS", tmp_path / "weights")
     expected = shipped.model.mask_token.half().float()
 
     monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
-    module = importlib.import_module("configs.ssam_tiny_free_audio")
+    module = importlib.import_module("audio_mamba.configs.ssam_tiny_free_audio")
     assert torch.equal(module.load_model().model.mask_token, expected)
-    monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))             # it has no weights of this config
+    monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))  # it has no weights of this config
     assert torch.equal(module.load_model().model.mask_token, expected)
 
     soundfile.write(tmp_path / "my.wav", 0.1 * torch.randn(16000).numpy(), 16000)
@@ -160,6 +183,6 @@ def test_load_model_takes_the_published_folder(monkeypatch, tmp_path, golden):
     folder = tmp_path / "ssam_tiny_200_16x4_4x256_fp16_r1"
     folder.symlink_to(golden / "published_layout")
     monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))
-    module = importlib.import_module("configs.ssam_tiny_200_16x4")
+    module = importlib.import_module("audio_mamba.configs.ssam_tiny_200_16x4")
     with pytest.raises(ValueError, match="checkpoint-99.pth holds another architecture"):  # it has only two blocks
         module.load_model()

@@ -1,4 +1,5 @@
 """Shards that we write, shards that webdataset writes, and damaged ones."""
+
 import io
 import os
 import pickle
@@ -9,17 +10,23 @@ import numpy as np
 import pytest
 import webdataset
 
-from atomic_files import atomic_write
-from data.archives import read_manifest, read_shard, shard_indices, write_manifest, write_shard
-from data.samples import ArchiveError, Sample
-from data.shard_files import ShardFiles
-from data.shard_index import index_from_headers, read_index
+from audio_mamba.data.archives import read_manifest, read_shard, shard_indices, write_manifest, write_shard
+from audio_mamba.data.samples import ArchiveError, Sample
+from audio_mamba.data.shard_files import ShardFiles
+from audio_mamba.data.shard_index import index_from_headers, read_index
+from audio_mamba.system.atomic_files import atomic_write
 
 
 def make_samples(count: int, dtype: str = "float32") -> list[Sample]:
     rng = np.random.default_rng(0)
-    return [Sample(f"{i:08d}_clip", rng.standard_normal((20 + i, 80)).astype(dtype),
-                   rng.integers(0, 527, i % 3).astype(np.int64)) for i in range(count)]
+    return [
+        Sample(
+            f"{i:08d}_clip",
+            rng.standard_normal((20 + i, 80)).astype(dtype),
+            rng.integers(0, 527, i % 3).astype(np.int64),
+        )
+        for i in range(count)
+    ]
 
 
 def assert_same(found: list[Sample], expected: list[Sample]) -> None:
@@ -35,8 +42,13 @@ def write_published_shard(path, samples: list[Sample], protocol: int = 4) -> Non
     pattern = str(path.parent / "published-%d.tar")
     with webdataset.ShardWriter(pattern, verbose=0, encoder=False) as writer:
         for sample in samples:
-            writer.write({"__key__": sample.key, "data.pyd": pickle.dumps(sample.spectrogram, protocol),
-                          "target.pyd": pickle.dumps(sample.labels.tolist(), protocol)})
+            writer.write(
+                {
+                    "__key__": sample.key,
+                    "data.pyd": pickle.dumps(sample.spectrogram, protocol),
+                    "target.pyd": pickle.dumps(sample.labels.tolist(), protocol),
+                }
+            )
     (path.parent / "published-0.tar").rename(path)
 
 
@@ -58,8 +70,10 @@ def test_the_same_samples_give_the_same_bytes(tmp_path):
 def test_webdataset_reads_our_shards(tmp_path):
     samples = make_samples(4)
     write_shard(tmp_path / "a.tar", samples)
-    found = [Sample(item["__key__"], np.load(io.BytesIO(item["data.pyd"])), np.load(io.BytesIO(item["target.pyd"])))
-             for item in webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)]
+    found = [
+        Sample(item["__key__"], np.load(io.BytesIO(item["data.pyd"])), np.load(io.BytesIO(item["target.pyd"])))
+        for item in webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
+    ]
     assert_same(found, samples)
 
 
@@ -157,7 +171,7 @@ def test_damaged_shards_are_named_not_silently_shortened(tmp_path, damage):
     if damage == "cut at a header":
         data = data[:fourth_header]
     elif damage == "cut in a member":
-        data = data[:fourth_header + 700]
+        data = data[: fourth_header + 700]
     elif damage == "flipped header":
         data[fourth_header + 10] ^= 1
     else:
@@ -172,8 +186,13 @@ def test_bad_members_are_named_by_shard_and_key(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "owned"),)
 
-    bad = {"code": pickle.dumps(Evil()), "flat": pickle.dumps(np.ones(80, np.float32)), "text": b"hello",
-           "ints": pickle.dumps(np.ones((3, 80), int)), "none": pickle.dumps(np.ones((0, 80), np.float32))}
+    bad = {
+        "code": pickle.dumps(Evil()),
+        "flat": pickle.dumps(np.ones(80, np.float32)),
+        "text": b"hello",
+        "ints": pickle.dumps(np.ones((3, 80), int)),
+        "none": pickle.dumps(np.ones((0, 80), np.float32)),
+    }
     for name, data in bad.items():
         with webdataset.TarWriter(str(tmp_path / f"{name}.tar"), encoder=False) as tar:
             tar.write({"__key__": "clip7", "data.pyd": data, "target.pyd": pickle.dumps([1])})

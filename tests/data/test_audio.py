@@ -1,4 +1,5 @@
 """Loading of real file formats, against the samples that went into them."""
+
 import errno
 import os
 import shutil
@@ -9,13 +10,20 @@ import pytest
 import soundfile
 import soxr
 
-from data.audio import AUDIO_SUFFIXES, OTHER_SUFFIXES, AudioError, find_audio, load_audio, stream_audio
+from audio_mamba.data.audio import AUDIO_SUFFIXES, OTHER_SUFFIXES, AudioError, find_audio, load_audio, stream_audio
 
 # How soundfile writes each of the accepted suffixes, and by how much a codec may change two sines.
-FORMATS = {"wav": ({}, 1e-3), "flac": ({}, 1e-3), "ogg": ({}, 0.05), "mp3": ({}, 0.07),
-           "oga": ({"format": "OGG", "subtype": "VORBIS"}, 0.05), "opus": ({"format": "OGG", "subtype": "OPUS"}, 0.2),
-           "aiff": ({}, 1e-3), "aif": ({"format": "AIFF", "subtype": "PCM_24"}, 1e-3),
-           "aifc": ({"format": "AIFF", "subtype": "FLOAT"}, 1e-3)}
+FORMATS = {
+    "wav": ({}, 1e-3),
+    "flac": ({}, 1e-3),
+    "ogg": ({}, 0.05),
+    "mp3": ({}, 0.07),
+    "oga": ({"format": "OGG", "subtype": "VORBIS"}, 0.05),
+    "opus": ({"format": "OGG", "subtype": "OPUS"}, 0.2),
+    "aiff": ({}, 1e-3),
+    "aif": ({"format": "AIFF", "subtype": "PCM_24"}, 1e-3),
+    "aifc": ({"format": "AIFF", "subtype": "FLOAT"}, 1e-3),
+}
 
 
 def sines(rate: int, seconds: float = 3.0) -> np.ndarray:
@@ -31,7 +39,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_every_accepted_format_is_tested():
-    assert AUDIO_SUFFIXES == {f".{suffix}" for suffix in FORMATS} and not AUDIO_SUFFIXES & OTHER_SUFFIXES
+    assert {f".{suffix}" for suffix in FORMATS} == AUDIO_SUFFIXES and not AUDIO_SUFFIXES & OTHER_SUFFIXES
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -90,9 +98,18 @@ def write_bad(path, kind: str) -> None:
         soundfile.write(path, good, 16000, subtype="FLOAT")
 
 
-@pytest.mark.parametrize("kind, reason", [
-    ("text", "cannot be read"), ("no bytes", "cannot be read"), ("no samples", "no samples"), ("missing", "no such"),
-    ("200 samples", "too short, 200 samples"), ("nan", "NaN or Inf"), ("inf", "NaN or Inf")])
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("text", "cannot be read"),
+        ("no bytes", "cannot be read"),
+        ("no samples", "no samples"),
+        ("missing", "no such"),
+        ("200 samples", "too short, 200 samples"),
+        ("nan", "NaN or Inf"),
+        ("inf", "NaN or Inf"),
+    ],
+)
 def test_bad_files_are_named_with_the_reason(tmp_path, kind, reason):
     path = tmp_path / "bad.wav"
     write_bad(path, kind)
@@ -120,16 +137,23 @@ def test_an_ogg_with_something_after_its_end_is_whole(tmp_path, suffix):
     assert load_audio(path).shape == (48000,)
 
 
-@pytest.mark.parametrize("suffix, chunk, unknown", [
-    ("wav", b"data", 0xFFFFFFFF), ("wav", b"data", 0x7FFFF000), ("aiff", b"SSND", 0), ("aiff", b"SSND", 0x7EFFFFF8),
-    ("aiff", b"SSND", 0x7F000008)])
+@pytest.mark.parametrize(
+    "suffix, chunk, unknown",
+    [
+        ("wav", b"data", 0xFFFFFFFF),
+        ("wav", b"data", 0x7FFFF000),
+        ("aiff", b"SSND", 0),
+        ("aiff", b"SSND", 0x7EFFFFF8),
+        ("aiff", b"SSND", 0x7F000008),
+    ],
+)
 def test_a_file_from_a_program_that_did_not_know_its_length_is_whole(tmp_path, suffix, chunk, unknown):
     path = tmp_path / f"piped.{suffix}"
     soundfile.write(path, sines(16000), 16000)
     content = path.read_bytes()
     place = content.index(chunk) + 4
     size = unknown.to_bytes(4, "little" if suffix == "wav" else "big")
-    path.write_bytes(content[:place] + size + content[place + 4:])
+    path.write_bytes(content[:place] + size + content[place + 4 :])
     assert load_audio(path).shape == (48000,)
 
 
@@ -139,7 +163,7 @@ def test_an_ogg_without_the_mark_of_its_end_is_whole(tmp_path):
     content = bytearray(path.read_bytes())
     last_page = content.rindex(b"OggS")
     content[last_page + 5] &= ~4
-    content[last_page + 22:last_page + 26] = _ogg_checksum(content[last_page:])
+    content[last_page + 22 : last_page + 26] = _ogg_checksum(content[last_page:])
     path.write_bytes(content)
     assert "lacks an end-of-stream bit" in soundfile.SoundFile(path).extra_info
     assert load_audio(path).shape == (48000,)
@@ -159,10 +183,10 @@ def _ogg_checksum(page: bytearray) -> bytes:
 def test_an_mp3_that_does_not_count_its_frames_is_read_to_its_end(tmp_path, bitrate_mode, tag_bytes):
     """libsndfile guesses its length: too long for one reason, a third of it for another."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 6)
-    noise[44100 * 3:] *= 0.001
+    noise[44100 * 3 :] *= 0.001
     soundfile.write(tmp_path / "counted.mp3", noise, 44100, bitrate_mode=bitrate_mode, compression_level=0.3)
     content = (tmp_path / "counted.mp3").read_bytes()
-    frames = content[content.index(content[:2], 40):]  # without the first one, which holds the count
+    frames = content[content.index(content[:2], 40) :]  # without the first one, which holds the count
     size = bytes(tag_bytes >> shift & 127 for shift in (21, 14, 7, 0))
     (tmp_path / "uncounted.mp3").write_bytes((b"ID3\x03\0\0" + size + bytes(tag_bytes) if tag_bytes else b"") + frames)
     threads = set(threading.enumerate())
@@ -192,7 +216,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_passed_over(tmp_path, monkeyp
 def test_an_mp3_whose_disk_fails_in_the_middle_is_refused(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 6), 44100)
     content = (tmp_path / "a.mp3").read_bytes()
-    frames = content[content.index(content[:2], 40):]  # as above
+    frames = content[content.index(content[:2], 40) :]  # as above
     (tmp_path / "a.mp3").write_bytes(frames)
 
     def half(source, pipe):
@@ -234,7 +258,8 @@ def test_find_audio_tells_once_of_recordings_that_it_passes_over(tmp_path, caplo
     assert find_audio(tmp_path) == [tmp_path / "a.wav"]
     assert [record.getMessage() for record in caplog.records] == [
         f"passed over recordings of other formats: 3, the first is {tmp_path}/c.M4A; "
-        f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"]
+        f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"
+    ]
     (tmp_path / "a.wav").unlink()
     with pytest.raises(AudioError, match="no audio found below .* formats: 3, the first is .*/c.M4A; accepted: .*flac"):
         find_audio(tmp_path)

@@ -1,4 +1,5 @@
 """Which samples an epoch has and in which order: in theory on 100,000, and in processes that torchrun starts."""
+
 import json
 import os
 import subprocess
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from data.archives import write_shard
-from data.loader import EpochBatches
-from data.samples import Sample
+from audio_mamba.data.archives import write_shard
+from audio_mamba.data.loader import EpochBatches
+from audio_mamba.data.samples import Sample
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARD_SIZES = (7, 31, 15, 8)                # 61 samples: no world size or batch divides them
+SHARD_SIZES = (7, 31, 15, 8)  # 61 samples: no world size or batch divides them
 BATCH_SIZE = 4
 
 
@@ -45,8 +46,12 @@ def archive(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("archive")
     first = 0
     for number, size in enumerate(SHARD_SIZES):
-        clips = [Sample(f"{i:04d}", np.random.default_rng(i).standard_normal((8 + i, 80)).astype(np.float32),
-                        np.zeros(0, int)) for i in range(first, first + size)]
+        clips = [
+            Sample(
+                f"{i:04d}", np.random.default_rng(i).standard_normal((8 + i, 80)).astype(np.float32), np.zeros(0, int)
+            )
+            for i in range(first, first + size)
+        ]
         write_shard(directory / f"{number}.tar", clips)
         first += size
     return directory
@@ -54,9 +59,22 @@ def archive(tmp_path_factory) -> Path:
 
 def read_epochs(archive: Path, out_dir: Path, world_size: int) -> list[dict]:
     """What each rank saw."""
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1",
-                    f"--nproc-per-node={world_size}", str(Path(__file__).with_name("epoch_reader.py")), str(archive),
-                    str(out_dir)], check=True, timeout=200, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nnodes=1",
+            f"--nproc-per-node={world_size}",
+            str(Path(__file__).with_name("epoch_reader.py")),
+            str(archive),
+            str(out_dir),
+        ],
+        check=True,
+        timeout=200,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     return [json.loads((out_dir / f"{rank}.json").read_text()) for rank in range(world_size)]
 
 
@@ -65,12 +83,12 @@ def test_under_torchrun_ranks_and_workers_share_an_epoch_exactly(archive, tmp_pa
     ranks = read_epochs(archive, tmp_path, world_size)
     count, steps = sum(SHARD_SIZES), sum(SHARD_SIZES) // (BATCH_SIZE * world_size)
     for epoch in (0, 1, 2):
-        order = np.random.default_rng((5, epoch)).permutation(count)[:steps * world_size * BATCH_SIZE]
+        order = np.random.default_rng((5, epoch)).permutation(count)[: steps * world_size * BATCH_SIZE]
         expected = order.reshape(steps, world_size, BATCH_SIZE)
         for rank, seen in enumerate(ranks):
             batches = seen[f"0 workers, epoch {epoch}"]
             assert [indices for indices, _ in batches] == expected[:, rank].tolist()
-            assert seen[f"2 workers, epoch {epoch}"] == batches         # to the last bit
+            assert seen[f"2 workers, epoch {epoch}"] == batches  # to the last bit
     for seen in ranks:
         for num_workers in (0, 2):
             assert seen[f"{num_workers} workers, epoch 2 resumed"] == seen["0 workers, epoch 2"]

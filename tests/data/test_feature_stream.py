@@ -1,10 +1,11 @@
 """Pieces against the whole."""
+
 import numpy as np
 import pytest
 import torch
 
-from data.feature_stream import LogMelStream
-from data.features import log_mel
+from audio_mamba.data.feature_stream import LogMelStream
+from audio_mamba.data.features import log_mel
 
 
 @pytest.mark.parametrize("samples", [201, 319, 400, 16000, 16001, 40161])
@@ -20,7 +21,7 @@ def test_pieces_of_any_length_give_the_frames_of_the_whole(samples, piece):
 
 def test_a_frame_comes_with_the_last_sample_of_its_window_and_memory_stays_small():
     stream, audio = LogMelStream(), torch.randn(16000)
-    arrivals = [sample for sample in range(16000) if len(stream.feed(audio[sample:sample + 1]))]
+    arrivals = [sample for sample in range(16000) if len(stream.feed(audio[sample : sample + 1]))]
     assert arrivals[0] == 200 and arrivals[1:] == list(range(359, 16000, 160))
     assert len(stream._held) < 1000
 

@@ -1,4 +1,5 @@
 """The index command on archives that webdataset wrote: training sees the same, and reads less."""
+
 import logging
 import os
 import pickle
@@ -13,13 +14,13 @@ import pytest
 import torch
 import webdataset
 
-from data import dataset as dataset_module
-from data.archives import write_manifest, write_shard
-from data.dataset import LogMelDataset
-from data.index import main
-from data.loader import make_loader, set_epoch
-from data.samples import ArchiveError, Sample
-from data.shard_index import index_path, read_index
+from audio_mamba.data import dataset as dataset_module
+from audio_mamba.data.archives import write_manifest, write_shard
+from audio_mamba.data.dataset import LogMelDataset
+from audio_mamba.data.index import main
+from audio_mamba.data.loader import make_loader, set_epoch
+from audio_mamba.data.samples import ArchiveError, Sample
+from audio_mamba.data.shard_index import index_path, read_index
 from tests.conftest import ROOT
 
 NUM_FRAMES = 12
@@ -49,8 +50,14 @@ def archive(tmp_path) -> Path:
 
 
 def batches_of(archive: Path, strict: bool = True) -> list[dict]:
-    loader = make_loader([archive], num_frames=NUM_FRAMES, batch_size=10, seed=3, strict=strict,
-                         draw_mask=lambda rng: rng.integers(0, 2, 10).astype(np.float32))
+    loader = make_loader(
+        [archive],
+        num_frames=NUM_FRAMES,
+        batch_size=10,
+        seed=3,
+        strict=strict,
+        draw_mask=lambda rng: rng.integers(0, 2, 10).astype(np.float32),
+    )
     set_epoch(loader, 4)
     return list(loader)
 
@@ -74,11 +81,15 @@ def test_a_published_archive_trains_alike_with_its_index_and_reads_only_crops(ar
     assert sorted(written(archive)) == sorted(f"{name}{end}" for name in "abc" for end in (".tar", ".index.npz"))
 
     headers_read, bytes_read = [], []
-    monkeypatch.setattr("data.shard_index._walk", lambda *arguments: headers_read.append(arguments))
-    monkeypatch.setattr("data.dataset.ShardFiles.read", lambda *arguments: pytest.fail("a whole member is read"))
+    monkeypatch.setattr("audio_mamba.data.shard_index._walk", lambda *arguments: headers_read.append(arguments))
+    monkeypatch.setattr(
+        "audio_mamba.data.dataset.ShardFiles.read", lambda *arguments: pytest.fail("a whole member is read")
+    )
     read_into = dataset_module.ShardFiles.read_into
-    monkeypatch.setattr("data.dataset.ShardFiles.read_into", lambda files, path, offset, buffer: (
-        bytes_read.append(len(buffer)) or read_into(files, path, offset, buffer)))
+    monkeypatch.setattr(
+        "audio_mamba.data.dataset.ShardFiles.read_into",
+        lambda files, path, offset, buffer: bytes_read.append(len(buffer)) or read_into(files, path, offset, buffer),
+    )
     assert_same(batches_of(archive), before)
     assert not headers_read and len(bytes_read) == 140 and max(bytes_read) == NUM_FRAMES * 80 * 4
 
@@ -88,25 +99,29 @@ def test_again_it_does_only_what_is_missing(archive, capsys):
     first = written(archive)
     main([str(archive)])
     assert "each of its 3 shards has an index already" in capsys.readouterr().out and written(archive) == first
-    index_path(archive / "a.tar").unlink()                            # lost
-    index_path(archive / "b.tar").write_bytes(b"no index")            # damaged
-    write_published(archive / "c.tar", published(range(7)))           # belongs to another shard
+    index_path(archive / "a.tar").unlink()  # lost
+    index_path(archive / "b.tar").write_bytes(b"no index")  # damaged
+    write_published(archive / "c.tar", published(range(7)))  # belongs to another shard
     main([str(archive)])
     assert f"{archive}: 3 of 3 shards indexed, 97 samples" in capsys.readouterr().out
     assert [len(read_index(archive / f"{name}.tar")) for name in "abc"] == [50, 40, 7]
     index_path(archive / "b.tar").unlink()
     third = written(archive)
-    (archive / "b.index.npz.0123abcd.partial").touch()                # left by a killed process
+    (archive / "b.index.npz.0123abcd.partial").touch()  # left by a killed process
     main([str(archive)])
     assert not (archive / "b.index.npz.0123abcd.partial").exists()
     assert "1 of 3 shards indexed, 40 samples" in capsys.readouterr().out
     assert {name: when for name, when in written(archive).items() if not name.startswith("b")} == {
-        name: when for name, when in third.items() if not name.startswith("b")}
+        name: when for name, when in third.items() if not name.startswith("b")
+    }
 
 
 def test_bad_samples_and_shards_are_named_and_met_by_training_as_before(archive, capsys):
-    bad = {"cut": pickle.dumps(clip(1))[:200], "nan": pickle.dumps(np.full((14, 80), np.nan, np.float32)),
-           "huge": pickle.dumps(np.full((14, 80), 1e300) * [[1, -1] * 40])}
+    bad = {
+        "cut": pickle.dumps(clip(1))[:200],
+        "nan": pickle.dumps(np.full((14, 80), np.nan, np.float32)),
+        "huge": pickle.dumps(np.full((14, 80), 1e300) * [[1, -1] * 40]),
+    }
     write_published(archive / "d.tar", published(range(140, 500)) | bad)
     done = subprocess.run([sys.executable, "-m", "data.index", archive], cwd=ROOT, capture_output=True, text=True)
     told = done.stderr
@@ -116,8 +131,11 @@ def test_bad_samples_and_shards_are_named_and_met_by_training_as_before(archive,
         assert f"{archive / 'd.tar'}, sample {key}: the spectrogram holds NaN or Inf" in told
     indexed = batches_of(archive, strict=False)
     dataset = LogMelDataset([archive], NUM_FRAMES, strict=True)
-    for number, problem in ((500, "cut: neither an .npy array nor"), (501, "nan: the spectrogram holds NaN or Inf"),
-                            (502, "huge: the spectrogram holds NaN or Inf")):
+    for number, problem in (
+        (500, "cut: neither an .npy array nor"),
+        (501, "nan: the spectrogram holds NaN or Inf"),
+        (502, "huge: the spectrogram holds NaN or Inf"),
+    ):
         with pytest.raises(ArchiveError, match=f"d.tar, sample {problem}"):
             dataset[0, number]
     for path in archive.glob("*.index.npz"):
@@ -134,8 +152,14 @@ def test_bad_samples_and_shards_are_named_and_met_by_training_as_before(archive,
 
 
 def test_values_that_do_not_lie_row_by_row_are_counted_and_read_whole(tmp_path, capsys):
-    write_published(tmp_path / "a.tar", {"columns": pickle.dumps(np.asfortranarray(clip(30))),
-                                         "quoted": pickle.dumps(clip(31), protocol=0), "rows": pickle.dumps(clip(32))})
+    write_published(
+        tmp_path / "a.tar",
+        {
+            "columns": pickle.dumps(np.asfortranarray(clip(30))),
+            "quoted": pickle.dumps(clip(31), protocol=0),
+            "rows": pickle.dumps(clip(32)),
+        },
+    )
     before = [LogMelDataset([tmp_path], NUM_FRAMES)[0, i]["spectrogram"] for i in range(3)]
     main([str(tmp_path)])
     assert "1 of 1 shards indexed, 3 samples; 2 of them must still be read whole" in capsys.readouterr().out
@@ -165,14 +189,14 @@ def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
         patch.setattr("os.access", lambda path, mode: False)
         with pytest.raises(SystemExit, match=f"^index: {archive} is not writable, but the index of a shard lies"):
             main([str(archive)])
-        links = archive / "links"                       # what that sentence advises
+        links = archive / "links"  # what that sentence advises
         links.mkdir()
         for shard in archive.glob("*.tar"):
             (links / shard.name).symlink_to(shard)
     main([str(links)])
     assert_same(batches_of(links), batches_of(archive))
     assert not list(archive.glob("*.npz"))
-    index_path(archive / "a.tar").mkdir()               # so that its file cannot be written
+    index_path(archive / "a.tar").mkdir()  # so that its file cannot be written
     with pytest.raises(SystemExit, match="index: .*a.index.npz.*; once its cause is removed, the same command goes on"):
         main([str(archive)])
     assert not list(archive.glob("*.partial"))
@@ -185,13 +209,19 @@ def test_ctrl_c_ends_it_at_once_and_the_same_command_goes_on(tmp_path):
     members = {f"Y{number:011d}": pickle.dumps(np.ones((4000, 80), np.float32)) for number in range(120)}
     write_published(tmp_path / "b.tar", members)
     write_published(tmp_path / "a.tar", published(range(3)))
-    command = subprocess.Popen([sys.executable, "-m", "data.index", str(tmp_path), "--workers", "1"], cwd=ROOT,
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "data.index", str(tmp_path), "--workers", "1"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
     while not index_path(tmp_path / "a.tar").exists():
         assert time.monotonic() < deadline and command.poll() is None
         time.sleep(0.005)
-    os.killpg(command.pid, signal.SIGINT)       # as a terminal does
+    os.killpg(command.pid, signal.SIGINT)  # as a terminal does
     _, errors = command.communicate(timeout=30)
     assert command.returncode == 130 and "Traceback" not in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index.npz", "a.tar", "b.tar"]
@@ -200,7 +230,7 @@ def test_ctrl_c_ends_it_at_once_and_the_same_command_goes_on(tmp_path):
 
 
 def test_a_large_archive_without_index_names_the_command_once(archive, monkeypatch, caplog):
-    monkeypatch.setattr("data.dataset.MANY_WITHOUT_INDEX", 100)
+    monkeypatch.setattr("audio_mamba.data.dataset.MANY_WITHOUT_INDEX", 100)
     caplog.set_level(logging.INFO)
     LogMelDataset([archive], NUM_FRAMES)
     assert len(caplog.records) == 1

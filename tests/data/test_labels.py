@@ -1,12 +1,13 @@
 """Tables of labels as data sets in the wild have them."""
+
 import csv
 import json
 import logging
 
 import pytest
 
-from data.labels import LabelError, find_labelled
-from data.synthetic import write_scene_task
+from audio_mamba.data.labels import LabelError, find_labelled
+from audio_mamba.data.synthetic import write_scene_task
 from tests.evaluation.conftest import write_task
 
 
@@ -27,12 +28,18 @@ def test_audiosets_own_tables(tmp_path):
         "# Segments csv created Sun Mar  5 10:54:31 2017\n# num_ytids=3, num_segs=3\n"
         "# YTID, start_seconds, end_seconds, positive_labels\n"
         '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"\n'
-        'Y-6blJHKbCo, 30.000, 40.000, "/m/09x0r"\nYa2VsY3OcPQ, 30.000, 40.000, "/m/05zppz"\n')
+        'Y-6blJHKbCo, 30.000, 40.000, "/m/09x0r"\nYa2VsY3OcPQ, 30.000, 40.000, "/m/05zppz"\n'
+    )
     (tmp_path / "classes.csv").write_text(
-        'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n2,/t/dd00088,"Gush"\n')
+        'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n2,/t/dd00088,"Gush"\n'
+    )
     found = find_labelled(tmp_path / "audio", tmp_path / "eval.csv", tmp_path / "classes.csv")
-    assert labels_by_name(found) == {"--PJHxphWEs.wav": ("/m/09x0r", "/t/dd00088"), "YY-6blJHKbCo.flac": ("/m/09x0r",),
-                                     "Ya2VsY3OcPQ_30.000.wav": ("/m/05zppz",), "unlisted_id.wav": ()}
+    assert labels_by_name(found) == {
+        "--PJHxphWEs.wav": ("/m/09x0r", "/t/dd00088"),
+        "YY-6blJHKbCo.flac": ("/m/09x0r",),
+        "Ya2VsY3OcPQ_30.000.wav": ("/m/05zppz",),
+        "unlisted_id.wav": (),
+    }
     assert found[2] == ["/m/09x0r", "/m/05zppz", "/t/dd00088"]
 
 
@@ -46,7 +53,7 @@ def test_esc50_and_fsd50k_tables(tmp_path):
 
 def test_a_hear_task_brings_its_own_labels(tmp_path):
     task = write_scene_task(tmp_path, clips={"train": 2, "valid": 1, "test": 1}, seconds=0.5)
-    make_files(task / "48000" / "train", "train_0000.wav")       # another rate of the same clips is not taken twice
+    make_files(task / "48000" / "train", "train_0000.wav")  # another rate of the same clips is not taken twice
     files, labels, vocabulary = find_labelled(task)
     with open(task / "labelvocabulary.csv") as file:
         assert vocabulary == [row["label"] for row in csv.DictReader(file)]
@@ -57,12 +64,18 @@ def test_a_hear_task_brings_its_own_labels(tmp_path):
 def test_a_clip_of_an_event_task_has_the_labels_of_its_events_once(tmp_path):
     task = tmp_path / "notes"
     write_task(task, {"train": 3, "test": 1}, embedding_type="event")
-    events = [{"start": start, "end": start + 300, "label": label} for start, label in
-              ((0, "mid"), (400, "low"), (500, "mid"))]
+    events = [
+        {"start": start, "end": start + 300, "label": label}
+        for start, label in ((0, "mid"), (400, "low"), (500, "mid"))
+    ]
     (task / "test.json").write_text(json.dumps({"test0.wav": events}))
     found = find_labelled(task)
-    assert labels_by_name(found) == {"train0.wav": ("low",), "train1.wav": ("mid",), "train2.wav": ("high",),
-                                     "test0.wav": ("low", "mid")}
+    assert labels_by_name(found) == {
+        "train0.wav": ("low",),
+        "train1.wav": ("mid",),
+        "train2.wav": ("high",),
+        "test0.wav": ("low", "mid"),
+    }
     assert found[2] == ["low", "mid", "high"]
 
 
@@ -77,7 +90,10 @@ def test_files_without_a_label_and_rows_without_a_file_are_counted(tmp_path, cap
     make_files(tmp_path / "audio", "a.wav", "b.wav", "c.wav")
     (tmp_path / "labels.csv").write_text("file,label\na.wav,x\nb.wav,\nd.wav,y\n")
     assert labels_by_name(find_labelled(tmp_path / "audio", tmp_path / "labels.csv")) == {
-        "a.wav": ("x",), "b.wav": (), "c.wav": ()}
+        "a.wav": ("x",),
+        "b.wav": (),
+        "c.wav": (),
+    }
     assert "2 of 3 audio files have no label in" in caplog.text
     assert "1 of 3 names in" in caplog.text and "such as d.wav" in caplog.text
 
@@ -89,9 +105,15 @@ def test_one_name_written_in_several_ways(tmp_path, written):
     assert labels_by_name(find_labelled(tmp_path / "audio", tmp_path / "labels.csv")) == {"a.wav": ("x",), "b.wav": ()}
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("index,mid\n0,dogs\n", "not 'cats', which is in use"), ("index,mid\n1,dogs\n", "must have the ids 0 to 0"),
-    ("index,mid\n0,cats\n1,cats\n", "different labels"), ("number,name\n0,cats\n", "has the columns")])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("index,mid\n0,dogs\n", "not 'cats', which is in use"),
+        ("index,mid\n1,dogs\n", "must have the ids 0 to 0"),
+        ("index,mid\n0,cats\n1,cats\n", "different labels"),
+        ("number,name\n0,cats\n", "has the columns"),
+    ],
+)
 def test_bad_classes_are_named(tmp_path, text, reason):
     make_files(tmp_path / "audio", "cats/a.wav", "dogs/b.wav")
     (tmp_path / "classes.csv").write_text(text)

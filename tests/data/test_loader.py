@@ -1,4 +1,5 @@
 """Exactness of the loader: which samples, which crops, after which interruption."""
+
 import functools
 import pickle
 
@@ -7,10 +8,10 @@ import pytest
 import torch
 import webdataset
 
-from data.archives import write_shard
-from data.dataset import LogMelDataset
-from data.loader import EpochBatches, make_loader, set_epoch
-from data.samples import ArchiveError, Sample
+from audio_mamba.data.archives import write_shard
+from audio_mamba.data.dataset import LogMelDataset
+from audio_mamba.data.loader import EpochBatches, make_loader, set_epoch
+from audio_mamba.data.samples import ArchiveError, Sample
 
 N_SAMPLES, NUM_FRAMES = 23, 12
 
@@ -30,8 +31,9 @@ def archive(tmp_path_factory) -> list:
     write_shard(ours / "b.tar", samples[6:15])
     with webdataset.TarWriter(str(published / "c.tar"), encoder=False) as tar:
         for sample in samples[15:]:
-            tar.write({"__key__": sample.key, "data.pyd": pickle.dumps(sample.spectrogram),
-                       "target.pyd": pickle.dumps([3])})
+            tar.write(
+                {"__key__": sample.key, "data.pyd": pickle.dumps(sample.spectrogram), "target.pyd": pickle.dumps([3])}
+            )
     return [ours, published]
 
 
@@ -75,15 +77,15 @@ def test_a_sample_is_a_crop_of_its_clip_normalised_whole(archive):
             if len(clip) < NUM_FRAMES:
                 expected = [np.concatenate([clip] * 3)[:NUM_FRAMES]]
             else:
-                expected = [clip[start:start + NUM_FRAMES] for start in range(len(clip) - NUM_FRAMES + 1)]
+                expected = [clip[start : start + NUM_FRAMES] for start in range(len(clip) - NUM_FRAMES + 1)]
             errors = [np.abs(batch["spectrogram"][0, 0].numpy() - crop).max() for crop in expected]
             assert min(errors) < 1e-5
             starts.add((index, int(np.argmin(errors))))
-    assert len(starts) > 2 * N_SAMPLES      # crops move from epoch to epoch
+    assert len(starts) > 2 * N_SAMPLES  # crops move from epoch to epoch
 
 
 def test_crops_reach_both_ends(archive):
-    dataset = LogMelDataset(archive, num_frames=5 + 3 * 4 - 2)      # clip 4 has two frames more: three places
+    dataset = LogMelDataset(archive, num_frames=5 + 3 * 4 - 2)  # clip 4 has two frames more: three places
     clip = stored_clip(4).astype(np.float64)
     clip = (clip - clip.mean()) / clip.std()
     firsts = {int(np.abs(clip - dataset[epoch, 4]["spectrogram"][0, 0].numpy()).max(1).argmin()) for epoch in range(40)}
@@ -94,9 +96,12 @@ def test_crops_reach_both_ends(archive):
 def test_over_ranks_an_epoch_sees_each_sample_once_but_the_dropped_rest(archive, world_size):
     dropped = []
     for epoch in range(3):
-        seen = [index for rank in range(world_size)
-                for batch in epoch_of(make(archive, batch_size=2, rank=rank, world_size=world_size), epoch)
-                for index in batch["index"].tolist()]
+        seen = [
+            index
+            for rank in range(world_size)
+            for batch in epoch_of(make(archive, batch_size=2, rank=rank, world_size=world_size), epoch)
+            for index in batch["index"].tolist()
+        ]
         assert len(seen) == len(set(seen)) == N_SAMPLES // (2 * world_size) * 2 * world_size
         dropped.append(frozenset(range(N_SAMPLES)) - set(seen))
     assert len(set(dropped)) > 1
@@ -181,11 +186,15 @@ def test_memory_per_sample_is_a_short_record(archive):
     assert len(pickle.dumps(dataset)) < 21 * len(dataset) + 2500
 
 
-@pytest.mark.parametrize("num_workers, clip, reason", [
-    (0, np.ones((30, 64), np.float32), "has 64 mel bands, but 80 are expected"),
-    (1, np.ones((30, 64), np.float32), "has 64 mel bands, but 80 are expected"),
-    (0, np.full((30, 80), np.nan, np.float32), "NaN or Inf"),
-    (0, np.r_[np.ones((29, 80)), np.full((1, 80), np.inf)].astype(np.float32), "NaN or Inf")])
+@pytest.mark.parametrize(
+    "num_workers, clip, reason",
+    [
+        (0, np.ones((30, 64), np.float32), "has 64 mel bands, but 80 are expected"),
+        (1, np.ones((30, 64), np.float32), "has 64 mel bands, but 80 are expected"),
+        (0, np.full((30, 80), np.nan, np.float32), "NaN or Inf"),
+        (0, np.r_[np.ones((29, 80)), np.full((1, 80), np.inf)].astype(np.float32), "NaN or Inf"),
+    ],
+)
 def test_a_bad_sample_is_named_by_shard_and_key(tmp_path, num_workers, clip, reason):
     labels = np.zeros(0, int)
     write_shard(tmp_path / "good.tar", [Sample("fine", stored_clip(9), labels)])

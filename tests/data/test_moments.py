@@ -1,9 +1,10 @@
 """Statistics of parts against those of the whole."""
+
 import numpy as np
 import pytest
 import torch
 
-from data.moments import Moments
+from audio_mamba.data.moments import Moments
 
 
 def test_parts_give_the_moments_of_the_whole():

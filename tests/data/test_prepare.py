@@ -1,4 +1,5 @@
 """The prepare command on real files: what it keeps, what it skips, and what it leaves behind when stopped."""
+
 import json
 import os
 import pickle
@@ -15,15 +16,15 @@ import soundfile
 import torch
 import webdataset
 
-from atomic_files import sha256
-from data.archives import read_shard, shard_indices
-from data.audio import AudioError, load_audio
-from data.features import log_mel
-from data.prepare import held_out, main, prepare
-from data.prepare_job import PrepareError, Settings, Share, start_or_go_on
-from data.prepare_shards import cut_clips
-from data.samples import ArchiveError
-from data.verify import verify_archive
+from audio_mamba.data.archives import read_shard, shard_indices
+from audio_mamba.data.audio import AudioError, load_audio
+from audio_mamba.data.features import log_mel
+from audio_mamba.data.prepare import held_out, main, prepare
+from audio_mamba.data.prepare_job import PrepareError, Settings, Share, start_or_go_on
+from audio_mamba.data.prepare_shards import cut_clips
+from audio_mamba.data.samples import ArchiveError
+from audio_mamba.data.verify import verify_archive
+from audio_mamba.system.atomic_files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,14 +39,14 @@ def write_audio(path: Path, seconds: float, rate: int = 16000, seed: int = 0) ->
 def tree(tmp_path) -> Path:
     """Five usable files in two folders (nine clips of one second) and three that are not."""
     audio = tmp_path / "audio"
-    write_audio(audio / "dogs" / "long.wav", 3.5, seed=1)              # 4 clips, the last of half a second
-    write_audio(audio / "dogs" / "rest.flac", 2.05, 44100, seed=2)     # 2 clips, and a rest not worth keeping
-    write_audio(audio / "cats" / "a.b.ogg", 1.0, 22050, seed=3)        # dots in the name
+    write_audio(audio / "dogs" / "long.wav", 3.5, seed=1)  # 4 clips, the last of half a second
+    write_audio(audio / "dogs" / "rest.flac", 2.05, 44100, seed=2)  # 2 clips, and a rest not worth keeping
+    write_audio(audio / "cats" / "a.b.ogg", 1.0, 22050, seed=3)  # dots in the name
     write_audio(audio / "cats" / "deep" / "short.mp3", 0.3, 44100, seed=4)
     write_audio(audio / "top.wav", 1.0, seed=5)
     (audio / "cats" / "broken.wav").write_bytes(b"no audio")
     write_audio(audio / "cats" / "empty.wav", 0)
-    write_audio(audio / "dogs" / "click.wav", 0.012)                   # 192 samples
+    write_audio(audio / "dogs" / "click.wav", 0.012)  # 192 samples
     return audio
 
 
@@ -106,7 +107,7 @@ def test_a_sample_is_the_log_mel_of_its_second(tree, tmp_path):
         assert [len(clip) for clip in clips] == [101, 101, 101, 51]
         for i, clip in enumerate(clips):
             assert clip.dtype == dtype
-            np.testing.assert_allclose(clip, log_mel(audio[16000 * i:16000 * (i + 1)]), rtol=0, atol=tolerance)
+            np.testing.assert_allclose(clip, log_mel(audio[16000 * i : 16000 * (i + 1)]), rtol=0, atol=tolerance)
 
 
 def test_the_number_of_workers_changes_no_byte(tree, tmp_path):
@@ -132,9 +133,9 @@ def test_the_share_of_a_process_comes_from_torchrun_or_srun(monkeypatch):
     assert Share.from_environment() == Share(0, 1)
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert Share.from_environment() == Share(0, 1)      # a batch script, which has not called srun
+    assert Share.from_environment() == Share(0, 1)  # a batch script, which has not called srun
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert Share.from_environment() == Share(0, 1)      # srun --ntasks=1
+    assert Share.from_environment() == Share(0, 1)  # srun --ntasks=1
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert Share.from_environment() == Share(3, 4)
@@ -149,7 +150,7 @@ def test_the_share_of_a_process_comes_from_torchrun_or_srun(monkeypatch):
 
 def test_no_process_waits_for_one_that_has_failed(tree, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("data.prepare_job.plan_shards", lambda *arguments: 1 / 0)
+        patch.setattr("audio_mamba.data.prepare_job.plan_shards", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 2))
     assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(1, 2)) is None
@@ -161,8 +162,10 @@ def test_no_process_waits_for_one_that_has_failed(tree, tmp_path, monkeypatch):
 @pytest.mark.parametrize("share", [Share(0, 1), Share(0, 2)])
 def test_another_order_of_labels_is_another_archive(tree, tmp_path, share):
     """Finished or not: the same words with other ids."""
-    (tmp_path / "classes.csv").write_text("index,mid,display_name\n" + "".join(
-        f"{number},{name},{name}\n" for number, name in enumerate(["dogs", "cats"])))
+    (tmp_path / "classes.csv").write_text(
+        "index,mid,display_name\n"
+        + "".join(f"{number},{name},{name}\n" for number, name in enumerate(["dogs", "cats"]))
+    )
     prepare(tree, tmp_path / "out", settings=SMALL, share=share)
     before = contents(tmp_path / "out")
     with pytest.raises(PrepareError, match="archive made with other order of labels"):
@@ -193,7 +196,8 @@ def test_a_share_of_the_files_is_kept_for_validation(tree, tmp_path, capsys):
         assert manifest["files"] == 4 and manifest["labels"] == whole["labels"]
     assert sum(manifest["samples"] for manifest in parts) == whole["samples"]
     assert sorted(skipped["file"] for manifest in parts for skipped in manifest["skipped"]) == sorted(
-        skipped["file"] for skipped in whole["skipped"])
+        skipped["file"] for skipped in whole["skipped"]
+    )
     before = contents(tmp_path / "out" / "train")
     main(arguments)
     assert "was complete already" in capsys.readouterr().out and contents(tmp_path / "out" / "train") == before
@@ -203,7 +207,8 @@ def test_the_files_for_validation_depend_on_their_paths_alone():
     paths = [f"{number}.wav" for number in range(100)]
     numbers = held_out(paths, 0.05)
     assert len(numbers) == 5 and {paths[i] for i in numbers} == {
-        path for i, path in enumerate(paths[::-1]) if i in held_out(paths[::-1], 0.05)}
+        path for i, path in enumerate(paths[::-1]) if i in held_out(paths[::-1], 0.05)
+    }
     assert len(held_out(paths[:2], 0.01)) == 1
     for fraction in (0.0, 1.0, -1.0, float("nan"), 0.999):
         with pytest.raises(PrepareError, match="leaves nothing on one side"):
@@ -249,7 +254,7 @@ def test_clips_of_a_long_file_join_to_the_whole(tmp_path):
 def test_a_file_that_breaks_off_keeps_what_was_read(tmp_path):
     write_audio(tmp_path / "audio" / "cut.mp3", 60, 44100)
     path = tmp_path / "audio" / "cut.mp3"
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     manifest = prepare(tmp_path / "audio", tmp_path / "out")
     assert 2 <= manifest["samples"] == manifest["skipped"][0]["clips_kept"] <= 3
     assert "cut off" in manifest["skipped"][0]["reason"]
@@ -260,14 +265,23 @@ def test_labels_come_from_a_table(tree, tmp_path):
     table.write_text('file,labels\ndogs/long.wav,"bark;howl"\nrest,bark\na.b.ogg,"meow, purr"\nabsent.wav,moo\n')
     manifest = prepare(tree, tmp_path / "out", table, settings=SMALL)
     assert manifest["labels"] == ["bark", "howl", "meow", "purr"]
-    found = {sample.key[15:]: [manifest["labels"][i] for i in sample.labels]
-             for sample in all_samples(tmp_path / "out")}
+    found = {
+        sample.key[15:]: [manifest["labels"][i] for i in sample.labels] for sample in all_samples(tmp_path / "out")
+    }
     assert found == {"long": ["bark", "howl"], "rest": ["bark"], "a_b": ["meow", "purr"], "short": [], "top": []}
 
 
-@pytest.mark.parametrize("text, reason", [("name,sound\na,b\n", "has the columns"), ("", "has the columns"),
-                                          ("file,label\nnothing.wav,x\n", "labels none of the 8 audio files .*: "
-                                           "it has 'nothing.wav', and there is 'cats/a.b.ogg'")])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("name,sound\na,b\n", "has the columns"),
+        ("", "has the columns"),
+        (
+            "file,label\nnothing.wav,x\n",
+            "labels none of the 8 audio files .*: it has 'nothing.wav', and there is 'cats/a.b.ogg'",
+        ),
+    ],
+)
 def test_bad_tables_are_named(tree, tmp_path, text, reason):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ValueError, match=f"labels.csv {reason}"):
@@ -318,11 +332,18 @@ def test_bad_settings_are_refused(settings):
 
 # ---------------------------------------------------------------- the command
 
+
 def start(*arguments: object) -> subprocess.Popen:
     """The command in a process group of its own, open to Ctrl-C even where these tests run in the background."""
-    return subprocess.Popen([sys.executable, "-m", "data.prepare", *map(str, arguments)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(
+        [sys.executable, "-m", "data.prepare", *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_the_command_reports_in_words_and_exit_status(tree, tmp_path):
@@ -347,10 +368,10 @@ def test_stopped_at_any_moment_it_leaves_no_half_shard_and_can_start_again(tmp_p
         assert time.monotonic() < deadline and command.poll() is None
         time.sleep(0.005)
     if how == signal.SIGINT:
-        os.killpg(command.pid, how)       # as a terminal does on Ctrl-C
+        os.killpg(command.pid, how)  # as a terminal does on Ctrl-C
     else:
         command.kill()
-    _, errors = command.communicate(timeout=30)        # ends when the workers, too, have let go of stderr
+    _, errors = command.communicate(timeout=30)  # ends when the workers, too, have let go of stderr
     assert command.returncode != 0 and "Traceback" not in errors
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "manifest.json" not in names and "unfinished" in names
@@ -358,12 +379,14 @@ def test_stopped_at_any_moment_it_leaves_no_half_shard_and_can_start_again(tmp_p
         assert command.returncode == 130 and not any(name.endswith(".partial") for name in names)
     for path in (tmp_path / "out").glob("*.tar"):
         assert len(list(read_shard(path))) == 80
-    finished = {path.with_suffix("").with_suffix(".tar"): path.with_suffix("").with_suffix(".tar").stat().st_mtime_ns
-                for path in (tmp_path / "out").glob("*.report.json")}
+    finished = {
+        path.with_suffix("").with_suffix(".tar"): path.with_suffix("").with_suffix(".tar").stat().st_mtime_ns
+        for path in (tmp_path / "out").glob("*.report.json")
+    }
 
     again = start(*arguments)
     assert again.wait(timeout=60) == 0
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished      # not made again
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # not made again
     prepare(tmp_path / "audio", tmp_path / "undisturbed", settings=Settings("float16", 1.0, 80))
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
@@ -399,13 +422,13 @@ def test_killed_20_times_at_random_moments_it_ends_with_the_very_bytes_of_an_und
             command.communicate(timeout=rng.uniform(0.2, 1) * duration)
             assert command.returncode == 0
         except subprocess.TimeoutExpired:
-            os.killpg(command.pid, signal.SIGKILL)       # the workers as well, in whatever they do
+            os.killpg(command.pid, signal.SIGKILL)  # the workers as well, in whatever they do
             command.communicate(timeout=30)
             kills += 1
         for path in (tmp_path / "out").glob("*.tar"):
-            assert path.read_bytes() == expected[path.name]       # whole, or not there
+            assert path.read_bytes() == expected[path.name]  # whole, or not there
         if (tmp_path / "out" / "manifest.json").exists() and kills < 20:
-            assert start(*arguments).wait(timeout=60) == 0        # clears up after a kill at the very end
+            assert start(*arguments).wait(timeout=60) == 0  # clears up after a kill at the very end
             assert contents(tmp_path / "out") == expected
             shutil.rmtree(tmp_path / "out")
     again = start(*arguments)
@@ -427,7 +450,7 @@ def test_a_process_that_merges_while_another_does_finds_the_same_archive(tree, t
         jobs.append(start_or_go_on(*arguments))
         return start_or_go_on(*arguments)
 
-    monkeypatch.setattr("data.prepare.start_or_go_on", two_jobs)
+    monkeypatch.setattr("audio_mamba.data.prepare.start_or_go_on", two_jobs)
     monkeypatch.setattr("os.replace", other_process_merges_first)
     assert prepare(tree, out, settings=SMALL) == alone
     assert not jobs and contents(out) == contents(tmp_path / "alone")
@@ -436,7 +459,25 @@ def test_a_process_that_merges_while_another_does_finds_the_same_archive(tree, t
 @pytest.mark.slow
 def test_torchrun_processes_share_an_archive(tree, tmp_path):
     prepare(tree, tmp_path / "alone", settings=Settings(clip_seconds=1.0, shard_size=3))
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=3",
-                    "-m", "data.prepare", str(tree), str(tmp_path / "out"), "--clip-seconds", "1", "--shard-size", "3"],
-                   cwd=ROOT, check=True, timeout=120)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nnodes=1",
+            "--nproc-per-node=3",
+            "-m",
+            "data.prepare",
+            str(tree),
+            str(tmp_path / "out"),
+            "--clip-seconds",
+            "1",
+            "--shard-size",
+            "3",
+        ],
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")

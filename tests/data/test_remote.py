@@ -1,4 +1,5 @@
 """Shards from a server on the loopback and from pipes, read from front to back."""
+
 import functools
 import gc
 import http.server
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.archives import write_shard
-from data.loader import make_loader, make_remote_loader, set_epoch
-from data.remote import is_remote
-from data.samples import ArchiveError, Sample
-from data.shard_index import index_from_headers
+from audio_mamba.data.archives import write_shard
+from audio_mamba.data.loader import make_loader, make_remote_loader, set_epoch
+from audio_mamba.data.remote import is_remote
+from audio_mamba.data.samples import ArchiveError, Sample
+from audio_mamba.data.shard_index import index_from_headers
 
 SHARDS, CLIPS = 6, 20
 
@@ -33,9 +34,13 @@ def archive(tmp_path_factory):
     directory = tmp_path_factory.mktemp("archive")
     for shard in range(SHARDS):
         rng = np.random.default_rng(shard)
-        write_shard(directory / f"shard-{shard}.tar", [
-            Sample(f"s{shard}c{i:03d}", rng.normal(-6, 3, (30, 80)).astype("float16"), np.array([1]))
-            for i in range(CLIPS)])
+        write_shard(
+            directory / f"shard-{shard}.tar",
+            [
+                Sample(f"s{shard}c{i:03d}", rng.normal(-6, 3, (30, 80)).astype("float16"), np.array([1]))
+                for i in range(CLIPS)
+            ],
+        )
     return directory
 
 
@@ -50,8 +55,14 @@ def server(archive):
         httpd.shutdown()
 
 
-make = functools.partial(make_remote_loader, samples=SHARDS * CLIPS, num_frames=12, batch_size=5, seed=3,
-                         draw_mask=lambda rng: rng.integers(0, 2, 10).astype(np.float32))
+make = functools.partial(
+    make_remote_loader,
+    samples=SHARDS * CLIPS,
+    num_frames=12,
+    batch_size=5,
+    seed=3,
+    draw_mask=lambda rng: rng.integers(0, 2, 10).astype(np.float32),
+)
 
 
 def epoch_of(loader, epoch: int) -> list[dict]:
@@ -85,7 +96,7 @@ def test_crops_are_those_of_the_clips(server, archive):
 
 
 def test_ranks_divide_the_shards_and_make_equal_steps(archive):
-    urls = [f"pipe:cat {archive}/shard-{i}.tar" for i in range(SHARDS - 1)]        # 2, 2 and 1 for three ranks
+    urls = [f"pipe:cat {archive}/shard-{i}.tar" for i in range(SHARDS - 1)]  # 2, 2 and 1 for three ranks
     parts = [epoch_of(make(urls, rank=rank, world_size=3, samples=100), 0) for rank in range(3)]
     assert [len(part) for part in parts] == [100 // 15] * 3
     for a, b in itertools.combinations(parts, 2):
@@ -128,8 +139,11 @@ def test_too_few_shards_for_the_readers_or_samples_for_a_batch_are_refused(archi
 
 def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
     nan = np.full((30, 80), np.nan, np.float32)
-    write_shard(tmp_path / "ill.tar", [Sample("ill7", nan, np.array([1]))]
-                + [Sample(f"k{i}", np.random.default_rng(i).normal(size=(30, 80)), np.array([1])) for i in range(150)])
+    write_shard(
+        tmp_path / "ill.tar",
+        [Sample("ill7", nan, np.array([1]))]
+        + [Sample(f"k{i}", np.random.default_rng(i).normal(size=(30, 80)), np.array([1])) for i in range(150)],
+    )
     loader = make([f"pipe:cat {tmp_path}/ill.tar"], samples=151)
     assert len(epoch_of(loader, 0)) == 30
     assert len(caplog.records) == 1 and "ill.tar, sample ill7: the spectrogram holds NaN or Inf" in caplog.text
@@ -167,8 +181,10 @@ def test_a_lost_shard_counts_with_all_its_samples(archive, tmp_path, num_workers
 def test_a_shard_that_one_percent_of_the_epoch_covers_stops_no_rank(tmp_path):
     """Of 150 shards each of two ranks reads 75, of which one is more than 1%."""
     for number in range(149):
-        write_shard(tmp_path / f"{number}.tar", [Sample(f"s{number}c{clip}", np.ones((30, 80), "float16"),
-                                                        np.array([1])) for clip in range(2)])
+        write_shard(
+            tmp_path / f"{number}.tar",
+            [Sample(f"s{number}c{clip}", np.ones((30, 80), "float16"), np.array([1])) for clip in range(2)],
+        )
     urls = [str(tmp_path / f"{number}.tar") for number in range(150)]
     for rank in (0, 1):
         loader = make_remote_loader(urls, samples=300, num_frames=20, batch_size=10, rank=rank, world_size=2)
@@ -183,7 +199,7 @@ def test_a_shard_that_one_percent_of_the_epoch_covers_stops_no_rank(tmp_path):
 def test_a_shard_that_is_cut_off_counts_with_the_samples_behind_the_cut(archive):
     urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS - 1)]
     places = index_from_headers(archive / "shard-5.tar").places
-    cut = f"pipe:head -c {int(places['data_offset'][13]) + 9} {archive}/shard-5.tar"      # 13 of 20 are whole
+    cut = f"pipe:head -c {int(places['data_offset'][13]) + 9} {archive}/shard-5.tar"  # 13 of 20 are whole
     with pytest.raises(ArchiveError, match="7 of 120 samples cannot be used, more than 1%: 7 in pipe:head"):
         epoch_of(make(urls + [cut]), 0)
 
@@ -208,7 +224,7 @@ def test_a_resumed_epoch_counts_what_it_lost_before(archive, tmp_path, num_worke
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_that_an_epoch_tries_twice_is_lost_once(tmp_path, caplog, num_workers):
-    samples = 102      # one more than are there, so that a reader begins its shards again
+    samples = 102  # one more than are there, so that a reader begins its shards again
     for i in range(1, samples):
         write_shard(tmp_path / f"{i}.tar", [Sample("k", np.random.default_rng(i).normal(size=(30, 80)), np.array([1]))])
     urls = [str(tmp_path / f"{i}.tar") for i in range(samples)]
@@ -222,8 +238,10 @@ def test_a_shard_that_an_epoch_tries_twice_is_lost_once(tmp_path, caplog, num_wo
 def complaining(tmp_path):
     """Two shards of 3 MB from commands that fail when they are cut short, and a function that lists their processes."""
     for shard in range(2):
-        write_shard(tmp_path / f"{shard}.tar", [Sample(f"s{i}", np.random.default_rng(i).normal(size=(100, 80)),
-                                                       np.array([1])) for i in range(48)])
+        write_shard(
+            tmp_path / f"{shard}.tar",
+            [Sample(f"s{i}", np.random.default_rng(i).normal(size=(100, 80)), np.array([1])) for i in range(48)],
+        )
     urls = [f"pipe:echo $$ >> {tmp_path}/started; cat {tmp_path}/{shard}.tar || exit 1" for shard in range(2)]
     return urls, lambda: [int(line) for line in (tmp_path / "started").read_text().split()]
 
@@ -244,7 +262,7 @@ def test_a_reader_that_stops_early_ends_its_command_quietly_and_begins_no_other(
     urls, started = complaining
     loader = make(urls, samples=10, strict=strict)
     loader.dataset.shuffle_buffer = 0
-    gc.disable()      # an end must not wait for the collector
+    gc.disable()  # an end must not wait for the collector
     try:
         match how:
             case "end of an epoch":

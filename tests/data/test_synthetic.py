@@ -1,4 +1,5 @@
 """Demo audio that differs by kind, and a HEAR task whose files agree with each other."""
+
 import csv
 import json
 
@@ -7,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from data.features import log_mel
-from data.synthetic import KINDS, main, make_clip, write_audio, write_scene_task
+from audio_mamba.data.features import log_mel
+from audio_mamba.data.synthetic import KINDS, main, make_clip, write_audio, write_scene_task
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,8 +61,9 @@ def check_task(task, splits: dict[str, int]) -> tuple[dict, dict]:
 
 
 def test_scene_tasks_are_balanced(tmp_path):
-    scene, tables = check_task(write_scene_task(tmp_path, clips={"train": 3, "valid": 1, "test": 2}),
-                               {"train": 24, "valid": 8, "test": 16})
+    scene, tables = check_task(
+        write_scene_task(tmp_path, clips={"train": 3, "valid": 1, "test": 2}), {"train": 24, "valid": 8, "test": 16}
+    )
     assert scene["split_mode"] == "trainvaltest"
     assert sorted(sum(tables["train"].values(), [])) == sorted(3 * list(KINDS))
 

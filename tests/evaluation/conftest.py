@@ -24,8 +24,14 @@ def write_task(folder: Path, splits: dict[str, int], **metadata) -> None:
     folder.mkdir(parents=True)
     is_event = metadata["embedding_type"] == "event"
     seconds = 2.0 if is_event else 0.5
-    description = {"task_name": folder.name, "version": "v1", "splits": list(splits), "sample_duration": seconds,
-                   "evaluation_params": {}, **metadata}
+    description = {
+        "task_name": folder.name,
+        "version": "v1",
+        "splits": list(splits),
+        "sample_duration": seconds,
+        "evaluation_params": {},
+        **metadata,
+    }
     (folder / "task_metadata.json").write_text(json.dumps(description))
     (folder / "labelvocabulary.csv").write_text("idx,label\n" + "".join(f"{i},{x}\n" for i, x in enumerate(LABELS)))
     for split, clips in splits.items():
@@ -42,7 +48,7 @@ def write_task(folder: Path, splits: dict[str, int], **metadata) -> None:
                 truth[f"{split}{number}.wav"] = [{"start": 1000 * start, "end": 1000 * start + 1000, "label": label}]
             else:
                 truth[f"{split}{number}.wav"] = [label]
-            noise = 0.5 * rng.standard_normal(len(time)) * (rng.random() < 0.7)      # loud enough to cost some clips
+            noise = 0.5 * rng.standard_normal(len(time)) * (rng.random() < 0.7)  # loud enough to cost some clips
             soundfile.write(audio_dir / f"{split}{number}.wav", np.clip(tone + noise, -1, 1), SAMPLE_RATE)
         (folder / f"{split}.json").write_text(json.dumps(truth))
 
@@ -55,8 +61,14 @@ def tiny_tasks(tmp_path_factory) -> Path:
     multiclass = {"embedding_type": "scene", "prediction_type": "multiclass", "evaluation": ["top1_acc"]}
     write_task(directory / "scene", trainvaltest, split_mode="trainvaltest", **multiclass)
     write_task(directory / "folds", {f"fold0{k}": 6 for k in range(3)}, split_mode="new_split_kfold", **multiclass)
-    write_task(directory / "event", trainvaltest, split_mode="trainvaltest", embedding_type="event",
-               prediction_type="multilabel", evaluation=["event_onset_200ms_fms", "segment_1s_er"])
+    write_task(
+        directory / "event",
+        trainvaltest,
+        split_mode="trainvaltest",
+        embedding_type="event",
+        prediction_type="multilabel",
+        evaluation=["event_onset_200ms_fms", "segment_1s_er"],
+    )
     (directory / "README.txt").write_text("a stray file")
     (directory / "notes").mkdir()
     return directory
@@ -72,8 +84,9 @@ def run_command(working_dir: Path, *arguments, status: int = 0, **variables: str
     """Run a command of the repository in an empty folder; fails on another exit status, or if it leaves files there."""
     program, *rest = map(str, arguments)
     program = [str(ROOT / program)] if program.endswith(".sh") else [sys.executable, *program.split()]
-    done = subprocess.run([*program, *rest], cwd=working_dir, env=environment(**variables), text=True,
-                          capture_output=True, timeout=300)
+    done = subprocess.run(
+        [*program, *rest], cwd=working_dir, env=environment(**variables), text=True, capture_output=True, timeout=300
+    )
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
     assert not list(working_dir.iterdir()), "a command left files in the user's working directory"
     return done

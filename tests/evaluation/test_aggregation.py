@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-import stats_aggregation_v2 as aggregation
+from audio_mamba import stats_aggregation_v2 as aggregation
 from tests.evaluation.conftest import write_scores
 
-ESC = {"ssam": [0.81, 0.79, 0.83], "ssast": [0.70, 0.71, 0.66]}       # folds, three seeds
-VOX = {"ssam": [0.30, 0.35, 0.31], "ssast": [0.40, 0.41, 0.36]}       # train/valid/test
+ESC = {"ssam": [0.81, 0.79, 0.83], "ssast": [0.70, 0.71, 0.66]}  # folds, three seeds
+VOX = {"ssam": [0.30, 0.35, 0.31], "ssast": [0.40, 0.41, 0.36]}  # train/valid/test
 
 
 @pytest.fixture
@@ -19,8 +19,13 @@ def base_dir(tmp_path):
     for model, prefix in (("ssam", "configs.ssam"), ("ssast", "hear_configs.ssast")):
         for seed in range(3):
             run = tmp_path / "todo_audioset" / f"{prefix}_r1_{seed:02d}"
-            write_scores(run / "esc50", {"fold00": {"test_score": 9.0}, "aggregated_scores": {
-                "test_score_mean": ESC[model][seed], "test_score_std": 0.1}})
+            write_scores(
+                run / "esc50",
+                {
+                    "fold00": {"test_score": 9.0},
+                    "aggregated_scores": {"test_score_mean": ESC[model][seed], "test_score_std": 0.1},
+                },
+            )
             write_scores(run / "vox", {"test": {"test_score": VOX[model][seed], "test_loss": 3.0}})
     return tmp_path / "todo_audioset"
 

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
+from audio_mamba.data.features import log_mel
 from benchmarks import log_mel_baseline
-from data.features import log_mel
 
 
 def test_scene_embedding_is_mean_and_deviation():
@@ -16,7 +16,7 @@ def test_scene_embedding_is_mean_and_deviation():
 def test_timestamp_embedding_is_the_mean_of_40_ms():
     audio = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) / 10
     embeddings, timestamps = log_mel_baseline.get_timestamp_embeddings(audio, log_mel_baseline.load_model())
-    spectrogram = log_mel(audio).numpy()                        # 101 frames: 25 steps of 4, and one frame
+    spectrogram = log_mel(audio).numpy()  # 101 frames: 25 steps of 4, and one frame
     assert embeddings.shape == (2, 26, 80)
     np.testing.assert_allclose(embeddings[:, 3].numpy(), spectrogram[:, 12:16].mean(1), atol=1e-4)
     np.testing.assert_allclose(embeddings[:, 25].numpy(), spectrogram[:, 100], atol=1e-4)

@@ -3,10 +3,9 @@ import multiprocessing
 
 import pytest
 
-import folder_lock
-import machine
-from external_sources import downstream, layout, origin, worker
-from external_sources.downstream import Job
+from audio_mamba.external_sources import downstream, layout, origin, worker
+from audio_mamba.external_sources.downstream import Job
+from audio_mamba.system import folder_lock, machine
 
 
 @pytest.mark.parametrize("text, seeds", [("3", [0, 1, 2]), ("0,3,7", [0, 3, 7]), ("5,", [5])])
@@ -31,8 +30,15 @@ def output_dir(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("config, module", [("ssam", "configs.ssam"), ("configs.poc.ssam", "configs.ssam"),
-                                            ("configs.ssam", "configs.ssam"), ("ssast", "hear_configs.ssast")])
+@pytest.mark.parametrize(
+    "config, module",
+    [
+        ("ssam", "configs.ssam"),
+        ("configs.poc.ssam", "configs.ssam"),
+        ("configs.ssam", "configs.ssam"),
+        ("ssast", "hear_configs.ssast"),
+    ],
+)
 def test_a_model_is_found_under_each_of_its_names(output_dir, config, module):
     expected = [Job(output_dir / "todo_audioset" / f"{module}_r1_0{seed}" / "esc50", seed) for seed in (0, 1)]
     assert downstream.find_jobs(output_dir, config, [0, 1]) == expected
@@ -87,7 +93,7 @@ def test_a_head_that_was_finished_meanwhile_stays_as_it_is(output_dir):
 
 def test_results_of_another_grid_are_not_mixed(output_dir):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
-    downstream.check_settings([job], "published")                # nothing noted: results of the published scripts
+    downstream.check_settings([job], "published")  # nothing noted: results of the published scripts
     (job.task / worker.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast"}))
     downstream.check_settings([job], "fast")
     with pytest.raises(SystemExit, match="trained on another grid"):
@@ -98,12 +104,15 @@ def test_results_on_embeddings_that_were_replaced_are_not_taken_for_results_on_t
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
     noted = {"module": "configs.ssam", "model": "run", "file": "run/checkpoint-0.pth", "sha256": "0" * 64}
     (job.task / worker.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast", "embeddings": noted}))
-    downstream.check_settings([job], "fast")                     # the embeddings are gone
+    downstream.check_settings([job], "fast")  # the embeddings are gone
     for later in ({}, {"file": "moved.pth"}, {"model": "."}):
         (job.task / origin.SETTINGS).write_text(json.dumps(noted | later))
         downstream.check_settings([job], "fast")
-    for variable, later in (("MODEL", {"sha256": "1" * 64}), ("CONFIG", {"module": "configs.ssast"}),
-                            ("LAYOUT", {"scene_layout": "bands"})):
+    for variable, later in (
+        ("MODEL", {"sha256": "1" * 64}),
+        ("CONFIG", {"module": "configs.ssast"}),
+        ("LAYOUT", {"scene_layout": "bands"}),
+    ):
         (job.task / origin.SETTINGS).write_text(json.dumps(noted | later))
         with pytest.raises(SystemExit, match=f"{variable}: {job.task} was trained on embeddings made with"):
             downstream.check_settings([job], "fast")
@@ -112,5 +121,5 @@ def test_results_on_embeddings_that_were_replaced_are_not_taken_for_results_on_t
 def test_processes_are_limited_by_cores_and_memory(monkeypatch):
     monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     for memory, processes in ((100, 8), (35, 3), (5, 1), (None, 8)):
-        monkeypatch.setattr(machine, "available_memory", lambda: memory)
+        monkeypatch.setattr(machine, "available_memory", lambda memory=memory: memory)
         assert machine.processes_that_fit(10) == processes

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from external_sources.grid import PUBLISHED, number_of_points, parse_grid, torch_objects
+from audio_mamba.external_sources.grid import PUBLISHED, number_of_points, parse_grid, torch_objects
 
 
 def test_published_grid_has_two_points_and_torch_objects():
@@ -15,7 +15,7 @@ def test_published_grid_has_two_points_and_torch_objects():
 
 
 def test_published_grid_has_every_key_that_the_kit_reads():
-    from external_sources.predictions import task_predictions
+    from audio_mamba.external_sources.predictions import task_predictions
 
     assert set(PUBLISHED) == set(task_predictions.PARAM_GRID)
 
@@ -32,13 +32,16 @@ def test_names_of_the_kits_grids_pass():
     assert parse_grid("fast") == "fast"
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ('{"max_epoch": [5]}', "unknown key 'max_epoch'; did you mean max_epochs?"),
-    ('{"max_epochs": 5}', "max_epochs must be a list"),
-    ('{"optim": ["Adom"]}', "torch.optim has no Adom"),
-    ("quick", "GRID: 'quick' is neither published"),
-    ('{"lr": [', "GRID"),
-])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ('{"max_epoch": [5]}', "unknown key 'max_epoch'; did you mean max_epochs?"),
+        ('{"max_epochs": 5}', "max_epochs must be a list"),
+        ('{"optim": ["Adom"]}', "torch.optim has no Adom"),
+        ("quick", "GRID: 'quick' is neither published"),
+        ('{"lr": [', "GRID"),
+    ],
+)
 def test_mistakes_get_a_sentence(text, sentence):
     with pytest.raises(ValueError, match="GRID") as error:
         parse_grid(text)

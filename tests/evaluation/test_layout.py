@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from external_sources import layout
-from external_sources.embeddings import resolve_module
+from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.embeddings import resolve_module
 
 
 def make_embeddings(module_dir, task, done=True):

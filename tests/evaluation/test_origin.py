@@ -1,13 +1,14 @@
 """Embeddings of other weights, layouts or models are told apart by what is noted beside them."""
+
 import json
 import os
 import shutil
 
 import pytest
 
-from configs.base import SHIPPED_WEIGHTS
-from external_sources import layout
-from external_sources.origin import SETTINGS, check_origin, find_origin, note_origin
+from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.origin import SETTINGS, check_origin, find_origin, note_origin
+from audio_mamba.hear_api.resolve import SHIPPED_WEIGHTS
 
 CONFIG, BASELINE = "configs.ssam_tiny_free_audio", "benchmarks.log_mel_baseline"
 
@@ -79,7 +80,7 @@ def test_weights_that_are_gone_are_judged_by_their_name(embeddings, tmp_path):
 
 def test_another_layout_is_refused_for_scenes_alone(embeddings):
     folder = embeddings(find_origin(CONFIG, "untrained", None))
-    check_origin(folder, find_origin(CONFIG, "untrained", "bands"))         # the config's own
+    check_origin(folder, find_origin(CONFIG, "untrained", "bands"))  # the config's own
     with pytest.raises(SystemExit, match=f"LAYOUT: {folder / 'scene'} was .* layout bands, not with layout published"):
         check_origin(folder, find_origin(CONFIG, "untrained", "published"))
     shutil.rmtree(folder / "scene")
@@ -113,9 +114,10 @@ def test_other_modules_are_known_by_what_they_are_given(embeddings, tmp_path):
 @pytest.mark.parametrize("scene_layout", [None, "bands"])
 def test_a_faulty_config_is_named(tmp_path, monkeypatch, scene_layout):
     (tmp_path / "faulty_config.py").write_text(
-        "from configs.base import hear_functions, ssam_config\n"
+        "from audio_mamba.configs.base import ssam_config\nfrom audio_mamba.hear_api.api import hear_functions\n"
         "def get_config():\n    config = ssam_config('tiny')\n    config.num_epochs = 0\n    return config\n"
-        "load_model, *_ = hear_functions(__name__)\n")
+        "load_model, *_ = hear_functions(__name__)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit, match="CONFIG: faulty_config: num_epochs must be"):
         find_origin("faulty_config", "untrained", scene_layout)

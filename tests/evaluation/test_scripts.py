@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from external_sources import layout
-from external_sources.origin import SETTINGS
+from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.origin import SETTINGS
 from tests.conftest import ROOT
 from tests.evaluation.conftest import environment, run_command
 
@@ -40,8 +40,9 @@ def extracted(extracted_once, tmp_path):
 
 def scores(output, seed, task):
     """A run's scores but for what differs between processes: times and the address of a function."""
-    result = json.loads((output / "todo_audioset" / f"{MODULE}_r1_{seed:02d}" / task /
-                         "test.predicted-scores.json").read_text())
+    result = json.loads(
+        (output / "todo_audioset" / f"{MODULE}_r1_{seed:02d}" / task / "test.predicted-scores.json").read_text()
+    )
     del result["hparams"]["initialization"]
     for split in result.values():
         if isinstance(split, dict):
@@ -51,8 +52,11 @@ def scores(output, seed, task):
 
 
 def score(result):
-    return result["aggregated_scores"]["test_score_mean"] if "aggregated_scores" in result \
+    return (
+        result["aggregated_scores"]["test_score_mean"]
+        if "aggregated_scores" in result
         else result["test"]["test_score"]
+    )
 
 
 def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
@@ -74,7 +78,7 @@ def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
         (lost / file).unlink()
     (stopped / "prediction-done.json").unlink()
     (stopped / "stale.predictions.pkl").touch()
-    untouched = [done for done in runs.glob("*/*/prediction-done.json")]
+    untouched = list(runs.glob("*/*/prediction-done.json"))
     stamps = [done.stat().st_mtime_ns for done in untouched]
     done = command("downstream_experiments.sh", MODULE, runs, SEEDS="2", GRID=GRID)
     assert "4 of 6 runs were finished before" in done.stdout
@@ -82,10 +86,9 @@ def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
     assert [done.stat().st_mtime_ns for done in untouched] == stamps and len(untouched) == 4
     assert not (stopped / "stale.predictions.pkl").exists()
 
-    command("downstream_experiments.sh", MODULE, extracted, SEEDS="2", status=1)        # the published grid: refused
+    command("downstream_experiments.sh", MODULE, extracted, SEEDS="2", status=1)  # the published grid: refused
 
-    command(ROOT / "stats_aggregation_v2.py", "--base_dir", runs,
-            "--output_dir", tmp_path / "tables")
+    command(ROOT / "stats_aggregation_v2.py", "--base_dir", runs, "--output_dir", tmp_path / "tables")
     table = pd.read_csv(tmp_path / "tables" / "summary.csv", index_col="model").loc[f"{MODULE}_r1"]
     for task in TASKS:
         values = [score(scores(extracted, seed, task)) for seed in (0, 1)]
@@ -102,19 +105,20 @@ def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_task
     tasks, output, config = tmp_path / "tasks", tmp_path / "output", "ssam_tiny_free_audio"
     tasks.mkdir()
     (tasks / "scene").symlink_to(tiny_tasks / "scene")
-    command("extract_features.sh", tasks, output, config, NAME="random_published", LAYOUT="published",
-            MODEL="untrained")
+    command(
+        "extract_features.sh", tasks, output, config, NAME="random_published", LAYOUT="published", MODEL="untrained"
+    )
     stored = np.fromfile(output / "audioset/random_published/scene/test.embeddings.npy", np.float32).reshape(9, 960)
     model = importlib.import_module(f"configs.{config}").load_model("untrained")
     clips = [soundfile.read(path, dtype="float32")[0] for path in sorted((tasks / "scene/16000/test").iterdir())]
     own_layout, model.scene_layout = model.embed(clips), "published"
     expected = model.embed(clips)
-    order = np.abs(stored[:, None] - expected[None]).sum(-1).argmin(0)       # the kit shuffles the clips
+    order = np.abs(stored[:, None] - expected[None]).sum(-1).argmin(0)  # the kit shuffles the clips
     np.testing.assert_allclose(stored[order], expected, atol=1e-4)
     assert np.abs(own_layout - expected).max() > 0.01
 
     note, marker = (output / "audioset/random_published/scene" / file for file in (SETTINGS, layout.DONE_EMBEDDINGS))
-    assert note.stat().st_mtime_ns <= marker.stat().st_mtime_ns             # a kill leaves none that is done without
+    assert note.stat().st_mtime_ns <= marker.stat().st_mtime_ns  # a kill leaves none that is done without
     again = {"NAME": "random_published", "LAYOUT": "published", "MODEL": "untrained"}
     assert "1 of 1 tasks were extracted" in command("extract_features.sh", tasks, output, config, **again).stdout
     for variable, value in (("MODEL", str(ROOT / "weights" / config)), ("LAYOUT", "bands")):
@@ -128,8 +132,10 @@ def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_task
     command("extract_features.sh", tasks, output, config, **again | {"LAYOUT": "bands"})
     done = command("downstream_experiments.sh", "random_published", output, status=1, SEEDS="1", GRID=GRID)
     assert done.stderr.startswith("LAYOUT: ") and "layout published, and those there now were made" in done.stderr
-    for arguments, variables, sentence in (((config, MODULE), {"NAME": "x"}, "one CONFIG only, got 2"),
-                                           ((MODULE,), {"TASKS": "drum* x"}, "TASKS: drum* x matches none of scene")):
+    for arguments, variables, sentence in (
+        ((config, MODULE), {"NAME": "x"}, "one CONFIG only, got 2"),
+        ((MODULE,), {"TASKS": "drum* x"}, "TASKS: drum* x matches none of scene"),
+    ):
         assert sentence in command("extract_features.sh", tasks, output, *arguments, status=1, **variables).stderr
 
 
@@ -148,16 +154,21 @@ def test_a_failed_run_is_listed_with_its_log_and_the_others_finish(command, extr
 def test_stopping_leaves_no_process_and_no_half_result(extracted, stop):
     grid = json.dumps({"max_epochs": [100000], "patience": [100000]})
     process = subprocess.Popen(
-        [ROOT / "downstream_experiments.sh", MODULE, extracted], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=environment(SEEDS="1", GRID=grid, JOBS="2"), start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # ignored where tests run aside
+        [ROOT / "downstream_experiments.sh", MODULE, extracted],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(SEEDS="1", GRID=grid, JOBS="2"),
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # ignored where tests run aside
     logs = extracted / "todo_audioset" / f"{MODULE}_r1_00"
     wait_for(lambda: len(list(logs.glob("*/lightning_logs/*/metrics.csv"))) == 2, "training has not begun")
     if stop == signal.SIGINT:
-        os.killpg(process.pid, stop)                    # as a terminal does it
+        os.killpg(process.pid, stop)  # as a terminal does it
     else:
         process.kill()
-    _, error = process.communicate(timeout=30)          # its children hold the pipe until they end
+    _, error = process.communicate(timeout=30)  # its children hold the pipe until they end
     assert process.returncode != 0 and "Traceback" not in error
     wait_for(lambda: not group_is_alive(process.pid), "processes are left behind")
     assert not list(logs.glob("*/prediction-done.json")) and not list(logs.glob("*/test.predicted-scores.json"))
@@ -180,11 +191,11 @@ def wait_for(condition, complaint, seconds=60):
 
 def test_mistakes_get_one_sentence(command, tiny_tasks, tmp_path):
     for arguments, sentence in (
-            (("extract_features.sh", tmp_path / "none", tmp_path / "o"), "none is not a folder"),
-            (("extract_features.sh", tiny_tasks / "notes", tmp_path / "o"), "holds no HEAR task"),
-            (("extract_features.sh", tiny_tasks / "scene", tmp_path / "o"), "scene is itself a task; name its folder"),
-            (("extract_features.sh", tiny_tasks, tmp_path / "o", "configs.nothing"), "CONFIG: no module"),
-            (("downstream_experiments.sh", "x", tmp_path / "none"), "extract_features.sh makes it"),
+        (("extract_features.sh", tmp_path / "none", tmp_path / "o"), "none is not a folder"),
+        (("extract_features.sh", tiny_tasks / "notes", tmp_path / "o"), "holds no HEAR task"),
+        (("extract_features.sh", tiny_tasks / "scene", tmp_path / "o"), "scene is itself a task; name its folder"),
+        (("extract_features.sh", tiny_tasks, tmp_path / "o", "configs.nothing"), "CONFIG: no module"),
+        (("downstream_experiments.sh", "x", tmp_path / "none"), "extract_features.sh makes it"),
     ):
         done = command(*arguments, status=1)
         assert sentence in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,5 @@
 """Which tasks and seeds evaluate.sh asks for, with stand-ins for the commands that it runs."""
+
 import os
 import shutil
 import subprocess
@@ -33,8 +34,10 @@ def evaluate(tmp_path):
         env = {"PATH": path, "CALLS": str(tmp_path / "calls")}
         subprocess.run([script, tmp_path / "tasks"], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
         calls = (tmp_path / "calls").read_text().splitlines()
-        return {program: [call.removeprefix(f"{program} ") for call in calls if call.startswith(program)]
-                for program in ("extract_features.sh", "downstream_experiments.sh")}
+        return {
+            program: [call.removeprefix(f"{program} ") for call in calls if call.startswith(program)]
+            for program in ("extract_features.sh", "downstream_experiments.sh")
+        }
 
     return run
 
@@ -42,7 +45,7 @@ def evaluate(tmp_path):
 def test_scenes_get_ten_seeds_and_events_three_in_the_layout_of_true_time(evaluate):
     calls = evaluate(SCENES, EVENTS)
     extracted, trained = calls.values()
-    assert len(extracted) == 9      # log-mels; two models, trained and random, in two layouts
+    assert len(extracted) == 9  # log-mels; two models, trained and random, in two layouts
     assert sum("TASKS=drums letters notes " in call for call in extracted) == 4
     assert sum("TASKS=drums letters  " in call for call in extracted) == 4
     assert sum("TASKS=drums letters SEEDS=10 " in call for call in trained) == 9

@@ -1,4 +1,5 @@
 """Fetching packages, with stand-ins for apt-get and dpkg-deb."""
+
 import os
 
 import pytest
@@ -35,9 +36,11 @@ def test_audio_and_licence_are_kept_and_nothing_is_fetched_twice(calls, tmp_path
         fetch.main([str(tmp_path / "audio"), "bambam", "overgod-data"])
     assert calls.read_text().split() == ["bambam", "overgod-data"]
     assert sorted(path.name for path in (tmp_path / "audio").iterdir()) == ["bambam", "overgod-data"]
-    assert sorted(path.relative_to(tmp_path / "audio/bambam").as_posix()
-                  for path in (tmp_path / "audio/bambam").rglob("*") if path.is_file()) == [
-        "usr/share/doc/game/copyright", "usr/share/game/Sounds/BANG.OGG"]
+    assert sorted(
+        path.relative_to(tmp_path / "audio/bambam").as_posix()
+        for path in (tmp_path / "audio/bambam").rglob("*")
+        if path.is_file()
+    ) == ["usr/share/doc/game/copyright", "usr/share/game/Sounds/BANG.OGG"]
 
 
 def test_packages_that_fail_are_named_and_leave_nothing(calls, tmp_path):

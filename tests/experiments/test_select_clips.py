@@ -1,4 +1,5 @@
 """The choice of clips, on small packages made on the spot."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,19 +24,24 @@ def chirp(seconds, seed):
     """A sound whose spectrogram no other seed has."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * RATE)) / RATE
-    return sum(0.1 * np.sin(2 * np.pi * f * t * (1 + 0.3 * np.sin(2 * np.pi * t * s)))
-               for f, s in zip(rng.uniform(100, 5000, 4), rng.uniform(0.1, 2, 4)))
+    return sum(
+        0.1 * np.sin(2 * np.pi * f * t * (1 + 0.3 * np.sin(2 * np.pi * t * s)))
+        for f, s in zip(rng.uniform(100, 5000, 4), rng.uniform(0.1, 2, 4))
+    )
 
 
-@pytest.mark.parametrize("kinds, path, seconds, expected", [
-    (("speech",), "music/a.ogg", 100, "speech"),
-    (("music", "effects"), "share/music/a.ogg", 3, "music"),
-    (("music", "effects"), "share/sounds/theme.ogg", 31, "music"),
-    (("music", "effects"), "share/sounds/bang.ogg", 3, "effects"),
-    (("speech", "effects", "music"), "share/Voices/Robot/bang.ogg", 3, "speech"),
-    (("speech", "music"), "share/line.ogg", 3, "speech"),
-    (("speech", "effects"), "share/bang.ogg", 3, "effects"),
-])
+@pytest.mark.parametrize(
+    "kinds, path, seconds, expected",
+    [
+        (("speech",), "music/a.ogg", 100, "speech"),
+        (("music", "effects"), "share/music/a.ogg", 3, "music"),
+        (("music", "effects"), "share/sounds/theme.ogg", 31, "music"),
+        (("music", "effects"), "share/sounds/bang.ogg", 3, "effects"),
+        (("speech", "effects", "music"), "share/Voices/Robot/bang.ogg", 3, "speech"),
+        (("speech", "music"), "share/line.ogg", 3, "speech"),
+        (("speech", "effects"), "share/bang.ogg", 3, "effects"),
+    ],
+)
 def test_a_file_is_of_the_kind_that_its_package_folders_and_length_say(kinds, path, seconds, expected):
     assert kind_of(package(kinds=kinds), path, seconds) == expected
 
@@ -43,8 +49,13 @@ def test_a_file_is_of_the_kind_that_its_package_folders_and_length_say(kinds, pa
 def test_no_package_that_the_evaluation_tasks_are_made_of_is_used():
     names = {package.name for package in read_packages()}
     assert len(names) > 50
-    assert not [name for name in names if name.startswith(("hydrogen", "asterisk", "lmms", "sonic-pi", "klettres",
-                                                           "tuxpaint-stamps", "planetblupi-music"))]
+    assert not [
+        name
+        for name in names
+        if name.startswith(
+            ("hydrogen", "asterisk", "lmms", "sonic-pi", "klettres", "tuxpaint-stamps", "planetblupi-music")
+        )
+    ]
 
 
 def test_fingerprints_ignore_the_level_and_tell_sounds_apart():
@@ -81,7 +92,7 @@ def test_the_command_drops_silence_and_copies_and_splits_by_package(tmp_path, mo
         soundfile.write(folder / "listed.wav", chirp(5, seed=20 + number), RATE)
     (tmp_path / "left_out.txt").write_text("# why\n" + "".join(f"{p.name}/share/listed.wav\n" for p in packages))
     monkeypatch.setattr(selection, "LEFT_OUT", tmp_path / "left_out.txt")
-    stale = tmp_path / "clips.partial" / "train" / "effects" / "game" / "99999-other.flac"     # of an interrupted one
+    stale = tmp_path / "clips.partial" / "train" / "effects" / "game" / "99999-other.flac"  # of an interrupted one
     stale.parent.mkdir(parents=True)
     soundfile.write(stale, chirp(2, seed=0), RATE)
     selection.main([str(tmp_path / "audio"), str(tmp_path / "clips"), "--workers", "1"])
@@ -90,8 +101,10 @@ def test_the_command_drops_silence_and_copies_and_splits_by_package(tmp_path, mo
     clips = tmp_path / "clips"
     table = pd.read_csv(clips / "clips.csv")
     assert table.groupby(["split", "kind", "package"]).seconds.apply(sorted).to_dict() == {
-        ("train", "effects", "game"): [2, 3, 10], ("train", "music", "band"): [2, 3, 10],
-        ("validation", "speech", "held"): [2, 3, 10]}
+        ("train", "effects", "game"): [2, 3, 10],
+        ("train", "music", "band"): [2, 3, 10],
+        ("validation", "speech", "held"): [2, 3, 10],
+    }
     assert sorted(table.file) == sorted(path.relative_to(clips).as_posix() for path in clips.rglob("*.flac"))
     for file, seconds in zip(table.file, table.seconds):
         info = soundfile.info(clips / file)

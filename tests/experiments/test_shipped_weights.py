@@ -1,4 +1,5 @@
 """The weights that come with the project: whole, trained, and those that the experiment's table speaks of."""
+
 import json
 import os
 import re
@@ -12,14 +13,14 @@ import soundfile
 import torch
 from safetensors import safe_open
 
-from configs.base import load_config
-from data.synthetic import KINDS, make_clip
+from audio_mamba.data.synthetic import KINDS, make_clip
+from audio_mamba.hear_api import RuntimeSSAST
+from audio_mamba.hear_api.api import load_model
+from audio_mamba.hear_api.pretrained import save_pretrained
+from audio_mamba.hear_api.resolve import load_config
+from audio_mamba.stats_aggregation_v2 import read_score
 from experiments.free_audio import hidden_patches
 from experiments.free_audio.hidden_patches import SHIPPED, errors, least_error_of_one_prediction
-from hear_api.command_line import load_runtime
-from hear_api import RuntimeSSAST
-from hear_api.pretrained import save_pretrained
-from stats_aggregation_v2 import read_score
 from tests.conftest import ROOT
 from tests.evaluation.conftest import run_command
 
@@ -30,7 +31,7 @@ RESULTS = ROOT / "experiments" / "free_audio" / "results" / "all_results.csv"
 def test_they_are_small_and_have_a_card(folder):
     assert (folder / "model.safetensors").stat().st_size < 11e6
     with safe_open(folder / "model.safetensors", "pt") as weights:
-        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}
+        assert {weights.get_slice(name).get_dtype() for name in weights} == {"F16"}
     card = (folder / "README.md").read_text()
     for heading in ("## Data", "## Licence", "## Recipe", "## Scores", "## Limits"):
         assert heading in card
@@ -42,37 +43,37 @@ def made_up_sounds() -> torch.Tensor:
 
 def test_ssam_fills_in_sounds_that_it_never_heard_and_ssast_sees_what_is_shown():
     clips = made_up_sounds()
-    ssam, ssast = (load_runtime(None, str(path))[0] for path in SHIPPED)
+    ssam, ssast = (load_model(path, device="cpu") for path in SHIPPED)
     hidden, visible = errors(ssam, clips)
     assert hidden < 0.6 and visible < 0.05
-    assert not any(module.training for module in ssam.model.modules())      # the caller's model is left as it was
+    assert not any(module.training for module in ssam.model.modules())  # the caller's model is left as it was
     hidden, visible = errors(ssast, clips)
-    assert visible < 0.1 and hidden > least_error_of_one_prediction(ssast, clips) > 0.7     # its card says why
+    assert visible < 0.1 and hidden > least_error_of_one_prediction(ssast, clips) > 0.7  # its card says why
     for model in ("ssam", "ssast"):
         untrained = RuntimeSSAST(load_config(f"configs.{model}_tiny_free_audio"), None)
         assert min(errors(untrained, clips)) > 0.9
 
 
 def test_a_work_folder_brings_its_own_config(tmp_path):
-    ssast = load_runtime(None, str(SHIPPED[1]))[0]
+    ssast = load_model(SHIPPED[1], device="cpu")
     save_pretrained(ssast, tmp_path)
     model = json.loads((tmp_path / "config.json").read_text())
     settings = {"arch": model["arch"], "model_args": model["model_args"] | {"masked_positions": True}}
-    (tmp_path / "config.json").write_text(json.dumps({"name": "configs.an_experiment", "batch_size": 8,
-                                                      "model": settings}))
-    assert load_runtime(None, str(tmp_path))[0].model.masked_positions and not ssast.model.masked_positions
+    (tmp_path / "config.json").write_text(
+        json.dumps({"name": "configs.an_experiment", "batch_size": 8, "model": settings})
+    )
+    assert load_model(tmp_path, device="cpu").model.masked_positions and not ssast.model.masked_positions
     clips = made_up_sounds()[:1]
-    assert errors(load_runtime(None, str(tmp_path))[0], clips)[0] != errors(ssast, clips)[0]
+    assert errors(load_model(tmp_path, device="cpu"), clips)[0] != errors(ssast, clips)[0]
 
 
 def test_the_command_prints_the_errors_of_files_that_are_long_enough(tmp_path, capsys):
     for number, clip in enumerate(made_up_sounds()[:3]):
-        soundfile.write(tmp_path / f"{number}.wav", clip[:32000 if number else 31999].numpy(), 16000)
+        soundfile.write(tmp_path / f"{number}.wav", clip[: 32000 if number else 31999].numpy(), 16000)
     (tmp_path / "broken.wav").write_bytes(b"no audio")
     hidden_patches.main([str(tmp_path)])
     out = capsys.readouterr().out
-    found = re.findall(r"(\w+)_tiny_free_audio: (\d) clips, error ([\d.]+) on hidden patches, ([\d.]+)",
-                       out)
+    found = re.findall(r"(\w+)_tiny_free_audio: (\d) clips, error ([\d.]+) on hidden patches, ([\d.]+)", out)
     assert re.search(r"one prediction for all hidden patches of a clip: 0\.\d{3}$", out.strip())
     assert [(model, clips) for model, clips, *_ in found] == [("ssam", "2"), ("ssast", "2")]
     assert float(found[0][2]) < float(found[1][2]) and float(found[0][3]) < 0.1
@@ -94,7 +95,7 @@ def test_the_last_line_is_that_of_the_first_models_patches(tmp_path, capsys):
     config.model.model_args.patch_size = (8, 16)
     other = RuntimeSSAST(config, None)
     save_pretrained(other, tmp_path / "other")
-    folders = {tmp_path / "other": other, SHIPPED[1]: load_runtime(None, str(SHIPPED[1]))[0]}
+    folders = {tmp_path / "other": other, SHIPPED[1]: load_model(SHIPPED[1], device="cpu")}
     for models in (list(folders), list(folders)[::-1]):
         hidden_patches.main(list(map(str, [tmp_path, *models])))
         least = least_error_of_one_prediction(folders[models[0]], clips)
@@ -107,7 +108,7 @@ def test_one_command_embeds_a_file_with_nothing_set_up(tmp_path):
     env["PYTHONPATH"] = str(ROOT)
     subprocess.run([sys.executable, "-m", "hear_api.embed", "my.wav"], cwd=tmp_path, env=env, check=True, timeout=120)
     with np.load(tmp_path / "embeddings.npz") as stored:
-        from configs.ssam_tiny_free_audio import load_model
+        from audio_mamba.configs.ssam_tiny_free_audio import load_model
 
         expected = load_model().embed([tmp_path / "my.wav"])
         np.testing.assert_allclose(stored["embedding"], expected, atol=1e-5)

@@ -1,4 +1,5 @@
 """The experiment's tables: by hand, and that the documents show those of the committed scores."""
+
 import pandas as pd
 import pytest
 from scipy import stats
@@ -8,21 +9,32 @@ from tests.conftest import ROOT
 
 EXPERIMENT = ROOT / "experiments" / "free_audio"
 CARDS = [ROOT / "weights" / f"{model}_tiny_free_audio" / "README.md" for model in ("ssam", "ssast")]
-SHOWN = {"Main rows, scene layout `bands`": [ROOT / "README.md", EXPERIMENT / "README.md", *CARDS],
-         "Both layouts of scenes": [ROOT / "README.md", EXPERIMENT / "README.md"],
-         "Learning curve": [EXPERIMENT / "README.md"],
-         "Positions of masked patches": [ROOT / "README.md", EXPERIMENT / "README.md"],
-         "Differences": [EXPERIMENT / "README.md"]}
+SHOWN = {
+    "Main rows, scene layout `bands`": [ROOT / "README.md", EXPERIMENT / "README.md", *CARDS],
+    "Both layouts of scenes": [ROOT / "README.md", EXPERIMENT / "README.md"],
+    "Learning curve": [EXPERIMENT / "README.md"],
+    "Positions of masked patches": [ROOT / "README.md", EXPERIMENT / "README.md"],
+    "Differences": [EXPERIMENT / "README.md"],
+}
 
 
 def test_a_table_by_hand():
     rows = {"first": "the first", "second": "the second", "third": "the third"}
     tasks = {"drums": "9 drums", "notes": "36 notes", "rain": "rain"}
-    scores = {("first", "drums"): [0.2, 0.4], ("second", "drums"): [0.5, 0.5], ("third", "drums"): [0.1, 0.1],
-              ("first", "notes"): [0.1, 0.1], ("second", "notes"): [0.3, 0.5], ("third", "notes"): [0.2, 0.2],
-              ("first", "rain"): [0.9], ("another", "drums"): [0.9]}
-    results = pd.DataFrame([(exp, seed, dataset, score) for (exp, dataset), runs in scores.items()
-                            for seed, score in enumerate(runs)], columns=["exp", "run", "dataset", "scores"])
+    scores = {
+        ("first", "drums"): [0.2, 0.4],
+        ("second", "drums"): [0.5, 0.5],
+        ("third", "drums"): [0.1, 0.1],
+        ("first", "notes"): [0.1, 0.1],
+        ("second", "notes"): [0.3, 0.5],
+        ("third", "notes"): [0.2, 0.2],
+        ("first", "rain"): [0.9],
+        ("another", "drums"): [0.9],
+    }
+    results = pd.DataFrame(
+        [(exp, seed, dataset, score) for (exp, dataset), runs in scores.items() for seed, score in enumerate(runs)],
+        columns=["exp", "run", "dataset", "scores"],
+    )
     low, high = stats.t.interval(0.95, 1, loc=30, scale=stats.sem([20, 40]))
     wide, overall = f"{(high - low) / 2:.1f}", (0.2 / 0.4 + 0) / 2
     assert tables.table(results, rows, tasks, overall=True).splitlines() == [
@@ -37,12 +49,13 @@ def test_a_table_by_hand():
 
 def test_differences_by_hand(monkeypatch):
     scores = {"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2], "c": [0.55, 0.65], "d": [0.9]}
-    results = pd.DataFrame([(exp, "drums", score) for exp, runs in scores.items() for score in runs],
-                           columns=["exp", "dataset", "scores"])
+    results = pd.DataFrame(
+        [(exp, "drums", score) for exp, runs in scores.items() for score in runs], columns=["exp", "dataset", "scores"]
+    )
     monkeypatch.setattr(tables, "DIFFERENCES", {"a, b": ("a", "b"), "c, a": ("c", "a"), "a, d": ("a", "d")})
     # Welch: variances of the means 0.01 / 3 and 0.005 / 2, degrees of freedom after Satterthwaite.
     first, second = 0.01 / 3, 0.005 / 2
-    freedom = (first + second) ** 2 / (first ** 2 / 2 + second ** 2 / 1)
+    freedom = (first + second) ** 2 / (first**2 / 2 + second**2 / 1)
     half = 100 * stats.t.ppf(0.975, freedom) * (first + second) ** 0.5
     assert tables.difference_table(results, {"drums": "9 drums", "rain": "rain"}).splitlines() == [
         "| difference | 9 drums | rain |",

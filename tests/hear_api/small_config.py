@@ -1,5 +1,6 @@
 """An experiment whose model embeds in no time."""
-from configs.base import ssam_config
+
+from audio_mamba.configs.base import ssam_config
 
 
 def get_config():

@@ -1,4 +1,5 @@
 """The embed command against `RuntimeSSAST.embed`, and its promises: resume, failures, bounded memory."""
+
 import contextlib
 import json
 import os
@@ -16,18 +17,18 @@ import pytest
 import soundfile
 import torch
 
-import folder_lock
-from hear_api import RuntimeSSAST, command_line, journal, pieces
-from hear_api.embed import main
-from hear_api.journal import Entry, Journal, JournalError
-from hear_api.pretrained import save_pretrained
-from hear_api.writers import read_settings
+from audio_mamba.hear_api import RuntimeSSAST, journal, pieces
+from audio_mamba.hear_api.embed import main
+from audio_mamba.hear_api.journal import Entry, Journal, JournalError
+from audio_mamba.hear_api.pretrained import save_pretrained
+from audio_mamba.hear_api.runtime import build_runtime
+from audio_mamba.hear_api.writers import read_settings
+from audio_mamba.system import folder_lock
 from tests.conftest import ROOT
 from tests.hear_api.small_config import get_config
 
 LENGTHS = {"a.wav": 16000, "deep/b.flac": 50001, "deep/c.ogg": 33000, "d.mp3": 40000, "e.wav": 4000}
-MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--workers", "1",
-         "--device", "cpu"]
+MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--workers", "1", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,8 @@ def test_timestamps_are_the_same_in_every_format(audio, runtime, tmp_path):
 def test_long_files_in_pieces_equal_short_ones_whole(audio, tmp_path, monkeypatch, kind):
     main([str(audio), *MODEL, "--out", str(tmp_path / "whole.npz"), "--kind", kind])
     monkeypatch.setattr(pieces, "LONG_SECONDS", 2)
-    monkeypatch.setattr("data.audio.BLOCK_SECONDS", 0.7)
-    monkeypatch.setattr("hear_api.bulk.PIECE_UNITS", 1)
+    monkeypatch.setattr("audio_mamba.data.audio.BLOCK_SECONDS", 0.7)
+    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
     monkeypatch.setattr("soundfile.SoundFile.read", _whole_seconds(soundfile.SoundFile.read))
     main([str(audio), *MODEL, "--out", str(tmp_path / "pieces.npz"), "--kind", kind])
     whole, in_pieces = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "pieces.npz")
@@ -138,7 +139,7 @@ def test_faulty_files_are_listed_and_the_rest_embedded(audio, tmp_path, capsys):
 
 
 def test_an_interrupted_run_gives_the_same_file_when_resumed(audio, tmp_path, monkeypatch):
-    monkeypatch.setattr("hear_api.bulk.GROUP_FRAMES", 300)
+    monkeypatch.setattr("audio_mamba.hear_api.bulk.GROUP_FRAMES", 300)
     arguments = [str(audio), *MODEL, "--kind", "timestamps", "--out"]
     main([*arguments, str(tmp_path / "whole.npz")])
     encode, calls = RuntimeSSAST.encode, []
@@ -174,7 +175,7 @@ def test_what_a_kill_in_mid_writing_leaves_is_gone_after_resume(audio, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hear_api.writers._write_npy", killed)
+        patch.setattr("audio_mamba.hear_api.writers._write_npy", killed)
         with pytest.raises(SystemExit):
             main([str(audio), *MODEL, "--out", str(out)])
     for leaving in (tmp_path / f"{out.name}.0123abcd.partial", tmp_path / f"{out.name}.partial" / "npy" / "torn.npy"):
@@ -194,9 +195,11 @@ def test_a_complete_result_is_that_of_its_settings_alone(audio, tmp_path, capsys
     main([*command, "--resume", "--workers", "2", "--precision", "float32"])
     assert f"{out} is complete already" in capsys.readouterr().err
     for other, sentence in (
-            (["--kind", "timestamps"], "another kind ('scene', now 'timestamps'); remove it to begin anew, or choose"),
-            ([str(audio / "a.wav")], "another list of files ('1 files, "), (["--layout", "bands"], "another layout"),
-            (["--precision", "bfloat16"], "another precision ('float32', now 'bfloat16')")):
+        (["--kind", "timestamps"], "another kind ('scene', now 'timestamps'); remove it to begin anew, or choose"),
+        ([str(audio / "a.wav")], "another list of files ('1 files, "),
+        (["--layout", "bands"], "another layout"),
+        (["--precision", "bfloat16"], "another precision ('float32', now 'bfloat16')"),
+    ):
         with pytest.raises(SystemExit) as exit:
             main([*other, *command, "--resume"])
         assert exit.value.code.startswith(f"embed: {out} was made with {sentence}")
@@ -212,8 +215,18 @@ def test_weights_are_known_by_their_bytes(audio, runtime, tmp_path, capsys):
     save_pretrained(other, tmp_path / "other" / "model")
 
     def run(weights, out, *more):
-        main([str(audio / "e.wav"), "--weights", str(tmp_path / weights), "--workers", "1", "--out",
-              str(tmp_path / out), *more])
+        main(
+            [
+                str(audio / "e.wav"),
+                "--weights",
+                str(tmp_path / weights),
+                "--workers",
+                "1",
+                "--out",
+                str(tmp_path / out),
+                *more,
+            ]
+        )
 
     run("model", "1.npz")
     run("copy/model", "2.npz")
@@ -228,8 +241,10 @@ def test_a_complete_result_of_earlier_versions_passes(audio, tmp_path, capsys):
     command = [str(audio / "e.wav"), *MODEL, "--out"]
     for name in ("out.npz", "out.parquet", "out"):
         main([*command, str(tmp_path / name)])
-    np.savez(tmp_path / "out.npz", **{name: array for name, array in np.load(tmp_path / "out.npz").items()
-                                      if name != "settings"})
+    np.savez(
+        tmp_path / "out.npz",
+        **{name: array for name, array in np.load(tmp_path / "out.npz").items() if name != "settings"},
+    )
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert json.loads(table.schema.metadata[b"settings"]) == json.loads((tmp_path / "out/settings.json").read_text())
     pyarrow.parquet.write_table(table.replace_schema_metadata(None), tmp_path / "out.parquet")
@@ -248,7 +263,7 @@ def test_what_is_no_result_is_not_complete(audio, tmp_path, name):
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
 def test_any_file_name_is_embedded(audio, tmp_path, suffix):
-    names = [b"not utf-8 \xe9.wav", b"new\nline.wav", "日本, \"é\".wav".encode(), b"a" * 251 + b".wav"]
+    names = [b"not utf-8 \xe9.wav", b"new\nline.wav", '日本, "é".wav'.encode(), b"a" * 251 + b".wav"]
     folder, out = tmp_path / "files", tmp_path / f"out{suffix}"
     folder.mkdir()
     for name in names:
@@ -258,32 +273,39 @@ def test_any_file_name_is_embedded(audio, tmp_path, suffix):
         main([str(folder), *MODEL, "--out", str(out)])
     assert exit.value.code == 3
     read = {".npz": np.load, ".parquet": pd.read_parquet, "": lambda folder: pd.read_csv(folder / "index.csv")}[suffix]
-    expected = {os.path.join(folder, name.decode(errors="surrogateescape").replace("\udce9", r"\xe9"))
-                for name in names}
+    expected = {
+        os.path.join(folder, name.decode(errors="surrogateescape").replace("\udce9", r"\xe9")) for name in names
+    }
     assert set(read(out)["path"]) == expected
 
 
 def test_the_progress_of_a_long_file_is_seen(audio, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "LONG_SECONDS", 1)
-    monkeypatch.setattr("hear_api.bulk.PIECE_UNITS", 1)
+    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
     seen = []
-    monkeypatch.setattr("hear_api.embed.tqdm.update", lambda bar, n: seen.append(n))
+    monkeypatch.setattr("audio_mamba.hear_api.embed.tqdm.update", lambda bar, n: seen.append(n))
     main([str(audio / "deep/b.flac"), *MODEL, "--out", str(tmp_path / "out.npz")])
     parts = [n for n in seen if 0 < n < 1]  # the last call brings the rest
     assert len(parts) == 2 and sum(parts) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", ["scene", "timestamps"])
-@pytest.mark.parametrize("change, message", [(os.remove, "no such audio file"),
-                                             (lambda path: soundfile.write(path, np.zeros(40001), 16000), "changed"),
-                                             (lambda path: os.truncate(path, 60000), "cut off")])
-def test_a_long_file_that_fails_at_its_second_reading_is_listed(audio, tmp_path, monkeypatch, capsys, kind, change,
-                                                                message):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (os.remove, "no such audio file"),
+        (lambda path: soundfile.write(path, np.zeros(40001), 16000), "changed"),
+        (lambda path: os.truncate(path, 60000), "cut off"),
+    ],
+)
+def test_a_long_file_that_fails_at_its_second_reading_is_listed(
+    audio, tmp_path, monkeypatch, capsys, kind, change, message
+):
     for name in ("1.wav", "2.wav", "3.wav"):
         soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.5, 0.5, 64000), 16000)
     monkeypatch.setattr(pieces, "LONG_SECONDS", 2)
-    monkeypatch.setattr("data.audio.BLOCK_SECONDS", 1)
-    monkeypatch.setattr("hear_api.bulk.PIECE_UNITS", 1)
+    monkeypatch.setattr("audio_mamba.data.audio.BLOCK_SECONDS", 1)
+    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
     stream_pieces = pieces.stream_pieces
 
     def changed(path, *arguments):
@@ -291,7 +313,7 @@ def test_a_long_file_that_fails_at_its_second_reading_is_listed(audio, tmp_path,
             change(path)
         return stream_pieces(path, *arguments)
 
-    monkeypatch.setattr("hear_api.bulk.stream_pieces", changed)
+    monkeypatch.setattr("audio_mamba.hear_api.bulk.stream_pieces", changed)
     with pytest.raises(SystemExit) as exit:
         main([str(tmp_path), *MODEL, "--kind", kind, "--out", str(tmp_path / "out.npz")])
     assert exit.value.code == 3
@@ -312,13 +334,13 @@ def test_two_runs_do_not_write_one_journal(tmp_path, monkeypatch):
 
 
 def test_what_another_run_completes_meanwhile_is_not_made_again(audio, tmp_path, monkeypatch):
-    out, load = tmp_path / "out.npz", command_line.load_runtime
+    out, load = tmp_path / "out.npz", build_runtime
 
     def while_other_runs_end(*arguments):
         out.write_bytes(b"theirs")
         return load(*arguments)
 
-    monkeypatch.setattr("hear_api.embed.load_runtime", while_other_runs_end)
+    monkeypatch.setattr("audio_mamba.hear_api.embed.build_runtime", while_other_runs_end)
     with pytest.raises(SystemExit, match="out.npz exists already; another run has completed it meanwhile"):
         main([str(audio), *MODEL, "--out", str(out)])
     assert out.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [out]
@@ -352,17 +374,23 @@ def test_journal_drops_rows_without_an_entry(tmp_path):
         Journal(tmp_path / "j", {}, width=2, resume=False)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["nowhere/*.wav"], "nowhere/.*: no such file or folder, and as a pattern it matches no file"),
-    (["AUDIO", "--config", "ssam_tiny_200_16x5"], "did you mean .configs.ssam_tiny_200_16x4."),
-    (["AUDIO", "--config", ".ssam_tiny"], "no config module '.ssam_tiny'"),
-    (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
-    (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
-    (["AUDIO", "--workers", "0"], "--workers 0"),
-    (["AUDIO", "--device", "gpu"], "--device gpu"),
-    pytest.param(["AUDIO", "--device", "cuda"], "--device cuda: ",
-                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere/*.wav"], "nowhere/.*: no such file or folder, and as a pattern it matches no file"),
+        (["AUDIO", "--config", "ssam_tiny_200_16x5"], "did you mean .configs.ssam_tiny_200_16x4."),
+        (["AUDIO", "--config", ".ssam_tiny"], "no config module '.ssam_tiny'"),
+        (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
+        (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
+        (["AUDIO", "--workers", "0"], "--workers 0"),
+        (["AUDIO", "--device", "gpu"], "device gpu: "),
+        pytest.param(
+            ["AUDIO", "--device", "cuda"],
+            "device cuda: ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there"),
+        ),
+    ],
+)
 def test_commands_that_cannot_be_carried_out(audio, tmp_path, arguments, message):
     arguments = [str(audio) if argument == "AUDIO" else argument for argument in arguments]
     with pytest.raises(SystemExit, match=f"embed: .*{message}"):
@@ -381,8 +409,17 @@ def test_kill_and_resume_and_memory_of_an_hour(tmp_path):
         soundfile.write(tmp_path / f"clip{number}.wav", 0.1 * rng.standard_normal(32000), 16000)
 
     def command(out):
-        return [sys.executable, "-m", "hear_api.embed", str(tmp_path), *MODEL, "--kind", "timestamps",
-                "--out", str(out)]
+        return [
+            sys.executable,
+            "-m",
+            "hear_api.embed",
+            str(tmp_path),
+            *MODEL,
+            "--kind",
+            "timestamps",
+            "--out",
+            str(out),
+        ]
 
     subprocess.run(command(tmp_path / "whole.npz"), cwd=ROOT, check=True)
     out = tmp_path / "out.npz"

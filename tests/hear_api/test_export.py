@@ -1,16 +1,17 @@
 """Folders and programs give the numbers of the model they came from."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from hear_api import RuntimeSSAST
-from hear_api.export import ExportError, export, main
-from hear_api.pretrained import from_pretrained, save_pretrained
+from audio_mamba.hear_api import RuntimeSSAST
+from audio_mamba.hear_api.export import ExportError, export, main
+from audio_mamba.hear_api.pretrained import from_pretrained, save_pretrained
+from audio_mamba.training.checkpoint import CheckpointError
 from tests.golden_weights import fill_by_rule, golden_audio, golden_input
 from tests.hear_api.test_runtime import config_of
-from training.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module", params=["ssam_tiny_200_16x4", "ssast_tiny_200_16x4"])
@@ -24,8 +25,12 @@ def test_a_folder_brings_back_the_same_model(runtime, tmp_path):
     runtime.scene_layout = "bands"
     again = from_pretrained(save_pretrained(runtime, tmp_path / "saved"))
     assert again.scene_layout == "bands"
-    torch.testing.assert_close(again.get_scene_embeddings(golden_audio(16000)),
-                               runtime.get_scene_embeddings(golden_audio(16000)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        again.get_scene_embeddings(golden_audio(16000)),
+        runtime.get_scene_embeddings(golden_audio(16000)),
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_a_published_checkpoint_becomes_a_folder(golden, tmp_path):
@@ -36,13 +41,15 @@ def test_a_published_checkpoint_becomes_a_folder(golden, tmp_path):
 
 
 def test_half_precision_halves_the_file_and_comes_back_as_float32(runtime, tmp_path):
-    sizes = [(save_pretrained(runtime, tmp_path / dtype, dtype) / "model.safetensors").stat().st_size
-             for dtype in ("float32", "float16")]
+    sizes = [
+        (save_pretrained(runtime, tmp_path / dtype, dtype) / "model.safetensors").stat().st_size
+        for dtype in ("float32", "float16")
+    ]
     assert sizes[1] < 0.55 * sizes[0]
     again = from_pretrained(tmp_path / "float16")
     for key, value in runtime.model.state_dict().items():
         assert torch.equal(value.half().float(), again.model.state_dict()[key])
-    by_config = RuntimeSSAST(runtime.config, tmp_path / "float16")       # weights_dir may be such a folder
+    by_config = RuntimeSSAST(runtime.config, tmp_path / "float16")  # weights_dir may be such a folder
     assert torch.equal(by_config.model.mask_token, again.model.mask_token)
 
 
@@ -77,8 +84,16 @@ def test_damaged_folders_are_named(runtime, tmp_path):
         from_pretrained(folder)
 
 
-@pytest.mark.parametrize("change", [{"arch": "resnet"}, {"model_args": {"img_size": [201, 80]}}, {"model_args": []},
-                                    {"model_args": {"width": 3}}, {"scene_layout": "mel"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arch": "resnet"},
+        {"model_args": {"img_size": [201, 80]}},
+        {"model_args": []},
+        {"model_args": {"width": 3}},
+        {"scene_layout": "mel"},
+    ],
+)
 def test_a_config_that_describes_no_model_is_named(runtime, tmp_path, change):
     path = save_pretrained(runtime, tmp_path / "saved") / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

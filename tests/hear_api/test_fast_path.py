@@ -1,4 +1,5 @@
 """All units of all clips at once, the last ones cut: the numbers of each clip alone and whole."""
+
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -6,8 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from hear_api import RuntimeSSAST
-from hear_api.units import TOKENS_PER_BATCH, batch_units, plan_units
+from audio_mamba.hear_api import RuntimeSSAST
+from audio_mamba.hear_api.units import TOKENS_PER_BATCH, batch_units, plan_units
 from tests.golden_weights import fill_by_rule
 from tests.hear_api.test_runtime import config_of
 
@@ -28,7 +29,7 @@ def unit_by_unit(runtime, clip, layout):
     units = [torch.nn.functional.pad(part, (0, 0, 0, 200 - len(part)))[None, None] for part in spectrogram.split(200)]
     with torch.no_grad():
         features = torch.cat([whole_features(runtime.model, unit, layout) for unit in units])
-    return features[:-(-len(spectrogram) // 4)].numpy()
+    return features[: -(-len(spectrogram) // 4)].numpy()
 
 
 def whole_features(model, unit, layout):
@@ -77,8 +78,8 @@ def test_another_sample_rate_is_resampled_where_the_caller_names_it(runtime):
 
 def test_groups_and_blocks_of_long_input_change_nothing(runtime, monkeypatch):
     before = runtime.embed(CLIPS)
-    monkeypatch.setattr("hear_api.runtime.FRAMES_PER_GROUP", 150)
-    monkeypatch.setattr("hear_api.runtime.BLOCK_SAMPLES", 5000)
+    monkeypatch.setattr("audio_mamba.hear_api.runtime.FRAMES_PER_GROUP", 150)
+    monkeypatch.setattr("audio_mamba.hear_api.runtime.BLOCK_SAMPLES", 5000)
     monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 300)
     np.testing.assert_allclose(runtime.embed(CLIPS), before, rtol=0, atol=5e-5)
 
@@ -107,7 +108,8 @@ def test_batches_hold_every_unit_once_and_pad_little():
     units = plan_units(steps, 50, lambda kept: 5 * kept)
     batches = list(batch_units(units, "cpu"))
     assert sorted((unit.clip, unit.first) for batch in batches for unit in batch) == [
-        (clip, first) for clip, count in enumerate(steps) for first in range(0, count, 50)]
+        (clip, first) for clip, count in enumerate(steps) for first in range(0, count, 50)
+    ]
     assert all(len(batch) * batch[0].tokens <= TOKENS_PER_BATCH["cpu"] for batch in batches)
     padded = sum(len(batch) * max(unit.tokens for unit in batch) for batch in batches)
     assert padded < 1.02 * sum(unit.tokens for unit in units)

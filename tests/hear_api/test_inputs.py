@@ -1,4 +1,5 @@
 """What is audio and what is not: every listed fault has its error, everything else embeds."""
+
 import numpy as np
 import pytest
 import soundfile
@@ -6,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.audio import AudioError
-from hear_api import RuntimeSSAST
-from hear_api.inputs import InputError
+from audio_mamba.data.audio import AudioError
+from audio_mamba.hear_api import RuntimeSSAST
+from audio_mamba.hear_api.inputs import InputError
 from tests.hear_api.test_runtime import config_of
 
 FLOATS = ["float16", "float32", "float64", ">f4"]
@@ -77,29 +78,35 @@ def test_valid_audio_embeds_and_only_listed_faults_raise(runtime, audio):
     np.testing.assert_allclose(hear.numpy(), scenes, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("audio, message", [
-    (torch.zeros(1, 200), "clip 0 of 1 must have at least 201 samples"),
-    (torch.zeros(1, 1, 16000), r"\[n_sounds, n_samples\]"),
-    (torch.zeros(0, 16000), "at least one sound"),
-    (torch.zeros(1, 16000, dtype=torch.int16), "int16; integer PCM needs scaling"),
-    (torch.full((3, 16000), float("nan")), "clip 0 of 3 holds NaN or Inf"),
-    ([[0.0] * 16000], "floating-point samples in .* got list"),
-])
+@pytest.mark.parametrize(
+    "audio, message",
+    [
+        (torch.zeros(1, 200), "clip 0 of 1 must have at least 201 samples"),
+        (torch.zeros(1, 1, 16000), r"\[n_sounds, n_samples\]"),
+        (torch.zeros(0, 16000), "at least one sound"),
+        (torch.zeros(1, 16000, dtype=torch.int16), "int16; integer PCM needs scaling"),
+        (torch.full((3, 16000), float("nan")), "clip 0 of 3 holds NaN or Inf"),
+        ([[0.0] * 16000], "floating-point samples in .* got list"),
+    ],
+)
 def test_bad_audio_is_refused_in_one_sentence(runtime, audio, message):
     with pytest.raises(ValueError, match=message):
         runtime.get_scene_embeddings(audio)
 
 
-@pytest.mark.parametrize("clips, arguments, message", [
-    ([np.zeros(16000), np.zeros((2, 16000))], {}, r"clip 1 of 2 must be \[n_samples\], got \[2, 16000\]"),
-    ([np.zeros(16000), np.zeros(200)], {}, "clip 1 of 2 must have at least 201 samples"),
-    ([np.zeros(300)], {"sample_rate": 48000}, "clip 0 of 1, resampled to 16000 Hz, must have at least 201 samples"),
-    ([np.zeros(16000)], {"sample_rate": 0}, "sample_rate must be a positive number of Hz, got 0"),
-    ([np.zeros(16000)], {"kind": "event"}, "unknown kind 'event'; choose from scene, timestamps"),
-    ([np.zeros(16000)], {"output": "jax"}, "unknown output 'jax'"),
-    (None, {}, "clips must be an array, a path or a list of them, got NoneType"),
-    ("absent.wav", {}, "absent.wav: no such audio file"),
-])
+@pytest.mark.parametrize(
+    "clips, arguments, message",
+    [
+        ([np.zeros(16000), np.zeros((2, 16000))], {}, r"clip 1 of 2 must be \[n_samples\], got \[2, 16000\]"),
+        ([np.zeros(16000), np.zeros(200)], {}, "clip 1 of 2 must have at least 201 samples"),
+        ([np.zeros(300)], {"sample_rate": 48000}, "clip 0 of 1, resampled to 16000 Hz, must have at least 201 samples"),
+        ([np.zeros(16000)], {"sample_rate": 0}, "sample_rate must be a positive number of Hz, got 0"),
+        ([np.zeros(16000)], {"kind": "event"}, "unknown kind 'event'; choose from scene, timestamps"),
+        ([np.zeros(16000)], {"output": "jax"}, "unknown output 'jax'"),
+        (None, {}, "clips must be an array, a path or a list of them, got NoneType"),
+        ("absent.wav", {}, "absent.wav: no such audio file"),
+    ],
+)
 def test_embed_names_the_clip_and_the_fault(runtime, clips, arguments, message):
     with pytest.raises(ValueError, match=message):
         runtime.embed(clips, **arguments)

@@ -1,4 +1,5 @@
 """The listen command, on a file and on stdin."""
+
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from hear_api.listen import Novelty, main
+from audio_mamba.hear_api.listen import Novelty, main
 from tests.conftest import ROOT
 
 MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--device", "cpu"]
@@ -48,7 +49,7 @@ def test_ctrl_c_ends_live_audio_with_the_measurements(monkeypatch, capsys, one_t
         yield from torch.tensor(tone(440, 1), dtype=torch.float32).split(640)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hear_api.listen.read_pieces", pieces)
+    monkeypatch.setattr("audio_mamba.hear_api.listen.read_pieces", pieces)
     main(["-", *MODEL])
     assert re.search(r"\n24 steps of 40 ms.*real-time factor 0?[\d.]+\n", capsys.readouterr().out)
 

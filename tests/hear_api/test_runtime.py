@@ -1,14 +1,15 @@
 """The runtime against the published model's numbers, and HEAR's rules."""
+
 import importlib
 
 import numpy as np
 import pytest
 import torch
 
-from hear_api import RuntimeSSAST
-from hear_api.weights import find_checkpoint
+from audio_mamba.hear_api import RuntimeSSAST
+from audio_mamba.hear_api.weights import find_checkpoint
+from audio_mamba.training.checkpoint import CheckpointError
 from tests.golden_weights import fill_by_rule, golden_audio
-from training.checkpoint import CheckpointError
 
 LENGTHS = [8000, 16000, 31840, 32000, 50001, 80000]
 
@@ -79,8 +80,9 @@ def test_timestamp_embeddings_are_local_in_time(small_runtime):
     model = small_runtime.model
     pad = (0, 0, 0, 200 - spectrogram.shape[1])
     with torch.no_grad():
-        before, after = (model.forward_features(torch.nn.functional.pad(s, pad)[:, None], "bands")
-                         for s in (spectrogram, clicked))
+        before, after = (
+            model.forward_features(torch.nn.functional.pad(s, pad)[:, None], "bands") for s in (spectrogram, clicked)
+        )
     changed = (before - after).abs().amax(dim=(0, 2)) > 1e-5
     assert changed.nonzero()[0].item() == 30 and changed[30:].all()
 

@@ -1,8 +1,9 @@
 """What an INPUT of the embed command stands for."""
+
 import pytest
 
-from data.audio import AudioError
-from hear_api.sources import list_audio
+from audio_mamba.data.audio import AudioError
+from audio_mamba.hear_api.sources import list_audio
 
 
 @pytest.fixture
@@ -22,8 +23,9 @@ def test_files_folders_and_globs_each_once_in_order(folder):
     assert names(files, folder) == ["b.wav", "a.flac", "sub/c.MP3", "notes.txt"]
 
 
-@pytest.mark.parametrize("text", ["path,label\nb.wav,1\nsub/c.MP3,2\n", "label,File\n1,b.wav\n2, sub/c.MP3\n\n",
-                                  "b.wav\nsub/c.MP3\n"])
+@pytest.mark.parametrize(
+    "text", ["path,label\nb.wav,1\nsub/c.MP3,2\n", "label,File\n1,b.wav\n2, sub/c.MP3\n\n", "b.wav\nsub/c.MP3\n"]
+)
 def test_csv_lists(folder, text):
     (folder / "list.csv").write_text(text)
     assert names(list_audio([str(folder / "list.csv")]), folder) == ["b.wav", "sub/c.MP3"]

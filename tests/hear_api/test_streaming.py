@@ -1,12 +1,13 @@
 """Live embeddings against those of the whole clip, given the same statistics."""
+
 import numpy as np
 import pytest
 import torch
 
-from data.features import log_mel
-from hear_api import RuntimeSSAST
-from hear_api.inputs import InputError
-from hear_api.streaming import StreamingSSAM
+from audio_mamba.data.features import log_mel
+from audio_mamba.hear_api import RuntimeSSAST
+from audio_mamba.hear_api.inputs import InputError
+from audio_mamba.hear_api.streaming import StreamingSSAM
 from tests.golden_weights import fill_by_rule, golden_audio
 from tests.hear_api.test_runtime import config_of
 
@@ -51,7 +52,7 @@ def test_the_published_size_too(piece):
 
 def test_a_step_comes_out_as_soon_as_its_frames_are_complete(runtime):
     streaming, audio = StreamingSSAM(runtime, (0.0, 1.0)), golden_audio(8000)[0]
-    arrivals = [at for at in range(0, 8000, 40) if len(streaming.feed(audio[at:at + 40])[0])]
+    arrivals = [at for at in range(0, 8000, 40) if len(streaming.feed(audio[at : at + 40])[0])]
     # Step i ends with frame 4 i + 3, whose window ends 200 samples after sample 160 (4 i + 3).
     assert [at + 40 for at in arrivals] == [160 * (4 * i + 3) + 200 for i in range(len(arrivals))]
 
@@ -78,7 +79,7 @@ def test_running_statistics_do_not_depend_on_the_pieces_and_never_look_ahead(run
     others, _ = stream(StreamingSSAM(runtime), changed, 777)
     unchanged = 18  # steps whose windows end before sample 12000
     torch.testing.assert_close(rows[:unchanged], others[:unchanged], rtol=0, atol=1e-4)
-    assert (rows[unchanged + 1:] - others[unchanged + 1:]).abs().amax(dim=1).min() > 1e-3
+    assert (rows[unchanged + 1 :] - others[unchanged + 1 :]).abs().amax(dim=1).min() > 1e-3
 
 
 def test_memory_stays_constant(runtime):
@@ -100,9 +101,11 @@ def test_pieces_are_arrays_or_tensors_of_any_floats(runtime):
 def test_faults_are_named(runtime):
     with pytest.raises(InputError, match="the piece holds NaN or Inf"):
         StreamingSSAM(runtime).feed(torch.full((10,), np.nan))
-    for piece, message in ((torch.zeros(1, 3000), r"the piece must be \[n_samples\], got \[1, 3000\]"),
-                           (torch.ones(3000, dtype=torch.int16), "int16; integer PCM needs scaling"),
-                           ([0.0] * 3000, "floating-point samples .* got list")):
+    for piece, message in (
+        (torch.zeros(1, 3000), r"the piece must be \[n_samples\], got \[1, 3000\]"),
+        (torch.ones(3000, dtype=torch.int16), "int16; integer PCM needs scaling"),
+        ([0.0] * 3000, "floating-point samples .* got list"),
+    ):
         with pytest.raises(InputError, match=message):
             StreamingSSAM(runtime).feed(piece)
     with pytest.raises(ValueError, match="200 samples"):

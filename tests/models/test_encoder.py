@@ -1,18 +1,20 @@
 """The encoders beyond the golden numbers: masks, other sizes, causality, options, refusals."""
+
 import numpy as np
 import pytest
 import torch
 
-import models
-from models import masking
-from models.loss import normalise_per_patch, reconstruction_loss
+from audio_mamba import models
+from audio_mamba.models import masking
+from audio_mamba.models.loss import normalise_per_patch, reconstruction_loss
 
 ARCHS = ["mamba_ssast_tiny", "ssast_tiny"]
 
 
 def small(arch, **args):
-    return getattr(models, arch)(**{"img_size": (200, 80), "patch_size": (4, 16), "frequency_first": False,
-                                    "depth": 2} | args)
+    return getattr(models, arch)(
+        **{"img_size": (200, 80), "patch_size": (4, 16), "frequency_first": False, "depth": 2} | args
+    )
 
 
 def test_arch_table_has_six_sizes_of_both_models():
@@ -89,10 +91,15 @@ def test_random_masking_replaces_masked_tokens_by_the_mask_token_alone():
         model.random_masking(tokens, torch.zeros(3, 200))
 
 
-@pytest.mark.parametrize("arch, args, tells_apart", [
-    ("ssast_tiny", {}, False), ("ssast_tiny", {"masked_positions": True}, True),
-    ("mamba_ssast_tiny", {}, True), ("mamba_ssast_tiny", {"masked_positions": True}, True),
-])
+@pytest.mark.parametrize(
+    "arch, args, tells_apart",
+    [
+        ("ssast_tiny", {}, False),
+        ("ssast_tiny", {"masked_positions": True}, True),
+        ("mamba_ssast_tiny", {}, True),
+        ("mamba_ssast_tiny", {"masked_positions": True}, True),
+    ],
+)
 def test_without_positions_ssast_cannot_tell_masked_patches_apart(arch, args, tells_apart):
     torch.manual_seed(0)
     model = small(arch, **args).double()
@@ -165,12 +172,15 @@ def test_losses_by_hand():
         reconstruction_loss(pred, target, masked_only=True)
 
 
-@pytest.mark.parametrize("args, message", [
-    ({"img_size": (200, 81)}, "does not divide"),
-    ({"mask_ratio": 1.0}, "mask_ratio must be"),
-    ({"masking_mode": "blocks"}, "unknown masking_mode 'blocks'"),
-    ({"embed_dim": 190}, "multiple of 4"),
-])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ({"img_size": (200, 81)}, "does not divide"),
+        ({"mask_ratio": 1.0}, "mask_ratio must be"),
+        ({"masking_mode": "blocks"}, "unknown masking_mode 'blocks'"),
+        ({"embed_dim": 190}, "multiple of 4"),
+    ],
+)
 def test_bad_arguments_are_refused(args, message):
     for arch in ARCHS:
         with pytest.raises(ValueError, match=message):

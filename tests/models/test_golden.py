@@ -1,16 +1,20 @@
 """The encoders against the published model's numbers (tests/golden/README.md)."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
 
-import models
-from models.loss import reconstruction_loss
+from audio_mamba import models
+from audio_mamba.models.loss import reconstruction_loss
 from tests.golden_weights import fill_by_rule, golden_input, golden_mask
 
-CONFIGS = {f"{name}_{size}_200_16x4": arch + size for size in ("tiny", "small", "base")
-           for name, arch in (("ssam", "mamba_ssast_"), ("ssast", "ssast_"))}
+CONFIGS = {
+    f"{name}_{size}_200_16x4": arch + size
+    for size in ("tiny", "small", "base")
+    for name, arch in (("ssam", "mamba_ssast_"), ("ssast", "ssast_"))
+}
 
 
 def build(config, **changes):
@@ -69,8 +73,11 @@ def test_masked_prediction_and_losses(model, numbers):
     assert_close(target[:, ::25], numbers["target_rows"], tolerance=0)
     assert list(target.shape) == list(numbers["target_shape"])
     assert_close(pred[:, ::25], numbers["pred_rows"])
-    losses = [reconstruction_loss(pred, target, mask, normalise_patches, masked_only)
-              for masked_only in (False, True) for normalise_patches in (False, True)]
+    losses = [
+        reconstruction_loss(pred, target, mask, normalise_patches, masked_only)
+        for masked_only in (False, True)
+        for normalise_patches in (False, True)
+    ]
     assert_close(torch.stack(losses), numbers["losses"])
 
 
@@ -89,5 +96,6 @@ def test_frequency_first_equals_time_first_on_transposed_input_and_kernel(model,
     for ours, theirs in zip(twin(x.transpose(-1, -2), mask), model(x, mask)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     for layout in ("published", "bands"):
-        torch.testing.assert_close(twin.forward_features(x.transpose(-1, -2), layout),
-                                   model.forward_features(x, layout), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            twin.forward_features(x.transpose(-1, -2), layout), model.forward_features(x, layout), rtol=0, atol=1e-5
+        )

@@ -1,12 +1,13 @@
 """Gradient checkpointing changes the memory of a training step, and nothing else."""
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-import models
-from models.loss import reconstruction_loss
+from audio_mamba import models
+from audio_mamba.models.loss import reconstruction_loss
 
 ARCHS = ["mamba_ssast_tiny", "ssast_tiny"]
 BATCH, TOKENS, WIDTH = 2, 251, 192
@@ -14,8 +15,9 @@ BATCH, TOKENS, WIDTH = 2, 251, 192
 
 def build(arch, gradient_checkpointing, **args):
     torch.manual_seed(0)
-    model = getattr(models, arch)(**{"img_size": (200, 80), "patch_size": (4, 16), "frequency_first": False,
-                                     "depth": 3} | args)
+    model = getattr(models, arch)(
+        **{"img_size": (200, 80), "patch_size": (4, 16), "frequency_first": False, "depth": 3} | args
+    )
     model.gradient_checkpointing = gradient_checkpointing
     return model
 
@@ -45,8 +47,10 @@ def assert_same(ours, expected):
 def forwards_per_block(model, action):
     """How often `action` runs each block of the model forward."""
     counts = [0] * len(model.blocks)
-    handles = [block.register_forward_pre_hook(lambda *_, number=number: counts.__setitem__(number, counts[number] + 1))
-               for number, block in enumerate(model.blocks)]
+    handles = [
+        block.register_forward_pre_hook(lambda *_, number=number: counts.__setitem__(number, counts[number] + 1))
+        for number, block in enumerate(model.blocks)
+    ]
     action()
     for handle in handles:
         handle.remove()

@@ -1,11 +1,12 @@
 """Initialisation per key: mean, spread and bound of the published distributions."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
 
-import models
+from audio_mamba import models
 
 DIM, INNER, RANK, DEPTH = 192, 576, 12, 12
 
@@ -25,6 +26,7 @@ def uniform(bound):
         spread = bound / math.sqrt(3)
         assert values.std().item() == pytest.approx(spread, rel=4 / math.sqrt(values.numel()))
         assert abs(values.mean()) < 5 * spread / math.sqrt(values.numel())
+
     return check
 
 
@@ -33,19 +35,21 @@ def normal(std):
         assert values.std().item() == pytest.approx(std, rel=4 / math.sqrt(2 * values.numel()))
         assert abs(values.mean()) < 5 * std / math.sqrt(values.numel())
         assert values.abs().max() < 6 * std
+
     return check
 
 
 def constant(value):
     def check(values):
         assert (values == value).all()
+
     return check
 
 
 def step_bias(values):
     """softplus of it is log-uniform in [1e-3, 0.1]"""
     dt = torch.nn.functional.softplus(values.double())
-    assert 0.999e-3 < dt.min() and dt.max() < 0.1001
+    assert dt.min() > 0.999e-3 and dt.max() < 0.1001
     log_dt = dt.log()
     low, high = math.log(1e-3), math.log(0.1)
     assert log_dt.mean().item() == pytest.approx((low + high) / 2, abs=0.3)
@@ -57,28 +61,45 @@ def a_log(values):
 
 
 SHARED = {
-    "cls_token": normal(0.02), "mask_token": normal(0.02),
-    "patch_embed.proj.weight": uniform(xavier_bound(64, 64 * DIM)), "patch_embed.proj.bias": constant(0),
-    "encoder_norm.weight": constant(1), "encoder_norm.bias": constant(0),
-    "pred.0.weight": uniform(linear_bound(DIM)), "pred.2.weight": uniform(linear_bound(DIM)),
+    "cls_token": normal(0.02),
+    "mask_token": normal(0.02),
+    "patch_embed.proj.weight": uniform(xavier_bound(64, 64 * DIM)),
+    "patch_embed.proj.bias": constant(0),
+    "encoder_norm.weight": constant(1),
+    "encoder_norm.bias": constant(0),
+    "pred.0.weight": uniform(linear_bound(DIM)),
+    "pred.2.weight": uniform(linear_bound(DIM)),
 }
 SSAM = SHARED | {
-    "pred.0.bias": constant(0), "pred.2.bias": constant(0),
-    "mixer.A_log": a_log, "mixer.D": constant(1),
+    "pred.0.bias": constant(0),
+    "pred.2.bias": constant(0),
+    "mixer.A_log": a_log,
+    "mixer.D": constant(1),
     "mixer.in_proj.weight": uniform(linear_bound(DIM)),
-    "mixer.conv1d.weight": uniform(linear_bound(4)), "mixer.conv1d.bias": uniform(linear_bound(4)),
+    "mixer.conv1d.weight": uniform(linear_bound(4)),
+    "mixer.conv1d.bias": uniform(linear_bound(4)),
     "mixer.x_proj.weight": uniform(linear_bound(INNER)),
-    "mixer.dt_proj.weight": uniform(RANK ** -0.5), "mixer.dt_proj.bias": step_bias,
+    "mixer.dt_proj.weight": uniform(RANK**-0.5),
+    "mixer.dt_proj.bias": step_bias,
     "mixer.out_proj.weight": uniform(linear_bound(INNER) / math.sqrt(DEPTH)),
-    "norm.weight": constant(1), "norm.bias": constant(0),
+    "norm.weight": constant(1),
+    "norm.bias": constant(0),
 }
 SSAST = SHARED | {
-    "pred.0.bias": uniform(linear_bound(DIM)), "pred.2.bias": uniform(linear_bound(DIM)),
-    "attn.qkv_layer.weight": uniform(xavier_bound(DIM, 3 * DIM)), "attn.qkv_layer.bias": constant(0),
-    "attn.proj_layer.weight": uniform(xavier_bound(DIM, DIM)), "attn.proj_layer.bias": constant(0),
-    "mlp.layer1.weight": uniform(xavier_bound(DIM, 4 * DIM)), "mlp.layer1.bias": constant(0),
-    "mlp.layer2.weight": uniform(xavier_bound(DIM, 4 * DIM)), "mlp.layer2.bias": constant(0),
-    "norm1.weight": constant(1), "norm1.bias": constant(0), "norm2.weight": constant(1), "norm2.bias": constant(0),
+    "pred.0.bias": uniform(linear_bound(DIM)),
+    "pred.2.bias": uniform(linear_bound(DIM)),
+    "attn.qkv_layer.weight": uniform(xavier_bound(DIM, 3 * DIM)),
+    "attn.qkv_layer.bias": constant(0),
+    "attn.proj_layer.weight": uniform(xavier_bound(DIM, DIM)),
+    "attn.proj_layer.bias": constant(0),
+    "mlp.layer1.weight": uniform(xavier_bound(DIM, 4 * DIM)),
+    "mlp.layer1.bias": constant(0),
+    "mlp.layer2.weight": uniform(xavier_bound(DIM, 4 * DIM)),
+    "mlp.layer2.bias": constant(0),
+    "norm1.weight": constant(1),
+    "norm1.bias": constant(0),
+    "norm2.weight": constant(1),
+    "norm2.bias": constant(0),
 }
 
 

@@ -1,8 +1,9 @@
 """Carried states: any cut of the tokens gives the outputs of all at once, in every back end and precision."""
+
 import pytest
 import torch
 
-from models import MambaSSAST
+from audio_mamba.models import MambaSSAST
 from tests.models.ops.scan_cases import CPU_BACKENDS
 
 
@@ -11,8 +12,14 @@ from tests.models.ops.scan_cases import CPU_BACKENDS
 @pytest.mark.parametrize("d_conv", [1, 4])
 def test_any_cut_gives_the_outputs_of_the_whole(backend, sizes, d_conv):
     torch.manual_seed(0)
-    model = MambaSSAST(embed_dim=32, depth=2, img_size=(200, 80), patch_size=(4, 16), frequency_first=False,
-                       ssm_kwargs={"d_state": 5, "d_conv": d_conv})
+    model = MambaSSAST(
+        embed_dim=32,
+        depth=2,
+        img_size=(200, 80),
+        patch_size=(4, 16),
+        frequency_first=False,
+        ssm_kwargs={"d_state": 5, "d_conv": d_conv},
+    )
     for block in model.blocks:
         block.mixer.backend = backend
         torch.nn.init.normal_(block.mixer.D)

@@ -1,11 +1,12 @@
 """Archives that the tests of training share."""
+
 import pytest
 
 
 @pytest.fixture(scope="session")
 def synthetic_archive(tmp_path_factory):
-    from data.prepare import prepare  # here, so that tests of the GPU need no libraries for audio
-    from data.synthetic import write_audio
+    from audio_mamba.data.prepare import prepare  # here, so that tests of the GPU need no libraries for audio
+    from audio_mamba.data.synthetic import write_audio
 
     folder = tmp_path_factory.mktemp("synthetic")
     write_audio(folder / "audio", minutes=2)
@@ -16,8 +17,8 @@ def synthetic_archive(tmp_path_factory):
 @pytest.fixture(scope="session")
 def larger_archive(tmp_path_factory):
     """48 samples of synthetic audio."""
-    from data.prepare import prepare
-    from data.synthetic import write_audio
+    from audio_mamba.data.prepare import prepare
+    from audio_mamba.data.synthetic import write_audio
 
     folder = tmp_path_factory.mktemp("larger")
     write_audio(folder / "audio", minutes=8)
@@ -28,7 +29,7 @@ def larger_archive(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real_archive(tmp_path_factory, shared_tasks):
     """48 drum hits."""
-    from data.prepare import prepare
+    from audio_mamba.data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("real")
     (folder / "audio").mkdir()

@@ -1,4 +1,5 @@
 """Starting, following and ending train.py as its users do, for the tests."""
+
 import contextlib
 import os
 import re
@@ -8,8 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from audio_mamba.training.records import read_log
 from tests.conftest import ROOT
-from training.records import read_log
 
 EPOCHS = 8
 TINY = ["opt.warmup_epochs=1", "model.model_args.depth=1", "model.model_args.embed_dim=48"]
@@ -18,8 +19,21 @@ TINY = ["opt.warmup_epochs=1", "model.model_args.depth=1", "model.model_args.emb
 def arguments(workdir, data=None, *options, config="configs.ssast_tiny_200_16x4", **overrides):
     data = ["--data", str(data)] if data else ["--fake_data"]
     changes = TINY + [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
-    return ["--config", config, "--workdir", str(workdir), *data, "--no_wandb", "--num_workers", "0", "--print_freq",
-            "2", *options, "--set", *changes]
+    return [
+        "--config",
+        config,
+        "--workdir",
+        str(workdir),
+        *data,
+        "--no_wandb",
+        "--num_workers",
+        "0",
+        "--print_freq",
+        "2",
+        *options,
+        "--set",
+        *changes,
+    ]
 
 
 def losses(workdir):
@@ -30,9 +44,14 @@ def start(processes, train_arguments, launcher_options=("--standalone", "--nnode
     """train.py, by torchrun if there is more than one process."""
     launcher = ["-m", "torch.distributed.run", *launcher_options, f"--nproc-per-node={processes}"]
     alone = processes == 1 and launcher_options == ("--standalone", "--nnodes=1")
-    return subprocess.Popen([sys.executable, *([] if alone else launcher), "train.py", *train_arguments],
-                            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, *([] if alone else launcher), "train.py", *train_arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def children(process):

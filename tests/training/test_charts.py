@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from training.charts import MOST_POINTS, Curve, draw, short_number, thin
+from audio_mamba.training.charts import MOST_POINTS, Curve, draw, short_number, thin
 
 
 def curve(y, x=None, **options):
@@ -79,7 +79,19 @@ def test_a_rare_spike_leaves_the_chart_and_does_not_flatten_it():
     assert heights[77] == 1 and heights[0] - heights[-1] > 0.8
 
 
-@pytest.mark.parametrize("value, text", [(0, "0"), (0.25, "0.25"), (1500, "1500"), (20_000, "20k"), (2.5e6, "2.5M"),
-                                         (1e-4, "1e-4"), (2.5e-5, "2.5e-5"), (3e9, "3G"), (0.001, "0.001")])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (1500, "1500"),
+        (20_000, "20k"),
+        (2.5e6, "2.5M"),
+        (1e-4, "1e-4"),
+        (2.5e-5, "2.5e-5"),
+        (3e9, "3G"),
+        (0.001, "0.001"),
+    ],
+)
 def test_ticks_are_short(value, text):
     assert short_number(value) == text

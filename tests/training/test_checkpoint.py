@@ -10,9 +10,9 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-import models
-from training import checkpoint
-from training.checkpoint import CheckpointError
+from audio_mamba import models
+from audio_mamba.training import checkpoint
+from audio_mamba.training.checkpoint import CheckpointError
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def test_args_are_read_without_the_classes_they_were_saved_with(tmp_path):
     args = argparse.Namespace(config=ConfigDict({"a": {"b": [1, {"c": (2, None)}]}}), workdir="w")
     torch.save({"model": {}, "args": args}, tmp_path / "c.pth")
     assert checkpoint.load_checkpoint(tmp_path / "c.pth")["args"] == {
-        "config": {"a": {"b": [1, {"c": (2, None)}]}}, "workdir": "w"}
+        "config": {"a": {"b": [1, {"c": (2, None)}]}},
+        "workdir": "w",
+    }
 
 
 def test_what_is_saved_comes_back_and_needs_no_allow_list(tmp_path):
@@ -68,8 +70,9 @@ class Attack:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))],
-                         ids=["torch.save", "pickle"])
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))], ids=["torch.save", "pickle"]
+)
 def test_a_malicious_file_is_refused_unrun(tmp_path, write):
     path, marker = tmp_path / "evil.pth", tmp_path / "was_here"
     write({"model": {}, "args": Attack(marker)}, path)
@@ -90,7 +93,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, data):
 def test_a_truncated_file_is_refused_by_name(published, tmp_path, kept):
     path = tmp_path / "checkpoint-3.pth"
     data = published.read_bytes()
-    path.write_bytes(data[:int(len(data) * kept)])
+    path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
         checkpoint.load_checkpoint(path)
 
@@ -139,7 +142,7 @@ def test_every_second_epoch_and_the_last_five_are_saved():
 FULL_DISK = """
 import os, sys
 import torch
-from training.checkpoint import load_checkpoint, save_checkpoint
+from audio_mamba.training.checkpoint import load_checkpoint, save_checkpoint
 kept, path = sys.argv[1] + "/checkpoint-0.pth", sys.argv[1] + "/checkpoint-1.pth"
 save_checkpoint(kept, model={"weight": torch.randn(1000)}, epoch=0)
 try:
@@ -159,6 +162,10 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_half(tmp_path):
     if subprocess.run([*own_mounts, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode:
         pytest.skip("this machine allows no small disk of one's own (unshare, mount)")
     mount = f"mount -t tmpfs -o size=200k none {tmp_path}"
-    done = subprocess.run([*own_mounts, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", FULL_DISK,
-                           str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*own_mounts, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr

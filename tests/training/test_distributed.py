@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from training import distributed
+from audio_mamba.training import distributed
 
 # Each process sees its own half of a batch; afterwards all must hold the gradient of the whole.
 TWO_PROCESSES = """
 import torch
-from training import distributed
+from audio_mamba.training import distributed
 
 device = distributed.init()
 torch.manual_seed(0)
@@ -34,7 +34,7 @@ value = torch.tensor(float(distributed.rank()))
 assert distributed.mean(value) == 0.5 and value == distributed.rank()
 assert distributed.is_main() == (distributed.rank() == 0)
 assert distributed.world_size() == 2
-from machine import usable_cores
+from audio_mamba.system.machine import usable_cores
 assert torch.get_num_threads() == max(1, usable_cores() // 2)
 open(f"done.{distributed.rank()}", "w").close()
 distributed.cleanup()
@@ -55,8 +55,9 @@ def test_alone_every_call_does_nothing(monkeypatch):
     distributed.cleanup()
 
 
-@pytest.mark.parametrize("processes, asked, expected",
-                         [(1, None, 3), (1, "1", 3), (2, None, 4), (2, "1", 4), (2, "2", 3)])
+@pytest.mark.parametrize(
+    "processes, asked, expected", [(1, None, 3), (1, "1", 3), (2, None, 4), (2, "1", 4), (2, "2", 3)]
+)
 def test_cores_are_shared_out_where_torchrun_gave_each_process_one(monkeypatch, processes, asked, expected):
     monkeypatch.setattr(distributed, "usable_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -64,7 +65,7 @@ def test_cores_are_shared_out_where_torchrun_gave_each_process_one(monkeypatch, 
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(3)                  # what torch has made of the environment at its import
+        torch.set_num_threads(3)  # what torch has made of the environment at its import
         distributed._share_out_cores(processes)
         assert torch.get_num_threads() == expected
     finally:
@@ -75,7 +76,13 @@ def test_cores_are_shared_out_where_torchrun_gave_each_process_one(monkeypatch, 
 def test_two_processes_average_gradients_and_values(tmp_path, pytestconfig):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)}
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-                          "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     assert sorted(path.name for path in tmp_path.glob("done.*")) == ["done.0", "done.1"]

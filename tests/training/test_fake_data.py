@@ -1,6 +1,6 @@
 import numpy as np
 
-from training.fake_data import RandomSpectrograms
+from audio_mamba.training.fake_data import RandomSpectrograms
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone():

@@ -2,6 +2,7 @@
 
 The first cases are part of every test run, all thirty of the slow one.
 """
+
 import functools
 import os
 import resource
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from audio_mamba.training import checkpoint, resume
 from tests.training.runs import EPOCHS, arguments, children, finish, follow, kill, losses, rank_of, start
-from training import checkpoint, resume
 
 CASES, SHORT = 30, 2
 STEPS = 48
@@ -21,13 +22,25 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU 
 
 def begin(processes, workdir, archive):
     """A line and a checkpoint at nearly every step; steps of 8 samples."""
-    return start(processes, arguments(workdir, archive, "--print_freq", "1", "--checkpoint-minutes", "0.0005",
-                                      num_epochs=EPOCHS, batch_size=8 // processes))
+    return start(
+        processes,
+        arguments(
+            workdir,
+            archive,
+            "--print_freq",
+            "1",
+            "--checkpoint-minutes",
+            "0.0005",
+            num_epochs=EPOCHS,
+            batch_size=8 // processes,
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory, larger_archive):
     """Losses and last checkpoint of an undisturbed run by the number of its processes."""
+
     @functools.cache
     def undisturbed(processes):
         workdir = tmp_path_factory.mktemp(f"undisturbed{processes}")
@@ -35,6 +48,7 @@ def references(tmp_path_factory, larger_archive):
         output = finish(run)
         assert run.returncode == 0, output
         return losses(workdir), checkpoint.load_checkpoint(workdir / "checkpoints" / "checkpoint-7.pth")
+
     return undisturbed
 
 
@@ -77,8 +91,9 @@ FAULTS = [(sigterm, 1), (truncated_newest, 1), (full_disk, 1), (dead_rank, 2), (
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("case", [pytest.param(number, marks=() if number < SHORT else pytest.mark.slow)
-                                  for number in range(CASES)])
+@pytest.mark.parametrize(
+    "case", [pytest.param(number, marks=() if number < SHORT else pytest.mark.slow) for number in range(CASES)]
+)
 def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, references, larger_archive):
     hurt, processes = FAULTS[case % len(FAULTS)]
     # Not among the first, before there are two checkpoints, nor the last, when the run would end by itself.

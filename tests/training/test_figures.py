@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from models.loss import normalise_per_patch
-from training import figures
+from audio_mamba import models
+from audio_mamba.models.loss import normalise_per_patch
+from audio_mamba.training import figures
 
 
 class Oracle(nn.Module):
@@ -73,8 +73,10 @@ def test_curves_are_drawn_from_published_logs_too(tmp_path):
 
 
 def test_curves_show_what_the_log_has_and_leave_out_losses_that_were_not_finite(tmp_path):
-    log = [{"epoch": epoch, "train_loss": loss, "val_loss": 2.0, "train_lr": 1e-4}
-           for epoch, loss in enumerate([1.0, None, 0.5])]
+    log = [
+        {"epoch": epoch, "train_loss": loss, "val_loss": 2.0, "train_lr": 1e-4}
+        for epoch, loss in enumerate([1.0, None, 0.5])
+    ]
     figures.save_curves(tmp_path / "curves.png", log)
     for colour in ("tab:blue", "tab:red", "tab:green"):
         assert pixels_of(tmp_path / "curves.png", colour) > 300

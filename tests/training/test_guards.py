@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from training import optim
-from training.guards import NonFiniteError, StepGuard, update_ratio
+from audio_mamba.training import optim
+from audio_mamba.training.guards import NonFiniteError, StepGuard, update_ratio
 
 
 def watched(guard, losses_and_norms, first=0):
@@ -24,7 +24,8 @@ def test_bad_steps_are_flagged_counted_and_named(caplog):
     assert guard.skipped == 2
     assert [record.getMessage() for record in caplog.records] == [
         "epoch 1, step 2 skipped: the loss is nan; its samples here: clip 10; clip 11",
-        "epoch 1, step 3 skipped: the gradient is not finite; its samples here: clip 20; clip 21"]
+        "epoch 1, step 3 skipped: the gradient is not finite; its samples here: clip 20; clip 21",
+    ]
 
 
 def test_ten_bad_steps_in_a_row_end_the_run_and_nine_do_not():
@@ -59,8 +60,10 @@ def test_a_flagged_step_changes_neither_weights_nor_moments():
             parameter.grad = torch.full_like(parameter, gradient)
         optimizer.found_inf = torch.tensor(bad)
         optimizer.step()
-        return ([parameter.detach().clone() for parameter in model.parameters()],
-                [value.clone() for state in optimizer.state.values() for value in state.values()])
+        return (
+            [parameter.detach().clone() for parameter in model.parameters()],
+            [value.clone() for state in optimizer.state.values() for value in state.values()],
+        )
 
     first = step(1.0, 0.0)
     skipped = step(math.nan, 1.0)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training import interruption
-from training.interruption import SIGNALS, Interruption, leave_signals_to_the_trainer
+from audio_mamba.training import interruption
+from audio_mamba.training.interruption import SIGNALS, Interruption, leave_signals_to_the_trainer
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -60,8 +60,9 @@ class Numbers(Dataset):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_workers_outlive_the_signals_of_a_scheduler(number):
     """Each comes from another process here, as from a scheduler."""
-    loader = DataLoader(Numbers(), batch_size=1, num_workers=1, persistent_workers=True,
-                        worker_init_fn=leave_signals_to_the_trainer)
+    loader = DataLoader(
+        Numbers(), batch_size=1, num_workers=1, persistent_workers=True, worker_init_fn=leave_signals_to_the_trainer
+    )
     batches = iter(loader)
     seen = [next(batches).item()]
     (worker,) = batches._workers
@@ -74,10 +75,12 @@ def test_workers_outlive_the_signals_of_a_scheduler(number):
 @pytest.mark.parametrize("system", ["pass", "import signal; del signal.sigwaitinfo"], ids=["Linux", "macOS"])
 def test_workers_end_when_the_trainer_ends_them(system):
     """Python terminates and then waits for the workers that are left at its end."""
-    script = system + """
+    script = (
+        system
+        + """
 from torch.utils.data import DataLoader
 from tests.training.test_interruption import Numbers
-from training.interruption import leave_signals_to_the_trainer
+from audio_mamba.training.interruption import leave_signals_to_the_trainer
 batches = iter(DataLoader(Numbers(), num_workers=2, persistent_workers=True,
                           worker_init_fn=leave_signals_to_the_trainer))
 next(batches)
@@ -86,4 +89,5 @@ for worker in batches._workers:
     worker.join(20)
     assert not worker.is_alive()
 """
+    )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -10,9 +10,9 @@ import time
 import pytest
 import torch
 
-from training import monitor
-from training.monitor import Monitor
-from training.records import read_log, read_steps
+from audio_mamba.training import monitor
+from audio_mamba.training.monitor import Monitor
+from audio_mamba.training.records import read_log, read_steps
 
 
 class RecordingTracker:
@@ -31,8 +31,16 @@ class RecordingTracker:
 
 
 def make(workdir, first_epoch=0, first_step=0, steps=5, print_freq=2, trackers=()):
-    return Monitor(workdir, first_epoch=first_epoch, first_step=first_step, num_epochs=5, steps_per_epoch=steps,
-                   samples_per_step=8, print_freq=print_freq, trackers=trackers)
+    return Monitor(
+        workdir,
+        first_epoch=first_epoch,
+        first_step=first_step,
+        num_epochs=5,
+        steps_per_epoch=steps,
+        samples_per_step=8,
+        print_freq=print_freq,
+        trackers=trackers,
+    )
 
 
 def follow(workdir, losses_by_epoch, first_epoch=0, print_freq=2, trackers=(), val_loss=None, **measures):
@@ -47,12 +55,12 @@ def follow(workdir, losses_by_epoch, first_epoch=0, print_freq=2, trackers=(), v
 @pytest.fixture(autouse=True)
 def nothing_drawn(monkeypatch, request):
     if request.node.name != "test_log_txt_has_one_line_per_epoch":
-        monkeypatch.setattr("training.figures._save", lambda figure, path: None)
+        monkeypatch.setattr("audio_mamba.training.figures._save", lambda figure, path: None)
 
 
 @pytest.fixture
 def lines(caplog):
-    caplog.set_level(logging.INFO, logger="training.monitor")
+    caplog.set_level(logging.INFO, logger="audio_mamba.training.monitor")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
@@ -66,8 +74,16 @@ def test_a_line_shows_the_mean_since_the_last_one(tmp_path, lines):
     assert tracker.steps == [2, 4, 5, 5, 7, 9, 10, 10] and tracker.closed
     by_line = [values for values in tracker.logged if "train_loss" in values]
     assert [values["train_loss"] for values in by_line] == [1.5, 3.5, 7.0, 1.0, 1.0, 0.0]
-    assert by_line[-1].keys() == {"epoch", "train_loss", "lr", "grad_norm", "non_finite", "steps_per_second",
-                                  "samples_per_second", "data_wait"}
+    assert by_line[-1].keys() == {
+        "epoch",
+        "train_loss",
+        "lr",
+        "grad_norm",
+        "non_finite",
+        "steps_per_second",
+        "samples_per_second",
+        "data_wait",
+    }
     assert by_line[-1]["samples_per_second"] == pytest.approx(8 * by_line[-1]["steps_per_second"])
     assert tracker.logged[-1] == {"epoch": 1, "epoch_train_loss": 0.8}
 
@@ -76,7 +92,11 @@ def test_steps_csv_has_a_row_per_line(tmp_path):
     follow(tmp_path, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], update_ratio=torch.tensor(0.25), skipped=1)
     rows = read_steps(tmp_path / "steps.csv")
     assert [(row["step"], row["epoch"], row["train_loss"], row["lr"], row["grad_norm"]) for row in rows] == [
-        (2, 0, 1.5, 0.0, 1.0), (3, 0, 3.0, 0.0, 2.0), (5, 1, 4.5, 0.1, 1.0), (6, 1, 6.0, 0.1, 2.0)]
+        (2, 0, 1.5, 0.0, 1.0),
+        (3, 0, 3.0, 0.0, 2.0),
+        (5, 1, 4.5, 0.1, 1.0),
+        (6, 1, 6.0, 0.1, 2.0),
+    ]
     assert {(row["update_ratio"], row["skipped"]) for row in rows} == {(0.25, 1)}
     assert all(math.isnan(row["loss_scale"]) for row in rows)
     assert [row["samples_per_second"] * row["seconds"] for row in rows] == pytest.approx([16, 8, 16, 8])
@@ -167,8 +187,10 @@ def test_a_run_cut_anywhere_writes_the_same_to_the_last_bit(tmp_path, cut):
 
     def recorded(workdir):
         rows = read_steps(workdir / "steps.csv")
-        return (read_log(workdir / "log.txt")[0]["train_loss"],
-                repr([{key: row[key] for key in ("step", "train_loss", "grad_norm", "skipped")} for row in rows]))
+        return (
+            read_log(workdir / "log.txt")[0]["train_loss"],
+            repr([{key: row[key] for key in ("step", "train_loss", "grad_norm", "skipped")} for row in rows]),
+        )
 
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
@@ -257,8 +279,18 @@ def test_the_time_left_is_that_of_the_whole_run(tmp_path, monkeypatch, lines):
     assert [line.split("  ")[-1] for line in lines()] == ["14 h 0 min left", "12 h 0 min left"]
 
 
-@pytest.mark.parametrize("seconds, text", [(0, "<1 min"), (29, "<1 min"), (90, "2 min"), (3599, "1 h 0 min"),
-                                           (7500, "2 h 5 min"), (86399, "1 d 0 h"), (200_000, "2 d 7 h")])
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0, "<1 min"),
+        (29, "<1 min"),
+        (90, "2 min"),
+        (3599, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+        (86399, "1 d 0 h"),
+        (200_000, "2 d 7 h"),
+    ],
+)
 def test_durations_are_told_in_two_units(seconds, text):
     assert monitor.format_duration(seconds) == text
 
@@ -300,8 +332,8 @@ TWO_PROCESSES = """
 import math
 from pathlib import Path
 import torch
-from training import distributed
-from training.monitor import Monitor
+from audio_mamba.training import distributed
+from audio_mamba.training.monitor import Monitor
 
 device = distributed.init()
 workdir = Path(f"rank{distributed.rank()}")
@@ -320,8 +352,14 @@ distributed.cleanup()
 def test_the_main_process_writes_the_means_of_all(tmp_path, pytestconfig):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)}
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-                          "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     rows = read_steps(tmp_path / "rank0" / "steps.csv")
     assert [(row["train_loss"], row["non_finite"]) for row in rows] == [(2.0, 1), (5.5, 0)]

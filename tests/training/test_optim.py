@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import models
-from models.loss import reconstruction_loss
+from audio_mamba import models
+from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.training import optim
 from tests.golden_weights import fill_by_rule, golden_input, golden_mask
-from training import optim
 
 ARGS = {"img_size": (200, 80), "patch_size": (4, 16), "frequency_first": False}
 TINY = {
@@ -23,8 +23,9 @@ def names_of(parameters, model):
 
 def test_the_schedule_equals_the_published_one_exactly(golden):
     numbers = np.load(golden / "runtime.npz")
-    rates = [optim.learning_rate_at(epoch, peak=6e-4, num_epochs=100, warmup_epochs=10)
-             for epoch in numbers["lr_epochs"]]
+    rates = [
+        optim.learning_rate_at(epoch, peak=6e-4, num_epochs=100, warmup_epochs=10) for epoch in numbers["lr_epochs"]
+    ]
     np.testing.assert_array_equal(rates, numbers["lr_values"])
 
 

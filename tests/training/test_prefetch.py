@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.prefetch import prefetch
+from audio_mamba.training.prefetch import prefetch
 
 
 def make_batches(count):
@@ -35,7 +35,7 @@ class TestCuda:
 
     def test_a_batch_is_whole_while_it_is_used(self):
         """Large copies behind a busy device: the memory of a batch is not given to a later one too early."""
-        pinned = [{"x": torch.full((2 ** 22,), float(i)).pin_memory()} for i in range(20)]
+        pinned = [{"x": torch.full((2**22,), float(i)).pin_memory()} for i in range(20)]
         work = torch.randn(2048, 2048, device="cuda")
         sums = []
         for batch in prefetch(pinned, torch.device("cuda")):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from training.records import STEP_COLUMNS, StepTable, read_log, read_steps, write_log
+from audio_mamba.training.records import STEP_COLUMNS, StepTable, read_log, read_steps, write_log
 
 
 def test_a_missing_file_holds_nothing(tmp_path):
@@ -45,13 +45,15 @@ def test_going_on_drops_rows_beyond_that_step_and_keeps_the_others_to_the_byte(t
         table.add({"step": step, "epoch": 0, "train_loss": 0.1 * step})
     whole = (tmp_path / "steps.csv").read_text()
     table = StepTable(tmp_path / "steps.csv", last_step=4)
-    assert (tmp_path / "steps.csv").read_text() == whole[:whole.index("6,0,")]
+    assert (tmp_path / "steps.csv").read_text() == whole[: whole.index("6,0,")]
     table.add({"step": 6, "epoch": 0, "train_loss": 0.1 * 6})
     assert (tmp_path / "steps.csv").read_text() == whole
 
 
-@pytest.mark.parametrize("tail", ["4,0,0.1", "4,0,0.15,,,,,,,,,", "\0\0\0\n", "4,0\n", ",".join(["x"] * 12) + "\n",
-                                  ",0,0.1" + "," * 9 + "\n"])
+@pytest.mark.parametrize(
+    "tail",
+    ["4,0,0.1", "4,0,0.15,,,,,,,,,", "\0\0\0\n", "4,0\n", ",".join(["x"] * 12) + "\n", ",0,0.1" + "," * 9 + "\n"],
+)
 def test_a_torn_row_is_dropped(tmp_path, tail):
     path = tmp_path / "steps.csv"
     StepTable(path, last_step=0).add({"step": 2, "epoch": 0, "train_loss": 0.5})

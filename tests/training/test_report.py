@@ -13,8 +13,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from training import report
-from training.records import StepTable, write_log
+from audio_mamba.training import report
+from audio_mamba.training.records import StepTable, write_log
 
 COLOURS = {"light": ["#0067b0", "#c24f00", "#007a58"], "dark": ["#5cb6f2", "#ff9248", "#35cda0"]}
 PICTURE_COLOUR = (1.0, 0.0, 1.0)
@@ -24,15 +24,38 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def write_run(folder, epochs=3, steps=40, loss=1.0, picture=True, **config):
     """A work folder of a run in its last epoch but one, as training.monitor writes it."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({
-        "name": "configs.ssam_tiny_200_16x4", "num_epochs": epochs + 1, "opt": {"learning_rate": 1e-4}, **config}))
-    write_log(folder / "log.txt", [{"epoch": epoch, "train_loss": loss / (epoch + 1), "val_loss": loss / (epoch + 2),
-                                    "train_lr": 1e-4, "seconds": 1800.0} for epoch in range(epochs)])
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"name": "configs.ssam_tiny_200_16x4", "num_epochs": epochs + 1, "opt": {"learning_rate": 1e-4}, **config}
+        )
+    )
+    write_log(
+        folder / "log.txt",
+        [
+            {
+                "epoch": epoch,
+                "train_loss": loss / (epoch + 1),
+                "val_loss": loss / (epoch + 2),
+                "train_lr": 1e-4,
+                "seconds": 1800.0,
+            }
+            for epoch in range(epochs)
+        ],
+    )
     table = StepTable(folder / "steps.csv", last_step=0)
     for line in range(1, steps + 1):
-        table.add({"step": 10 * line, "epoch": line * (epochs + 1) // (steps + 1), "seconds": 180.0,
-                   "train_loss": loss * 10 / (9 + line), "lr": loss * 1e-6 * line, "data_wait": 0.25,
-                   "grad_norm": loss * 2 ** (line % 3), "samples_per_second": 120.0 + line % 2})
+        table.add(
+            {
+                "step": 10 * line,
+                "epoch": line * (epochs + 1) // (steps + 1),
+                "seconds": 180.0,
+                "train_loss": loss * 10 / (9 + line),
+                "lr": loss * 1e-6 * line,
+                "data_wait": 0.25,
+                "grad_norm": loss * 2 ** (line % 3),
+                "samples_per_second": 120.0 + line % 2,
+            }
+        )
     table.close()
     if picture:
         matplotlib.image.imsave(folder / "reconstructions.png", np.broadcast_to(PICTURE_COLOUR, (60, 100, 3)))
@@ -41,8 +64,10 @@ def write_run(folder, epochs=3, steps=40, loss=1.0, picture=True, **config):
 
 @pytest.fixture
 def runs(tmp_path):
-    return [write_run(tmp_path / name, loss=loss, batch_size=size)
-            for name, loss, size in (("first", 1.0, 8), ("second", 1.5, 8), ("third", 2.0, 16))]
+    return [
+        write_run(tmp_path / name, loss=loss, batch_size=size)
+        for name, loss, size in (("first", 1.0, 8), ("second", 1.5, 8), ("third", 2.0, 16))
+    ]
 
 
 class Page(HTMLParser):
@@ -76,8 +101,17 @@ def page(folders, tmp_path):
 
 def test_the_table_tells_each_run_in_numbers(runs, tmp_path):
     rows = page(runs, tmp_path).rows
-    assert rows[0] == ["Run", "Config", "Epochs", "Training loss", "Validation loss", "Samples/s", "Data wait", "Hours",
-                       "Last line, UTC"]
+    assert rows[0] == [
+        "Run",
+        "Config",
+        "Epochs",
+        "Training loss",
+        "Validation loss",
+        "Samples/s",
+        "Data wait",
+        "Hours",
+        "Last line, UTC",
+    ]
     # Three logged epochs of half an hour, and 10 lines of 3 minutes in the fourth.
     assert rows[1][:-1] == ["first", "ssam_tiny_200_16x4", "3 of 4", "0.3333", "0.2500", "120", "25%", "2.00"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", rows[1][-1])
@@ -96,14 +130,23 @@ def test_config_keys_that_differ_are_listed_and_no_others(runs, tmp_path):
     rows = page(runs, tmp_path).rows
     assert rows[4:] == [["Key", "first", "second", "third"], ["batch_size", "8", "8", "16"]]
     assert report.differing_keys([{"a": {"b": 1, "c": 2}}, {"a": {"b": 1.5}}, {}]) == {
-        "a.b": ["1", "1.5", ""], "a.c": ["2", "", ""]}
+        "a.b": ["1", "1.5", ""],
+        "a.c": ["2", "", ""],
+    }
 
 
 def test_charts_overlay_all_runs_and_say_what_they_show(runs, tmp_path):
-    charts = [attributes["aria-label"] for tag, attributes in page(runs, tmp_path).tags
-              if tag == "svg" and attributes.get("role") == "img"]
+    charts = [
+        attributes["aria-label"]
+        for tag, attributes in page(runs, tmp_path).tags
+        if tag == "svg" and attributes.get("role") == "img"
+    ]
     assert [chart.split(".")[0] for chart in charts] == [
-        "Loss by epoch", "Training loss by step", "Learning rate by step", "Gradient norm by step"]
+        "Loss by epoch",
+        "Training loss by step",
+        "Learning rate by step",
+        "Gradient norm by step",
+    ]
     assert "first training goes from 1 to 0.3333; first validation goes from 0.5 to 0.25; second" in charts[0]
     assert "third goes from 2 to 0.4082." in charts[1]
 
@@ -112,8 +155,10 @@ def test_pictures_lie_in_the_page_and_have_alt_texts(runs, tmp_path):
     (runs[1] / "reconstructions.png").unlink()
     pictures = [attributes for tag, attributes in page(runs, tmp_path).tags if tag == "img"]
     assert len(pictures) == 2
-    assert base64.b64decode(pictures[0]["src"].removeprefix("data:image/png;base64,")) == (
-        runs[0] / "reconstructions.png").read_bytes()
+    assert (
+        base64.b64decode(pictures[0]["src"].removeprefix("data:image/png;base64,"))
+        == (runs[0] / "reconstructions.png").read_bytes()
+    )
     assert "first" in pictures[0]["alt"] and "third" in pictures[1]["alt"]
 
 
@@ -167,11 +212,17 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     assert [row[0] for row in page(folders, tmp_path).rows[1:3]] == [str(folder) for folder in folders]
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda folder: None, "is no folder"),
-    (lambda folder: folder.write_text("x"), "is no folder"),
-    (lambda folder: folder.mkdir(), "is no work folder of train.py: it has neither config.json, log.txt nor steps.csv"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda folder: None, "is no folder"),
+        (lambda folder: folder.write_text("x"), "is no folder"),
+        (
+            lambda folder: folder.mkdir(),
+            "is no work folder of train.py: it has neither config.json, log.txt nor steps.csv",
+        ),
+    ],
+)
 def test_a_folder_that_holds_no_run_is_named_and_nothing_written(runs, tmp_path, make, message):
     make(tmp_path / "other")
     with pytest.raises(SystemExit, match=f"^training.report: {re.escape(str(tmp_path / 'other'))} {message}"):
@@ -192,11 +243,27 @@ class TestInABrowser:
     def browse(self, tmp_path, address, *options):
         """Chromium without any network: every connection would go to a closed port of this machine."""
         done = subprocess.run(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-             "--proxy-server=127.0.0.1:9", "--host-resolver-rules=MAP * ~NOTFOUND",
-             f"--user-data-dir={tmp_path / 'profile'}", *options, address.as_uri()],
-            capture_output=True, text=True, timeout=60)
+            [
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--hide-scrollbars",
+                "--proxy-server=127.0.0.1:9",
+                "--host-resolver-rules=MAP * ~NOTFOUND",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                *options,
+                address.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -205,8 +272,13 @@ class TestInABrowser:
         for run in runs:  # their frames have the colours of the curves
             (run / "reconstructions.png").unlink()
         report.write_report([*runs, write_run(tmp_path / "pictured", loss=2.5)], tmp_path / "report.html")
-        self.browse(tmp_path, tmp_path / "report.html", f"--screenshot={tmp_path / 'shot.png'}",
-                    f"--window-size={width},4000", *(["--force-dark-mode"] if scheme == "dark" else []))
+        self.browse(
+            tmp_path,
+            tmp_path / "report.html",
+            f"--screenshot={tmp_path / 'shot.png'}",
+            f"--window-size={width},4000",
+            *(["--force-dark-mode"] if scheme == "dark" else []),
+        )
         pixels = matplotlib.image.imread(tmp_path / "shot.png")[..., :3]
         assert pixels.shape[1] == width
 
@@ -238,7 +310,8 @@ class TestInABrowser:
         """
         inner, onload = html.escape((tmp_path / "report.html").read_text()), html.escape(measure)
         (tmp_path / "phone.html").write_text(
-            f'<iframe srcdoc="{inner}" onload="{onload}" style="width: 390px; height: 800px; border: 0"></iframe>')
+            f'<iframe srcdoc="{inner}" onload="{onload}" style="width: 390px; height: 800px; border: 0"></iframe>'
+        )
         dom = self.browse(tmp_path, tmp_path / "phone.html", "--dump-dom")
         told = json.loads(html.unescape(re.search(r"<pre>(.*)</pre>", dom)[1]))
         assert told["width"] == 390

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from training import resume
-from training.checkpoint import CheckpointError, save_checkpoint
-from training.resume import Place
+from audio_mamba.training import resume
+from audio_mamba.training.checkpoint import CheckpointError, save_checkpoint
+from audio_mamba.training.resume import Place
 
 
 def save(workdir, place, after_epoch=False, **state):
@@ -34,10 +34,12 @@ def test_the_last_two_of_mid_epoch_are_kept(tmp_path):
         save(tmp_path, Place(1, step))
     save(tmp_path, Place(2, 1))
     assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == [
-        "checkpoint-1-10.pth", "checkpoint-2-1.pth"]
+        "checkpoint-1-10.pth",
+        "checkpoint-2-1.pth",
+    ]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: b"", lambda data: b"x" * 500])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 500])
 def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, damage, caplog):
     save(tmp_path, Place(4, 0), after_epoch=True)
     newest = save(tmp_path, Place(5, 7))
@@ -70,12 +72,17 @@ def test_random_states_survive_a_safe_file(tmp_path):
     assert (random.random(), np.random.normal(), torch.randn(2).tolist()) == expected
 
 
-@pytest.mark.parametrize("samples_per_step, accumulation, step", [(8, 1, 6), (4, 1, 12), (16, 1, 3), (32, 1, 1),
-                                                                 (4, 8, 8), (64, 1, 0)])
+@pytest.mark.parametrize(
+    "samples_per_step, accumulation, step", [(8, 1, 6), (4, 1, 12), (16, 1, 3), (32, 1, 1), (4, 8, 8), (64, 1, 0)]
+)
 def test_another_number_of_processes_goes_on_at_the_same_sample(samples_per_step, accumulation, step, caplog):
     """Six steps of 8 samples are done, by two processes."""
-    state = {"epoch": 3, "step": 6, "samples_per_step": 8,
-             "processes": [{"random": None, "monitor": {"loss": 1.0}}, {"random": None, "monitor": {"loss": 2.0}}]}
+    state = {
+        "epoch": 3,
+        "step": 6,
+        "samples_per_step": 8,
+        "processes": [{"random": None, "monitor": {"loss": 1.0}}, {"random": None, "monitor": {"loss": 2.0}}],
+    }
     place, monitor = resume.restore_process(state, samples_per_step, accumulation)
     assert place == Place(3, step) and monitor == {"loss": 1.5}
     assert ("trained again" in caplog.text) == (step * samples_per_step != 48)

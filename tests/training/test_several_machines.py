@@ -1,4 +1,5 @@
 """torchrun's restarts, two machines in one, and exchanges that a lost process breaks."""
+
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU 
 
 AGREEMENT = """
 import time
-from training import distributed
+from audio_mamba.training import distributed
 distributed.init()
 agreement = distributed.Agreement(2)
 rank = distributed.rank()
@@ -33,9 +34,14 @@ distributed.cleanup()
 
 def test_all_processes_learn_a_wish_at_the_same_step(tmp_path):
     (tmp_path / "script.py").write_text(AGREEMENT)
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-                          "script.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
-                         text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     assert sorted(path.name for path in tmp_path.glob("done.*")) == ["done.0", "done.1"]
 
@@ -50,9 +56,20 @@ def undisturbed(tmp_path_factory, larger_archive):
 
 @pytest.mark.timeout(300)
 def test_torchrun_restarts_a_run_that_lost_a_process(tmp_path, larger_archive, undisturbed):
-    run = start(2, arguments(tmp_path, larger_archive, "--print_freq", "1", "--checkpoint-minutes", "0.0005",
-                             num_epochs=EPOCHS, batch_size=4),
-                ["--standalone", "--nnodes=1", "--max-restarts=1"])
+    run = start(
+        2,
+        arguments(
+            tmp_path,
+            larger_archive,
+            "--print_freq",
+            "1",
+            "--checkpoint-minutes",
+            "0.0005",
+            num_epochs=EPOCHS,
+            batch_size=4,
+        ),
+        ["--standalone", "--nnodes=1", "--max-restarts=1"],
+    )
     follow(run, 14)
     (victim,) = [pid for pid in children(run) if rank_of(pid) == 1]
     os.kill(victim, signal.SIGKILL)
@@ -69,9 +86,14 @@ def test_two_machines_train_as_one_with_two_processes(tmp_path, larger_archive, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = [start(1, arguments(tmp_path, larger_archive, num_epochs=EPOCHS, batch_size=4),
-                   ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"])
-             for node in (0, 1)]
+    nodes = [
+        start(
+            1,
+            arguments(tmp_path, larger_archive, num_epochs=EPOCHS, batch_size=4),
+            ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"],
+        )
+        for node in (0, 1)
+    ]
     outputs = [finish(node) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     # A process that is alone on its machine takes all cores, and matrix products round by the number of threads.

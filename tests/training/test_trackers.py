@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from training.trackers import TensorBoard, Trackers, Wandb
+from audio_mamba.training.trackers import TensorBoard, Trackers, Wandb
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ class TestTensorBoard:
     def read(self, workdir):
         """What the program itself would show."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
         events = EventAccumulator(str(workdir / "tensorboard"))
         events.Reload()
         return events
@@ -36,8 +37,9 @@ class TestTensorBoard:
         assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(10, 0.75)]
         (image,) = events.Images("reconstructions")
         (tmp_path / "back.png").write_bytes(image.encoded_image_string)
-        np.testing.assert_array_equal(matplotlib.image.imread(tmp_path / "back.png")[..., :3],
-                                      matplotlib.image.imread(picture)[..., :3])
+        np.testing.assert_array_equal(
+            matplotlib.image.imread(tmp_path / "back.png")[..., :3], matplotlib.image.imread(picture)[..., :3]
+        )
 
     def test_going_on_hides_what_is_trained_again(self, tmp_path):
         first = TensorBoard(tmp_path)
@@ -48,7 +50,10 @@ class TestTensorBoard:
         second.log({"train_loss": 5.0}, 3)
         second.close()
         assert [(event.step, event.value) for event in self.read(tmp_path).Scalars("train_loss")] == [
-            (1, 1.0), (2, 1.0), (3, 5.0)]
+            (1, 1.0),
+            (2, 1.0),
+            (3, 5.0),
+        ]
 
 
 class TestWandb:
@@ -64,8 +69,9 @@ class TestWandb:
         def init(**arguments):
             calls.start(arguments["mode"])
             calls.init = arguments
-            return types.SimpleNamespace(dir=str(arguments["dir"] / "wandb" / "offline-run-1" / "files"),
-                                         define_metric=lambda *_, **__: None)
+            return types.SimpleNamespace(
+                dir=str(arguments["dir"] / "wandb" / "offline-run-1" / "files"), define_metric=lambda *_, **__: None
+            )
 
         fake.init = init
         monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -76,14 +82,21 @@ class TestWandb:
         started.login = lambda prompt: True
         Wandb("project", tmp_path, {"a": 1})
         run_id = started.init.pop("id")
-        assert started.init == {"project": "project", "name": tmp_path.name, "dir": tmp_path, "config": {"a": 1},
-                                "mode": "online", "resume": "allow", "allow_val_change": True}
+        assert started.init == {
+            "project": "project",
+            "name": tmp_path.name,
+            "dir": tmp_path,
+            "config": {"a": 1},
+            "mode": "online",
+            "resume": "allow",
+            "allow_val_change": True,
+        }
         for goes_on in (True, True, False):
             Wandb("project", tmp_path, {}, goes_on=goes_on)
             assert (started.init["id"] == run_id) == goes_on
 
     def test_without_a_key_it_is_offline_and_says_where(self, tmp_path, started, caplog):
-        with caplog.at_level(logging.INFO, logger="training.trackers"):
+        with caplog.at_level(logging.INFO, logger="audio_mamba.training.trackers"):
             Wandb("project", tmp_path, {})
         assert started.init["mode"] == "offline" and "id" not in started.init  # wandb cannot go on with it offline
         assert str(tmp_path / "wandb" / "offline-run-1") in caplog.text
@@ -125,6 +138,7 @@ class Recorder:
             self.calls.append((method, *arguments))
             if method in self.fails_in:
                 raise ConnectionResetError("the network is gone")
+
         return call
 
 
@@ -149,5 +163,6 @@ def test_a_failing_tracker_gets_one_warning_and_is_dropped(tmp_path, caplog, met
     assert [call[0] for call in broken.calls].count(method) == 1 and broken.calls[-1][0] == method
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage() == ("Recorder failed and gets nothing more of this run: "
-                                   "ConnectionResetError: the network is gone")
+    assert record.getMessage() == (
+        "Recorder failed and gets nothing more of this run: ConnectionResetError: the network is gone"
+    )

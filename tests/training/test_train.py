@@ -10,13 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 
-import folder_lock
-import train
-from data.archives import write_shard
-from data.samples import Sample
+from audio_mamba import train
+from audio_mamba.data.archives import write_shard
+from audio_mamba.data.samples import Sample
+from audio_mamba.system import folder_lock
+from audio_mamba.training import checkpoint
+from audio_mamba.training.records import read_log, read_steps
 from tests.training.runs import EPOCHS, arguments, finish, kill, losses, run_undisturbed, start
-from training import checkpoint
-from training.records import read_log, read_steps
 
 needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
 
@@ -38,9 +38,16 @@ class TestSeveralProcesses:
         output, workdir = undisturbed
         assert len(re.findall(r"^\d\d:\d\d:\d\d epoch 3/8  step [246]/6  loss ", output, re.M)) == 3
         assert {path.name for path in workdir.iterdir()} == {
-            "checkpoints", "config.json", "curves.png", "log.txt", "reconstructions.png", "steps.csv"}
+            "checkpoints",
+            "config.json",
+            "curves.png",
+            "log.txt",
+            "reconstructions.png",
+            "steps.csv",
+        }
         assert {path.name for path in (workdir / "checkpoints").iterdir()} == {
-            f"checkpoint-{epoch}.pth" for epoch in (0, 2, 3, 4, 5, 6, 7)}
+            f"checkpoint-{epoch}.pth" for epoch in (0, 2, 3, 4, 5, 6, 7)
+        }
         assert losses(workdir)[-1] < losses(workdir)[0]
         assert json.loads((workdir / "config.json").read_text())["model"]["model_args"]["embed_dim"] == 48
         torch.load(workdir / "checkpoints" / "checkpoint-7.pth", weights_only=True)  # needs no allow-list
@@ -72,8 +79,9 @@ class TestSeveralProcesses:
         output = finish(process)
         assert process.returncode == 0, output
         _, reference = undisturbed
-        ours, theirs = ([row["train_loss"] for row in read_steps(workdir / "steps.csv")]
-                        for workdir in (tmp_path, reference))
+        ours, theirs = (
+            [row["train_loss"] for row in read_steps(workdir / "steps.csv")] for workdir in (tmp_path, reference)
+        )
         assert len(ours) == 24  # 48 steps, in lines of two
         assert ours == pytest.approx(theirs, abs=1e-5)
 
@@ -88,7 +96,7 @@ class TestSeveralProcesses:
 @pytest.fixture(autouse=True)
 def nothing_drawn(monkeypatch):
     """Rendering would take most of the time of the runs in this process; the others and test_figures draw."""
-    monkeypatch.setattr("training.figures._save", lambda figure, path: None)
+    monkeypatch.setattr("audio_mamba.training.figures._save", lambda figure, path: None)
 
 
 def run(workdir, data, *options, **overrides):
@@ -112,8 +120,9 @@ def test_every_epoch_sees_all_samples_in_an_order_of_its_own(tmp_path, synthetic
     seen = []
     to_model_input = train.to_model_input
     monkeypatch.setattr(train, "save_reconstructions", lambda *_: None)
-    monkeypatch.setattr(train, "to_model_input", lambda run, batch: seen.extend(batch["index"].tolist())
-                        or to_model_input(run, batch))
+    monkeypatch.setattr(
+        train, "to_model_input", lambda run, batch: seen.extend(batch["index"].tolist()) or to_model_input(run, batch)
+    )
     run(tmp_path, synthetic_archive)
     first, second = seen[:16], seen[16:]
     assert sorted(first) == sorted(second) == list(range(16))
@@ -124,8 +133,10 @@ def test_the_rate_follows_the_schedule_up_to_min_lr(tmp_path, synthetic_archive)
     run(tmp_path, synthetic_archive, "--min_lr", "1e-6", num_epochs=3)
     steps = 4  # 16 samples
     peak = 1.5e-4 * 4 / 256
-    expected = [train.optim.learning_rate_at(epoch + (steps - 1) / steps, peak=peak, num_epochs=3, warmup_epochs=1,
-                                             min_lr=1e-6) for epoch in range(3)]
+    expected = [
+        train.optim.learning_rate_at(epoch + (steps - 1) / steps, peak=peak, num_epochs=3, warmup_epochs=1, min_lr=1e-6)
+        for epoch in range(3)
+    ]
     assert [line["train_lr"] for line in read_log(tmp_path / "log.txt")] == pytest.approx(expected)
     assert {group["lr"] for group in last_state(tmp_path)["optimizer"]["param_groups"]} == {expected[-1]}
 
@@ -144,6 +155,7 @@ def test_lower_precisions_stay_near_float32(tmp_path, synthetic_archive, config,
 
 def test_clipping_bounds_the_update(tmp_path, synthetic_archive):
     """Adam's first moments are averages of gradients, which the clipped run has cut down to its bound."""
+
     def moment(workdir, **overrides):
         run(workdir, synthetic_archive, **overrides)
         moments = [entry["exp_avg"] for entry in last_state(workdir)["optimizer"]["state"].values()]
@@ -166,8 +178,13 @@ def test_the_seed_decides_the_run(tmp_path, synthetic_archive):
 
 def test_resume_takes_the_named_checkpoint(tmp_path, synthetic_archive):
     reference = run(tmp_path / "a", synthetic_archive, num_epochs=4)
-    resumed = run(tmp_path / "b", synthetic_archive, "--resume",
-                  str(tmp_path / "a" / "checkpoints" / "checkpoint-1.pth"), num_epochs=4)
+    resumed = run(
+        tmp_path / "b",
+        synthetic_archive,
+        "--resume",
+        str(tmp_path / "a" / "checkpoints" / "checkpoint-1.pth"),
+        num_epochs=4,
+    )
     assert resumed == reference[2:]
 
 
@@ -189,7 +206,9 @@ def test_a_run_begins_with_the_weights_of_another_and_goes_on_with_its_own(tmp_p
 
 def test_a_picture_is_left_after_every_epoch(tmp_path, synthetic_archive, monkeypatch):
     titles = []
-    monkeypatch.setattr("training.figures.save_reconstructions", lambda path, clips, title: titles.append(title))
+    monkeypatch.setattr(
+        "audio_mamba.training.figures.save_reconstructions", lambda path, clips, title: titles.append(title)
+    )
     run(tmp_path, synthetic_archive, num_epochs=8)
     assert [title.split(" after ")[1] for title in titles] == [f"{epoch} epoch(s)" for epoch in range(1, 9)]
 
@@ -219,8 +238,9 @@ def test_going_back_past_newer_checkpoints_is_refused_until_they_are_gone(tmp_pa
     assert run(tmp_path, synthetic_archive, "--resume", str(earlier), num_epochs=3) == reference
 
 
-@pytest.mark.parametrize("kept, missing", [(["model"], "no optimizer and no epoch"),
-                                           (["model", "optimizer"], "no epoch")])
+@pytest.mark.parametrize(
+    "kept, missing", [(["model"], "no optimizer and no epoch"), (["model", "optimizer"], "no epoch")]
+)
 def test_weights_alone_are_refused(tmp_path, synthetic_archive, kept, missing):
     run(tmp_path / "a", synthetic_archive, num_epochs=1)
     state = last_state(tmp_path / "a")
@@ -267,8 +287,11 @@ def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, synthetic_archive
 
 
 def test_frequency_first_models_train_on_the_same_archives(tmp_path, synthetic_archive):
-    changes = {"model__model_args__frequency_first": True, "model__model_args__img_size": (80, 200),
-               "model__model_args__patch_size": (16, 4)}
+    changes = {
+        "model__model_args__frequency_first": True,
+        "model__model_args__img_size": (80, 200),
+        "model__model_args__patch_size": (16, 4),
+    }
     (loss,) = run(tmp_path, synthetic_archive, num_epochs=1, **changes)
     assert 0.5 < loss < 2
 
@@ -290,27 +313,34 @@ def test_fake_data_needs_no_archive(tmp_path):
     assert group["betas"] == (0.9, 0.999)
 
 
-@pytest.mark.parametrize("options, overrides, message", [
-    ([], {"config": "configs.nope"}, "configs.nope"),
-    ([], {"num_epoch": 2}, "'num_epoch'; did you mean 'num_epochs'"),
-    ([], {"batch_size": "many"}, "--set batch_size=many: expected a value like 256"),
-    ([], {"opt": 1}, "--set opt=1: name an entry of it, opt.NAME=VALUE"),
-    ([], {"opt__grad_accum_steps": 9}, "opt.grad_accum_steps is 9, but an epoch has 4 batches only: no step would be"),
-    ([], {"model__model_args__num_heads": "few"}, "model.model_args: "),
-    ([], {"batch_size": 1000}, "16 samples do not fill one batch"),
-    ([], {"precision": "half"}, "precision 'half' is unknown; choose from float32, float16, bfloat16"),
-    ([], {"opt__optimizer": "lion"}, "opt.optimizer 'lion'"),
-    ([], {"model__arch": "ssast_giant"}, "model.arch 'ssast_giant' is unknown; choose from "),
-    ([], {"data__num_frames": 100}, "data.num_frames is 100, but the model reads 200 frames"),
-    ([], {"model__model_args__img_size": (200, 64)}, "has 80 mel bands, but 64 are expected"),
-    (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
-    (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume: "),
-    (["--init", "absent"], {}, "no checkpoint-<epoch>.pth or model.safetensors in absent"),
-    (["--data", "http://host/a.tar"], {}, "--data mixes folders with addresses such as http://host/a.tar"),
-    (["--val-data", "absent"], {}, "no data folder absent, named by --val-data"),
-    (["--fake_data"], {}, "--data and --fake_data: name the data or train on random ones"),
-    pytest.param(["--device", "cuda"], {}, "--device cuda: PyTorch ", marks=needs_cpu),
-])
+@pytest.mark.parametrize(
+    "options, overrides, message",
+    [
+        ([], {"config": "configs.nope"}, "configs.nope"),
+        ([], {"num_epoch": 2}, "'num_epoch'; did you mean 'num_epochs'"),
+        ([], {"batch_size": "many"}, "--set batch_size=many: expected a value like 256"),
+        ([], {"opt": 1}, "--set opt=1: name an entry of it, opt.NAME=VALUE"),
+        (
+            [],
+            {"opt__grad_accum_steps": 9},
+            "opt.grad_accum_steps is 9, but an epoch has 4 batches only: no step would be",
+        ),
+        ([], {"model__model_args__num_heads": "few"}, "model.model_args: "),
+        ([], {"batch_size": 1000}, "16 samples do not fill one batch"),
+        ([], {"precision": "half"}, "precision 'half' is unknown; choose from float32, float16, bfloat16"),
+        ([], {"opt__optimizer": "lion"}, "opt.optimizer 'lion'"),
+        ([], {"model__arch": "ssast_giant"}, "unknown model.arch 'ssast_giant'; did you mean 'ssast_tiny'?"),
+        ([], {"data__num_frames": 100}, "data.num_frames is 100, but the model reads 200 frames"),
+        ([], {"model__model_args__img_size": (200, 64)}, "has 80 mel bands, but 64 are expected"),
+        (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
+        (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume: "),
+        (["--init", "absent"], {}, "no checkpoint-<epoch>.pth or model.safetensors in absent"),
+        (["--data", "http://host/a.tar"], {}, "--data mixes folders with addresses such as http://host/a.tar"),
+        (["--val-data", "absent"], {}, "no data folder absent, named by --val-data"),
+        (["--fake_data"], {}, "--data and --fake-data: name the data or train on random ones"),
+        pytest.param(["--device", "cuda"], {}, "--device cuda: PyTorch ", marks=needs_cpu),
+    ],
+)
 def test_mistakes_get_one_sentence(tmp_path, synthetic_archive, options, overrides, message):
     with pytest.raises(SystemExit) as ended:
         run(tmp_path, synthetic_archive, *options, **overrides)
@@ -321,12 +351,20 @@ def test_mistakes_get_one_sentence(tmp_path, synthetic_archive, options, overrid
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_bad_sample_is_named_when_training_meets_it(tmp_path, workers):
     (tmp_path / "archive").mkdir()
-    samples = [Sample(f"clip{number}", np.random.default_rng(number).normal(size=(200, 80)).astype(np.float32),
-                      np.zeros(0, np.int64)) for number in range(16)]
+    samples = [
+        Sample(
+            f"clip{number}",
+            np.random.default_rng(number).normal(size=(200, 80)).astype(np.float32),
+            np.zeros(0, np.int64),
+        )
+        for number in range(16)
+    ]
     samples[5].spectrogram[7, 7] = np.nan  # not among the clips that are looked at first
     write_shard(tmp_path / "archive" / "shard.tar", samples)
-    for options, begin in ((["--strict-data"], f"train.py: {tmp_path}/archive/shard.tar, sample clip5: "),
-                           ([], "train.py: 1 of 16 samples cannot be used, more than 1%")):
+    for options, begin in (
+        (["--strict-data"], f"train.py: {tmp_path}/archive/shard.tar, sample clip5: "),
+        ([], "train.py: 1 of 16 samples cannot be used, more than 1%"),
+    ):
         with pytest.raises(SystemExit) as ended:
             run(tmp_path / "w", tmp_path / "archive", "--num_workers", workers, *options)
         assert ended.value.code.startswith(begin) and "\n" not in ended.value.code
@@ -344,16 +382,22 @@ def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):
     assert ended.value.code != 0 and "float16" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option, value, message", [
-    ("--min_lr", "nan", "a finite number of at least 0.0 is needed, got nan"), ("--min_lr", "inf", "a finite number"),
-    ("--checkpoint-minutes", "-1", "a finite number of at least 0.0 is needed, got -1"),
-    ("--seed", "-1", "a finite number of at least 0 is needed"), ("--num_workers", "-1", "a finite number"),
-    ("--print_freq", "0", "a finite number of at least 1 is needed, got 0"),
-    ("--seed", "one", "invalid int value: 'one'")])
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--min_lr", "nan", "a finite number of at least 0.0 is needed, got nan"),
+        ("--min_lr", "inf", "a finite number"),
+        ("--checkpoint-minutes", "-1", "a finite number of at least 0.0 is needed, got -1"),
+        ("--seed", "-1", "a finite number of at least 0 is needed"),
+        ("--num_workers", "-1", "a finite number"),
+        ("--print_freq", "0", "a finite number of at least 1 is needed, got 0"),
+        ("--seed", "one", "invalid int value: 'one'"),
+    ],
+)
 def test_options_out_of_range_are_refused_by_name(tmp_path, capsys, option, value, message):
     with pytest.raises(SystemExit) as ended:
         run(tmp_path / "w", tmp_path, option, value)
-    assert ended.value.code == 2 and f"argument {option}: {message}" in capsys.readouterr().err
+    assert ended.value.code == 2 and f"argument {option.replace('_', '-')}: {message}" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
 
 
@@ -394,7 +438,8 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, syntheti
         run(tmp_path, synthetic_archive, opt__weight_decay=0.1, model__model_args__depth=2)
     assert str(ended.value.code) == (
         f"train.py: {tmp_path} belongs to another config: model.model_args.depth is 1 there and 2 here; "
-        "opt.weight_decay is 0.05 there and 0.1 here; choose another --workdir")
+        "opt.weight_decay is 0.05 there and 0.1 here; choose another --workdir"
+    )
     assert len(run(tmp_path, synthetic_archive, num_epochs=3, batch_size=2)) == 3  # these may change
 
 

@@ -1,4 +1,5 @@
 """Going on exactly, guards and validation of train.py, in this process."""
+
 import argparse
 import json
 import logging
@@ -11,15 +12,13 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-import models
-import train
-import train_arguments
-import train_setup
-from data.loader import make_validation_loader
-from models.loss import reconstruction_loss
+from audio_mamba import models, train
+from audio_mamba.cli import train_arguments, train_setup
+from audio_mamba.data.loader import make_validation_loader
+from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.training import checkpoint, optim, resume, validation
+from audio_mamba.training.records import read_log, read_steps
 from tests.training.runs import arguments, losses
-from training import checkpoint, optim, resume, validation
-from training.records import read_log, read_steps
 
 STEPS = 4  # of an epoch: 16 samples in batches of 4
 
@@ -27,12 +26,13 @@ STEPS = 4  # of an epoch: 16 samples in batches of 4
 @pytest.fixture(autouse=True)
 def nothing_drawn(monkeypatch):
     """Rendering would take most of the time of these runs."""
-    monkeypatch.setattr("training.figures._save", lambda figure, path: None)
+    monkeypatch.setattr("audio_mamba.training.figures._save", lambda figure, path: None)
 
 
 def run(workdir, data, *options, **overrides):
-    train.main(arguments(workdir, data, "--device", "cpu", *options,
-                         **({"num_epochs": 3, "batch_size": 4} | overrides)))
+    train.main(
+        arguments(workdir, data, "--device", "cpu", *options, **({"num_epochs": 3, "batch_size": 4} | overrides))
+    )
     return losses(workdir)
 
 
@@ -72,10 +72,12 @@ def test_stopped_after_any_step_and_started_again_it_ends_the_same(tmp_path, syn
     assert run(tmp_path / "cut", synthetic_archive, *options) == reference
     for name in ("train_loss", "train_lr", "val_loss"):
         assert [line[name] for line in read_log(tmp_path / "cut" / "log.txt")] == [
-            line[name] for line in read_log(tmp_path / "whole" / "log.txt")]
+            line[name] for line in read_log(tmp_path / "whole" / "log.txt")
+        ]
     for name in ("step", "train_loss", "lr", "grad_norm", "update_ratio"):
         assert [row[name] for row in read_steps(tmp_path / "cut" / "steps.csv")] == [
-            row[name] for row in read_steps(tmp_path / "whole" / "steps.csv")]
+            row[name] for row in read_steps(tmp_path / "whole" / "steps.csv")
+        ]
     ended, expected = weights(tmp_path / "cut"), weights(tmp_path / "whole")
     assert all(torch.equal(ended[key], expected[key]) for key in expected)
     assert not (tmp_path / "cut" / "resume").exists()
@@ -108,7 +110,8 @@ def test_a_stop_during_validation_loses_nothing(tmp_path, synthetic_archive, mon
     assert resume.checkpoints(tmp_path / "cut")[0][0] == (1, STEPS)
     run(tmp_path / "cut", synthetic_archive, *options)
     assert [(line["train_loss"], line["val_loss"]) for line in read_log(tmp_path / "cut" / "log.txt")] == [
-        (line["train_loss"], line["val_loss"]) for line in read_log(tmp_path / "whole" / "log.txt")]
+        (line["train_loss"], line["val_loss"]) for line in read_log(tmp_path / "whole" / "log.txt")
+    ]
 
 
 def test_a_run_can_go_on_with_batches_of_another_size(tmp_path, synthetic_archive, monkeypatch):
@@ -165,8 +168,9 @@ def test_detect_anomaly_names_the_operation(tmp_path, synthetic_archive, monkeyp
 
 def test_the_validation_loss_is_that_of_the_weights_on_fixed_crops_and_masks(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1)
-    config = train_setup.load_config("configs.ssast_tiny_200_16x4",
-                                     ["model.model_args.depth=1", "model.model_args.embed_dim=48"])
+    config = train_setup.load_config(
+        "configs.ssast_tiny_200_16x4", ["model.model_args.depth=1", "model.model_args.embed_dim=48"]
+    )
     model = models.build(config.model.arch, config.model.model_args.to_dict())
     model.load_state_dict(weights(tmp_path))
     (batch,) = make_validation_loader(synthetic_archive, num_frames=200, batch_size=16, draw_mask=model.draw_mask)
@@ -192,21 +196,52 @@ def test_a_published_checkpoint_goes_on_with_each_parameters_own_moments(tmp_pat
     model = models.build(settings.model.arch, settings.model.model_args.to_dict())
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     names = order["no_decay"] + order["decay"]
-    state = {index: {"step": torch.tensor(7.0), "exp_avg": torch.full(shapes[name], float(index)),
-                     "exp_avg_sq": torch.full(shapes[name], 0.5 + index)} for index, name in enumerate(names)}
-    group = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "amsgrad": False, "foreach": None, "maximize": False,
-             "capturable": False, "differentiable": False, "fused": None}
+    state = {
+        index: {
+            "step": torch.tensor(7.0),
+            "exp_avg": torch.full(shapes[name], float(index)),
+            "exp_avg_sq": torch.full(shapes[name], 0.5 + index),
+        }
+        for index, name in enumerate(names)
+    }
+    group = {
+        "lr": 1e-4,
+        "betas": (0.9, 0.95),
+        "eps": 1e-8,
+        "amsgrad": False,
+        "foreach": None,
+        "maximize": False,
+        "capturable": False,
+        "differentiable": False,
+        "fused": None,
+    }
     split = len(order["no_decay"])
-    groups = [{**group, "weight_decay": 0.0, "params": list(range(split))},
-              {**group, "weight_decay": 0.05, "params": list(range(split, len(names)))}]
-    scaler = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
-              "_growth_tracker": 3}
-    torch.save({"model": model.state_dict(), "optimizer": {"state": state, "param_groups": groups}, "epoch": 41,
-                "scaler": scaler, "args": argparse.Namespace(config=ConfigDict(settings), seed=5)},
-               tmp_path / "checkpoint-41.pth")
+    groups = [
+        {**group, "weight_decay": 0.0, "params": list(range(split))},
+        {**group, "weight_decay": 0.05, "params": list(range(split, len(names)))},
+    ]
+    scaler = {
+        "scale": 1024.0,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "_growth_tracker": 3,
+    }
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": {"state": state, "param_groups": groups},
+            "epoch": 41,
+            "scaler": scaler,
+            "args": argparse.Namespace(config=ConfigDict(settings), seed=5),
+        },
+        tmp_path / "checkpoint-41.pth",
+    )
 
-    args = train_arguments.parse_arguments("", ["--config", f"configs.{config}", "--workdir", str(tmp_path), "--resume",
-                                            str(tmp_path / "checkpoint-41.pth")])
+    args = train_arguments.parse_arguments(
+        "",
+        ["--config", f"configs.{config}", "--workdir", str(tmp_path), "--resume", str(tmp_path / "checkpoint-41.pth")],
+    )
     fresh = models.build(settings.model.arch, settings.model.model_args.to_dict())
     optimizer = optim.make_optimizer(fresh, weight_decay=0.05)
     place, _ = train_setup.load_state(args, settings, tmp_path, fresh, optimizer, torch.amp.GradScaler(enabled=False))

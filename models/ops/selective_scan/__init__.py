@@ -5,13 +5,14 @@ Each back end is a module of this package with the same two functions:
     selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
     why_not(*tensors) -> str | None      the reason why it cannot serve these tensors, as a sentence
 """
+
 import logging
 
 import torch
 from torch import Tensor
 
-from models.ops.selective_scan import chunked, cpu, mamba_ssm, reference, triton_scan
-from models.ops.tracing import constant_when_traced
+from audio_mamba.models.ops.selective_scan import chunked, cpu, mamba_ssm, reference, triton_scan
+from audio_mamba.models.ops.tracing import constant_when_traced
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +22,19 @@ BACKENDS = {"mamba_ssm": mamba_ssm, "triton": triton_scan, "cpu": cpu, "chunked"
 _announced = set()
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-                   z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   return_last_state: bool = False, backend: str = "auto") -> Tensor | tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
     """Run the linear recurrence with input-dependent step, input and output matrices along time.
 
         delta_t = softplus(delta_t + delta_bias)
@@ -49,8 +60,13 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias):
     if A.is_complex():
         raise ValueError("selective_scan: A must be real, complex states are not supported")
     (batch, channels, length), state = u.shape, A.shape[1]
-    expected = {"delta": (delta, [batch, channels, length]), "z": (z, [batch, channels, length]),
-                "A": (A, [channels, state]), "D": (D, [channels]), "delta_bias": (delta_bias, [channels])}
+    expected = {
+        "delta": (delta, [batch, channels, length]),
+        "z": (z, [batch, channels, length]),
+        "A": (A, [channels, state]),
+        "D": (D, [channels]),
+        "delta_bias": (delta_bias, [channels]),
+    }
     for name, (tensor, shape) in expected.items():
         if tensor is not None and list(tensor.shape) != shape:
             raise ValueError(f"selective_scan: {name} must be {shape} to fit u, got {list(tensor.shape)}")
@@ -59,8 +75,10 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias):
         plain = [batch, state, length]
         grouped = [batch, groups, state, length]
         if list(tensor.shape) not in (plain, grouped) or groups == 0 or channels % groups:
-            raise ValueError(f"selective_scan: {name} must be {plain} or [{batch}, G, {state}, {length}] "
-                             f"with G dividing {channels}, got {list(tensor.shape)}")
+            raise ValueError(
+                f"selective_scan: {name} must be {plain} or [{batch}, G, {state}, {length}] "
+                f"with G dividing {channels}, got {list(tensor.shape)}"
+            )
 
 
 def _choose(backend, tensors, return_last_state):
@@ -74,8 +92,10 @@ def _choose(backend, tensors, return_last_state):
         if module.why_not(*tensors) is None and not _passed_over(name, tensors, return_last_state):
             _announce(name, tensors[0].device.type)
             return module
-    raise RuntimeError("selective_scan: no back end can serve this call: "
-                       + "; ".join(f"{name}: {_load(name).why_not(*tensors)}" for name in BACKENDS))
+    raise RuntimeError(
+        "selective_scan: no back end can serve this call: "
+        + "; ".join(f"{name}: {_load(name).why_not(*tensors)}" for name in BACKENDS)
+    )
 
 
 def _passed_over(name, tensors, return_last_state):

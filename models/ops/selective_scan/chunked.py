@@ -5,6 +5,7 @@ the state at its start, so that training stores B D N numbers per chunk and not 
 
 Symbols: B batch, L time, T length of a chunk, G groups that share B_t and C_t, E channels per group, N state size.
 """
+
 import math
 
 import torch
@@ -23,9 +24,18 @@ def why_not(*tensors: Tensor) -> str | None:
     return None
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-                   z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     with torch.autocast(u.device.type, enabled=False):
         batch, channels, length = u.shape
@@ -36,8 +46,13 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         if delta_softplus:
             steps = F.softplus(steps)
         grouped = (length, batch, groups, channels // groups)
-        y, state = _Scan.apply(x.reshape(grouped), steps.reshape(grouped), A.float().reshape(*grouped[2:], -1),
-                               _time_first(B, groups), _time_first(C, groups))
+        y, state = _Scan.apply(
+            x.reshape(grouped),
+            steps.reshape(grouped),
+            A.float().reshape(*grouped[2:], -1),
+            _time_first(B, groups),
+            _time_first(C, groups),
+        )
         y = y.reshape(length, batch, channels)
         if D is not None:
             y = y + D.float() * x

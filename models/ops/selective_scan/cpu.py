@@ -4,14 +4,15 @@ Registered as torch operators on channels-last tensors [B, L, D], the layout of 
 torch.export and torch.utils.checkpoint see one node. Training keeps the states before each chunk of CHUNK steps; the
 backward operator recomputes those between.
 """
+
 import ctypes
 
 import torch
 from torch import Tensor
 
-from models.ops.native import View, call, pointer, rows, why_not
-from models.ops.selective_scan.groups import scan_by_group
-from models.ops.tracing import unwatched
+from audio_mamba.models.ops.native import View, call, pointer, rows, why_not
+from audio_mamba.models.ops.selective_scan.groups import scan_by_group
+from audio_mamba.models.ops.tracing import unwatched
 
 __all__ = ["selective_scan", "why_not"]
 
@@ -19,9 +20,18 @@ CHUNK = 16  # as in csrc/selective_scan.c
 BACKWARD_BLOCK = 64  # likewise: channels that one thread takes, which give one partial sum of dB and dC
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-                   z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     inputs = [t if t is None else t.float() for t in (u, delta, A, B, C, D, z, delta_bias)]
     operator = _forward_in_c if unwatched(*inputs) else torch.ops.audio_mamba.selective_scan_cpu
@@ -30,8 +40,18 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     return (y, last) if return_last_state else y
 
 
-def _forward_in_c(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-                  delta_bias: Tensor | None, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_in_c(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """u, delta, z [B, L, D], A [D, N], B, C [B, L, N], D, delta_bias [D]
     -> y [B, L, D], last state [B, N, D], states before each chunk [B, chunks, N, D] (no chunks unless `save`)."""
     y, last, starts = _outputs(u, A, save)
@@ -43,8 +63,11 @@ def _forward_in_c(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
 def _outputs(u, A, save):
     (batch, length, channels), state = u.shape, A.shape[1]
     chunks = -(-length // CHUNK) if save else 0
-    return (u.new_empty(batch, length, channels), u.new_empty(batch, state, channels),
-            u.new_empty(batch, chunks, state, channels))
+    return (
+        u.new_empty(batch, length, channels),
+        u.new_empty(batch, state, channels),
+        u.new_empty(batch, chunks, state, channels),
+    )
 
 
 _forward = torch.library.custom_op("audio_mamba::selective_scan_cpu", _forward_in_c, mutates_args=())
@@ -56,9 +79,20 @@ def _(u, delta, A, B, C, D, z, delta_bias, softplus, save):
 
 
 @torch.library.custom_op("audio_mamba::selective_scan_cpu_backward", mutates_args=())
-def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
-              C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-              softplus: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward(
+    dy: Tensor,
+    d_last: Tensor | None,
+    starts: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, D, z and delta_bias; that of z is empty where there is none."""
     du, d_delta, dz = _gradients_like(u, z)
     (batch, length, channels), state = u.shape, A.shape[1]
@@ -81,8 +115,16 @@ def _gradients_like(u, z):
 def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus):
     du, d_delta, dz = _gradients_like(u, z)
     channels = u.new_empty(u.shape[-1])
-    return (du, d_delta, A.new_empty(A.shape), B.new_empty(B.shape), C.new_empty(C.shape), channels, dz,
-            torch.empty_like(channels))
+    return (
+        du,
+        d_delta,
+        A.new_empty(A.shape),
+        B.new_empty(B.shape),
+        C.new_empty(C.shape),
+        channels,
+        dz,
+        torch.empty_like(channels),
+    )
 
 
 def _setup_context(ctx, inputs, output):
@@ -105,23 +147,35 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 class _Problem(ctypes.Structure):
     """`Problem` of csrc/selective_scan.c."""
-    _fields_ = [*((name, ctypes.c_int64) for name in ("batch", "length", "channels", "state", "threads", "softplus")),
-                *((name, View) for name in ("u", "delta", "z", "B", "C")),
-                *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "starts"))]
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "state", "threads", "softplus")),
+        *((name, View) for name in ("u", "delta", "z", "B", "C")),
+        *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "starts")),
+    ]
 
 
 class _Gradients(ctypes.Structure):
     """`Gradients` of csrc/selective_scan.c."""
-    _fields_ = [*((name, View) for name in ("dy", "du", "d_delta", "dz")),
-                *((name, ctypes.c_void_p) for name in ("d_last", "dA", "dB", "dC", "dD", "d_bias"))]
+
+    _fields_ = [
+        *((name, View) for name in ("dy", "du", "d_delta", "dz")),
+        *((name, ctypes.c_void_p) for name in ("d_last", "dA", "dB", "dC", "dD", "d_bias")),
+    ]
 
 
 def _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts):
     """The struct, and the tensors that must outlive its pointers."""
     u, delta, z = rows(u), rows(delta), z if z is None else rows(z)
     A, D, delta_bias = (t if t is None else t.contiguous() for t in (A, D, delta_bias))
-    problem = _Problem(*u.shape, A.shape[1], torch.get_num_threads(), softplus, *map(View.of, (u, delta, z, B, C)),
-                       *map(pointer, (A, D, delta_bias, starts)))
+    problem = _Problem(
+        *u.shape,
+        A.shape[1],
+        torch.get_num_threads(),
+        softplus,
+        *map(View.of, (u, delta, z, B, C)),
+        *map(pointer, (A, D, delta_bias, starts)),
+    )
     return problem, (u, delta, z, A, D, delta_bias)
 
 

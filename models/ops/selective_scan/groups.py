@@ -1,4 +1,5 @@
 """For kernels whose B and C are [B, L, N]: the scan's arguments group by group, in channels-last views."""
+
 import math
 from collections.abc import Callable
 
@@ -6,8 +7,18 @@ import torch
 from torch import Tensor
 
 
-def scan_by_group(operator: Callable, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-                  z: Tensor | None, delta_bias: Tensor | None, softplus: bool) -> tuple[Tensor, Tensor]:
+def scan_by_group(
+    operator: Callable,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor]:
     """y [B, D, L] and the last state [B, D, N] of arguments as of `models.ops.selective_scan`.
 
     operator(u, delta, A, B, C, D, z, delta_bias, softplus, save) takes u, delta, z [B, L, D] and B, C [B, L, N]; `save`
@@ -25,8 +36,10 @@ def _split(u, delta, A, B, C, D, z, delta_bias, groups):
     if groups == 1:
         B, C = (t if t.dim() == 3 else t.squeeze(1) for t in (B, C))
         return [(u, delta, A, B, C, D, z, delta_bias)]
-    of_channels = [groups * [None] if t is None else t.chunk(groups, dim) for t, dim in
-                   ((u, 1), (delta, 1), (A, 0), (D, 0), (z, 1), (delta_bias, 0))]
+    of_channels = [
+        groups * [None] if t is None else t.chunk(groups, dim)
+        for t, dim in ((u, 1), (delta, 1), (A, 0), (D, 0), (z, 1), (delta_bias, 0))
+    ]
     u, delta, A, D, z, delta_bias = of_channels
     B, C = ([t if t.dim() == 3 else t[:, group * t.shape[1] // groups] for group in range(groups)] for t in (B, C))
     return zip(u, delta, A, B, C, D, z, delta_bias)

@@ -1,10 +1,11 @@
 """The selective scan by the CUDA kernels of the package mamba-ssm, where it is installed."""
+
 import math
 
 import torch
 from torch import Tensor
 
-from models.ops import published_kernels
+from audio_mamba.models.ops import published_kernels
 
 MAX_STATES = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -22,14 +23,28 @@ def why_not(*tensors: Tensor) -> str | None:
     return published_kernels.why_not("mamba-ssm")
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-                   z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`. RuntimeError for a gradient of the last state, which the package leaves out."""
-    if return_last_state and torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias)):
-        raise RuntimeError("selective_scan: the package mamba-ssm gives no gradient of the last state; "
-                           "call under torch.no_grad() or name another back end")
+    if (
+        return_last_state
+        and torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (u, delta, A, B, C, D, z, delta_bias))
+    ):
+        raise RuntimeError(
+            "selective_scan: the package mamba-ssm gives no gradient of the last state; "
+            "call under torch.no_grad() or name another back end"
+        )
     groups = math.lcm(*(t.shape[1] for t in (B, C) if t.dim() == 4))
     B, C = (_in_groups(t, groups) for t in (B, C))  # the package takes one number of groups for both
     delta, B, C, z = (t if t is None else t.to(u.dtype) for t in (delta, B, C, z))

@@ -1,4 +1,5 @@
 """The selective scan as the equation reads: one step of time after another. The ground truth of the tests."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,9 +10,18 @@ def why_not(*tensors: Tensor) -> None:
     return None
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-                   z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`. Autograd keeps every state: memory O(B D L N)."""
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     x, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))

@@ -1,16 +1,46 @@
 """Triton kernels that let the selective scan walk all chunks of a long clip at once; see `triton_scan`."""
+
 import triton
 import triton.language as tl
 
-from models.ops.selective_scan.triton_tiles import (
-    load, load_row, load_states, load_step, place, store_states, zero_states)
+from audio_mamba.models.ops.selective_scan.triton_tiles import (
+    load,
+    load_row,
+    load_states,
+    load_step,
+    place,
+    store_states,
+    zero_states,
+)
 
 
 @triton.jit(do_not_specialize=["channels"])
-def chunk_ends(x_ptr, gate_ptr, delta_ptr, A_ptr, row_ptr, bias_ptr, ends_ptr, totals_ptr,
-               length, channels, chunks, chunk_length, x_batch, x_time, gate_batch, gate_time, delta_batch, delta_time,
-               REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
-               WIDTH: tl.constexpr, PARTS: tl.constexpr):
+def chunk_ends(
+    x_ptr,
+    gate_ptr,
+    delta_ptr,
+    A_ptr,
+    row_ptr,
+    bias_ptr,
+    ends_ptr,
+    totals_ptr,
+    length,
+    channels,
+    chunks,
+    chunk_length,
+    x_batch,
+    x_time,
+    gate_batch,
+    gate_time,
+    delta_batch,
+    delta_time,
+    REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """What a chunk of time adds to the state, from zero, and the sum of its steps.
 
     Forward h = a h + (step x) row, with x = u and row = B. In REVERSE q = a (q + silu(gate) x row), with x = dy,
@@ -54,8 +84,19 @@ def chunk_ends(x_ptr, gate_ptr, delta_ptr, A_ptr, row_ptr, bias_ptr, ends_ptr, t
 
 
 @triton.jit
-def combine(ends_ptr, totals_ptr, A_ptr, carry_ptr, entry_ptr, channels, states, chunks, REVERSE: tl.constexpr,
-            GROUP: tl.constexpr, BLOCK: tl.constexpr):
+def combine(
+    ends_ptr,
+    totals_ptr,
+    A_ptr,
+    carry_ptr,
+    entry_ptr,
+    channels,
+    states,
+    chunks,
+    REVERSE: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """What each chunk of time starts from, one state of a block of channels per program: the entry (or 0) for the
     first, then h = exp(A total) h + end. REVERSE begins at the last chunk.
     """

@@ -22,24 +22,25 @@ as is the scratch memory of backward. At pretraining size, with L 251, N 24 and 
 steps: forward moves 0.41 GB and takes 0.89 G exponentials, backward 1.07 GB and 2.2 G. No kernel needs less than 8 and
 14 bytes and N exponentials per channel step: these are the floors that benchmarks/gpu.py compares with.
 """
+
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops import triton_support
-from models.ops.native import rows
-from models.ops.selective_scan.groups import scan_by_group
+from audio_mamba.models.ops import triton_support
+from audio_mamba.models.ops.native import rows
+from audio_mamba.models.ops.selective_scan.groups import scan_by_group
 
 __all__ = ["selective_scan", "why_not"]
 
-SPAN = 32              # steps between two states that are kept for backward; chunks are whole spans
-MIN_CHUNK = 64         # steps
-PROGRAMS = 2048        # what keeps a large GPU busy; with less than half of it, time is cut into chunks
+SPAN = 32  # steps between two states that are kept for backward; chunks are whole spans
+MIN_CHUNK = 64  # steps
+PROGRAMS = 2048  # what keeps a large GPU busy; with less than half of it, time is cut into chunks
 # Steps that are loaded together, channels per program, and states per thread at most (registers bound all three).
 GROUP, BLOCK, PER_THREAD = 4, 32, 32
-COMBINED = 8           # chunks whose ends are loaded together
+COMBINED = 8  # chunks whose ends are loaded together
 LOG2_E = math.log2(math.e)
 
 
@@ -48,22 +49,42 @@ def why_not(*tensors: Tensor) -> str | None:
     return triton_support.why_not(*tensors)
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-                   z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   return_last_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     A, D, delta_bias = (t if t is None else t.float() for t in (A, D, delta_bias))
-    y, last = scan_by_group(torch.ops.audio_mamba.selective_scan_triton, u, delta, A, B, C, D, z, delta_bias,
-                            delta_softplus)
+    y, last = scan_by_group(
+        torch.ops.audio_mamba.selective_scan_triton, u, delta, A, B, C, D, z, delta_bias, delta_softplus
+    )
     return (y, last) if return_last_state else y
 
 
 @torch.library.custom_op("audio_mamba::selective_scan_triton", mutates_args=())
-def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-             delta_bias: Tensor | None, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """u, delta, z [B, L, D], A [D, N], B, C [B, L, N], D, delta_bias [D]; A, D and delta_bias float32
     -> y [B, L, D], last state [B, N, D], states before each span [B, spans, N, D] (no spans unless `save`)."""
-    from models.ops.selective_scan import triton_scan_kernels as kernels
+    from audio_mamba.models.ops.selective_scan import triton_scan_kernels as kernels
 
     y, last, starts = _outputs(u, A, save)
     if not u.numel():
@@ -75,17 +96,35 @@ def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
         if call.chunks > 1:
             carry = call.carry(call.u, None, call.B, None, reverse=False)
         kernels.forward[call.grid](
-            call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, carry, y, padded_last,
-            starts if save else None, *call.sizes, *_strides(call.u, call.delta, call.z), SOFTPLUS=softplus, SPAN=SPAN,
-            **call.tiles)
-    return y, padded_last[:, :A.shape[1]].contiguous(), starts
+            call.u,
+            call.delta,
+            call.A,
+            call.B,
+            call.C,
+            call.D,
+            call.z,
+            call.bias,
+            carry,
+            y,
+            padded_last,
+            starts if save else None,
+            *call.sizes,
+            *_strides(call.u, call.delta, call.z),
+            SOFTPLUS=softplus,
+            SPAN=SPAN,
+            **call.tiles,
+        )
+    return y, padded_last[:, : A.shape[1]].contiguous(), starts
 
 
 def _outputs(u, A, save):
     (batch, length, channels), state = u.shape, A.shape[1]
     spans = -(-length // SPAN) if save else 0
-    return (u.new_empty(batch, length, channels), A.new_empty(batch, state, channels),
-            A.new_empty(batch, spans, padded(state), channels))
+    return (
+        u.new_empty(batch, length, channels),
+        A.new_empty(batch, state, channels),
+        A.new_empty(batch, spans, padded(state), channels),
+    )
 
 
 @_forward.register_fake
@@ -94,11 +133,22 @@ def _(u, delta, A, B, C, D, z, delta_bias, softplus, save):
 
 
 @torch.library.custom_op("audio_mamba::selective_scan_triton_backward", mutates_args=())
-def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
-              C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-              softplus: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward(
+    dy: Tensor,
+    d_last: Tensor | None,
+    starts: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, D, z and delta_bias; that of z is empty where there is none."""
-    from models.ops.selective_scan import triton_scan_kernels as kernels
+    from audio_mamba.models.ops.selective_scan import triton_scan_kernels as kernels
 
     du, d_delta, dA, dB, dC, dD, dz, d_bias = outputs = _gradients_like(u, delta, A, B, C, z)
     if not u.numel():
@@ -118,21 +168,52 @@ def _backward(dy: Tensor, d_last: Tensor | None, starts: Tensor, u: Tensor, delt
             carry = call.carry(dy, call.z, call.C, carry, reverse=True)
         length_and_channels, chunking = call.sizes[:2], call.sizes[2:]
         kernels.backward[call.grid](
-            dy, carry, starts, scratch, call.u, call.delta, call.A, call.B, call.C, call.D, call.z, call.bias, du,
-            d_delta, z if z is None else dz, shares_of_A, *shares_of_BC.unbind(0), *shares_of_D.unbind(0), batch,
-            *length_and_channels, BLOCK, *chunking, *_strides(dy, call.u, call.delta, call.z), SOFTPLUS=softplus,
-            SPAN=SPAN, **call.tiles)
-    dB, dC = (share.sum(0)[..., :A.shape[1]].to(t.dtype).contiguous()
-              for share, t in zip(shares_of_BC.unbind(0), (B, C)))
+            dy,
+            carry,
+            starts,
+            scratch,
+            call.u,
+            call.delta,
+            call.A,
+            call.B,
+            call.C,
+            call.D,
+            call.z,
+            call.bias,
+            du,
+            d_delta,
+            z if z is None else dz,
+            shares_of_A,
+            *shares_of_BC.unbind(0),
+            *shares_of_D.unbind(0),
+            batch,
+            *length_and_channels,
+            BLOCK,
+            *chunking,
+            *_strides(dy, call.u, call.delta, call.z),
+            SOFTPLUS=softplus,
+            SPAN=SPAN,
+            **call.tiles,
+        )
+    dB, dC = (
+        share.sum(0)[..., : A.shape[1]].to(t.dtype).contiguous() for share, t in zip(shares_of_BC.unbind(0), (B, C))
+    )
     dD, d_bias = (share.sum(0) for share in shares_of_D.unbind(0))
-    return du, d_delta, shares_of_A.sum(0)[:A.shape[1]].t().contiguous(), dB, dC, dD, dz, d_bias
+    return du, d_delta, shares_of_A.sum(0)[: A.shape[1]].t().contiguous(), dB, dC, dD, dz, d_bias
 
 
 def _gradients_like(u, delta, A, B, C, z):
     channels = u.shape[-1]
-    return (u.new_empty(u.shape), delta.new_empty(u.shape), A.new_empty(A.shape), B.new_empty(B.shape),
-            C.new_empty(C.shape), A.new_empty(channels), u.new_empty(0) if z is None else z.new_empty(u.shape),
-            A.new_empty(channels))
+    return (
+        u.new_empty(u.shape),
+        delta.new_empty(u.shape),
+        A.new_empty(A.shape),
+        B.new_empty(B.shape),
+        C.new_empty(C.shape),
+        A.new_empty(channels),
+        u.new_empty(0) if z is None else z.new_empty(u.shape),
+        A.new_empty(channels),
+    )
 
 
 @_backward.register_fake
@@ -164,7 +245,7 @@ class _Call:
         self.u, self.delta, self.z = (t if t is None else rows(t) for t in (u, delta, z))
         self.D, self.bias = (t if t is None else t.contiguous() for t in (D, delta_bias))
         rest = padded(A.shape[1]) - A.shape[1]
-        self.A = F.pad(A.t() * LOG2_E, (0, 0, 0, rest)).contiguous()             # [S, D]
+        self.A = F.pad(A.t() * LOG2_E, (0, 0, 0, rest)).contiguous()  # [S, D]
         self.B, self.C = (F.pad(t.float(), (0, rest)).contiguous() for t in (B, C))  # [B, L, S], for wide loads
         self.softplus, self.tiles = softplus, tiles(A.shape[1])
         self.batch, length, self.channels = u.shape
@@ -174,17 +255,41 @@ class _Call:
 
     def carry(self, x: Tensor, gate: Tensor | None, row: Tensor, entry: Tensor | None, reverse: bool) -> Tensor:
         """What each chunk starts from, [B, chunks, S, D]: the state, or in `reverse` its gradient's q."""
-        from models.ops.selective_scan import triton_chunk_kernels as kernels
+        from audio_mamba.models.ops.selective_scan import triton_chunk_kernels as kernels
 
         states = len(self.A)
         ends = self.A.new_empty(self.batch, self.chunks, states, self.channels)
         totals, carry = ends.new_empty(self.batch, self.chunks, self.channels), torch.empty_like(ends)
         kernels.chunk_ends[self.grid](
-            x, gate, self.delta, self.A, row, self.bias, ends, totals, *self.sizes, *_strides(x, gate, self.delta),
-            REVERSE=reverse, SOFTPLUS=self.softplus, **self.tiles)
+            x,
+            gate,
+            self.delta,
+            self.A,
+            row,
+            self.bias,
+            ends,
+            totals,
+            *self.sizes,
+            *_strides(x, gate, self.delta),
+            REVERSE=reverse,
+            SOFTPLUS=self.softplus,
+            **self.tiles,
+        )
         grid = (self.batch * states * -(-self.channels // BLOCK),)
-        kernels.combine[grid](ends, totals, self.A, carry, entry, self.channels, states, self.chunks, REVERSE=reverse,
-                              GROUP=COMBINED, BLOCK=BLOCK, num_warps=1)
+        kernels.combine[grid](
+            ends,
+            totals,
+            self.A,
+            carry,
+            entry,
+            self.channels,
+            states,
+            self.chunks,
+            REVERSE=reverse,
+            GROUP=COMBINED,
+            BLOCK=BLOCK,
+            num_warps=1,
+        )
         return carry
 
 
@@ -194,8 +299,7 @@ def tiles(states: int) -> dict[str, int]:
     width = _power_of_two(states if states < 8 else max(8, -(-states // 4)))
     parts = -(-states // width)
     threads = _power_of_two(width * parts) * BLOCK // PER_THREAD
-    return {"GROUP": GROUP, "BLOCK": BLOCK, "WIDTH": width, "PARTS": parts,
-            "num_warps": min(max(threads // 32, 1), 8)}
+    return {"GROUP": GROUP, "BLOCK": BLOCK, "WIDTH": width, "PARTS": parts, "num_warps": min(max(threads // 32, 1), 8)}
 
 
 def padded(states: int) -> int:

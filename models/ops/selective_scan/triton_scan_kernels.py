@@ -9,20 +9,55 @@ Triton chooses which thread holds what by the widest loads and stores of a tile 
 wide ones of [d, n] are wanted, those of [n, d] are not: hence `channels`, and the `pitch` of the scratch memory, of
 which it is told nothing.
 """
+
 import triton
 import triton.language as tl
 
-from models.ops.selective_scan.triton_tiles import (
-    load, load_row, load_states, load_step, place, softplus, store_states, zero_states)
+from audio_mamba.models.ops.selective_scan.triton_tiles import (
+    load,
+    load_row,
+    load_states,
+    load_step,
+    place,
+    softplus,
+    store_states,
+    zero_states,
+)
 
 LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit(do_not_specialize=["channels"])
-def forward(u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, carry_ptr, y_ptr, last_ptr, starts_ptr,
-            length, channels, chunks, chunk_length, u_batch, u_time, delta_batch, delta_time, z_batch, z_time,
-            SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
-            PARTS: tl.constexpr):
+def forward(
+    u_ptr,
+    delta_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    z_ptr,
+    bias_ptr,
+    carry_ptr,
+    y_ptr,
+    last_ptr,
+    starts_ptr,
+    length,
+    channels,
+    chunks,
+    chunk_length,
+    u_batch,
+    u_time,
+    delta_batch,
+    delta_time,
+    z_batch,
+    z_time,
+    SOFTPLUS: tl.constexpr,
+    SPAN: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """y, the last state, and the states before each span, for one chunk of time that starts at the state in carry."""
     batch, chunk, _, d = place(channels, chunks, BLOCK)
     used = d < channels
@@ -84,11 +119,48 @@ def advance(h, A, step, x, B_ptr, row, D_FIRST: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["channels", "pitch"])
-def backward(dy_ptr, d_carry_ptr, starts_ptr, scratch_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr,
-             bias_ptr, du_ptr, d_delta_ptr, dz_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, d_bias_ptr,
-             batches, length, channels, pitch, chunks, chunk_length, dy_batch, dy_time, u_batch, u_time, delta_batch,
-             delta_time, z_batch, z_time, SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, GROUP: tl.constexpr,
-             BLOCK: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+def backward(
+    dy_ptr,
+    d_carry_ptr,
+    starts_ptr,
+    scratch_ptr,
+    u_ptr,
+    delta_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    z_ptr,
+    bias_ptr,
+    du_ptr,
+    d_delta_ptr,
+    dz_ptr,
+    dA_ptr,
+    dB_ptr,
+    dC_ptr,
+    dD_ptr,
+    d_bias_ptr,
+    batches,
+    length,
+    channels,
+    pitch,
+    chunks,
+    chunk_length,
+    dy_batch,
+    dy_time,
+    u_batch,
+    u_time,
+    delta_batch,
+    delta_time,
+    z_batch,
+    z_time,
+    SOFTPLUS: tl.constexpr,
+    SPAN: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """All gradients of one chunk of time; those of A, D and the bias are its share of a sum over chunks and batch,
     those of B and C its share of a sum over blocks of channels.
 

@@ -5,6 +5,7 @@ States in memory are float32 [S, D], in registers a tuple of PARTS tiles of WIDT
 states are 3 x 8, without the idle quarter of one tile of 32. Where S is more than N, A, B and C hold zeros, and so does
 the rest of each state. So no mask is needed along n.
 """
+
 import triton
 import triton.language as tl
 
@@ -14,8 +15,12 @@ def place(channels, chunks, BLOCK: tl.constexpr):
     """This program's batch entry, chunk and channels. Neighbouring programs read the same B_t and C_t."""
     program, blocks = tl.program_id(0), tl.cdiv(channels, BLOCK)
     block = program % blocks
-    return (program // (blocks * chunks)).to(tl.int64), program // blocks % chunks, block, \
-        block * BLOCK + tl.arange(0, BLOCK)
+    return (
+        (program // (blocks * chunks)).to(tl.int64),
+        program // blocks % chunks,
+        block,
+        block * BLOCK + tl.arange(0, BLOCK),
+    )
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 Run in a process of its own without TRITON_INTERPRET. It finds what the interpreter lets pass: types that change in a
 loop, and what the compiler does not know.
 """
+
 import argparse
 import functools
 
@@ -10,12 +11,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from models.ops import add_norm_triton, conv1d_triton
-from models.ops.selective_scan import triton_chunk_kernels, triton_scan, triton_scan_kernels
+from audio_mamba.models.ops import add_norm_triton, conv1d_triton
+from audio_mamba.models.ops.selective_scan import triton_chunk_kernels, triton_scan, triton_scan_kernels
 
 # Arguments in the dtype of the activations; other addresses are float32.
-LOW = {"u_ptr", "delta_ptr", "z_ptr", "y_ptr", "dy_ptr", "du_ptr", "d_delta_ptr", "dz_ptr", "x_ptr", "gate_ptr",
-       "dx_ptr", "hidden_ptr", "d_hidden_ptr"}
+LOW = {
+    "u_ptr",
+    "delta_ptr",
+    "z_ptr",
+    "y_ptr",
+    "dy_ptr",
+    "du_ptr",
+    "d_delta_ptr",
+    "dz_ptr",
+    "x_ptr",
+    "gate_ptr",
+    "dx_ptr",
+    "hidden_ptr",
+    "d_hidden_ptr",
+}
 FEW = {"GROUP": 2, "BLOCK": 16, "WIDTH": 4, "PARTS": 2, "num_warps": 1}
 
 
@@ -26,8 +40,11 @@ def compile_one(kernel, target, dtype, absent=(), num_warps=1, size="i32", **con
     constants |= dict.fromkeys(absent)
     unspecialised = {"eps", *(kernel.do_not_specialize or ())}
     if size == "1":
-        constants |= {name: 1 for name in kernel.arg_names
-                      if not name.endswith("_ptr") and name not in unspecialised | set(constants)}
+        constants |= {
+            name: 1
+            for name in kernel.arg_names
+            if not name.endswith("_ptr") and name not in unspecialised | set(constants)
+        }
         size = "i32"
     signature, sixteens = {}, {}
     for place, name in enumerate(kernel.arg_names):
@@ -39,8 +56,11 @@ def compile_one(kernel, target, dtype, absent=(), num_warps=1, size="i32", **con
             signature[name] = f"*{dtype if name in LOW else 'fp32'}"
         else:
             signature[name] = "fp32" if name == "eps" else size
-    compiled = triton.compile(ASTSource(kernel, signature=signature, constexprs=constants, attrs=sixteens),
-                              target=GPUTarget("cuda", target, 32), options={"num_warps": num_warps})
+    compiled = triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=sixteens),
+        target=GPUTarget("cuda", target, 32),
+        options={"num_warps": num_warps},
+    )
     assert compiled.asm["cubin"]
     return compiled.metadata.shared
 
@@ -49,8 +69,15 @@ def check_forward_layout(target):
     """A thread holds all states of its channels: neither sums over states nor rows of B and C cross the threads, which
     would take shared memory, and half of the time."""
     for states in (16, 24):
-        shared = compile_one(triton_scan_kernels.forward, target, "bf16", {"carry_ptr"}, SOFTPLUS=True,
-                             SPAN=triton_scan.SPAN, **triton_scan.tiles(states))
+        shared = compile_one(
+            triton_scan_kernels.forward,
+            target,
+            "bf16",
+            {"carry_ptr"},
+            SOFTPLUS=True,
+            SPAN=triton_scan.SPAN,
+            **triton_scan.tiles(states),
+        )
         assert shared == 0, f"forward with {states} states takes {shared} bytes of shared memory"
 
 
@@ -66,23 +93,65 @@ def main():
     for dtype, softplus, absent in (("bf16", True, ()), ("fp32", False, ("D_ptr", "z_ptr", "bias_ptr"))):
         options = {"SOFTPLUS": softplus, "SPAN": triton_scan.SPAN}
         without_z = {"dz_ptr"} if absent else set()
-        compile_kernel(triton_scan_kernels.forward, args.target, dtype,
-                       {*absent, "carry_ptr" if absent else "starts_ptr"}, **options, **cut)
-        compile_kernel(triton_scan_kernels.backward, args.target, dtype, {*absent, "d_carry_ptr"} | without_z,
-                       **options, **cut)
+        compile_kernel(
+            triton_scan_kernels.forward,
+            args.target,
+            dtype,
+            {*absent, "carry_ptr" if absent else "starts_ptr"},
+            **options,
+            **cut,
+        )
+        compile_kernel(
+            triton_scan_kernels.backward, args.target, dtype, {*absent, "d_carry_ptr"} | without_z, **options, **cut
+        )
         for reverse in (False, True):
-            compile_kernel(triton_chunk_kernels.chunk_ends, args.target, dtype,
-                           {"gate_ptr", "bias_ptr"} if absent else (), REVERSE=reverse, SOFTPLUS=softplus, **cut)
-            compile_kernel(triton_chunk_kernels.combine, args.target, dtype, ("entry_ptr",) if absent else (),
-                           REVERSE=reverse, GROUP=4, BLOCK=32)
+            compile_kernel(
+                triton_chunk_kernels.chunk_ends,
+                args.target,
+                dtype,
+                {"gate_ptr", "bias_ptr"} if absent else (),
+                REVERSE=reverse,
+                SOFTPLUS=softplus,
+                **cut,
+            )
+            compile_kernel(
+                triton_chunk_kernels.combine,
+                args.target,
+                dtype,
+                ("entry_ptr",) if absent else (),
+                REVERSE=reverse,
+                GROUP=4,
+                BLOCK=32,
+            )
         for kernel, group in ((conv1d_triton.forward_kernel, {}), (conv1d_triton.backward_kernel, {"GROUP": 4})):
-            compile_kernel(kernel, args.target, dtype, ("bias_ptr",) if absent else (), TAPS=4 if softplus else 1,
-                           SILU=softplus, STEPS=32, BLOCK=32, **group)
+            compile_kernel(
+                kernel,
+                args.target,
+                dtype,
+                ("bias_ptr",) if absent else (),
+                TAPS=4 if softplus else 1,
+                SILU=softplus,
+                STEPS=32,
+                BLOCK=32,
+                **group,
+            )
         rms = not softplus
-        compile_kernel(add_norm_triton.forward_kernel, args.target, dtype,
-                       ("residual_ptr", "bias_ptr", "mean_ptr") if rms else (), RMS=rms, BLOCK=256)
-        compile_kernel(add_norm_triton.backward_kernel, args.target, dtype,
-                       ("d_total_ptr", "d_residual_ptr", "mean_ptr") if rms else (), RMS=rms, BLOCK=256)
+        compile_kernel(
+            add_norm_triton.forward_kernel,
+            args.target,
+            dtype,
+            ("residual_ptr", "bias_ptr", "mean_ptr") if rms else (),
+            RMS=rms,
+            BLOCK=256,
+        )
+        compile_kernel(
+            add_norm_triton.backward_kernel,
+            args.target,
+            dtype,
+            ("d_total_ptr", "d_residual_ptr", "mean_ptr") if rms else (),
+            RMS=rms,
+            BLOCK=256,
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Inputs of the selective scan, and the comparison of a back end with float64."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops.selective_scan import BACKENDS, reference
+from audio_mamba.models.ops.selective_scan import BACKENDS, reference
 
 # The others need a CUDA device, or Triton's interpreter: test_triton_scan.py and test_cuda.py.
 CPU_BACKENDS = [name for name in BACKENDS if name not in ("mamba_ssm", "triton")]
@@ -14,9 +15,19 @@ DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.flo
 ROWS = [(i, j, *((i + k * j) % 5 for k in (1, 2, 3, 4))) for i in range(5) for j in range(5)]
 
 
-def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: int = 0, optional: bool = True,
-                softplus: bool = True, channels_last: bool = True, dtype: torch.dtype = torch.float32,
-                seed: int = 0) -> dict[str, Tensor]:
+def make_inputs(
+    batch: int,
+    channels: int,
+    length: int,
+    state: int,
+    *,
+    groups: int = 0,
+    optional: bool = True,
+    softplus: bool = True,
+    channels_last: bool = True,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> dict[str, Tensor]:
     """Inputs by name. `groups` > 0 makes B and C [B, G, N, L]; `softplus`: delta is still to go through one."""
     rng = torch.Generator().manual_seed(seed)
 
@@ -28,11 +39,19 @@ def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: i
 
     matrix = (batch, groups, state) if groups else (batch, state)
     delta = sequence(batch, channels) - 2
-    inputs = {"u": sequence(batch, channels), "delta": delta if softplus else F.softplus(delta),
-              "A": -torch.rand(channels, state, generator=rng) * state, "B": sequence(*matrix), "C": sequence(*matrix)}
+    inputs = {
+        "u": sequence(batch, channels),
+        "delta": delta if softplus else F.softplus(delta),
+        "A": -torch.rand(channels, state, generator=rng) * state,
+        "B": sequence(*matrix),
+        "C": sequence(*matrix),
+    }
     if optional:
-        inputs |= {"D": torch.randn(channels, generator=rng), "z": sequence(batch, channels),
-                   "delta_bias": torch.randn(channels, generator=rng)}
+        inputs |= {
+            "D": torch.randn(channels, generator=rng),
+            "z": sequence(batch, channels),
+            "delta_bias": torch.randn(channels, generator=rng),
+        }
         if not softplus:
             inputs["delta_bias"] = F.softplus(inputs["delta_bias"] - 2)
     return inputs
@@ -41,8 +60,9 @@ def make_inputs(batch: int, channels: int, length: int, state: int, *, groups: i
 def inputs_of(row: tuple[int, ...]) -> tuple[dict[str, Tensor], bool]:
     """The inputs of a row of ROWS, and whether its scan takes the softplus."""
     length, state, channels, batch, option, dtype = (
-        choices[level] for choices, level in
-        zip((LENGTHS, STATES, CHANNELS, BATCHES, OPTIONS, DTYPES), row, strict=True))
+        choices[level]
+        for choices, level in zip((LENGTHS, STATES, CHANNELS, BATCHES, OPTIONS, DTYPES), row, strict=True)
+    )
     if channels * length * state > 4e6:
         batch = 1  # the reference keeps every state of every copy
     option = dict(option)
@@ -52,8 +72,9 @@ def inputs_of(row: tuple[int, ...]) -> tuple[dict[str, Tensor], bool]:
     return inputs, option.get("softplus", True)
 
 
-def outputs_and_gradients(back_end, inputs: dict[str, Tensor], softplus: bool = True,
-                          dtype: torch.dtype | None = None, device: str = "cpu") -> dict[str, Tensor]:
+def outputs_and_gradients(
+    back_end, inputs: dict[str, Tensor], softplus: bool = True, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> dict[str, Tensor]:
     """y, the last state and the gradient of each input under fixed random weights of y and the state, in float64 on
     the CPU; computed on `device`."""
     leaves = {name: t.detach().to(device, dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
@@ -65,8 +86,9 @@ def outputs_and_gradients(back_end, inputs: dict[str, Tensor], softplus: bool = 
     return {name: t.detach().double().cpu() for name, t in results.items()}
 
 
-def check_against_float64(back_end, inputs: dict[str, Tensor], softplus: bool = True, device: str = "cpu",
-                          forgiven: float | None = None) -> None:
+def check_against_float64(
+    back_end, inputs: dict[str, Tensor], softplus: bool = True, device: str = "cpu", forgiven: float | None = None
+) -> None:
     """Every number is there, and no error is above twice that of the plain equation in the inputs' own dtype.
 
     Two roundings of float32 are forgiven: tiny tensors may have no error at all in the plain equation. On a GPU it is

@@ -1,11 +1,12 @@
 """Add + norm: the Triton kernel (interpreted, or on a CUDA device where there is one) against the plain path."""
+
 import pytest
 import torch
 from torch import nn
 
-from models import MambaSSAST
-from models.ops import triton_support
-from models.ops.add_norm import add_norm
+from audio_mamba.models import MambaSSAST
+from audio_mamba.models.ops import triton_support
+from audio_mamba.models.ops.add_norm import add_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = [(nn.LayerNorm, 33), (nn.RMSNorm, 33), (nn.LayerNorm, 192), (nn.RMSNorm, 1)]
@@ -14,7 +15,7 @@ KINDS = [(nn.LayerNorm, 33), (nn.RMSNorm, 33), (nn.LayerNorm, 192), (nn.RMSNorm,
 @pytest.fixture
 def kernel():
     pytest.importorskip("triton")
-    from models.ops import add_norm_triton
+    from audio_mamba.models.ops import add_norm_triton
 
     return add_norm_triton.add_norm
 
@@ -44,10 +45,17 @@ def plain(hidden, residual, norm, in_fp32):
 
 
 @pytest.mark.parametrize("kind, width", KINDS)
-@pytest.mark.parametrize("dtypes", [
-    (torch.float32, torch.float32, torch.float32, True), (torch.float32, None, torch.float32, False),
-    (torch.bfloat16, torch.float32, torch.float32, True), (torch.float16, torch.float16, torch.float16, False),
-    (torch.float16, None, torch.float32, True), (torch.float16, torch.float32, torch.float16, True)])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.float32, torch.float32, True),
+        (torch.float32, None, torch.float32, False),
+        (torch.bfloat16, torch.float32, torch.float32, True),
+        (torch.float16, torch.float16, torch.float16, False),
+        (torch.float16, None, torch.float32, True),
+        (torch.float16, torch.float32, torch.float16, True),
+    ],
+)
 def test_the_kernel_equals_the_plain_path(kernel, kind, width, dtypes):
     *dtypes, in_fp32 = dtypes
     norm, hidden, residual = make(kind, width, *dtypes)
@@ -67,7 +75,7 @@ def test_a_gradient_of_one_output_alone(kernel, missing):
         leaf = hidden.to(device).requires_grad_()
         normed, total = function(leaf, residual.to(device), norm.to(device), True)
         kept = total if missing == "normed" else normed
-        gradients.append(torch.autograd.grad((kept * torch.arange(9., device=device)).sum(), leaf)[0].cpu())
+        gradients.append(torch.autograd.grad((kept * torch.arange(9.0, device=device)).sum(), leaf)[0].cpu())
     torch.testing.assert_close(*gradients)
 
 
@@ -75,20 +83,24 @@ def test_under_autocast_the_norm_is_what_a_linear_layer_reads(kernel):
     norm, hidden, residual = make(nn.LayerNorm, 33, torch.float16, torch.float32, torch.float32)
     with torch.autocast(DEVICE, torch.float16):
         mine = results(kernel, norm, hidden, residual, True, DEVICE)
-    true = results(lambda *arguments: (plain(*arguments)[0].half(), plain(*arguments)[1]), norm, hidden, residual, True,
-                   "cpu")
+    true = results(
+        lambda *arguments: (plain(*arguments)[0].half(), plain(*arguments)[1]), norm, hidden, residual, True, "cpu"
+    )
     assert mine[0].dtype == torch.float16 and mine[1].dtype == torch.float32
     for ours, theirs in zip(mine, true, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=4e-3 * max(1.0, theirs.abs().max().item()))
 
 
 def test_many_rows_per_program(kernel, monkeypatch):
-    from models.ops import add_norm_triton
+    from audio_mamba.models.ops import add_norm_triton
 
     monkeypatch.setattr(add_norm_triton, "PROGRAMS", 3)
     norm, hidden, residual = make(nn.LayerNorm, 5, torch.float32, torch.float32, torch.float32)
-    for mine, true in zip(results(kernel, norm, hidden, residual, True, DEVICE),
-                          results(plain, norm, hidden, residual, True, "cpu"), strict=True):
+    for mine, true in zip(
+        results(kernel, norm, hidden, residual, True, DEVICE),
+        results(plain, norm, hidden, residual, True, "cpu"),
+        strict=True,
+    ):
         torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-5)
 
 
@@ -97,13 +109,15 @@ def test_opcheck(kernel, rms):
     hidden, residual = (torch.randn(3, 5, device=DEVICE, requires_grad=True) for _ in range(2))
     weight = torch.randn(5, device=DEVICE, requires_grad=True)
     bias = None if rms else torch.randn(5, device=DEVICE, requires_grad=True)
-    torch.library.opcheck(torch.ops.audio_mamba.add_norm_triton,
-                          (hidden, residual, weight, bias, 1e-6, rms, torch.float32, torch.bfloat16))
+    torch.library.opcheck(
+        torch.ops.audio_mamba.add_norm_triton,
+        (hidden, residual, weight, bias, 1e-6, rms, torch.float32, torch.bfloat16),
+    )
 
 
 def test_the_model_uses_the_kernel_where_it_may(kernel, monkeypatch):
     """As on CUDA tensors: fused_add_norm allows the kernel, and changes no result."""
-    from models.ops import add_norm_triton
+    from audio_mamba.models.ops import add_norm_triton
 
     calls = []
     monkeypatch.setattr(triton_support, "why_not_on_cuda", triton_support.why_not)
@@ -111,8 +125,16 @@ def test_the_model_uses_the_kernel_where_it_may(kernel, monkeypatch):
     features = []
     for fused in (True, False):
         torch.manual_seed(0)
-        model = MambaSSAST(embed_dim=16, depth=2, img_size=(8, 16), patch_size=(4, 16), frequency_first=False,
-                           fused_add_norm=fused, rms_norm=False, ssm_kwargs={"d_conv": 20}).to(DEVICE)
+        model = MambaSSAST(
+            embed_dim=16,
+            depth=2,
+            img_size=(8, 16),
+            patch_size=(4, 16),
+            frequency_first=False,
+            fused_add_norm=fused,
+            rms_norm=False,
+            ssm_kwargs={"d_conv": 20},
+        ).to(DEVICE)
         for block in model.blocks:
             block.mixer.backend = "chunked"
         features.append(model.forward_features(torch.ones(1, 1, 8, 16, device=DEVICE)))

@@ -1,10 +1,11 @@
 """The causal convolution, compiled and plain, against conv1d in float64."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from models.ops import causal_conv1d_cpu
-from models.ops.causal_conv1d import causal_conv1d
+from audio_mamba.models.ops import causal_conv1d_cpu
+from audio_mamba.models.ops.causal_conv1d import causal_conv1d
 
 SHAPES = [(1, 1, 1, 4), (2, 33, 63, 4), (3, 5, 2, 3), (2, 576, 131, 4), (1, 16, 300, 1), (2, 8, 20, 17)]
 
@@ -65,8 +66,10 @@ def test_same_bits_for_any_number_of_threads():
     assert torch.equal(*results)
 
 
-@pytest.mark.skipif(causal_conv1d_cpu.why_not(torch.zeros(1), torch.zeros(1, 1), None) is not None,
-                    reason="no compiled kernels on this machine")
+@pytest.mark.skipif(
+    causal_conv1d_cpu.why_not(torch.zeros(1), torch.zeros(1, 1), None) is not None,
+    reason="no compiled kernels on this machine",
+)
 def test_operator():
     x = torch.randn(2, 9, 20).requires_grad_()  # [B, L, D]
     weight, bias = torch.randn(20, 4).requires_grad_(), torch.randn(20).requires_grad_()

@@ -1,21 +1,30 @@
 """Our Triton kernels of the causal convolution: interpreted, or on a CUDA device where there is one."""
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from models.ops import conv1d_triton  # noqa: E402
-from tests.models.ops.test_causal_conv1d import expected  # noqa: E402
+from audio_mamba.models.ops import conv1d_triton
+from tests.models.ops.test_causal_conv1d import expected
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.parametrize("batch, channels, length, taps, silu, has_bias, dtype", [
-    (1, 1, 1, 4, True, True, torch.float32), (2, 33, 63, 4, True, True, torch.float32),
-    (1, 65, 64, 4, True, False, torch.float32), (1, 3, 130, 4, True, True, torch.float32),
-    (3, 5, 2, 3, False, True, torch.float32),
-    (1, 16, 65, 1, True, True, torch.float32), (1, 6, 40, 9, False, False, torch.float32),
-    (2, 7, 33, 4, True, True, torch.float16), (1, 7, 9, 4, True, True, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "batch, channels, length, taps, silu, has_bias, dtype",
+    [
+        (1, 1, 1, 4, True, True, torch.float32),
+        (2, 33, 63, 4, True, True, torch.float32),
+        (1, 65, 64, 4, True, False, torch.float32),
+        (1, 3, 130, 4, True, True, torch.float32),
+        (3, 5, 2, 3, False, True, torch.float32),
+        (1, 16, 65, 1, True, True, torch.float32),
+        (1, 6, 40, 9, False, False, torch.float32),
+        (2, 7, 33, 4, True, True, torch.float16),
+        (1, 7, 9, 4, True, True, torch.bfloat16),
+    ],
+)
 def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dtype, poisoned):
     torch.manual_seed(0)
     x = torch.randn(batch, length, 2 * channels)[..., :channels].transpose(1, 2).to(dtype)  # a view, as in the block
@@ -29,8 +38,9 @@ def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dt
     rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     for ours, true, like in zip(*results, [x, *inputs], strict=True):
         assert ours.dtype == like.dtype
-        torch.testing.assert_close(ours.double().cpu(), true.double(), rtol=10 * rounding,
-                                   atol=rounding * true.abs().max().item() + 1e-7)
+        torch.testing.assert_close(
+            ours.double().cpu(), true.double(), rtol=10 * rounding, atol=rounding * true.abs().max().item() + 1e-7
+        )
 
 
 def test_no_time():
@@ -47,5 +57,7 @@ def test_opcheck(has_bias):
     bias = torch.randn(3, device=DEVICE, requires_grad=True) if has_bias else None
     torch.library.opcheck(torch.ops.audio_mamba.causal_conv1d_triton, (x, weight, bias, True))
     x, weight = x.detach(), weight.detach()
-    torch.library.opcheck(torch.ops.audio_mamba.causal_conv1d_triton_backward,
-                          (torch.randn_like(x), x, weight, None if bias is None else bias.detach(), True))
+    torch.library.opcheck(
+        torch.ops.audio_mamba.causal_conv1d_triton_backward,
+        (torch.randn_like(x), x, weight, None if bias is None else bias.detach(), True),
+    )

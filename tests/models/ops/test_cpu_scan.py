@@ -1,4 +1,5 @@
 """What the compiled back end promises beyond its numbers: building, operators, torch.compile and friends."""
+
 import logging
 import multiprocessing
 import subprocess
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from models.mamba import Mamba
-from models.ops import build, native
-from models.ops.selective_scan import cpu, selective_scan
+from audio_mamba.models.mamba import Mamba
+from audio_mamba.models.ops import build, native
+from audio_mamba.models.ops.selective_scan import cpu, selective_scan
+from tests.conftest import ROOT
 from tests.models.ops.scan_cases import make_inputs
 
 needs_kernels = pytest.mark.skipif(cpu.why_not() is not None, reason=str(cpu.why_not()))
@@ -76,15 +78,18 @@ def test_without_kernels_plain_pytorch_serves_after_one_notice(fresh_build, monk
 
 
 def test_importing_compiles_nothing(tmp_path):
-    subprocess.run([sys.executable, "-c", "import models"], check=True, env={"XDG_CACHE_HOME": str(tmp_path)},
-                   cwd=build.SOURCES.parents[3])
+    subprocess.run(
+        [sys.executable, "-c", "import audio_mamba.models"], check=True, env={"XDG_CACHE_HOME": str(tmp_path)}, cwd=ROOT
+    )
     assert not list(tmp_path.iterdir())
 
 
 def operator_arguments(optional):
     inputs = make_inputs(2, 20, 21, 3, optional=optional)
-    leaves = {name: (t if name in ("A", "D", "delta_bias") else t.transpose(1, 2)).detach().requires_grad_()
-              for name, t in inputs.items()}
+    leaves = {
+        name: (t if name in ("A", "D", "delta_bias") else t.transpose(1, 2)).detach().requires_grad_()
+        for name, t in inputs.items()
+    }
     return *(leaves.get(name) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")), True, True
 
 
@@ -97,8 +102,10 @@ class TestOperator:
     def test_opcheck_backward(self):
         arguments = [t.detach() if isinstance(t, torch.Tensor) else t for t in operator_arguments(True)]
         y, last, starts = torch.ops.audio_mamba.selective_scan_cpu(*arguments)
-        torch.library.opcheck(torch.ops.audio_mamba.selective_scan_cpu_backward,
-                              (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]))
+        torch.library.opcheck(
+            torch.ops.audio_mamba.selective_scan_cpu_backward,
+            (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]),
+        )
 
     def test_no_second_derivative(self):
         inputs = {name: t.requires_grad_() for name, t in make_inputs(1, 4, 6, 2).items()}

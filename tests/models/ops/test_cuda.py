@@ -1,20 +1,21 @@
 """What only a CUDA device can show: `./run_tests.sh -m cuda`."""
+
 import copy
 
 import pytest
 import torch
 
-import models
-from models.loss import reconstruction_loss
-from models.ops import mamba_inner, published_kernels
-from models.ops.causal_conv1d import causal_conv1d
-from models.ops.selective_scan import BACKENDS, chunked, mamba_ssm, selective_scan, triton_scan
-from tests.models.ops.scan_cases import (
-    ROWS, check_against_float64, inputs_of, make_inputs, outputs_and_gradients)
+from audio_mamba import models
+from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.models.ops import mamba_inner, published_kernels
+from audio_mamba.models.ops.causal_conv1d import causal_conv1d
+from audio_mamba.models.ops.selective_scan import BACKENDS, chunked, mamba_ssm, selective_scan, triton_scan
+from tests.models.ops.scan_cases import ROWS, check_against_float64, inputs_of, make_inputs, outputs_and_gradients
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-needs_mamba_ssm = pytest.mark.skipif(published_kernels.why_not("mamba-ssm") is not None,
-                                     reason=str(published_kernels.why_not("mamba-ssm")))
+needs_mamba_ssm = pytest.mark.skipif(
+    published_kernels.why_not("mamba-ssm") is not None, reason=str(published_kernels.why_not("mamba-ssm"))
+)
 
 
 class TestScan:
@@ -40,8 +41,8 @@ class TestScan:
     def test_offsets_beyond_two_to_the_31(self):
         """More numbers than 32 bits count: the last batch entry equals the first, which has the same inputs."""
         one = {name: t.cuda() for name, t in make_inputs(1, 4096, 1100, 1, dtype=torch.bfloat16).items()}
-        batch = 2 ** 31 // (4096 * 1100) + 2
-        if torch.cuda.mem_get_info()[0] < 24 * 2 ** 30:
+        batch = 2**31 // (4096 * 1100) + 2
+        if torch.cuda.mem_get_info()[0] < 24 * 2**30:
             pytest.skip("less than 24 GiB of free memory")
         many = {name: t.expand(batch, *t.shape[1:]) if t.dim() == 3 else t for name, t in one.items()}
         with torch.no_grad():
@@ -49,8 +50,9 @@ class TestScan:
             assert torch.equal(y[-1], y[0]) and y[-1].isfinite().all()
 
     def test_same_bits_every_time(self):
-        first, second = (outputs_and_gradients(triton_scan, make_inputs(8, 200, 251, 24), device="cuda")
-                         for _ in range(2))
+        first, second = (
+            outputs_and_gradients(triton_scan, make_inputs(8, 200, 251, 24), device="cuda") for _ in range(2)
+        )
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     def test_auto_takes_our_kernels_where_mamba_ssm_is_missing(self):
@@ -83,8 +85,9 @@ class TestScan:
 
 def small_model(**kwargs):
     torch.manual_seed(0)
-    return models.MambaSSAST(embed_dim=64, depth=3, img_size=(40, 80), patch_size=(4, 16), frequency_first=False,
-                             **kwargs)
+    return models.MambaSSAST(
+        embed_dim=64, depth=3, img_size=(40, 80), patch_size=(4, 16), frequency_first=False, **kwargs
+    )
 
 
 class TestModel:
@@ -92,8 +95,12 @@ class TestModel:
     def test_the_encoder_equals_that_on_the_cpu(self, rms_norm):
         model, x = small_model(rms_norm=rms_norm), torch.randn(3, 1, 40, 80)
         with torch.no_grad():
-            torch.testing.assert_close(copy.deepcopy(model).cuda().forward_features(x.cuda()).cpu(),
-                                       model.forward_features(x), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                copy.deepcopy(model).cuda().forward_features(x.cuda()).cpu(),
+                model.forward_features(x),
+                rtol=1e-4,
+                atol=1e-4,
+            )
 
     @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("cpu", "reference")])
     def test_carried_states_give_the_outputs_of_the_whole(self, backend):
@@ -120,8 +127,9 @@ class TestModel:
     def test_the_fused_block_equals_its_parts(self):
         model = small_model().cuda()
         mixer, hidden = model.blocks[0].mixer, torch.randn(2, 30, 64, device="cuda")
-        if reason := mamba_inner.why_not(hidden, mixer.A_log, mixer.conv1d.weight, mixer.conv1d.bias,
-                                             mixer.out_proj.bias):
+        if reason := mamba_inner.why_not(
+            hidden, mixer.A_log, mixer.conv1d.weight, mixer.conv1d.bias, mixer.out_proj.bias
+        ):
             pytest.skip(reason)
         results = []
         for backend in ("auto", "triton"):
@@ -166,5 +174,6 @@ def test_training_goes_as_on_the_cpu(precision):
 def test_the_convolution_reads_views_of_any_layout():
     weight = torch.randn(24, 4, device="cuda")
     x = torch.randn(2, 30, 48, device="cuda")[..., :24].transpose(1, 2)
-    torch.testing.assert_close(causal_conv1d(x, weight, None, "silu"),
-                               causal_conv1d(x.contiguous().cpu(), weight.cpu(), None, "silu").cuda())
+    torch.testing.assert_close(
+        causal_conv1d(x, weight, None, "silu"), causal_conv1d(x.contiguous().cpu(), weight.cpu(), None, "silu").cuda()
+    )

@@ -1,4 +1,5 @@
 """The adapters to mamba-ssm and causal-conv1d, with stand-ins that compute what the packages document."""
+
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
@@ -6,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.mamba import Mamba
-from models.ops import causal_conv1d, published_kernels
-from models.ops.selective_scan import mamba_ssm, reference, selective_scan
+from audio_mamba.models.mamba import Mamba
+from audio_mamba.models.ops import causal_conv1d, published_kernels
+from audio_mamba.models.ops.selective_scan import mamba_ssm, reference, selective_scan
 from tests.models.ops.scan_cases import make_inputs
 
 
@@ -58,15 +59,24 @@ class TestReasons:
         install(monkeypatch, {"causal-conv1d": "1.7.0"})
         assert "cannot be imported: ImportError: no symbol" in published_kernels.why_not("causal-conv1d")
 
-    @pytest.mark.parametrize("scan, convolution, newer, fits", [
-        ("1.1.3", "1.1.1", False, True), ("1.1.3", "1.7.0", False, False), ("2.2.2", "1.7.0", False, False),
-        ("2.3.2.post1", "1.7.0", True, True)])
+    @pytest.mark.parametrize(
+        "scan, convolution, newer, fits",
+        [
+            ("1.1.3", "1.1.1", False, True),
+            ("1.1.3", "1.7.0", False, False),
+            ("2.2.2", "1.7.0", False, False),
+            ("2.3.2.post1", "1.7.0", True, True),
+        ],
+    )
     def test_the_two_together(self, monkeypatch, scan, convolution, newer, fits):
         module = SimpleNamespace(causal_conv1d_fwd_function=print) if newer else SimpleNamespace()
         install(monkeypatch, {"mamba-ssm": scan, "causal-conv1d": convolution}, module=module)
         reason = published_kernels.why_not_together()
-        assert reason is None if fits else reason == f"mamba-ssm {scan} cannot call the kernels of causal-conv1d " \
-                                                     f"{convolution}"
+        assert (
+            reason is None
+            if fits
+            else reason == f"mamba-ssm {scan} cannot call the kernels of causal-conv1d {convolution}"
+        )
 
     def test_tensors(self):
         inputs = make_inputs(1, 2, 3, 2)
@@ -80,15 +90,30 @@ class TestReasons:
 def stand_ins(monkeypatch):
     """Both packages, serving CPU tensors by plain PyTorch."""
 
-    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
-                          return_last_state=False):
+    def selective_scan_fn(
+        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False
+    ):
         assert B.dim() == C.dim() and B.shape == C.shape
         assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == D.dtype == delta_bias.dtype == torch.float32
         return reference.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
 
-    def mamba_inner_fn(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias,
-                       A, B=None, C=None, D=None, delta_bias=None, B_proj_bias=None, C_proj_bias=None,
-                       delta_softplus=True):
+    def mamba_inner_fn(
+        xz,
+        conv1d_weight,
+        conv1d_bias,
+        x_proj_weight,
+        delta_proj_weight,
+        out_proj_weight,
+        out_proj_bias,
+        A,
+        B=None,
+        C=None,
+        D=None,
+        delta_bias=None,
+        B_proj_bias=None,
+        C_proj_bias=None,
+        delta_softplus=True,
+    ):
         assert B is None and C is None and conv1d_weight.dim() == 3 and xz.stride(-1) == 1
         x, z = xz.chunk(2, dim=1)
         taps = conv1d_weight.shape[-1]
@@ -98,8 +123,9 @@ def stand_ins(monkeypatch):
         y = selective_scan_fn(x, delta_proj_weight @ dt, A, B, C, D, z, delta_bias, delta_softplus)
         return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
-    module = SimpleNamespace(selective_scan_fn=selective_scan_fn, mamba_inner_fn=mamba_inner_fn,
-                             causal_conv1d_fwd_function=object())
+    module = SimpleNamespace(
+        selective_scan_fn=selective_scan_fn, mamba_inner_fn=mamba_inner_fn, causal_conv1d_fwd_function=object()
+    )
     install(monkeypatch, {"mamba-ssm": "2.3.2", "causal-conv1d": "1.7.0"}, module=module)
     monkeypatch.setattr(mamba_ssm, "why_not", lambda *tensors: published_kernels.why_not("mamba-ssm"))
     return module
@@ -137,7 +163,7 @@ def test_the_fused_block_equals_its_parts(stand_ins, monkeypatch):
     for backend in ("reference", "auto"):
         mixer.backend = backend
         if backend == "auto":
-            monkeypatch.setattr("models.mamba.selective_scan", lambda *arguments: pytest.fail("not fused"))
+            monkeypatch.setattr("audio_mamba.models.mamba.selective_scan", lambda *arguments: pytest.fail("not fused"))
         y = mixer(hidden)
         results.append([y, *torch.autograd.grad(y.square().sum(), list(mixer.parameters()))])
     for parts, fused in zip(*results, strict=True):
@@ -154,7 +180,7 @@ def test_a_bias_of_the_output_is_fused_where_it_needs_no_gradient(stand_ins, mon
     stand_ins.mamba_inner_fn = lambda *arguments, **options: pytest.fail("fused with gradients")
     mixer(hidden).sum().backward()
     stand_ins.mamba_inner_fn = fused
-    monkeypatch.setattr("models.mamba.selective_scan", lambda *arguments: pytest.fail("not fused"))
+    monkeypatch.setattr("audio_mamba.models.mamba.selective_scan", lambda *arguments: pytest.fail("not fused"))
     with torch.no_grad():
         torch.testing.assert_close(mixer(hidden), plain, rtol=1e-4, atol=1e-5)
 
@@ -172,7 +198,7 @@ def test_which_convolutions_the_package_takes(stand_ins):
     def fits(x, weight, bias=bias):
         return causal_conv1d._package_fits(x, weight, bias)
 
-    assert fits(rows[..., :16].transpose(1, 2), weight)          # as in the block
+    assert fits(rows[..., :16].transpose(1, 2), weight)  # as in the block
     assert fits(torch.zeros(2, 16, 9), weight)
     assert not fits(torch.zeros(2, 9, 12).transpose(1, 2), weight[:12])  # strides of 12
     assert not fits(torch.zeros(2, 16, 9), torch.zeros(16, 5))

@@ -1,7 +1,8 @@
 """The plain equation, which is the truth of all other tests, against what can be worked out without it."""
+
 import torch
 
-from models.ops.selective_scan.reference import selective_scan
+from audio_mamba.models.ops.selective_scan.reference import selective_scan
 from tests.models.ops.scan_cases import make_inputs
 
 

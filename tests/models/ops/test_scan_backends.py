@@ -1,12 +1,19 @@
 """Every back end of the selective scan for the CPU that this machine can run, against the plain equation in float64."""
+
 import math
 
 import pytest
 import torch
 
-from models.ops.selective_scan import BACKENDS, reference, selective_scan
+from audio_mamba.models.ops.selective_scan import BACKENDS, reference, selective_scan
 from tests.models.ops.scan_cases import (
-    CPU_BACKENDS, ROWS, check_against_float64, inputs_of, make_inputs, outputs_and_gradients)
+    CPU_BACKENDS,
+    ROWS,
+    check_against_float64,
+    inputs_of,
+    make_inputs,
+    outputs_and_gradients,
+)
 
 
 @pytest.fixture(params=[name for name in CPU_BACKENDS if name != "reference"])
@@ -41,13 +48,13 @@ def test_causality(back_end):
     back_end.selective_scan(**inputs, delta_softplus=True)[..., k].sum().backward()
     for name in ("u", "delta", "B"):
         per_step = inputs[name].grad.abs().sum((0, 1))
-        assert (per_step[k + 1:] == 0).all() and (per_step[:k + 1] > 0).all(), name
+        assert (per_step[k + 1 :] == 0).all() and (per_step[: k + 1] > 0).all(), name
 
 
 def test_steps_that_forget_everything_and_states_that_grow(back_end):
     """Decays below the smallest float32 number, and above 1."""
     inputs = make_inputs(1, 18, 40, 4, optional=False)
-    inputs["delta"] = torch.rand(1, 18, 40) * torch.tensor(10.) ** torch.randint(-3, 4, (1, 18, 40))
+    inputs["delta"] = torch.rand(1, 18, 40) * torch.tensor(10.0) ** torch.randint(-3, 4, (1, 18, 40))
     truth = outputs_and_gradients(reference, inputs, False, torch.float64)
     ours = outputs_and_gradients(back_end, inputs, False)
     for name, true in truth.items():

@@ -6,7 +6,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
-from models.ops.tracing import constant_when_traced, unwatched
+from audio_mamba.models.ops.tracing import constant_when_traced, unwatched
 from tests.conftest import ROOT
 
 asked = []
@@ -28,7 +28,8 @@ def test_the_result_is_a_constant_of_the_graph():
 def test_inference_loads_neither_the_compiler_nor_triton():
     """So that no command waits for them that does not use them."""
     script = """
-import sys, torch, models
+import sys, torch
+from audio_mamba import models
 with torch.no_grad():
     models.mamba_ssast_tiny(depth=1).eval().forward_blocks(torch.randn(1, 5, 192))
 print([name for name in ('torch._dynamo', 'triton') if name in sys.modules])

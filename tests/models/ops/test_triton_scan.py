@@ -1,12 +1,13 @@
 """Our Triton kernels of the selective scan on small shapes: interpreted, or on a CUDA device where there is one."""
+
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from models.mamba import Mamba
-from models.ops.selective_scan import selective_scan, triton_scan
+from audio_mamba.models.mamba import Mamba
+from audio_mamba.models.ops.selective_scan import selective_scan, triton_scan
 from tests.conftest import ROOT
 from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
 
@@ -32,14 +33,15 @@ def in_chunks(monkeypatch):
 def test_outputs_and_every_gradient(row, poisoned):
     """Each setting with each of every other one."""
     length, channels, state, dtype, option = (
-        choices[level] for choices, level in zip((LENGTHS, CHANNELS, STATES, DTYPES, OPTIONS), row, strict=True))
+        choices[level] for choices, level in zip((LENGTHS, CHANNELS, STATES, DTYPES, OPTIONS), row, strict=True)
+    )
     batch = BATCHES[row[4]] if length < 65 else 1  # the interpreter is slow
     option = dict(option)
     if option.pop("groups", False):
         option["groups"] = {1: 1, 5: 5, 6: 2, 33: 3}[channels]
     inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
     # Triton's interpreter cuts numbers off to bfloat16 instead of rounding them.
-    forgiven = {"forgiven": 2 ** -7} if dtype == torch.bfloat16 and DEVICE == "cpu" else {}
+    forgiven = {"forgiven": 2**-7} if dtype == torch.bfloat16 and DEVICE == "cpu" else {}
     check_against_float64(triton_scan, inputs, option.get("softplus", True), DEVICE, **forgiven)
 
 
@@ -56,7 +58,7 @@ def test_more_chunks_than_are_combined_at_once(in_chunks):
 
 def test_the_way_is_chosen_by_the_shape_alone():
     assert triton_scan._plan(256, 251, 576) == (1, 256)  # pretraining
-    chunks, steps = triton_scan._plan(1, 22000, 576)     # one long clip
+    chunks, steps = triton_scan._plan(1, 22000, 576)  # one long clip
     assert chunks > 32 and steps % triton_scan.SPAN == 0 and (chunks - 1) * steps < 22000 <= chunks * steps
     for length in (1, 2, 31, 32, 33, 129, 1000):
         chunks, steps = triton_scan._plan(1, length, 1)
@@ -76,7 +78,7 @@ def test_many_states():
 
 def test_steps_that_forget_everything_and_states_that_grow():
     inputs = make_inputs(1, 4, 20, 4, optional=False)
-    inputs["delta"] = torch.rand(1, 4, 20) * torch.tensor(10.) ** torch.randint(-3, 4, (1, 4, 20))
+    inputs["delta"] = torch.rand(1, 4, 20) * torch.tensor(10.0) ** torch.randint(-3, 4, (1, 4, 20))
     check_against_float64(triton_scan, inputs, softplus=False, device=DEVICE)
     inputs["A"], inputs["delta"] = torch.full((4, 4), 0.5), torch.full((1, 4, 20), 0.1)
     check_against_float64(triton_scan, inputs, softplus=False, device=DEVICE)
@@ -152,14 +154,18 @@ def test_same_bits_every_time():
 @pytest.mark.parametrize("optional", [True, False])
 def test_opcheck(optional):
     inputs = make_inputs(1, 3, 5, 2, optional=optional)
-    leaves = {name: (t if name in ("A", "D", "delta_bias") else t.transpose(1, 2)).to(DEVICE).requires_grad_()
-              for name, t in inputs.items()}
+    leaves = {
+        name: (t if name in ("A", "D", "delta_bias") else t.transpose(1, 2)).to(DEVICE).requires_grad_()
+        for name, t in inputs.items()
+    }
     arguments = *(leaves.get(name) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")), True, True
     torch.library.opcheck(torch.ops.audio_mamba.selective_scan_triton, arguments)
     arguments = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
     y, last, starts = torch.ops.audio_mamba.selective_scan_triton(*arguments)
-    torch.library.opcheck(torch.ops.audio_mamba.selective_scan_triton_backward,
-                          (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]))
+    torch.library.opcheck(
+        torch.ops.audio_mamba.selective_scan_triton_backward,
+        (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]),
+    )
 
 
 def test_training_keeps_little():
@@ -193,8 +199,10 @@ class TestChoice:
             selective_scan(**inputs, backend="triton")
 
     def test_the_models_run_on_a_cpu_without_triton(self):
-        code = ("import sys; sys.modules['triton'] = None\n"
-                "import torch, models\n"
-                "model = models.mamba_ssast_tiny(depth=1)\n"
-                "model(torch.zeros(1, 1, 80, 200))[0].sum().backward()\n")
+        code = (
+            "import sys; sys.modules['triton'] = None\n"
+            "import torch\nfrom audio_mamba import models\n"
+            "model = models.mamba_ssast_tiny(depth=1)\n"
+            "model(torch.zeros(1, 1, 80, 200))[0].sum().backward()\n"
+        )
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

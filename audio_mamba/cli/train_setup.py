@@ -17,33 +17,46 @@ from torch import nn
 from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-import configs.base
-import models
-from data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
-from data.remote import RemoteShards, is_remote
-from folder_lock import sole_use
-from hear_api.weights import load_weights
-from models.precision import PRECISIONS
-from train_arguments import FAKE_SAMPLES
-from training import checkpoint, distributed, optim, resume
-from training.fake_data import RandomSpectrograms
-from training.interruption import leave_signals_to_the_trainer
-from training.records import flattened
-from training.resume import Place
+from audio_mamba import models
+from audio_mamba.cli.train_arguments import FAKE_SAMPLES
+from audio_mamba.data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
+from audio_mamba.data.remote import RemoteShards, is_remote
+from audio_mamba.hear_api import resolve
+from audio_mamba.hear_api.weights import load_weights
+from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.published_names import stored_name
+from audio_mamba.schema import check_config, flattened
+from audio_mamba.system.folder_lock import sole_use
+from audio_mamba.training import checkpoint, distributed, optim, resume
+from audio_mamba.training.fake_data import RandomSpectrograms
+from audio_mamba.training.interruption import leave_signals_to_the_trainer
+from audio_mamba.training.resume import Place
 
 CLIPS_SHOWN = 3
 
 # Keys that may change between two parts of one run: none of them changes what the weights so far were trained to do.
-FREE_KEYS = ("name", "data.train_", "data.val_", "log_every_steps", "num_epochs", "wandb.", "precision",
-             "half_precision", "batch_size", "opt.grad_accum_steps", "scene_layout", "num_train_steps",
-             "steps_per_eval")
+FREE_KEYS = (
+    "name",
+    "data.train_",
+    "data.val_",
+    "log_every_steps",
+    "num_epochs",
+    "wandb.",
+    "precision",
+    "half_precision",
+    "batch_size",
+    "opt.grad_accum_steps",
+    "scene_layout",
+    "num_train_steps",
+    "steps_per_eval",
+)
 
 logger = logging.getLogger("train")
 
 
 def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
     """The config of a module with KEY=VALUE entries replaced. Raises ValueError naming what is wrong."""
-    config = configs.base.load_config(module_name)
+    config = resolve.load_config(module_name)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -60,7 +73,7 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
             now = flattened(config.to_dict()).get(key)
             expected = f"expected a value like {now!r}" if now is not None else f"name an entry of it, {key}.NAME=VALUE"
             raise ValueError(f"--set {override}: {expected}") from error
-    return configs.base.check_config(config, source="--set")
+    return check_config(config, models.ARCHS, source="--set")
 
 
 @dataclass
@@ -92,6 +105,7 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
     """Builds the run. Whatever the user got wrong raises ValueError or OSError here, on every process alike.
 
     held: keeps other runs out of the workdir until it is closed."""
+    args.config = stored_name(args.config)
     config = load_config(args.config, args.overrides)
     name_data(config, args)
     optim.check_names(config.opt.optimizer, config.opt.schedule)
@@ -104,8 +118,12 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
         raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} cannot compute in it; take float16")
     if args.tf32 and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    logging.basicConfig(level=logging.INFO if distributed.is_main() else logging.WARNING, stream=sys.stdout,
-                        format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO if distributed.is_main() else logging.WARNING,
+        stream=sys.stdout,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
     if args.init and args.resume:
         raise ValueError("--init and --resume: begin a new run with weights, or go on with a run")
     workdir = Path(args.workdir)
@@ -129,15 +147,28 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
     place, monitor_state = load_state(args, config, workdir, model, optimizer, scaler)
     parallel_model = distributed.parallel(torch.compile(model) if args.compile else model, device)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
-    return Run(args, config, workdir, device, model, parallel_model, optimizer, scaler, loader, val_loader,
-               clips_to_show(loader), optim.peak_learning_rate(config.opt.learning_rate, global_batch), place,
-               monitor_state)
+    return Run(
+        args,
+        config,
+        workdir,
+        device,
+        model,
+        parallel_model,
+        optimizer,
+        scaler,
+        loader,
+        val_loader,
+        clips_to_show(loader),
+        optim.peak_learning_rate(config.opt.learning_rate, global_batch),
+        place,
+        monitor_state,
+    )
 
 
 def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
-    """Puts the data that the command line names into the config. Raises ValueError for --data beside --fake_data."""
+    """Puts the data that the command line names into the config. Raises ValueError for --data beside --fake-data."""
     if args.data and args.fake_data:
-        raise ValueError("--data and --fake_data: name the data or train on random ones")
+        raise ValueError("--data and --fake-data: name the data or train on random ones")
     if args.data or args.fake_data:
         config.data.train_dirs, config.data.val_dir = args.data or [], ""
     if args.val_data:
@@ -148,8 +179,10 @@ def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
     """Raises ValueError where no step would be made; says so where the learning rate stays below its peak."""
     accumulation, warmup, epochs = config.opt.grad_accum_steps, config.opt.warmup_epochs, config.num_epochs
     if accumulation > steps_per_epoch:
-        raise ValueError(f"opt.grad_accum_steps is {accumulation}, but an epoch has {steps_per_epoch} batches only: "
-                         "no step would be made")
+        raise ValueError(
+            f"opt.grad_accum_steps is {accumulation}, but an epoch has {steps_per_epoch} batches only: "
+            "no step would be made"
+        )
     if warmup >= epochs:
         logger.info("the learning rate never reaches its peak: opt.warmup_epochs is %g, num_epochs %d", warmup, epochs)
 
@@ -161,30 +194,50 @@ def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
     try:
         theirs = flattened(json.loads((workdir / "config.json").read_text()))
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{workdir / 'config.json'} is damaged ({error}), so it cannot be told whether this run may "
-                         "go on there; remove the file where you are sure") from error
+        raise ValueError(
+            f"{workdir / 'config.json'} is damaged ({error}), so it cannot be told whether this run may "
+            "go on there; remove the file where you are sure"
+        ) from error
     ours = flattened(json.loads(json.dumps(config.to_dict())))
     if theirs.get("data.train_dirs") != ours["data.train_dirs"]:
-        logger.info("%s names other data so far: %s", workdir / "config.json",
-                    ", ".join(theirs.get("data.train_dirs") or ["random ones"]))
-    differences = [f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in sorted({*theirs, *ours})
-                   if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)]
+        logger.info(
+            "%s names other data so far: %s",
+            workdir / "config.json",
+            ", ".join(theirs.get("data.train_dirs") or ["random ones"]),
+        )
+    differences = [
+        f"{key} is {theirs.get(key)} there and {ours.get(key)} here"
+        for key in sorted({*theirs, *ours})
+        if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)
+    ]
     if differences:
         raise ValueError(f"{workdir} belongs to another config: {'; '.join(differences)}; choose another --workdir")
 
 
-def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module,
-                  device: torch.device) -> tuple[StatefulDataLoader, StatefulDataLoader | None]:
+def build_loaders(
+    args: argparse.Namespace, config: ConfigDict, model: nn.Module, device: torch.device
+) -> tuple[StatefulDataLoader, StatefulDataLoader | None]:
     """The loaders of training and, where there is a folder for it, of validation."""
     frames, mels = reversed(model.img_size) if model.frequency_first else model.img_size
     if config.data.num_frames != frames:
-        raise ValueError(f"data.num_frames is {config.data.num_frames}, but the model reads {frames} frames "
-                         f"(model.model_args.img_size is {model.img_size})")
+        raise ValueError(
+            f"data.num_frames is {config.data.num_frames}, but the model reads {frames} frames "
+            f"(model.model_args.img_size is {model.img_size})"
+        )
     rank, world_size = distributed.rank(), distributed.world_size()
-    options = {"num_frames": frames, "n_mels": mels, "batch_size": config.batch_size, "rank": rank,
-               "world_size": world_size, "seed": args.seed, "num_workers": args.num_workers,
-               "draw_mask": model.draw_mask, "pin_memory": device.type == "cuda", "strict": args.strict_data,
-               "worker_init_fn": leave_signals_to_the_trainer}
+    options = {
+        "num_frames": frames,
+        "n_mels": mels,
+        "batch_size": config.batch_size,
+        "rank": rank,
+        "world_size": world_size,
+        "seed": args.seed,
+        "num_workers": args.num_workers,
+        "draw_mask": model.draw_mask,
+        "pin_memory": device.type == "cuda",
+        "strict": args.strict_data,
+        "worker_init_fn": leave_signals_to_the_trainer,
+    }
     val_dir = config.data.val_dir
     if val_dir and not Path(val_dir).is_dir():
         if args.val_data:
@@ -195,9 +248,13 @@ def build_loaders(args: argparse.Namespace, config: ConfigDict, model: nn.Module
     if args.fake_data:
         dataset = RandomSpectrograms(FAKE_SAMPLES, frames, mels, args.seed, model.draw_mask)
         batches = EpochBatches(len(dataset), config.batch_size, rank, world_size, args.seed)
-        return StatefulDataLoader(dataset, batch_sampler=batches, num_workers=args.num_workers,
-                                  pin_memory=options["pin_memory"],
-                                  worker_init_fn=leave_signals_to_the_trainer), val_loader
+        return StatefulDataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=args.num_workers,
+            pin_memory=options["pin_memory"],
+            worker_init_fn=leave_signals_to_the_trainer,
+        ), val_loader
     directories = config.data.train_dirs
     if not directories:
         raise ValueError("no training data: name archive folders with --data, or set data.train_dirs")
@@ -233,21 +290,30 @@ def find_state(named: str | None, workdir: Path) -> tuple[str | Path | None, dic
     if not named:
         return resume.load_newest(workdir) or (None, None)
     if own and Path(named).resolve() != own[0]:
-        raise ValueError(f"--resume {named}: {own[0]} is newer; move what is newer away to go back, or leave --resume "
-                         "out to go on")
+        raise ValueError(
+            f"--resume {named}: {own[0]} is newer; move what is newer away to go back, or leave --resume out to go on"
+        )
     return named, checkpoint.load_checkpoint(named)
 
 
-def load_state(args: argparse.Namespace, config: ConfigDict, workdir: Path, model: nn.Module,
-               optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[Place, dict[str, Any] | None]:
+def load_state(
+    args: argparse.Namespace,
+    config: ConfigDict,
+    workdir: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> tuple[Place, dict[str, Any] | None]:
     """Loads the checkpoint to go on from, if there is one, or else the weights to begin with.
 
     Returns the place to go on at, and the state of the monitor there."""
     path, state = find_state(args.resume, workdir)
     found = distributed.gather(str(path))
     if len(set(found)) > 1:
-        raise ValueError(f"the processes see different checkpoints in {workdir} ({', '.join(sorted(set(found)))}): it "
-                         "must be one folder for all machines")
+        raise ValueError(
+            f"the processes see different checkpoints in {workdir} ({', '.join(sorted(set(found)))}): it "
+            "must be one folder for all machines"
+        )
     if path is None:
         if args.init:
             logger.info("the weights begin as those of %s", load_weights(model, args.init))
@@ -263,6 +329,7 @@ def load_state(args: argparse.Namespace, config: ConfigDict, workdir: Path, mode
         scaler.load_state_dict(state["scaler"])
     samples_per_step = config.batch_size * distributed.world_size()
     place, monitor_state = resume.restore_process(state, samples_per_step, config.opt.grad_accum_steps)
-    logger.info("going on from %s: %d epoch(s)%s are done", path, place.epoch,
-                f" and {place.step} steps" if place.step else "")
+    logger.info(
+        "going on from %s: %d epoch(s)%s are done", path, place.epoch, f" and {place.step} steps" if place.step else ""
+    )
     return place, monitor_state

@@ -1,4 +1,5 @@
 """One process at a time in a folder that two would spoil for each other."""
+
 import fcntl
 import logging
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 PATIENCE = 10.0  # seconds: the helpers of a killed process, which hold what it held, end a little after it
-POLL = 0.1       # seconds
+POLL = 0.1  # seconds
 
 
 class FolderInUseError(OSError):
@@ -27,8 +28,9 @@ def sole_use(folder: str | Path, shared: bool = False, patience: float | None = 
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        locked = _lock(descriptor, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX,
-                       PATIENCE if patience is None else patience)
+        locked = _lock(
+            descriptor, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, PATIENCE if patience is None else patience
+        )
         try:
             yield
         finally:
@@ -46,8 +48,9 @@ def _lock(descriptor: int, folder: str | Path, kind: int, patience: float) -> bo
             return True
         except BlockingIOError as error:
             if time.monotonic() > end:
-                raise FolderInUseError(f"{folder}: another process works in this folder; wait until it has ended, or "
-                                       "choose another folder") from error
+                raise FolderInUseError(
+                    f"{folder}: another process works in this folder; wait until it has ended, or choose another folder"
+                ) from error
         except OSError as error:
             logger.info("%s: its file system cannot lock (%s)", folder, error.strerror)
             return False

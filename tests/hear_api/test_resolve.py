@@ -1,16 +1,23 @@
 """Which model the commands take for the names that they are given."""
+
 import importlib
 import shutil
 
 import pytest
 import torch
 
-import train
-from hear_api.command_line import load_runtime
-from hear_api.pretrained import save_pretrained
+from audio_mamba import train
+from audio_mamba.hear_api.pretrained import save_pretrained
+from audio_mamba.hear_api.resolve import resolve
+from audio_mamba.hear_api.runtime import build_runtime
 from tests.training.runs import arguments
 
 AUDIO = 0.1 * torch.randn(1, 32000, generator=torch.Generator().manual_seed(0))
+
+
+def load_runtime(config_name, weights):
+    source = resolve(config_name, weights)
+    return build_runtime(source, device="cpu"), source.label
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +81,13 @@ def test_without_weights_it_is_the_small_model_that_came_with_the_project():
     assert load_runtime(None, "untrained")[1] == "ssam_tiny_free_audio:untrained"
 
 
-@pytest.mark.parametrize("named, message", [
-    ("ssam_tiny", "no config module 'configs.ssam_tiny'; did you mean 'configs.ssam_tiny_"),
-    ("configs.base", "the module 'configs.base' is not a config")])
+@pytest.mark.parametrize(
+    "named, message",
+    [
+        ("ssam_tiny", "no config module 'ssam_tiny'; did you mean 'configs.ssam_tiny_"),
+        ("configs.base", "the module 'configs.base' is not a config"),
+    ],
+)
 @pytest.mark.parametrize("weights", [None, "nowhere"])
 def test_a_config_that_is_none_is_told_of_before_weights_that_are_none(monkeypatch, named, message, weights):
     monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
@@ -84,12 +95,18 @@ def test_a_config_that_is_none_is_told_of_before_weights_that_are_none(monkeypat
         load_runtime(named, weights)
 
 
-@pytest.mark.parametrize("text, message", [(None, "name the --config of .*checkpoint-0.pth: nothing beside it tells"),
-                                           ("{}", "nothing beside it tells"), ("{", "nothing beside it tells"),
-                                           ("[1]", "nothing beside it tells"),
-                                           ('{"format": "audio-mamba 1", "arch": "x"}', "does not describe a model"),
-                                           ('{"model": {"arch": 3}}', "config.json: model.arch must be the name of an encoder"),
-                                           ('{"model": {"arch": "x"}, "depth": 1}', "nothing reads the key 'depth'")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "cannot tell which config .*checkpoint-0.pth was trained with; pass --config"),
+        ("{}", "cannot tell which config"),
+        ("{", "cannot tell which config"),
+        ("[1]", "cannot tell which config"),
+        ('{"format": "audio-mamba 1", "arch": "x"}', "does not describe a model"),
+        ('{"model": {"arch": 3}}', "config.json: model.arch must be the name of an encoder"),
+        ('{"model": {"arch": "x"}, "depth": 1}', "nothing reads the key 'depth'"),
+    ],
+)
 def test_weights_that_do_not_tell_need_a_config(workdir, tmp_path, text, message):
     shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
     if text is not None:

@@ -1,0 +1,1 @@
+"""The `audio-mamba` command, and the set-up of the training loops."""

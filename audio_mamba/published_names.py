@@ -1,0 +1,124 @@
+"""Published import names in a checkout: `hear_api`, `configs` and others are the modules of `audio_mamba`, not copies.
+
+The code imports itself as `audio_mamba.hear_api`, while the published scripts say `hear_api` and `configs.poc.<name>`.
+A module that was loaded twice would register its operators twice, and `isinstance` would fail between the two copies.
+So each published name gives the module object of its full name, or is refused.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import CodeType, ModuleType
+
+PACKAGE = "audio_mamba"
+SHARED = ("configs", "data", "external_sources", "hear_api", "stats_aggregation_v2", "train")
+REFUSED = ("models", "training")
+
+
+def full_name(name: str) -> str:
+    """The one name of a module: `configs.poc.x`, `configs.x`, `audio_mamba.configs.x` -> `audio_mamba.configs.x`."""
+    name = name if name.startswith(f"{PACKAGE}.") else f"{PACKAGE}.{name}"
+    return name.replace(f"{PACKAGE}.configs.poc.", f"{PACKAGE}.configs.")
+
+
+def stored_name(name: str) -> str:
+    """The name of an experiment in files: `x`, `configs.poc.x`, `audio_mamba.configs.x` -> `configs.x`.
+
+    Other modules keep their own names; a name without a dot means an experiment if there is one.
+    """
+    path = name if "." in name else f"configs.{name}"
+    full = full_name(path)
+    if full.startswith(f"{PACKAGE}.configs.") and ("." in name or importlib.util.find_spec(full)):
+        return full.removeprefix(f"{PACKAGE}.")
+    return name
+
+
+def experiments() -> list[str]:
+    """The stored names of the project's experiments and of what they share."""
+    folders = importlib.util.find_spec(f"{PACKAGE}.configs").submodule_search_locations
+    return sorted(f"configs.{module.name}" for module in pkgutil.iter_modules(folders))
+
+
+def import_named(name: str) -> ModuleType:
+    """Import a module that the user names: an experiment under any of its names, or any other module.
+
+    ModuleNotFoundError if there is none; relative names are not accepted.
+    """
+    if name.startswith("."):
+        raise ModuleNotFoundError("a relative name, and nothing that it could be relative to", name=name)
+    full = full_name(stored_name(name))
+    own = full.startswith(f"{PACKAGE}.configs.") and importlib.util.find_spec(full)
+    return importlib.import_module(full if own else name)
+
+
+def hyphenated(arguments: list[str] | None) -> list[str]:
+    """Command-line arguments with the published spelling of options, `--num_workers`, as `--num-workers`.
+
+    None stands for those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    names = (argument.partition("=") for argument in arguments)
+    return [
+        name.replace("_", "-") + equals + value if name.startswith("--") else name + equals + value
+        for name, equals, value in names
+    ]
+
+
+class PublishedNames(MetaPathFinder, Loader):
+    """Imports a published name as the module of its full name; leaves other projects' modules alone."""
+
+    def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
+        top, _, rest = fullname.partition(".")
+        name = full_name(fullname)
+        if name == fullname or top not in (PACKAGE, *SHARED):
+            return None
+        if top != PACKAGE and not (_is_shared(top) if rest else _is_ours(PathFinder.find_spec(top))):
+            return None
+        spec = importlib.util.find_spec(name)
+        return spec and ModuleSpec(fullname, self, origin=spec.origin, is_package=bool(spec.submodule_search_locations))
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(full_name(spec.name))
+        spec.loader_state = module.__spec__  # which importing it by another name replaces
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = module.__spec__.loader_state
+
+    def get_code(self, fullname: str) -> CodeType:
+        """For `python -m hear_api.embed`."""
+        name = full_name(fullname)
+        return importlib.util.find_spec(name).loader.get_code(name)
+
+
+def install() -> None:
+    """Let published names be imported from now on; once is enough."""
+    if not any(isinstance(finder, PublishedNames) for finder in sys.meta_path):
+        sys.meta_path.insert(0, PublishedNames())
+
+
+def share(name: str) -> None:
+    """Called by a module that is being imported as `name`, one of SHARED: puts the module of the full name there."""
+    sys.modules[name] = importlib.import_module(full_name(name))
+
+
+def refuse(name: str) -> None:
+    """Called by a module that is being imported as `name`, one of REFUSED. Always raises ImportError."""
+    raise ImportError(f"import {full_name(name)} instead of {name}: one module under two names would be loaded twice")
+
+
+def _is_shared(top: str) -> bool:
+    return sys.modules.get(top) is not None and sys.modules.get(top) is sys.modules.get(full_name(top))
+
+
+def _is_ours(spec: ModuleSpec | None) -> bool:
+    """Whether a top-level module is a file of the checkout that this package links to."""
+    if spec is None or not spec.origin:
+        return False
+    linked = Path(__file__).parent / spec.name
+    linked = linked / "__init__.py" if spec.submodule_search_locations else linked.with_suffix(".py")
+    return Path(spec.origin).resolve() == linked.resolve()

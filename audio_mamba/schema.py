@@ -1,0 +1,141 @@
+"""The schema of a config: every key with its published value, and the check that completes and refuses.
+
+A config is an `ml_collections.ConfigDict`. `check_config` fills in the defaults below and refuses keys that nothing
+reads, so a config file of the published code works when dropped in, and a misspelt key does not pass unnoticed.
+"""
+
+import difflib
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Every key of a config with its published value; the comments name what is only kept for published config files.
+DEFAULTS = {
+    "model": {
+        "arch": "mamba_ssast_tiny",
+        "type": "ssast",  # not read
+        "num_classes": 1000,  # not read
+        "model_args": {},  # the arguments of the encoder's constructor
+        "patch_embed_args": {},  # not read
+    },
+    "opt": {
+        "optimizer": "Adamw",
+        "learning_rate": 1.5e-4,  # for a global batch of 256
+        "weight_decay": 0.05,
+        "schedule": "warmupcosine",
+        "warmup_epochs": 10.0,
+        "momentum": 0.9,  # not read
+        "grad_accum_steps": 1,
+        "clip_grad_value": None,  # of the total gradient norm
+        "norm_pix_loss": False,  # normalise each target patch
+        "masked_only_loss": False,  # count masked patches alone; published: all
+    },
+    "log_every_steps": 100,  # where --print-freq is not given
+    "num_train_steps": -1,  # not read
+    "steps_per_eval": -1,  # not read
+    "data": {
+        "train_dirs": [],
+        "train_samples": [],  # not read where an archive's own count is known
+        "val_dir": "",
+        "val_samples": 0,  # not read
+        "clip_duration": 2.0,  # not read: num_frames
+        "num_frames": 200,
+        "dataset_name": "audioset",  # not read
+    },
+    "batch_size": 256,  # per process
+    "shuffle_buffer_multiplier": 250,  # not read: every epoch is fully shuffled
+    "half_precision": False,  # not read: --precision
+    "precision": "float32",  # where --precision is not given
+    "num_epochs": 100,
+    "scene_layout": "published",  # or "bands": scene embeddings in true time order, one mean per mel band
+    "wandb": {"project": "ssast-pytorch-mamba"},
+}
+
+WHOLE_NUMBERS = ("batch_size", "num_epochs", "log_every_steps", "opt.grad_accum_steps", "data.num_frames")  # 1 or more
+NUMBERS = ("opt.learning_rate", "opt.weight_decay", "opt.warmup_epochs", "opt.clip_grad_value")  # 0 or more
+LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
+
+
+def check_config(config: ConfigDict, encoders: Mapping[str, Callable[..., Any]], source: str) -> ConfigDict:
+    """A copy of a config with every absent key at its default.
+
+    Args:
+        config: complete or not.
+        encoders: the constructor of each arch, such as `models.ARCHS`; their arguments are the keys of
+            `model.model_args`.
+        source: where the config comes from, for the messages.
+
+    Raises:
+        ValueError: an unknown key or arch, with the nearest valid name; a section that is not one; a value out of
+            range.
+    """
+    checked = ConfigDict(DEFAULTS, convert_dict=True)
+    _merge(checked, config, prefix="", source=source)
+    arch = checked.model.arch
+    if not isinstance(arch, str):
+        raise ValueError(f"{source}: model.arch must be the name of an encoder, got {arch!r}")
+    if arch not in encoders:
+        raise ValueError(f"{source}: unknown model.arch {arch!r}; {_suggestion(arch, list(encoders))}")
+    valid = list(inspect.signature(encoders[arch]).parameters)
+    for key in checked.model.model_args:
+        if key not in valid:
+            raise _unknown_key(f"model.model_args.{key}", valid, f"{source}, with model.arch {arch!r}")
+    _check_values(checked, source)
+    return checked
+
+
+def _check_values(config: ConfigDict, source: str) -> None:
+    for name in WHOLE_NUMBERS + NUMBERS:
+        section, _, key = name.rpartition(".")
+        value = (config[section] if section else config)[key]
+        kind, least, words = (
+            (numbers.Integral, 1, "whole number") if name in WHOLE_NUMBERS else (numbers.Real, 0, "finite number")
+        )
+        if value is None and DEFAULTS.get(section, DEFAULTS)[key] is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:
+            raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
+    if config.scene_layout not in LAYOUTS:
+        raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")
+
+
+def _merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
+    for key in source_config:
+        name, value = prefix + key, source_config[key]
+        if key not in target:
+            raise _unknown_key(name, list(target), source)
+        if not isinstance(target[key], ConfigDict):
+            if isinstance(target[key], float) and type(value) is int:
+                value = float(value)
+            with target.ignore_type():
+                target[key] = value
+        elif name in ("model.model_args", "model.patch_embed_args") and hasattr(value, "keys"):
+            target[key] = ConfigDict(value)
+        elif hasattr(value, "keys"):
+            _merge(target[key], value, name + ".", source)
+        else:
+            keys = f" with keys {', '.join(target[key])}" if target[key] else ""
+            raise ValueError(f"{source}: {name} must be a section{keys}, got {value!r}")
+
+
+def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:
+    """`valid` are the names in the section that the last part of `name` might have meant."""
+    section, dot, key = name.rpartition(".")
+    return ValueError(f"{source}: nothing reads the key {name!r}; {_suggestion(key, valid, section + dot)}")
+
+
+def _suggestion(name: str, valid: list[str], prefix: str = "") -> str:
+    nearest = difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean {prefix + nearest[0]!r}?" if nearest else f"accepted are {', '.join(valid)}"
+
+
+def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one with dotted keys."""
+    flat = {}
+    for key, value in entries.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,1 @@
+../stats_aggregation_v2.py

@@ -1,0 +1,1 @@
+"""What every part of the project needs of the operating system: files, locks, processes, cores."""

@@ -1,0 +1,159 @@
+"""From what a user names to a config and a file of weights: the one place that looks for either."""
+
+import difflib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from audio_mamba import models
+from audio_mamba.hear_api.weights import CONFIG_NAME, FORMAT, find_checkpoint
+from audio_mamba.published_names import experiments, import_named, stored_name
+from audio_mamba.schema import check_config
+
+DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project
+UNTRAINED = "untrained"
+WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
+PUBLISHED_SUFFIX = "_4x256_fp16_r1"  # 4 GPUs x 256 clips, float16, run 1
+SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model is built from: a checked config, a file of weights (None: random ones), and its name for tables."""
+
+    config: ConfigDict
+    weights: Path | None
+    name: str
+
+    @property
+    def label(self) -> str:
+        """The name with the file of weights, such as "ssam_tiny_200_16x4:checkpoint-99"."""
+        return f"{self.name}:{UNTRAINED if self.weights is None else self.weights.stem}"
+
+
+def resolve(config_name: str | None, weights: str | Path | None, layout: str | None = None) -> ModelSource:
+    """Find the config and the weights of a model.
+
+    Args:
+        config_name: an experiment under any of its names ("ssam_tiny_200_16x4", "configs.ssam_tiny_200_16x4" ...) or
+            another module with `get_config()`; None for the config that the weights were trained with, or without
+            weights DEFAULT_MODEL.
+        weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained"; None for the published
+            folder of the config in $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
+        layout: of scene embeddings, in place of the config's.
+
+    Raises:
+        ValueError: unknown config, or weights without a config beside them.
+        FileNotFoundError: no weights there.
+    """
+    if config_name is None and weights and weights != UNTRAINED:
+        path = find_checkpoint(weights)
+        config, name = _config_beside(path)
+    else:
+        module = stored_name(config_name or DEFAULT_MODEL)
+        config = load_config(module)  # first, so that a typo is reported before missing weights
+        path = weights_file(module, weights)
+        config, name = _as_trained(config, module, path), module.rpartition(".")[2]
+    if layout:
+        config.scene_layout = layout
+    return ModelSource(config, path, name)
+
+
+def load_config(name: str) -> ConfigDict:
+    """The checked config of a module that is named as for `resolve`.
+
+    ValueError if there is no such module, it has no get_config, or a key or value of it is not valid.
+    """
+    module_name = stored_name(name)
+    try:
+        module = import_named(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        wanted = module_name if module_name.startswith("configs.") else f"configs.{module_name}"
+        nearest = difflib.get_close_matches(wanted, experiments(), n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "write it as configs.<experiment>"
+        raise ValueError(f"no config module {module_name!r}; {hint}") from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"the module {module_name!r} is not a config: it has no get_config()")
+    return check_config(module.get_config(), models.ARCHS, source=module_name)
+
+
+def weights_file(config_name: str, weights: str | Path | None) -> Path | None:
+    """The file of weights that `resolve` takes for a config that is named; None for "untrained"."""
+    if weights == UNTRAINED:
+        return None
+    return find_checkpoint(weights or default_weights(stored_name(config_name).rpartition(".")[2]))
+
+
+def default_weights(name: str) -> Path:
+    """The folder with an experiment's weights when none are named: $PT_MAMBA_MODEL_DIR/<name>_4x256_fp16_r1, or else
+    the one that comes with the project. FileNotFoundError if there is neither."""
+    model_dir, shipped = os.environ.get(WEIGHTS_VARIABLE), SHIPPED_WEIGHTS / name
+    published = Path(model_dir) / (name + PUBLISHED_SUFFIX) if model_dir else None
+    if published and published.is_dir():
+        return published
+    if shipped.is_dir():
+        return shipped
+    missing = (
+        f"{WEIGHTS_VARIABLE} has no folder {published}"
+        if published
+        else f"set {WEIGHTS_VARIABLE} to the folder that holds {name}{PUBLISHED_SUFFIX}"
+    )
+    raise FileNotFoundError(
+        f'no weights for {name}: {missing}, or name a checkpoint file, a work folder of train.py, or "{UNTRAINED}": '
+        "load_model(...), --weights of audio-mamba embed, MODEL= of extract_features.sh"
+    )
+
+
+def available_models() -> list[str]:
+    """Names of the models whose weights are on this machine: shipped ones and those in $PT_MAMBA_MODEL_DIR."""
+    names = {folder.name for folder in SHIPPED_WEIGHTS.glob("*") if folder.is_dir()}
+    if model_dir := os.environ.get(WEIGHTS_VARIABLE):
+        published = Path(model_dir).glob(f"*{PUBLISHED_SUFFIX}")
+        names |= {folder.name.removesuffix(PUBLISHED_SUFFIX) for folder in published if folder.is_dir()}
+    return sorted(names)
+
+
+def _config_beside(path: Path) -> tuple[ConfigDict, str]:
+    """The config that a file of weights was trained with and its name, from the config.json of its work folder or saved
+    model. ValueError if there is none."""
+    found, entries = _read_config_beside(path)
+    name = str(entries.pop("name", "unnamed")).rpartition(".")[2]
+    try:
+        if entries.get("format") == FORMAT:
+            name = found.parent.name
+            entries = {
+                "scene_layout": entries["scene_layout"],
+                "model": {"arch": entries["arch"], "model_args": entries["model_args"]},
+            }
+        if "model" not in entries:
+            raise ValueError(f"cannot tell which config {path} was trained with; pass --config")
+        return check_config(ConfigDict(entries), models.ARCHS, source=str(found)), name
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{found}: does not describe a model ({error}); pass the --config of {path}") from error
+
+
+def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict:
+    """A config with its model as `train.py --set` changed it, if a work folder of the same experiment holds the weights
+    at `path`; otherwise the config itself."""
+    found, entries = _read_config_beside(path) if path else (None, {})
+    if "model" not in entries or stored_name(str(entries.get("name"))) != module:
+        return config
+    changed = config.copy_and_resolve_references()
+    changed.model = ConfigDict(entries["model"])
+    return check_config(changed, models.ARCHS, source=str(found))
+
+
+def _read_config_beside(path: Path) -> tuple[Path | None, dict]:
+    """The config.json in the folder of a file or in the one above, and its entries, if it has any."""
+    folder = path.absolute().parent
+    found = next((place / CONFIG_NAME for place in (folder, folder.parent) if (place / CONFIG_NAME).is_file()), None)
+    try:
+        entries = json.loads(found.read_bytes()) if found else {}
+    except ValueError:
+        entries = {}
+    return found, entries if isinstance(entries, dict) else {}
