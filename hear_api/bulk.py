@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audio_mamba.data.audio import AudioError, printable
-from audio_mamba.data.features import FRAMES_PER_SECOND, num_frames
+from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.ahead import run_ahead
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.pieces import Decoded, stream_pieces
@@ -92,8 +92,10 @@ class BulkEmbedder:
                 total, count = total + rows.sum(axis=0, dtype=np.float64), count + len(rows)
                 if self._kind == "timestamps":
                     self._journal.append(rows)
-                self._on_progress(len(piece) / FRAMES_PER_SECOND, len(piece) / num_frames(statistics.samples))
-        if count != -(-num_frames(statistics.samples) // self._runtime.frames_per_step):
+                self._on_progress(
+                    len(piece) / PUBLISHED.frames_per_second, len(piece) / PUBLISHED.num_frames(statistics.samples)
+                )
+        if count != -(-PUBLISHED.num_frames(statistics.samples) // self._runtime.frames_per_step):
             raise AudioError(f"{path}: changed while it was read")
         if self._kind == "scene":
             self._journal.append((total / count)[None])

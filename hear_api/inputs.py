@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from audio_mamba.data.audio import load_audio
-from audio_mamba.data.features import MIN_SAMPLES, SAMPLE_RATE
+from audio_mamba.front_end import PUBLISHED
 
 Clip = np.ndarray | Tensor | str | PathLike
 LOUDEST = 100.0  # beyond, samples are taken for integer PCM that nobody has scaled to [-1, 1]
@@ -47,7 +47,7 @@ def as_clips(clips: Clip | Sequence[Clip]) -> list[np.ndarray | Tensor | str | P
     return list(clips)
 
 
-def load_clip(clip: Clip, name: str, sample_rate: int = SAMPLE_RATE) -> Tensor:
+def load_clip(clip: Clip, name: str, sample_rate: int = PUBLISHED.sample_rate) -> Tensor:
     """One clip as float32 [n] at 16 kHz; arrays come at `sample_rate` and are resampled, files know their own.
 
     InputError for a faulty array, `data.audio.AudioError` for a faulty file; both are ValueErrors.
@@ -55,11 +55,11 @@ def load_clip(clip: Clip, name: str, sample_rate: int = SAMPLE_RATE) -> Tensor:
     if isinstance(clip, (str, PathLike)):
         return check_finite(torch.from_numpy(load_audio(clip)), str(clip))
     samples = as_samples(clip, name)
-    if sample_rate == SAMPLE_RATE:
+    if sample_rate == PUBLISHED.sample_rate:
         return check_samples(samples, name)
     check_finite(samples, name)
-    resampled = soxr.resample(samples.cpu().numpy(), sample_rate, SAMPLE_RATE, quality="HQ")
-    return check_samples(torch.from_numpy(resampled), f"{name}, resampled to {SAMPLE_RATE} Hz,")
+    resampled = soxr.resample(samples.cpu().numpy(), sample_rate, PUBLISHED.sample_rate, quality="HQ")
+    return check_samples(torch.from_numpy(resampled), f"{name}, resampled to {PUBLISHED.sample_rate} Hz,")
 
 
 def as_samples(audio: np.ndarray | Tensor, name: str) -> Tensor:
@@ -78,10 +78,11 @@ def check_sample_rate(sample_rate: float) -> None:
 
 def check_samples(samples: Tensor, name: str) -> Tensor:
     """The samples [n] themselves. InputError if they are too few, not finite, or far beyond [-1, 1]."""
-    if len(samples) < MIN_SAMPLES:
+    if len(samples) < PUBLISHED.min_samples:
         raise InputError(
-            f"{name} must have at least {MIN_SAMPLES} samples ({MIN_SAMPLES / SAMPLE_RATE * 1000:.1f} ms "
-            f"at {SAMPLE_RATE} Hz), got {len(samples)}"
+            f"{name} must have at least {PUBLISHED.min_samples} samples "
+            f"({PUBLISHED.min_samples / PUBLISHED.sample_rate * 1000:.1f} ms at {PUBLISHED.sample_rate} Hz), "
+            f"got {len(samples)}"
         )
     return check_finite(samples, name)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from audio_mamba.data.audio import stream_audio
-from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import build_runtime
@@ -88,7 +88,7 @@ def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, floa
         "steps": steps,
         "median_ms": float(np.median(latencies)),
         "p95_ms": float(np.percentile(latencies, 95)),
-        "real_time_factor": busy * SAMPLE_RATE / max(samples, 1),
+        "real_time_factor": busy * PUBLISHED.sample_rate / max(samples, 1),
     }
 
 

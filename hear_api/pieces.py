@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from audio_mamba.data.audio import AudioError, stream_audio
-from audio_mamba.data.feature_stream import LogMelStream
-from audio_mamba.data.features import MIN_SAMPLES, SAMPLE_RATE, STD_OFFSET, log_mel, normalise
-from audio_mamba.data.moments import Moments
+from audio_mamba.data.features import LogMelStream, log_mel
+from audio_mamba.data.normalisation import RunningStats, Statistics, clip_statistics, normalise
+from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.inputs import InputError, check_finite
 from audio_mamba.system.workers import follow_parent
 
@@ -31,7 +31,7 @@ class Decoded:
 
     @property
     def seconds(self) -> float:
-        return self.samples / SAMPLE_RATE
+        return self.samples / PUBLISHED.sample_rate
 
 
 def decode(path: Path) -> Decoded:
@@ -43,18 +43,22 @@ def decode(path: Path) -> Decoded:
             check_finite(torch.from_numpy(block), "the file")
             if long is None:
                 held.append(block)
-                if samples <= LONG_SECONDS * SAMPLE_RATE:
+                if samples <= LONG_SECONDS * PUBLISHED.sample_rate:
                     continue
-                stream, long, block, held = LogMelStream(), Moments(), np.concatenate(held), []
+                stream, long, block, held = LogMelStream(), RunningStats(), np.concatenate(held), []
             long.add(stream.feed(torch.from_numpy(block)))
-        if samples < MIN_SAMPLES:
-            raise AudioError(f"{path}: too short, {samples} samples at {SAMPLE_RATE} Hz; {MIN_SAMPLES} are needed")
+        if samples < PUBLISHED.min_samples:
+            raise AudioError(
+                f"{path}: too short, {samples} samples at {PUBLISHED.sample_rate} Hz; "
+                f"{PUBLISHED.min_samples} are needed"
+            )
         if long is not None:
             long.add(stream.finish())
-            return Decoded(None, samples, None, *long.mean_and_std())
+            return Decoded(None, samples, None, *long.statistics())
     except (AudioError, InputError) as error:
         return Decoded(str(error).removeprefix(f"{path}: "))
-    spectrogram = normalise(log_mel(torch.from_numpy(np.concatenate(held))), ddof=1)
+    spectrogram = log_mel(torch.from_numpy(np.concatenate(held)))
+    spectrogram = normalise(spectrogram, clip_statistics(spectrogram, ddof=1))
     return Decoded(None, samples, spectrogram.numpy())
 
 
@@ -68,7 +72,7 @@ def stream_pieces(path: Path, mean: float, std: float, piece_frames: int) -> Ite
         yield stream.finish()
 
     for new in frames():
-        held.append((new - mean) / (std + STD_OFFSET))
+        held.append(normalise(new, Statistics(mean, std)))
         joined = torch.cat(held)
         whole = len(joined) // piece_frames * piece_frames
         yield from joined[:whole].split(piece_frames) if whole else ()

@@ -34,6 +34,7 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
         "arch": runtime.config.model.arch,
         "model_args": runtime.config.model.model_args.to_dict(),
         "scene_layout": runtime.scene_layout,
+        "front_end": runtime.front_end.settings(),
     }
     with atomic_write(folder / CONFIG_NAME) as file:
         file.write(json.dumps(config, indent=1).encode())
@@ -65,6 +66,7 @@ def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST
             {
                 "model": {"arch": config["arch"], "model_args": config["model_args"]},
                 "scene_layout": config["scene_layout"],
+                "front_end": config.get("front_end", {}),
             }
         )
         runtime = RuntimeSSAST(experiment, None, precision)

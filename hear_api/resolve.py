@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from audio_mamba import models
+from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api.weights import CONFIG_NAME, FORMAT, find_checkpoint
 from audio_mamba.published_names import experiments, import_named, stored_name
 from audio_mamba.schema import check_config
@@ -118,6 +119,14 @@ def available_models() -> list[str]:
     return sorted(names)
 
 
+def trained_front_end(path: Path) -> FrontEnd:
+    """The front end of the config.json beside a file of weights; the published one if there is none, or no such file.
+
+    FrontEndError for values out of range.
+    """
+    return FrontEnd.from_settings(_read_config_beside(path)[1].get("front_end", {}))
+
+
 def _config_beside(path: Path) -> tuple[ConfigDict, str]:
     """The config that a file of weights was trained with and its name, from the config.json of its work folder or saved
     model. ValueError if there is none."""
@@ -128,6 +137,7 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
             name = found.parent.name
             entries = {
                 "scene_layout": entries["scene_layout"],
+                "front_end": entries.get("front_end", {}),
                 "model": {"arch": entries["arch"], "model_args": entries["model_args"]},
             }
         if "model" not in entries:

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from audio_mamba import models
-from audio_mamba.data.feature_stream import LogMelStream
-from audio_mamba.data.features import HOP_LENGTH, SAMPLE_RATE, log_mel, normalise
+from audio_mamba.data.features import LogMelStream, log_mel
+from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.hear_api.ahead import run_ahead
 from audio_mamba.hear_api.inputs import Clip, as_batch, as_clips, check_sample_rate, load_clip
 from audio_mamba.hear_api.resolve import ModelSource
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 KINDS = ("scene", "timestamps")
 FRAMES_PER_GROUP = 24_000  # spectrograms that `embed` holds at once: 4 minutes, 8 MB
 READ_AHEAD = 4  # files, by a thread each; an hour of audio is 230 MB
-BLOCK_SAMPLES = 60 * SAMPLE_RATE  # log-mels of long clips are made block by block: a spectrum is 10 x the samples
+BLOCK_SAMPLES = (
+    60 * PUBLISHED.sample_rate
+)  # log-mels of long clips are made block by block: a spectrum is 10 x the samples
 
 
 class RuntimeSSAST(nn.Module):
@@ -49,7 +52,7 @@ class RuntimeSSAST(nn.Module):
     `training.checkpoint.CheckpointError` for weights that are absent or do not fit.
     """
 
-    sample_rate = SAMPLE_RATE
+    sample_rate = PUBLISHED.sample_rate
 
     def __init__(self, config: ConfigDict, weights_dir: str | Path | None, precision: str = "auto"):
         super().__init__()
@@ -57,7 +60,10 @@ class RuntimeSSAST(nn.Module):
         self.config, self.precision = config, precision
         self.scene_layout = config.get("scene_layout", "published")
         _check_layout(self.scene_layout)
+        self.front_end = FrontEnd.from_settings(config.get("front_end", {}))
+        self.sample_rate = self.front_end.sample_rate
         self.model = build_model(config)
+        self._check_mel_bands()
         if weights_dir is not None:
             logger.info("weights from %s", load_weights(self.model, weights_dir))
         self.model.eval()
@@ -65,7 +71,12 @@ class RuntimeSSAST(nn.Module):
         self.scene_embedding_size = self.timestamp_embedding_size = bands * self.model.embed_dim
         self._unit_frames = self.model.img_size[1 if self.model.frequency_first else 0]
         self.frames_per_step = self._unit_frames // self.steps_per_unit
-        self.step_ms = self.frames_per_step * HOP_LENGTH / SAMPLE_RATE * 1000
+        self.step_ms = 1000 * self.frames_per_step / self.front_end.frames_per_second
+
+    def _check_mel_bands(self) -> None:
+        bands = self.model.img_size[0 if self.model.frequency_first else 1]
+        if bands != self.front_end.n_mels:
+            raise ValueError(f"the model reads {bands} mel bands, but front_end.n_mels is {self.front_end.n_mels}")
 
     @property
     def working_precision(self) -> str:
@@ -99,12 +110,16 @@ class RuntimeSSAST(nn.Module):
         _check_layout(layout)
         embeddings = torch.stack(self.encode(list(self.spectrogram(audio)), layout))
         count, kept, _ = embeddings.shape
-        step_ms = self.step_ms if layout == "bands" else audio.shape[-1] / SAMPLE_RATE * 1000 / kept
+        step_ms = self.step_ms if layout == "bands" else audio.shape[-1] / self.sample_rate * 1000 / kept
         timestamps = torch.arange(kept, device=embeddings.device, dtype=torch.float32) * step_ms
         return embeddings, timestamps.expand(count, -1)
 
     def embed(
-        self, clips: Clip | Sequence[Clip], kind: str = "scene", sample_rate: int = SAMPLE_RATE, output: str = "numpy"
+        self,
+        clips: Clip | Sequence[Clip],
+        kind: str = "scene",
+        sample_rate: int = PUBLISHED.sample_rate,
+        output: str = "numpy",
     ) -> np.ndarray | Tensor | list[tuple]:
         """Embeddings of clips of unequal lengths, any number of them.
 
@@ -154,8 +169,10 @@ class RuntimeSSAST(nn.Module):
     def _spectrogram(self, audio: Tensor) -> Tensor:
         audio = audio.to(self.model.pos_embed.device)
         if audio.shape[1] > BLOCK_SAMPLES:
-            return torch.stack([normalise(_log_mel_by_blocks(clip), ddof=1) for clip in audio])
-        return normalise(log_mel(audio), ddof=1)
+            spectrograms = torch.stack([_log_mel_by_blocks(clip, self.front_end) for clip in audio])
+        else:
+            spectrograms = log_mel(audio, self.front_end)
+        return normalise(spectrograms, clip_statistics(spectrograms, ddof=1))
 
     def _spectrogram_groups(self, clips: list, sample_rate: int) -> Iterator[list[Tensor]]:
         """The clips' log-mels, a bounded number of them at a time, files being read ahead by threads."""
@@ -198,8 +215,8 @@ def build_model(config: ConfigDict) -> nn.Module:
         return models.build(config.model.arch, config.model.model_args.to_dict())
 
 
-def _log_mel_by_blocks(audio: Tensor) -> Tensor:
-    stream = LogMelStream()
+def _log_mel_by_blocks(audio: Tensor, front_end: FrontEnd) -> Tensor:
+    stream = LogMelStream(front_end)
     return torch.cat([*(stream.feed(block) for block in audio.split(BLOCK_SAMPLES)), stream.finish()])
 
 

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audio_mamba.data.feature_stream import LogMelStream
-from audio_mamba.data.features import FRAMES_PER_SECOND, N_MELS, STD_OFFSET
-from audio_mamba.data.moments import Moments
+from audio_mamba.data.features import LogMelStream
+from audio_mamba.data.normalisation import RunningStats, Statistics, normalise
 from audio_mamba.hear_api.inputs import as_samples, check_finite
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 
@@ -43,9 +42,11 @@ class StreamingSSAM:
         if not 0 < warmup_seconds < math.inf:
             raise ValueError(f"warmup_seconds must be positive, got {warmup_seconds}")
         self._runtime, self._model, self._statistics = runtime, runtime.model, statistics
-        self._warmup_frames = math.ceil(warmup_seconds * FRAMES_PER_SECOND) if statistics == "warmup" else 0
-        self._log_mel, self._moments = LogMelStream(), Moments()
-        self._frames = torch.zeros(0, N_MELS)  # not yet embedded
+        self._warmup_frames = (
+            math.ceil(warmup_seconds * runtime.front_end.frames_per_second) if statistics == "warmup" else 0
+        )
+        self._log_mel, self._moments = LogMelStream(runtime.front_end), RunningStats()
+        self._frames = torch.zeros(0, runtime.front_end.n_mels)  # not yet embedded
         self._step, self._states, self._ended = 0, None, False
 
     @torch.inference_mode()
@@ -80,7 +81,7 @@ class StreamingSSAM:
         if self._statistics == "warmup":
             self._moments.add(new[: self._warmup_frames - self._moments.frames])
             if ended or self._moments.frames == self._warmup_frames:
-                self._statistics = self._moments.mean_and_std()
+                self._statistics = self._moments.statistics()
         first, rows = self._step, []
         while self._statistics != "warmup" and (steps := self._steps_waiting(ended)):
             rows.append(self._embed_steps(steps))
@@ -103,8 +104,8 @@ class StreamingSSAM:
         frames, self._frames = self._frames[:needed], self._frames[needed:]
         if self._statistics == "running":
             self._moments.add(frames)
-        mean, std = self._moments.mean_and_std() if self._statistics == "running" else self._statistics
-        frames = F.pad((frames - mean) / (std + STD_OFFSET), (0, 0, 0, needed - len(frames)))
+        statistics = self._moments.statistics() if self._statistics == "running" else self._statistics
+        frames = F.pad(normalise(frames, statistics), (0, 0, 0, needed - len(frames)))
         if self._step_of_unit() == 0:
             self._states = self._model.first_states(batch=1)
         tokens = self._model.embed_steps(frames[None, None], first=self._step_of_unit())  # [1, 5 steps, D]
@@ -113,11 +114,11 @@ class StreamingSSAM:
         return tokens.reshape(steps, -1).float()
 
 
-def _check_statistics(statistics) -> tuple[float, float]:
+def _check_statistics(statistics) -> Statistics:
     try:
         mean, std = map(float, statistics)
     except (TypeError, ValueError):
         mean = std = math.nan
     if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
         raise ValueError(f"statistics must be (mean, std), or one of {', '.join(MODES)}; got {statistics!r}")
-    return mean, std
+    return Statistics(mean, std)
