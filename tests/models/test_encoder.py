@@ -75,6 +75,14 @@ def test_unstructured_masks_keep_the_published_number_and_are_uniform():
     assert odd.sum() == 25 - int(25 * 0.7)
 
 
+@pytest.mark.parametrize("ratio, visible", [(0.5, 125), (0.65, 87), (0.75, 62), (0.8, 50), (0.9, 25), (0.0, 250)])
+def test_the_published_number_of_patches_stays_visible(ratio, visible):
+    rng = np.random.default_rng(0)
+    assert (masking.draw_mask(rng, (50, 5), ratio, "unstructured") == 0).sum() == visible
+    if ratio in (0.8, 0.9):  # whole steps, and as many tokens
+        assert (masking.draw_mask(rng, (50, 5), ratio, "timestep") == 0).sum() == visible
+
+
 def test_timestep_masks_hide_whole_time_steps():
     mask = masking.draw_mask(np.random.default_rng(0), (50, 5), 0.5, "timestep").reshape(50, 5)
     assert (mask == mask[:, :1]).all() and mask[:, 0].sum() == 25
