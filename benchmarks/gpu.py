@@ -20,8 +20,8 @@ from torch import Tensor
 
 from audio_mamba import models
 from audio_mamba.models.loss import reconstruction_loss
-from audio_mamba.models.ops import published_kernels
-from audio_mamba.models.ops.selective_scan import chunked, mamba_ssm, triton_scan
+from audio_mamba.models.ops import packages
+from audio_mamba.models.ops.selective_scan import chunked, package, triton
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training import optim
 
@@ -71,8 +71,8 @@ class Report:
 
 def tasks() -> list[Task]:
     """All measurements, those first that matter most."""
-    ways = ["ours"] if published_kernels.why_not("mamba-ssm") else ["ours", "mamba-ssm"]
-    fused = [] if published_kernels.why_not_together() else [way + ", fused block" for way in ways[1:]]
+    ways = ["ours"] if packages.unavailable_reason("mamba-ssm") else ["ours", "mamba-ssm"]
+    fused = [] if packages.incompatible_reason() else [way + ", fused block" for way in ways[1:]]
     found = [
         Task("scan", subject, way, precision, backward)
         for precision in ("bfloat16", "float32")
@@ -124,8 +124,8 @@ def scan_run(task: Task) -> Callable[[], object]:
     inputs = [t.requires_grad_(task.backward) for t in inputs]
     weights = torch.randn_like(u)
     scan = {
-        "ours": triton_scan.selective_scan,
-        "mamba-ssm": mamba_ssm.selective_scan,
+        "ours": triton.selective_scan,
+        "mamba-ssm": package.selective_scan,
         "plain": chunked.selective_scan,
     }.get(task.way) or torch.compile(chunked.selective_scan)
 
@@ -142,8 +142,9 @@ def model_run(task: Task) -> Callable[[], object]:
     model = models.ARCHS[f"mamba_ssast_{task.subject.split(',')[0]}"](
         img_size=(200, 80), patch_size=(4, 16), frequency_first=False, rms_norm=False
     ).cuda()
-    for block in model.blocks:
-        block.mixer.backend = {"ours": "triton", "mamba-ssm": "mamba_ssm"}.get(task.way, "auto")
+    model.use_backend("triton" if task.way == "ours" else "mamba_ssm")
+    for block in model.blocks if task.way == "mamba-ssm" else ():
+        block.mixer.forward = block.mixer.compose
     x, mask = torch.randn(BATCH, 1, 200, 80, device="cuda"), (torch.rand(BATCH, 250, device="cuda") < 0.5).float()
     dtype = DTYPES[task.precision]
     autocast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32)
@@ -173,8 +174,8 @@ def tokens_run(task: Task) -> Callable[[], object]:
     stack, length = task.subject.split(", ")
     arch = {"SSAM-tiny": "mamba_ssast_tiny", "SSAST-tiny": "ssast_tiny"}[stack]
     model = models.ARCHS[arch]().cuda()
-    for block in model.blocks if stack == "SSAM-tiny" else ():
-        block.mixer.backend = "triton"
+    if stack == "SSAM-tiny":
+        model.use_backend("triton")
     tokens = torch.randn(1, int(length), model.embed_dim, device="cuda")
 
     def run():
