@@ -69,7 +69,7 @@ class Mamba(nn.Module):
         self.out_proj.weight /= math.sqrt(depth)  # one residual addition per block (GPT-2)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """`compose`, or the same in one fused kernel where there is one for this call."""
+        """`compose`, or the same by a fused kernel if one supports this call."""
         fused = choose_fused(BlockCall(hidden, self), self.backend)
         return self.compose(hidden) if fused is None else fused.mamba_block(hidden, self)
 

@@ -21,8 +21,8 @@ class Call:
 
     @property
     def device_type(self) -> str:
-        """Of the first tensor: "cpu", "cuda" or another."""
-        return self.tensors[0].device.type
+        """Of the first argument, which is always a tensor: "cpu", "cuda" or another."""
+        return next(iter(vars(self).values())).device.type
 
     @property
     def needs_gradient(self) -> bool:

@@ -4,9 +4,9 @@ A back end is a module with a function of the operator's name and
 
     unsupported_reason(call) -> str | None
 
-which says in a sentence why the module does not support a call (see `calls`), or None if it does. It may also define
-AUTO_DEVICES, the types of devices on which "auto" considers it. To add a back end, write such a module, put it into the
-operator's BACKENDS and, if its name is new, into NAMES.
+which says in a sentence why the module does not support a call (see `calls`), or returns None if it does. The module
+may also define AUTO_DEVICES, the types of devices on which "auto" considers it (default: all). To add a back end, write
+such a module and add it to the operator's BACKENDS, and to NAMES if its name is new.
 
 The user's switch is the environment variable AUDIO_MAMBA_BACKEND, or the config key `model.backend`; the variable wins.
 An operator that has no back end of that name chooses by itself, as under "auto".
@@ -86,9 +86,10 @@ class Operator:
 
     def first_that_supports(self, call: Call) -> str | None:
         """The name of the back end that "auto" takes for a call."""
+        device_type = call.device_type
         for name, module in self.backends.items():
-            considered = call.device_type in getattr(module, "AUTO_DEVICES", (call.device_type,))
-            if considered and module.unsupported_reason(call) is None:
+            devices = getattr(module, "AUTO_DEVICES", None)
+            if (devices is None or device_type in devices) and module.unsupported_reason(call) is None:
                 return name
         return None
 

@@ -10,7 +10,7 @@ from benchmarks import gpu
 
 def test_without_a_gpu_it_says_so_in_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="^benchmarks.gpu: there is no CUDA device; [^\n]*$"):
+    with pytest.raises(SystemExit, match="^benchmarks.gpu: no CUDA device; [^\n]*$"):
         gpu.main([])
 
 

@@ -27,7 +27,7 @@ def add_norm(
         backend: see `models.ops.dispatch`.
 
     Returns:
-        The norm [B, L, D] in the dtype of the norm's weight (on CUDA in that of autocast, where it is on), and the sum
+        The norm [B, L, D] in the dtype of the norm's weight (under autocast on CUDA, in autocast's), and the sum
         [B, L, D].
 
     Raises:

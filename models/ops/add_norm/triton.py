@@ -56,8 +56,8 @@ def _forward(
     dtype: torch.dtype,
     normed_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden, residual [..., D] -> normalised in `normed_dtype`, their sum in `dtype`, and per row the mean (none for
-    RMSNorm) and 1 / sqrt(variance + eps)."""
+    """hidden, residual [..., D] -> normalised in `normed_dtype`, their sum in `dtype`, and per row the mean (empty
+    for RMSNorm) and 1 / sqrt(variance + eps)."""
     from audio_mamba.models.ops.add_norm import triton_kernels as kernels
 
     normed, total, mean, scale = _outputs(hidden, rms, dtype, normed_dtype)

@@ -1,4 +1,4 @@
-"""Triton kernels of add + norm; `triton` launches them and says how they cut their work."""
+"""Triton kernels of add + norm; `triton` launches them and says how they divide their work."""
 
 import triton
 import triton.language as tl
@@ -32,7 +32,7 @@ def forward_kernel(
         total += _load(residual_ptr + row * channels + d, used)
     stored = total.to(total_ptr.dtype.element_ty)
     tl.store(total_ptr + row * channels + d, stored, mask=used)
-    x = stored.to(weight_ptr.dtype.element_ty).to(tl.float32)  # as the plain path rounds it
+    x = stored.to(weight_ptr.dtype.element_ty).to(tl.float32)  # rounded as in the reference
     mean = 0.0
     if not RMS:
         mean = tl.sum(x, axis=0) / channels

@@ -1,7 +1,7 @@
 """The causal convolution by Triton kernels of our own: with bias and SiLU, forward and backward, sums in float32.
 
 A program takes a block of channels and a tile of time. Forward reads the tile once per tap, all but the first time from
-cache; backward walks through it with the latest inputs and gradients in registers. So forward moves 2 numbers per
+cache; backward steps through it with the latest inputs and gradients in registers. So forward moves 2 numbers per
 channel and step, and backward 3 (x, dy and dx). Backward leaves one partial gradient of weight and bias per tile; these
 are summed afterwards in a fixed order.
 """

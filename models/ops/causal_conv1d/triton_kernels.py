@@ -1,6 +1,6 @@
 # mypy: disable-error-code="assignment, misc, var-annotated"
 # Triton compiles these functions: in them, tuples grow, and ranges are unrolled.
-"""Triton kernels of the causal convolution; `triton` launches them and says how they cut their work."""
+"""Triton kernels of the causal convolution; `triton` launches them and says how they divide their work."""
 
 import triton
 import triton.language as tl
@@ -83,8 +83,8 @@ def backward_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Walks back through the tile's time. `recent` are the inputs x_t, x_{t-1}, ... and `later` the gradients of what
-    enters SiLU at t, t + 1, ..., of which a step adds one each. It begins TAPS - 1 steps after the tile."""
+    """Steps back through the tile's time, from TAPS - 1 steps after it. `recent` are the inputs x_t, x_{t-1}, ... and
+    `later` the gradients of what enters SiLU at t, t + 1, ...; each step adds one to both."""
     blocks, tiles = tl.cdiv(channels, BLOCK), tl.cdiv(length, STEPS)
     share = tl.program_id(0) // blocks
     batch, first = (share // tiles).to(tl.int64), share % tiles * STEPS

@@ -1,7 +1,7 @@
-"""A whole Mamba block in one fused call, where there is such a kernel.
+"""A whole Mamba block in one fused call.
 
-Its only back end is the package mamba-ssm. Where that does not support a call, or the user asks for other kernels, the
-block is put together from its operators: `models.mamba.Mamba.compose`.
+The only back end is the package mamba-ssm. If it does not support a call, or the user asks for other kernels, the block
+is composed of its operators: `models.mamba.Mamba.compose`.
 """
 
 from types import ModuleType
