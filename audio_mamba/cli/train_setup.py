@@ -42,6 +42,7 @@ FREE_KEYS = (
     "data.train_",
     "data.val_",
     "log_every_steps",
+    "model.backend",
     "num_epochs",
     "wandb.",
     "precision",
@@ -143,8 +144,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)
-    model = cast(MaskedSpectrogramEncoder, models.build(config.model.arch, config.model.model_args.to_dict()))
-    model = model.to(device)
+    model = models.build(config.model.arch, config.model.model_args.to_dict(), config.model.backend).to(device)
     model.gradient_checkpointing = args.gradient_checkpointing
     if distributed.is_main():
         resume.remove_stale(workdir)
@@ -231,7 +231,7 @@ def build_loaders(
     args: argparse.Namespace, config: ConfigDict, model: MaskedSpectrogramEncoder, device: torch.device
 ) -> tuple[StatefulDataLoader, StatefulDataLoader | None]:
     """The loaders for training and, if its folder exists, for validation. Raises ValueError if they do not fit."""
-    frames, mels = reversed(model.img_size) if model.frequency_first else model.img_size
+    frames, mels = model.num_frames, model.n_mels
     if config.data.num_frames != frames:
         raise ValueError(
             f"data.num_frames is {config.data.num_frames}, but the model reads {frames} frames "

@@ -8,7 +8,7 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 
 
 def products(monkeypatch):
-    """Counts the plain products."""
+    """Records the calls of F.linear."""
     plain, calls = F.linear, []
     monkeypatch.setattr(F, "linear", lambda *args: calls.append(args) or plain(*args))
     return calls
@@ -16,7 +16,7 @@ def products(monkeypatch):
 
 @pytest.mark.parametrize("shape, out", [((3, 7, 5), 11), ((251, 192), 1152), ((1, 1, 12), 576), ((0, 4), 2)])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_it_is_no_further_from_float64_than_plain_pytorch(shape, out, with_bias):
+def test_it_is_as_close_to_float64_as_f_linear(shape, out, with_bias):
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(shape, generator=generator), torch.randn(out, shape[-1], generator=generator)
     bias = torch.randn(out, generator=generator) if with_bias else None
@@ -28,7 +28,7 @@ def test_it_is_no_further_from_float64_than_plain_pytorch(shape, out, with_bias)
 
 
 @needs_onednn
-def test_without_gradients_onednn_serves(monkeypatch):
+def test_without_gradients_onednn_is_used(monkeypatch):
     calls = products(monkeypatch)
     x, weight = torch.randn(2, 5), torch.nn.Parameter(torch.randn(3, 5))
     with torch.no_grad():
@@ -37,13 +37,13 @@ def test_without_gradients_onednn_serves(monkeypatch):
 
 
 @pytest.mark.parametrize("x_needs, weight_needs", [(True, False), (False, True)])
-def test_with_gradients_plain_pytorch_serves(monkeypatch, x_needs, weight_needs):
+def test_with_gradients_f_linear_is_used(monkeypatch, x_needs, weight_needs):
     calls = products(monkeypatch)
     x, weight = torch.randn(2, 5, requires_grad=x_needs), torch.randn(3, 5, requires_grad=weight_needs)
     assert linear(x, weight).requires_grad and len(calls) == 1
 
 
-def test_autocast_and_other_types_are_left_to_plain_pytorch():
+def test_autocast_and_other_dtypes_use_f_linear():
     x, weight = torch.randn(2, 5), torch.randn(3, 5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(linear(x, weight), F.linear(x.bfloat16(), weight.bfloat16()))

@@ -1,12 +1,12 @@
-/* The selective scan and its gradient on channels-last float32 tensors; ../__init__.py has the equation.
+/* The selective scan and its gradient on channels-last float32 tensors; ../../selective_scan has the equation.
  *
- * Symbols: L time, D channels, N state, W lanes of a vector. A vector holds W neighbouring channels, so that B_t and
- * C_t are scalars to broadcast and time runs without shuffles. Time is cut into chunks of CHUNK steps, whose working
- * arrays stay in the first-level cache; the state is cut into groups of GROUP, which stay in registers. Sums are formed
- * per chunk or group and then added up, which halves their rounding error.
+ * Symbols: L time, D channels, N state, W lanes of a vector. A vector holds W neighbouring channels, so B_t and C_t
+ * are scalars to broadcast, and no step in time shuffles lanes. Time is divided into chunks of CHUNK steps, whose
+ * working arrays stay in the first-level cache, and the state into groups of GROUP, which stay in registers. Sums are
+ * formed per chunk or group and then added up, which halves their rounding error.
  *
- * Threads take blocks of channels of one batch entry. Sums over blocks and batch are left to the caller as partial
- * sums, so the bits do not depend on the number of threads. */
+ * A task is a block of channels of one batch entry. Sums over blocks and batch are returned as partial sums, so the
+ * results do not depend on the number of threads, bit for bit. */
 #include <stdlib.h>
 
 #include "tensor.h"
@@ -15,7 +15,7 @@
 enum { CHUNK = 16, GROUP = 4, FORWARD_BLOCK = 32, BACKWARD_BLOCK = 64, MAX_VECS = BACKWARD_BLOCK / W };
 
 /* Sizes and inputs. u, delta, z [batch, L, D] have last stride 1; B, C are [batch, L, N]; A [D, N] and D, delta_bias
- * [D] are contiguous. `starts` [batch, chunks, N, D] are the states before each chunk, kept for the way back. */
+ * [D] are contiguous. `starts` [batch, chunks, N, D] are the states before each chunk, kept for backward. */
 typedef struct {
     int64_t batch, length, channels, state, threads, softplus;
     View u, delta, z, B, C;
@@ -34,7 +34,7 @@ typedef struct {
     vec raw, dt;             /* delta + delta_bias, before and after the softplus */
     vec x, input;            /* u, dt u */
     vec y;                   /* C h + D u, before the gate */
-    vec dy, gate_slope;      /* on the way back: the gradient of y; of z, but for the factor y */
+    vec dy, gate_slope;      /* backward: the gradient of y; of z, without the factor y */
     vec d_input, d_exponent; /* sums over N: the gradient of input; of dt / ln(2) through the decay */
 } Step;
 
@@ -44,7 +44,7 @@ typedef struct {
     int in_range; /* no decay leaves the range of exp2_product */
 } Tile;
 
-/* GROUP states of a tile before a step and their decays in it; the gradients of B and C, but for a sum over lanes. */
+/* GROUP states of a tile before a step and their decays in it; the gradients of B and C before the sum over lanes. */
 typedef struct {
     vec h[GROUP], decay[GROUP], dB[GROUP], dC[GROUP];
 } History;
@@ -52,9 +52,9 @@ typedef struct {
 /* What a thread needs for a block of channels. */
 typedef struct {
     vec *A;       /* log2(e) A, [vecs][padded N]: decays are powers of two */
-    vec *carry;   /* the state, or on the way back its adjoint, likewise */
+    vec *carry;   /* the state, or in backward its adjoint, likewise */
     vec *dA;
-    float *B, *C; /* of the present chunk, [CHUNK][padded N] */
+    float *B, *C; /* of the current chunk, [CHUNK][padded N] */
     vec reach[MAX_VECS]; /* largest |log2(e) A| of each channel */
     Tile tiles[MAX_VECS];
 } Block;
@@ -180,7 +180,7 @@ static void forward_block(const Problem *p, View y, float *last, Block *block, i
                   lanes_at(p, first + v * W));
 }
 
-/* y [batch, L, D] like u; last [batch, N, D]. Returns whether there was memory. */
+/* y [batch, L, D] like u; last [batch, N, D]. Returns 0 if there was not enough memory, else 1. */
 int selective_scan_forward(const Problem *p, const View *y, float *last) {
     int64_t blocks = ceil_div(p->channels, FORWARD_BLOCK);
     int failed = 0;
@@ -197,14 +197,14 @@ int selective_scan_forward(const Problem *p, const View *y, float *last) {
     return !failed;
 }
 
-/* dy [batch, L, D] and d_last [batch, N, D] or null come in. The gradients of u, delta, z [batch, L, D] go out, and of
- * the others partial sums: dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
+/* Inputs: dy [batch, L, D], and d_last [batch, N, D] or null. Outputs: the gradients of u, delta, z [batch, L, D], and
+ * partial sums for the others: dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
 typedef struct {
     View dy, du, d_delta, dz;
     float *d_last, *dA, *dB, *dC, *dD, *d_bias;
 } Gradients;
 
-/* The adjoint recurrence g_t = C_t dy_t + decay_{t+1} g_{t+1} of GROUP states, and what hangs on it. */
+/* The adjoint recurrence g_t = C_t dy_t + decay_{t+1} g_{t+1} of GROUP states, and the sums that need it. */
 INLINE void retreat_group(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
                           vec *adjoint, vec *dA, History *history) {
     vec g[GROUP], sum_A[GROUP] = {{0}};
@@ -247,7 +247,7 @@ static void load_gradient(Tile *tile, const Problem *p, View dy, int64_t batch, 
     }
 }
 
-/* All that is left once the sums over N stand. */
+/* What remains once the sums over N are known. */
 static void store_gradients(const Tile *tile, const Problem *p, const Gradients *grads, int64_t batch, int64_t begin,
                             int steps, int64_t channel, vec *dD, vec *d_bias) {
     int lanes = lanes_at(p, channel);
@@ -324,7 +324,7 @@ static void backward_block(const Problem *p, const Gradients *grads, Block *bloc
     }
 }
 
-/* Returns whether there was memory. */
+/* Returns 0 if there was not enough memory, else 1. */
 int selective_scan_backward(const Problem *p, const Gradients *grads) {
     int64_t blocks = ceil_div(p->channels, BACKWARD_BLOCK);
     int failed = 0;

@@ -2,15 +2,15 @@
  *
  *     y_t = silu(bias + sum over lags of weight[taps - 1 - lag] x_{t - lag})
  *
- * Threads take blocks of channels of one batch entry, so the bits do not depend on their number. */
+ * A task is a block of channels of one batch entry, so the results do not depend on the number of threads. */
 #include "tensor.h"
 #include "vec.h"
 
 /* Sums over time are formed per chunk and then added up, which keeps their rounding error small. */
 enum { BLOCK = 32, MAX_TAPS = 16, CHUNK = 64 };
 
-/* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous. On the way back dy
- * comes in, and dx [batch, L, D], d_weight [batch, D, taps] and d_bias [batch, D] go out. */
+/* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous. Backward
+ * reads dy and writes dx [batch, L, D], d_weight [batch, D, taps] and d_bias [batch, D]. */
 typedef struct {
     int64_t batch, length, channels, taps, threads, silu;
     View x, y, dy, dx;
@@ -25,7 +25,7 @@ static void load_weight(vec *by_lag, const Convolution *c, int64_t channel, int 
     }
 }
 
-/* Before the SiLU. */
+/* The convolution before the SiLU. */
 INLINE vec convolve(const Convolution *c, const vec *by_lag, vec bias, int64_t batch, int64_t t, int64_t channel,
                     int lanes) {
     for (int lag = 0; lag < smaller(c->taps, t + 1); lag++)

@@ -1,5 +1,5 @@
 /* Vectors of floats as wide as the machine's registers, through the vector extensions that GCC and Clang share, and
- * the few functions of them that the kernels need. One source serves AVX-512, AVX2, SSE and NEON. */
+ * the few functions on them that the kernels need. The same source compiles for AVX-512, AVX2, SSE and NEON. */
 #ifndef VEC_H
 #define VEC_H
 
@@ -57,7 +57,7 @@ INLINE int any(ivec mask) {
     return found != 0;
 }
 
-/* Through quarters, which every machine adds fast, and not as a chain of W additions. */
+/* By quarters, which every machine adds fast, instead of a chain of W additions. */
 INLINE float sum_lanes(const vec *v) {
     quad sum = {0}, part;
     for (int i = 0; i < W; i += 4) {
@@ -83,7 +83,7 @@ INLINE vec exp2_product(vec a, vec b) {
     return (vec)((ivec)p + ((ivec)shifted << 23));
 }
 
-/* 2^x for every x; it saturates at 2^-126 and 2^127, and NaN stays NaN. */
+/* 2^x for every x. It saturates at 2^-126 and 2^127, and NaN stays NaN. */
 INLINE vec exp2_any(vec x) {
     const vec one = (vec){0} + 1.f, low = (vec){0} - 126.f, high = (vec){0} + 127.f;
     x = choose(x < low, low, x);
