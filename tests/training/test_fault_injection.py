@@ -1,9 +1,8 @@
-"""A small real training, hurt at a random step in one of five ways and started again: it always ends the same.
+"""A small training run is disturbed at a random step in one of five ways and started again; it always ends the same.
 
-The first cases are part of every test run, all thirty of the slow one.
+The first two cases are part of the default suite, all thirty are part of the slow one.
 """
 
-import functools
 import os
 import resource
 import signal
@@ -13,43 +12,11 @@ import pytest
 import torch
 
 from audio_mamba.training import checkpoint, resume
-from tests.training.runs import EPOCHS, arguments, children, finish, follow, kill, losses, rank_of, start
+from tests.training.runs import children, finish, follow, kill, losses, rank_of, start_checkpointing
 
 CASES, SHORT = 30, 2
 STEPS = 48
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
-
-
-def begin(processes, workdir, archive):
-    """A line and a checkpoint at nearly every step; steps of 8 samples."""
-    return start(
-        processes,
-        arguments(
-            workdir,
-            archive,
-            "--print_freq",
-            "1",
-            "--checkpoint-minutes",
-            "0.0005",
-            num_epochs=EPOCHS,
-            batch_size=8 // processes,
-        ),
-    )
-
-
-@pytest.fixture(scope="module")
-def references(tmp_path_factory, larger_archive):
-    """Losses and last checkpoint of an undisturbed run by the number of its processes."""
-
-    @functools.cache
-    def undisturbed(processes):
-        workdir = tmp_path_factory.mktemp(f"undisturbed{processes}")
-        run = begin(processes, workdir, larger_archive)
-        output = finish(run)
-        assert run.returncode == 0, output
-        return losses(workdir), checkpoint.load_checkpoint(workdir / "checkpoints" / "checkpoint-7.pth")
-
-    return undisturbed
 
 
 def sigkill(run, workdir):
@@ -98,7 +65,7 @@ def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, refe
     hurt, processes = FAULTS[case % len(FAULTS)]
     # Not among the first, before there are two checkpoints, nor the last, when the run would end by itself.
     at_step = int(np.random.default_rng(case).integers(4, STEPS - 12))
-    run = begin(processes, tmp_path, larger_archive)
+    run = start_checkpointing(processes, tmp_path, larger_archive)
     follow(run, at_step)
     hurt(run, tmp_path)
 
@@ -108,7 +75,7 @@ def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, refe
     for _, path in intact:
         checkpoint.load_checkpoint(path)
 
-    run = begin(processes, tmp_path, larger_archive)
+    run = start_checkpointing(processes, tmp_path, larger_archive)
     output = finish(run)
     assert run.returncode == 0, output
     if hurt is truncated_newest:

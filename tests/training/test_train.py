@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from audio_mamba import train
+from audio_mamba.cli import train_setup
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.samples import Sample
 from audio_mamba.system import folder_lock
@@ -262,17 +263,19 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, synthetic_archiv
     assert {path: path.read_bytes() for path in written} == written
 
 
-def test_the_work_folder_notes_the_data_that_were_read(tmp_path, synthetic_archive, caplog):
+def test_the_work_folder_names_the_data_of_the_run(tmp_path, synthetic_archive, caplog, monkeypatch):
+    monkeypatch.setattr(train_setup, "FAKE_SAMPLES", 16)
+
     def noted():
         return json.loads((tmp_path / "config.json").read_text())["data"]
 
     run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1)
     assert noted()["train_dirs"] == [str(synthetic_archive)] and noted()["val_dir"] == str(synthetic_archive)
     with caplog.at_level(logging.INFO):
-        run(tmp_path, None, num_epochs=2, batch_size=512)
+        run(tmp_path, None, num_epochs=2)
     assert f"until now {tmp_path} was trained on other data: {synthetic_archive}" in caplog.text
     assert noted()["train_dirs"] == [] and noted()["val_dir"] == ""
-    run(tmp_path, None, num_epochs=1, batch_size=512)
+    run(tmp_path, None, num_epochs=1)
     assert json.loads((tmp_path / "config.json").read_text())["num_epochs"] == 2, "nothing was trained"
 
 
@@ -306,8 +309,9 @@ def test_a_damaged_config_and_a_file_for_a_folder_are_named(tmp_path, synthetic_
         run(tmp_path / "file", synthetic_archive, num_epochs=1)
 
 
-def test_fake_data_needs_no_archive(tmp_path):
-    (loss,) = run(tmp_path, None, "--bias_decay", num_epochs=1, batch_size=128)
+def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_setup, "FAKE_SAMPLES", 64)
+    (loss,) = run(tmp_path, None, "--bias_decay", num_epochs=1, batch_size=16)
     assert 0.9 < loss < 1.5  # white noise of variance 1 cannot be predicted
     (group,) = last_state(tmp_path)["optimizer"]["param_groups"]
     assert group["betas"] == (0.9, 0.999)
