@@ -2,7 +2,8 @@
 
 The library is kept in `$XDG_CACHE_HOME/audio_mamba` (by default `~/.cache/audio_mamba`) under a name derived from
 the source, the compiler and the processor, so that a home shared by different machines holds one for each. `$CC` names
-another compiler than `cc`.
+another compiler than `cc`; `$AUDIO_MAMBA_CFLAGS` replaces the flags that ask for the machine's own instructions, as in
+`AUDIO_MAMBA_CFLAGS=-march=x86-64-v3`.
 """
 
 import contextlib
@@ -22,6 +23,14 @@ SOURCES = Path(__file__).parent / "selective_scan" / "csrc"
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
 # Tried in this order: compilers name the processor differently, and not all have OpenMP.
 OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
+
+
+def machine_flags() -> tuple[tuple[str, ...], ...]:
+    """The sets of flags to try, the first that compiles is taken: those of AUDIO_MAMBA_CFLAGS, or OPTIONAL_FLAGS."""
+    if chosen := os.environ.get("AUDIO_MAMBA_CFLAGS"):
+        flags = tuple(shlex.split(chosen))
+        return (*flags, "-fopenmp"), flags
+    return OPTIONAL_FLAGS
 
 
 class BuildError(RuntimeError):
@@ -51,7 +60,7 @@ def build(directory: Path) -> Path:
 
 def _fingerprint(compiler: list[str]) -> str:
     parts = [source.read_bytes() for source in sorted(SOURCES.iterdir())]
-    parts += [repr((compiler, FLAGS, OPTIONAL_FLAGS, _processor())).encode(), _run([*compiler, "--version"]).encode()]
+    parts += [repr((compiler, FLAGS, machine_flags(), _processor())).encode(), _run([*compiler, "--version"]).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
@@ -88,7 +97,7 @@ def _compile(compiler: list[str], path: Path) -> None:
     logger.info("compiling the CPU kernels, once for this machine: %s", path)
     sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
     errors = []
-    for optional in OPTIONAL_FLAGS:
+    for optional in machine_flags():
         descriptor, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         os.close(descriptor)
         try:

@@ -123,7 +123,7 @@ INLINE void load_tile(Tile *tile, const Problem *p, vec reach, int64_t batch, in
         vec u = load_at(&p->u, batch, begin + t, channel, lanes);
         prefetch(&p->delta, batch, next + t, channel);
         prefetch(&p->u, batch, next + t, channel);
-        step->dt_slope = (vec){0} + 1.f;
+                step->dt_slope = (vec){0} + 1.f;
         step->dt = p->softplus ? softplus(delta, backward ? &step->dt_slope : NULL) : delta;
         step->u = u;
         step->input = step->dt * u;
@@ -265,17 +265,20 @@ INLINE void retreat_group(Tile *tile, int steps, const vec *A, const float *B, c
     }
 }
 
-static void load_gradient(Tile *tile, const Problem *p, const View *dy, int64_t batch, int64_t begin, int64_t next,
+static void load_gradient(Tile *tile, const Problem *p, const Gradients *grads, int64_t batch, int64_t begin, int64_t next,
                           int steps, int64_t channel) {
     int lanes = lanes_at(p, channel);
     for (int t = 0; t < steps; t++) {
         Step *step = &tile->steps[t];
-        step->dy = load_at(dy, batch, begin + t, channel, lanes);
-        prefetch(dy, batch, next + t, channel);
+        step->dy = load_at(&grads->dy, batch, begin + t, channel, lanes);
+        prefetch(&grads->dy, batch, next + t, channel);
+        prefetch_to_write(&grads->du, batch, begin + t, channel);
+        prefetch_to_write(&grads->d_delta, batch, begin + t, channel);
         step->d_input = step->d_exponent = (vec){0};
         if (p->z.data) {
             vec z = load_at(&p->z, batch, begin + t, channel, lanes), open = sigmoid(z);
             prefetch(&p->z, batch, next + t, channel);
+            prefetch_to_write(&grads->dz, batch, begin + t, channel);
             step->gate_slope = step->dy * open * (1.f + z * (1.f - open));
             step->dy *= z * open;
         }
@@ -338,7 +341,7 @@ static void backward_block(const Problem *p, const Gradients *grads, Block *bloc
             int lanes = lanes_at(p, channel);
             const float *start = start_at(p, batch, chunk, channel);
             load_tile(tile, p, block->reach[v], batch, begin, next, steps, channel, 1);
-            load_gradient(tile, p, &grads->dy, batch, begin, next, steps, channel);
+            load_gradient(tile, p, grads, batch, begin, next, steps, channel);
             for (int64_t n = 0; n < padded; n += GROUP) {
                 int64_t offset = v * padded + n, group = n / GROUP;
                 vec state[GROUP] = {{0}};

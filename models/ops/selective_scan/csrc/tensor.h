@@ -35,9 +35,13 @@ INLINE void store_at(const View *v, int64_t batch, int64_t time, int64_t last, v
         store_halves(to, v->type == BFLOAT16 ? to_bfloat16(value) : to_float16(value), lanes);
 }
 
-/* Ask for the cache line of an element that is about to be read. The element need not exist. */
+/* Ask for the cache line of an element that is about to be read or written. The element need not exist. */
 INLINE void prefetch(const View *v, int64_t batch, int64_t time, int64_t last) {
     __builtin_prefetch(address(v, batch, time, last));
+}
+
+INLINE void prefetch_to_write(const View *v, int64_t batch, int64_t time, int64_t last) {
+    __builtin_prefetch(address(v, batch, time, last), 1);
 }
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
