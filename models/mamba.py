@@ -129,7 +129,8 @@ class Mamba(nn.Module):
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's branch and the gate's: [B, L, D] -> 2 x [B, E, L]."""
-        return _apply(self.in_proj, hidden).transpose(1, 2).chunk(2, dim=1)
+        x, z = _apply(self.in_proj, hidden).chunk(2, dim=-1)  # [B, L, E], so that their gradients join side by side
+        return x.transpose(1, 2), z.transpose(1, 2)
 
     def _project_time_last(self, hidden: Tensor) -> Tensor:
         """Both branches [B, 2 E, L], time contiguous: the product the other way round, [2 E, D] x [D, B L]."""

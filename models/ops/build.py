@@ -60,11 +60,11 @@ def build(directory: Path) -> Path:
 
 def _fingerprint(compiler: list[str]) -> str:
     parts = [source.read_bytes() for source in sorted(SOURCES.iterdir())]
-    parts += [repr((compiler, FLAGS, machine_flags(), _processor())).encode(), _run([*compiler, "--version"]).encode()]
+    parts += [repr((compiler, FLAGS, machine_flags(), processor())).encode(), _run([*compiler, "--version"]).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
-def _processor() -> list[str]:
+def processor() -> list[str]:
     """What tells processors apart whose native instructions differ."""
     identity = [platform.machine(), platform.processor()]
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
