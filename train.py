@@ -171,9 +171,7 @@ def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch
 def to_model_input(run: Run, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Spectrograms in the layout of the model, [B, 1, T, M] or [B, 1, M, T], and masks [B, L], on its device."""
     spectrogram = batch["spectrogram"].to(run.device, non_blocking=True)
-    if run.model.frequency_first:
-        spectrogram = spectrogram.mT
-    return spectrogram, batch["mask"].to(run.device, non_blocking=True)
+    return run.model.from_time_first(spectrogram), batch["mask"].to(run.device, non_blocking=True)
 
 
 def validate(run: Run, interruption: Interruption) -> float | None:

@@ -22,6 +22,7 @@ DEFAULTS = {
         "type": "ssast",  # not read
         "num_classes": 1000,  # not read
         "model_args": {},  # the arguments of the encoder's constructor
+        "backend": "auto",  # of SSAM's kernels, see `models.ops.dispatch`; AUDIO_MAMBA_BACKEND, if set, wins
         "patch_embed_args": {},  # not read
     },
     "opt": {

@@ -1,10 +1,10 @@
 """Time and memory on the CPU of SSAM-tiny, its peers and SSAST-tiny: `python -m benchmarks.cpu`.
 
 All are stacks of 12 blocks of width 192 on random tokens in float32 (SSAM and the Mamba peers: expand 3, state 24; SSAM
-with the LayerNorm of the paper's configs). Each row runs in a process of its own, so that its peak memory is its own.
-The machine's ceilings, a large matrix product and an exponential of a vector, are measured in the same run; `of
-ceiling` is the time that the stack's matrix products and exponentials would take at those rates, divided by the time it
-took.
+with LayerNorm, as in the paper's configs). Each row runs in a process of its own, so that peak memory is measured per
+row. The machine's ceilings, a large matrix product and an exponential of a vector, are measured in the same run. `of
+ceiling` is the time that the stack's matrix products and exponentials would take at those rates, divided by the time
+measured.
 """
 
 import argparse
@@ -29,7 +29,7 @@ INNER, RANK = EXPAND * WIDTH, WIDTH // 16
 
 @dataclass
 class Row:
-    """One measurement; times in seconds, memory in MiB above that of the idle model."""
+    """One measurement: time in seconds, memory in MiB in addition to the idle model."""
 
     stack: str
     batch: int
@@ -139,7 +139,7 @@ def work(row: Row) -> tuple[float, float]:
 
 
 def of_ceiling(row: Row, flops_per_second: float, exp_per_second: float) -> float:
-    """A backward pass takes twice the matrix products; its exponentials are those of the recomputed forward pass."""
+    """A backward pass needs twice the matrix products, and recomputes the exponentials of the forward pass."""
     flops, exponentials = work(row)
     passes = (3, 2) if row.backward else (1, 1)
     return (passes[0] * flops / flops_per_second + passes[1] * exponentials / exp_per_second) / row.seconds

@@ -1,11 +1,11 @@
 """Speed and memory on a GPU: `python -m benchmarks.gpu`, in one call of under nine minutes, offline.
 
-Measured are the selective scan by itself, for pretraining and for one long clip; SSAM's encoder and its full training
-step in three sizes; SSAM against SSAST from 251 to 22,000 tokens. Where mamba-ssm is installed, its kernels stand
-beside ours: its scan in our block, and its fused block. The machine's ceilings, a large copy and exponentials in
-registers, are measured in the same run; `of floor` is the time that the least possible bytes or exponentials of a scan
-take at those rates, whichever is more, divided by the time it took. What no longer fits into the budget is named, not
-estimated, and so is what fails. Each line is printed, and written to the JSON file, as soon as it is measured.
+It measures the selective scan by itself, for pretraining and for one long clip; SSAM's encoder and its full training
+step in three sizes; SSAM against SSAST from 251 to 22,000 tokens. If mamba-ssm is installed, its kernels are compared
+with ours: its scan in our block, and its fused block. The machine's ceilings, a large copy and exponentials in
+registers, are measured in the same run. `of floor` is the time that the least possible bytes or exponentials of a scan
+take at those rates, whichever is longer, divided by the time measured. Rows that fail or no longer fit into the budget
+are listed with the reason. Each line is printed, and written to the JSON file, as soon as it is measured.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from audio_mamba import models
 from audio_mamba.models.loss import reconstruction_loss
-from audio_mamba.models.ops import published_kernels
-from audio_mamba.models.ops.selective_scan import chunked, mamba_ssm, triton_scan
+from audio_mamba.models.ops import packages
+from audio_mamba.models.ops.selective_scan import chunked, package, triton
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training import optim
 
@@ -70,9 +70,9 @@ class Report:
 
 
 def tasks() -> list[Task]:
-    """All measurements, those first that matter most."""
-    ways = ["ours"] if published_kernels.why_not("mamba-ssm") else ["ours", "mamba-ssm"]
-    fused = [] if published_kernels.why_not_together() else [way + ", fused block" for way in ways[1:]]
+    """All measurements, the most important first."""
+    ways = ["ours"] if packages.unavailable_reason("mamba-ssm") else ["ours", "mamba-ssm"]
+    fused = [] if packages.incompatible_reason() else [way + ", fused block" for way in ways[1:]]
     found = [
         Task("scan", subject, way, precision, backward)
         for precision in ("bfloat16", "float32")
@@ -124,8 +124,8 @@ def scan_run(task: Task) -> Callable[[], object]:
     inputs = [t.requires_grad_(task.backward) for t in inputs]
     weights = torch.randn_like(u)
     scan = {
-        "ours": triton_scan.selective_scan,
-        "mamba-ssm": mamba_ssm.selective_scan,
+        "ours": triton.selective_scan,
+        "mamba-ssm": package.selective_scan,
         "plain": chunked.selective_scan,
     }.get(task.way) or torch.compile(chunked.selective_scan)
 
@@ -142,8 +142,9 @@ def model_run(task: Task) -> Callable[[], object]:
     model = models.ARCHS[f"mamba_ssast_{task.subject.split(',')[0]}"](
         img_size=(200, 80), patch_size=(4, 16), frequency_first=False, rms_norm=False
     ).cuda()
-    for block in model.blocks:
-        block.mixer.backend = {"ours": "triton", "mamba-ssm": "mamba_ssm"}.get(task.way, "auto")
+    model.use_backend("triton" if task.way == "ours" else "mamba_ssm")
+    for block in model.blocks if task.way == "mamba-ssm" else ():
+        block.mixer.forward = block.mixer.compose
     x, mask = torch.randn(BATCH, 1, 200, 80, device="cuda"), (torch.rand(BATCH, 250, device="cuda") < 0.5).float()
     dtype = DTYPES[task.precision]
     autocast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32)
@@ -173,8 +174,8 @@ def tokens_run(task: Task) -> Callable[[], object]:
     stack, length = task.subject.split(", ")
     arch = {"SSAM-tiny": "mamba_ssast_tiny", "SSAST-tiny": "ssast_tiny"}[stack]
     model = models.ARCHS[arch]().cuda()
-    for block in model.blocks if stack == "SSAM-tiny" else ():
-        block.mixer.backend = "triton"
+    if stack == "SSAM-tiny":
+        model.use_backend("triton")
     tokens = torch.randn(1, int(length), model.embed_dim, device="cuda")
 
     def run():
@@ -190,9 +191,9 @@ RUNS = {"scan": scan_run, "encoder": model_run, "step": model_run, "tokens": tok
 
 
 def median_seconds(function: Callable[[], object]) -> float:
-    """On the device, of the runs that fit into SECONDS, at least QUEUED of them, after three to warm up.
+    """Median time on the device of the runs that fit into SECONDS, at least QUEUED, after three to warm up.
 
-    Several runs are queued behind a pause, so that the device goes from one to the next without waiting for Python.
+    Several runs are queued behind a pause, so that the device never waits for Python between them.
     """
     for _ in range(3):
         function()
@@ -231,7 +232,7 @@ def measure(task: Task, report: Report) -> Row:
     except torch.cuda.OutOfMemoryError:
         row.problem = "out of memory"
         return row
-    except Exception as error:  # of whatever kind: the other rows are still wanted
+    except Exception as error:  # of any kind: the other rows are still wanted
         row.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return row
     row.peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
@@ -246,7 +247,7 @@ def run(budget_seconds: float, output: Path, show: Callable[[str], None] = lambd
     """Measure what fits into the budget; the file `output` grows row by row, and `show` gets the table line by line."""
     import triton
 
-    begin, longest = time.perf_counter(), 15.0  # of a row so far; a first guess leaves room for compiling
+    begin, longest = time.perf_counter(), 15.0  # of a row so far; a first guess that allows for compiling
     copied, exponentials = ceilings()
     report = Report(torch.cuda.get_device_name(), torch.__version__, triton.__version__, copied / 1e9, exponentials)
     for text in head(report):
@@ -266,7 +267,7 @@ def run(budget_seconds: float, output: Path, show: Callable[[str], None] = lambd
 
 
 def head(report: Report) -> list[str]:
-    """What stands above the rows of the table in markdown. `samples/s` of a token stack counts its one input."""
+    """The lines above the rows of the table, in markdown. `samples/s` of a token stack counts its one input."""
     return [
         f"{report.machine}, torch {report.torch}, triton {report.triton}; ceilings: {report.gb_per_s:.0f} GB/s, "
         f"{report.exp_per_s / 1e9:.0f} G exponentials/s",
@@ -306,7 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks.gpu: there is no CUDA device; benchmarks.cpu measures this machine")
+        raise SystemExit("benchmarks.gpu: no CUDA device; benchmarks.cpu measures this machine")
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")  # TF32 in the float32 rows
     try:

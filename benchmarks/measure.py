@@ -36,6 +36,6 @@ def peak_mib() -> float:
 
 def without_kernels(model: nn.Module, backend: str = "chunked") -> None:
     """Makes an SSAM, and this process, run in plain PyTorch as where there is no compiler, its scan by `backend`."""
-    native.why_not = lambda *tensors: "the benchmark wants the plain path"
+    native.unsupported_reason = lambda *tensors: "the benchmark wants plain PyTorch"
     for block in model.blocks:
         block.mixer.backend = backend

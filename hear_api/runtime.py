@@ -69,7 +69,7 @@ class RuntimeSSAST(nn.Module):
         self.model.eval()
         self.steps_per_unit, bands = self.model.grid_size()
         self.scene_embedding_size = self.timestamp_embedding_size = bands * self.model.embed_dim
-        self._unit_frames = self.model.img_size[1 if self.model.frequency_first else 0]
+        self._unit_frames = self.model.num_frames
         self.frames_per_step = self._unit_frames // self.steps_per_unit
         self.step_ms = 1000 * self.frames_per_step / self.front_end.frames_per_second
 
@@ -153,8 +153,7 @@ class RuntimeSSAST(nn.Module):
         results = [torch.empty(count, self.scene_embedding_size, device=device) for count in steps]
         for batch in batch_units(units, device.type):
             x = stack_units(batch, spectrograms, self.frames_per_step, self._unit_frames).to(device)
-            x = x.unsqueeze(1)  # [B, 1, T, M]
-            x = x.transpose(-1, -2) if self.model.frequency_first else x
+            x = self.model.from_time_first(x.unsqueeze(1))  # [B, T, M] -> [B, 1, T, M], or [B, 1, M, T]
             with self.autocast():
                 rows = self.model.forward_features(x, layout, steps=max(unit.steps for unit in batch))
             for unit, row in zip(batch, rows):
@@ -212,7 +211,7 @@ def build_model(config: ConfigDict) -> nn.Module:
     """The untrained encoder of a config, with the same weights each time. ValueError for one that cannot be built."""
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it is
         torch.default_generator.manual_seed(0)  # torch.manual_seed would set those of all GPUs, too
-        return models.build(config.model.arch, config.model.model_args.to_dict())
+        return models.build(config.model.arch, config.model.model_args.to_dict(), config.model.get("backend", "auto"))
 
 
 def _log_mel_by_blocks(audio: Tensor, front_end: FrontEnd) -> Tensor:

@@ -107,9 +107,9 @@ class StreamingSSAM:
         statistics = self._moments.statistics() if self._statistics == "running" else self._statistics
         frames = F.pad(normalise(frames, statistics), (0, 0, 0, needed - len(frames)))
         if self._step_of_unit() == 0:
-            self._states = self._model.first_states(batch=1)
+            self._states = self._model.init_states(batch=1)
         tokens = self._model.embed_steps(frames[None, None], first=self._step_of_unit())  # [1, 5 steps, D]
-        tokens, self._states = self._model.proceed(tokens, self._states)
+        tokens, self._states = self._model.step(tokens, self._states)
         self._step += steps
         return tokens.reshape(steps, -1).float()
 

@@ -1,19 +1,19 @@
 """The encoders, by the arch names that configs use: `models.build(arch, model_args)`.
 
-`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST. The defaults are those of the two classes: frequency-first
-[B, 1, 80, 200] inputs; the paper's configs choose time-first ones.
+`mamba_ssast_<size>` is SSAM, `ssast_<size>` SSAST. The defaults are those of the two classes: frequency-first inputs
+[B, 1, 80, 200]. The paper's configs choose time-first ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
-
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.ops.dispatch import configured_backend
 from audio_mamba.models.ssam import MambaSSAST
 from audio_mamba.models.ssast import SSAST
 
-# depth, width, heads: ViT's sizes (Dosovitskiy et al. 2021), with the paper's own medium (Yadav and Tan 2024).
+# depth, width, heads: the sizes of ViT (Dosovitskiy et al. 2021), and the paper's own medium (Yadav and Tan 2024).
 SIZES = {
     "tiny": (12, 192, 3),
     "small": (12, 384, 6),
@@ -23,24 +23,44 @@ SIZES = {
     "huge": (32, 1280, 16),
 }
 
-ARCHS = {}
+ARCHS: dict[str, Callable[..., MaskedSpectrogramEncoder]] = {}
 for _size, (_depth, _width, _heads) in SIZES.items():
     ARCHS[f"mamba_ssast_{_size}"] = partial(MambaSSAST, depth=_depth, embed_dim=_width)
     ARCHS[f"ssast_{_size}"] = partial(SSAST, depth=_depth, embed_dim=_width, num_heads=_heads)
-globals().update(ARCHS)
 
 
-def build(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
-    """An encoder with new weights, drawn from torch's generator. ValueError for an unknown arch or argument."""
+def __getattr__(name: str) -> Callable[..., MaskedSpectrogramEncoder]:
+    """The constructors of ARCHS are attributes of this module, as in the published code: `models.ssast_tiny(...)`."""
+    if name in ARCHS:
+        return ARCHS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def build(arch: str, model_args: Mapping[str, Any], backend: str = "auto") -> MaskedSpectrogramEncoder:
+    """An encoder with new weights, drawn from torch's generator.
+
+    Args:
+        arch: a key of ARCHS.
+        model_args: arguments of its constructor.
+        backend: the config's `model.backend`, whose kernels SSAM uses, see `models.ops.dispatch`. The environment
+            variable AUDIO_MAMBA_BACKEND, if set, wins over it.
+
+    Raises:
+        ValueError: an unknown arch, argument or back end.
+    """
+    backend = configured_backend(backend)
     if arch not in ARCHS:
         raise ValueError(f"model.arch {arch!r} is unknown; choose from {', '.join(ARCHS)}")
     try:
-        return ARCHS[arch](**model_args)
+        encoder = ARCHS[arch](**model_args)
     except TypeError as error:
         raise ValueError(f"model.model_args: {error}") from error
+    if isinstance(encoder, MambaSSAST):
+        encoder.use_backend(backend)
+    return encoder
 
 
-__all__ = ["ARCHS", "SIZES", "SSAST", "MambaSSAST", "build", *ARCHS]
+__all__ = ["ARCHS", "SIZES", "SSAST", "MambaSSAST", "MaskedSpectrogramEncoder", "build"]
 
 if __name__ == "models":
     from audio_mamba import published_names

@@ -1,9 +1,11 @@
-"""What SSAM and SSAST share: a masked autoencoder of spectrograms without a decoder stack.
+"""What SSAM and SSAST share: a masked autoencoder of spectrograms whose decoder is a small head.
 
 Symbols: B batch, T frames, M mel bands, T' x M' grid of patches, L = T'*M' patches, P values per patch, D channels.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from audio_mamba.models import masking
 from audio_mamba.models.ops.linear import Linear
-from audio_mamba.models.patches import PatchEmbed, patchify, unpatchify
-from audio_mamba.models.pos_embed import sincos_position_embedding
+from audio_mamba.models.patches import PatchEmbed, patchify, sincos_position_embedding, unpatchify
 from audio_mamba.schema import LAYOUTS
 
 
 class MaskedSpectrogramEncoder(nn.Module, ABC):
-    """Reads a spectrogram as patches, replaces the masked ones by one learned token, and predicts them all.
+    """Reads a spectrogram as patches, replaces masked patches by one learned token, and predicts all patches.
 
     Args:
         img_size: the spectrogram's size in the order of the input: (T, M), or (M, T) if `frequency_first`.
@@ -26,20 +27,22 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         in_chans: channels of the spectrogram.
         mask_ratio: share of patches that `random_masking` hides, in [0, 1).
         masking_mode: "unstructured" or "timestep", see `models.masking`.
-        use_cls_token: put a learned token, which is always visible, before the patches.
-        frequency_first: inputs are [B, C, M, T] instead of [B, C, T, M]. Tokens, positions, masks and features are
-            those of a time-first model on the transposed input.
+        use_cls_token: put a learned token, which is never masked, before the patches.
+        frequency_first: inputs are [B, C, M, T] instead of [B, C, T, M]. Tokens, positions, masks and features are the
+            same as in a time-first model on the transposed input. See `from_time_first`.
         masked_positions: add the positions to masked tokens too, as Gong et al. (2022) do. The published Audio Mamba
-            does not: there a masked token has no place but its place in the sequence. The scan of SSAM reads that;
-            attention does not, so its SSAST predicts one and the same patch for all masked patches of a clip.
+            does not, so only its place in the sequence tells where a masked token is. The scan of SSAM depends on that
+            place. Attention does not, so SSAST predicts the same patch for all masked patches of a clip.
 
-    Set the attribute `gradient_checkpointing` to train in less memory: of each block only the input is kept, and the
+    Set the attribute `gradient_checkpointing` to train in less memory: only the input of each block is kept, and the
     backward pass runs the block again (Chen et al. 2016, arXiv 1604.06174). Losses and gradients stay the same.
 
-    ValueError where the patches do not tile the spectrogram and for values out of range.
+    Raises:
+        ValueError: patches that do not tile the spectrogram, or values out of range.
     """
 
-    causal = False  # whether no output token depends on a later one
+    causal = False  # True if no output token depends on a later input token
+    blocks: nn.ModuleList
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         masked_positions: bool,
     ):
         super().__init__()
-        img_size, patch_size = tuple(img_size), tuple(patch_size)
+        img_size, patch_size = _pair(img_size), _pair(patch_size)
         if any(size % patch for size, patch in zip(img_size, patch_size, strict=True)):
             raise ValueError(f"patch_size {patch_size} does not divide img_size {img_size}")
         if not 0 <= mask_ratio < 1:
@@ -80,30 +83,51 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
     def init_weights(self) -> None:
         """The published initialisation of the shared parts; the head keeps torch's default."""
         nn.init.xavier_uniform_(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
         nn.init.normal_(self.mask_token, std=0.02)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
 
     def grid_size(self) -> tuple[int, int]:
-        """(T', M'): patches along time and along mel, in this order for both input layouts."""
+        """(T', M'): patches along time and along mel, in this order for both kinds of input."""
         steps, bands = (size // patch for size, patch in zip(self.img_size, self._patch_size))
         return (bands, steps) if self.frequency_first else (steps, bands)
 
     def patch_size(self) -> tuple[int, int]:
-        """The patch's size in the order of the input."""
+        """The size of a patch, in the order of the input."""
         return self._patch_size
 
+    @property
+    def num_frames(self) -> int:
+        """T, the frames of a spectrogram."""
+        return self.img_size[1] if self.frequency_first else self.img_size[0]
+
+    @property
+    def n_mels(self) -> int:
+        """M, the mel bands of a spectrogram."""
+        return self.img_size[0] if self.frequency_first else self.img_size[1]
+
+    def from_time_first(self, spectrogram: Tensor) -> Tensor:
+        """[..., T, M] -> the order that this model reads, [..., M, T] if it is frequency-first."""
+        return spectrogram.mT if self.frequency_first else spectrogram
+
+    def to_time_first(self, x: Tensor) -> Tensor:
+        """The inverse of `from_time_first`."""
+        return x.mT if self.frequency_first else x
+
     def _time_first(self, x: Tensor) -> Tensor:
+        """A checked input as [B, C, T, M]."""
         if x.dim() != 4 or tuple(x.shape[1:]) != (self.in_chans, *self.img_size):
             raise ValueError(
                 f"expected a spectrogram [B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}], "
                 f"got {list(x.shape)}"
             )
-        return x.transpose(-1, -2) if self.frequency_first else x
+        return self.to_time_first(x)
 
     def _time_first_patch(self) -> tuple[int, int]:
-        return self._patch_size[::-1] if self.frequency_first else self._patch_size
+        first, second = self._patch_size
+        return (second, first) if self.frequency_first else (first, second)
 
     def patchify(self, x: Tensor) -> Tensor:
         """Spectrogram [B, C, T, M] (or [B, C, M, T]) -> patches [B, L, P], time-major, element time * p_m + mel."""
@@ -111,20 +135,19 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """The inverse of `patchify`."""
-        x = unpatchify(patches, self.grid_size(), self._time_first_patch())
-        return x.transpose(-1, -2) if self.frequency_first else x
+        return self.from_time_first(unpatchify(patches, self.grid_size(), self._time_first_patch()))
 
     def draw_mask(self, rng: np.random.Generator) -> np.ndarray:
         """One sample's mask, float32 [L], 1 where masked."""
         return masking.draw_mask(rng, self.grid_size(), self.mask_ratio, self.masking_mode)
 
     def random_masking(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Replace masked tokens [B, L, D] by the mask token, which carries no position.
+        """Replaces masked tokens [B, L, D] by the mask token, without a position.
 
-        Without a `mask` one is drawn per sample from torch's global generator. Returns tokens and mask [B, L].
+        Without a `mask`, one per sample is drawn from torch's global generator. Returns tokens and mask [B, L].
         """
         if mask is None:
-            rng = np.random.default_rng(torch.randint(2**62, ()).item())
+            rng = np.random.default_rng(int(torch.randint(2**62, ())))
             mask = torch.from_numpy(np.stack([self.draw_mask(rng) for _ in tokens]))
         if mask.shape != tokens.shape[:2]:
             raise ValueError(f"the mask must be {list(tokens.shape[:2])}, one value per patch, got {list(mask.shape)}")
@@ -136,13 +159,13 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         return self.embed_steps(self._time_first(x), first=0)
 
     def embed_steps(self, frames: Tensor, first: int) -> Tensor:
-        """Time-first frames [B, C, t * p_t, M] of t time steps from number `first` on -> their tokens [B, t*M', D]."""
+        """Time-first frames [B, C, t*p_t, M] of t steps, the first being number `first` -> tokens [B, t*M', D]."""
         tokens = self.patch_embed(frames)
         begin = first * self.grid_size()[1]
         return tokens + self._patch_positions()[:, begin : begin + tokens.shape[1]]
 
     def _patch_positions(self) -> Tensor:
-        """Positions of all patches, without the class token's: [1, L, D]."""
+        """Positions of all patches, without the class token: [1, L, D]."""
         return self.pos_embed if self.cls_token is None else self.pos_embed[:, 1:]
 
     def encode(self, tokens: Tensor) -> Tensor:
@@ -153,10 +176,10 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         hidden = self.forward_blocks(tokens)
         return hidden if self.cls_token is None else hidden[:, 1:]
 
-    def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
-        """What the block gives for its inputs, with its activations dropped if `gradient_checkpointing` asks for it."""
+    def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Any:
+        """The block's output. With `gradient_checkpointing`, its activations are not kept for the backward pass."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            # Nothing in a block is drawn at random, so there is no random state to bring back for the second run.
+            # Blocks draw nothing at random, so there is no random state to restore for the second run.
             return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return block(*inputs)
 
@@ -165,10 +188,17 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         """All tokens [B, L (+1), D] -> `encoder_norm` of the last block's output, the same shape."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict all patches of a spectrogram from the unmasked ones.
+        """Predicts all patches of a spectrogram from the unmasked ones.
 
-        x: [B, C, T, M] (or [B, C, M, T]); mask: [B, L], 1 where masked, drawn at random if absent.
-        Returns prediction [B, L, P], target [B, L, P] and mask [B, L]. ValueError for wrong shapes.
+        Args:
+            x: [B, C, T, M], or [B, C, M, T] if the model is frequency-first.
+            mask: [B, L], 1 where masked; drawn at random if absent.
+
+        Returns:
+            Prediction [B, L, P], target [B, L, P] and mask [B, L].
+
+        Raises:
+            ValueError: a wrong shape.
         """
         tokens, mask = self.random_masking(self.embed(x), mask)
         if self.masked_positions:
@@ -176,12 +206,22 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         return self.pred(self.encode(tokens)), self.patchify(x), mask
 
     def forward_features(self, x: Tensor, layout: str = "published", steps: int | None = None) -> Tensor:
-        """Features of the first `steps` time steps of a spectrogram (default: all T'), one row each: [B, steps, M'*D].
+        """Features of the first time steps of a spectrogram, one row per step.
 
-        layout "bands": row t holds the M' band tokens of time step t. layout "published": the published
-        extraction reads the time-major tokens as if they were frequency-major, so row i holds tokens
-        i, T' + i, ..., (M' - 1) T' + i. In a causal encoder the tokens after the last one read are left out, which
-        changes no value. ValueError for another layout and for steps beyond T'.
+        A causal encoder skips the tokens after the last one that is needed, which changes no value.
+
+        Args:
+            x: see `forward`.
+            layout: "bands": row t holds the M' band tokens of time step t. "published": the published extraction reads
+                the time-major tokens as if they were frequency-major, so row i holds the tokens
+                i, T' + i, ..., (M' - 1) T' + i.
+            steps: how many time steps; all T' by default.
+
+        Returns:
+            [B, steps, M'*D].
+
+        Raises:
+            ValueError: a wrong shape, an unknown layout, or steps beyond T'.
         """
         most, bands = self.grid_size()
         steps = most if steps is None else steps
@@ -202,3 +242,9 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         if not self.causal:
             return most * bands
         return steps * bands if layout == "bands" else (bands - 1) * most + steps
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    """Two sizes, which a config may give as a list."""
+    first, second = sizes
+    return first, second

@@ -6,12 +6,22 @@ from torch import Tensor
 def reconstruction_loss(
     pred: Tensor, target: Tensor, mask: Tensor | None = None, normalise_patches: bool = False, masked_only: bool = False
 ) -> Tensor:
-    """Mean squared error between predicted and true patches, a float32 scalar.
+    """Mean squared error between predicted and true patches.
 
-    pred, target: [B, L, P]; mask: [B, L], 1 where masked. The published loss counts every patch;
-    `masked_only` counts the masked ones alone (MAE's choice; nothing masked gives 0). `normalise_patches` first
-    brings each target patch to zero mean and unit variance (MAE, He et al. 2022, section 4.1, "norm pix").
-    ValueError for `masked_only` without a mask.
+    Args:
+        pred: [B, L, P].
+        target: [B, L, P].
+        mask: [B, L], 1 where masked.
+        normalise_patches: first normalise each target patch to zero mean and unit variance (MAE, He et al. 2022,
+            section 4.1, "norm pix").
+        masked_only: average over the masked patches only, as MAE does, instead of over all patches, as published. If
+            nothing is masked, the loss is 0.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: `masked_only` without a mask.
     """
     if normalise_patches:
         target = normalise_per_patch(target)
@@ -19,7 +29,7 @@ def reconstruction_loss(
     if not masked_only:
         return error.mean()
     if mask is None:
-        raise ValueError("a loss over the masked patches alone needs the mask")
+        raise ValueError("a loss over the masked patches only needs the mask")
     return (error * mask).sum() / mask.sum().clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""Which patches of a sample are hidden from the encoder."""
+"""Random masks: which patches of a sample the encoder does not see."""
 
 import numpy as np
 
@@ -6,11 +6,18 @@ MODES = ("unstructured", "timestep")
 
 
 def draw_mask(rng: np.random.Generator, grid_size: tuple[int, int], ratio: float, mode: str) -> np.ndarray:
-    """Draw one sample's mask: float32 [T'*M'], time-major, 1 where masked.
+    """Draws one sample's mask: float32 [T'*M'], time-major, 1 where masked.
 
-    "unstructured" hides patches anywhere and keeps int(L * (1 - ratio)) of the L = T'*M' patches; "timestep" hides
-    whole time steps, every mel band of them, and keeps int(T' * (1 - ratio)) steps. All masks of that size are
-    equally likely. ValueError for an unknown mode.
+    Args:
+        rng: the source of randomness.
+        grid_size: (T', M'), the patches along time and along mel.
+        ratio: the share to hide, in [0, 1).
+        mode: "unstructured" hides single patches and keeps int(L * (1 - ratio)) of the L = T'*M'; "timestep" hides
+            whole time steps with all their mel bands and keeps int(T' * (1 - ratio)). All masks of that size are
+            equally likely.
+
+    Raises:
+        ValueError: an unknown mode.
     """
     steps, bands = grid_size
     if mode == "unstructured":

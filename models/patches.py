@@ -1,10 +1,11 @@
-"""Spectrograms as sequences of patches.
+"""Spectrograms as sequences of patches, and the positions of the patches.
 
-Everything inside the encoders is time-first: a spectrogram is [B, C, T, M] (frames, mel bands) and patches run
-time-major, patch t * M' + m for time step t and band m. Frequency-first models differ in their input and in how
-their kernel is stored, nowhere else.
+Everything inside the encoders is time-first: a spectrogram is [B, C, T, M] (frames, mel bands) and patches are in
+time-major order, patch t * M' + m for time step t and band m. Frequency-first models differ only in their input and in
+how their kernel is stored.
 """
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,4 +41,30 @@ class PatchEmbed(nn.Module):
         weight = self.proj.weight.transpose(-1, -2) if self.frequency_first else self.proj.weight
         # A convolution whose stride is its kernel is one matrix product on the patches.
         weight = weight.permute(0, 2, 3, 1)  # [D, p_t, p_m, C]
-        return F.linear(patchify(x, tuple(weight.shape[1:3])), weight.flatten(1), self.proj.bias)
+        _, p_t, p_m, _ = weight.shape
+        return F.linear(patchify(x, (p_t, p_m)), weight.flatten(1), self.proj.bias)
+
+
+def sincos_position_embedding(grid_size: tuple[int, int], dim: int, cls_token: bool) -> np.ndarray:
+    """Positions of a time-major grid of (time steps, mel bands), float32 [cls_token + T'*M', dim].
+
+    The first half of the channels encodes the mel band, the second half the time step (MAE's `get_2d_sincos_pos_embed`,
+    He et al. 2022, with the axes of the published model). The class token's position is zero.
+
+    Raises:
+        ValueError: `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"the embedding width must be a multiple of 4 for 2-d sine-cosine positions, got {dim}")
+    steps, bands = grid_size
+    axes = np.meshgrid(np.arange(steps, dtype=np.float32), np.arange(bands, dtype=np.float32), indexing="ij")
+    time, band = (axis.ravel() for axis in axes)  # [T'*M'] each
+    positions = np.concatenate([_sincos(band, dim // 2), _sincos(time, dim // 2)], axis=1)  # [T'*M', dim]
+    return np.concatenate([np.zeros((1, dim), np.float32), positions]) if cls_token else positions
+
+
+def _sincos(position: np.ndarray, dim: int) -> np.ndarray:
+    """[L] -> [L, dim]: sines, then cosines, of position * 10000^(-2i/dim), in float32 as in the published weights."""
+    exponent = np.arange(dim // 2, dtype=np.float32) / np.float32(dim / 2)
+    angle = np.outer(position, 1 / np.float32(10000) ** exponent)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)

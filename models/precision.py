@@ -1,4 +1,4 @@
-"""The precisions in which encoders run, by the names that configs and commands use."""
+"""The precisions in which encoders can run, by the names that configs and commands use."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """A context in which an encoder on `device` runs in one of PRECISIONS; its weights stay float32."""
+    """A context in which an encoder on `device` runs in `precision`, one of PRECISIONS; its weights stay float32."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, PRECISIONS[precision])

@@ -1,5 +1,8 @@
 """SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2)."""
 
+from collections.abc import Iterator
+from typing import cast
+
 from torch import Tensor, nn
 
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
@@ -8,7 +11,7 @@ from audio_mamba.models.ops.add_norm import add_norm
 
 
 class MambaBlock(nn.Module):
-    """Add to the residual stream, normalise, mix: (hidden, residual) -> (hidden, residual), all [B, L, D]."""
+    """Adds to the residual stream, normalises, mixes: (hidden, residual) -> (hidden, residual), all [B, L, D]."""
 
     def __init__(
         self, mixer: Mamba, norm: nn.LayerNorm | nn.RMSNorm, residual_in_fp32: bool, fused_add_norm: bool = True
@@ -18,25 +21,29 @@ class MambaBlock(nn.Module):
         self.fused_add_norm = fused_add_norm
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        normed, residual = add_norm(hidden, residual, self.norm, self.residual_in_fp32, self.fused_add_norm)
+        normed, residual = self._add_norm(hidden, residual)
         return self.mixer(normed), residual
 
-    def proceed(self, hidden: Tensor, residual: Tensor | None, state: MambaState) -> tuple[Tensor, Tensor, MambaState]:
-        """`forward` for some more tokens after those in `state`; returns the state after them as well."""
-        normed, residual = add_norm(hidden, residual, self.norm, self.residual_in_fp32, self.fused_add_norm)
-        hidden, state = self.mixer.proceed(normed, state)
+    def step(self, hidden: Tensor, residual: Tensor | None, state: MambaState) -> tuple[Tensor, Tensor, MambaState]:
+        """`forward` for further tokens after those in `state`; also returns the new state."""
+        normed, residual = self._add_norm(hidden, residual)
+        hidden, state = self.mixer.step(normed, state)
         return hidden, residual, state
+
+    def _add_norm(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        backend = self.mixer.backend if self.fused_add_norm else "reference"
+        return add_norm(hidden, residual, self.norm, self.residual_in_fp32, backend)
 
 
 class MambaSSAST(MaskedSpectrogramEncoder):
-    """SSAM. Arguments beside those of `MaskedSpectrogramEncoder`:
+    """SSAM. Arguments in addition to those of `MaskedSpectrogramEncoder`:
 
     rms_norm: RMSNorm instead of LayerNorm in the blocks (the final norm is always a LayerNorm).
     residual_in_fp32: keep the residual stream in float32 under lower precision.
-    fused_add_norm: allow one kernel for add + norm on CUDA tensors; never changes a result.
+    fused_add_norm: allow one kernel for add + norm on CUDA tensors; it never changes a result.
     norm_epsilon: of the blocks' norms.
-    ssm_kwargs: arguments of `Mamba`; replaces the published {d_state 24, d_conv 4, expand 3} as a whole, so that
-        missing ones take Mamba's own defaults.
+    ssm_kwargs: arguments of `Mamba`. They replace the published {d_state 24, d_conv 4, expand 3} as a whole: a missing
+        one takes Mamba's own default.
     """
 
     causal = True
@@ -83,34 +90,46 @@ class MambaSSAST(MaskedSpectrogramEncoder):
 
     def init_weights(self) -> None:
         super().init_weights()
-        for layer in (self.pred[0], self.pred[2]):
-            nn.init.zeros_(layer.bias)
-        for block in self.blocks:
+        for layer in self.pred:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+        for block in self._mamba_blocks():
             block.mixer.init_weights(self.depth)
 
+    def use_backend(self, backend: str) -> None:
+        """Chooses the kernels of all blocks, see `models.ops.dispatch`."""
+        for block in self._mamba_blocks():
+            block.mixer.backend = backend
+
     def forward_blocks(self, tokens: Tensor) -> Tensor:
-        hidden, residual = tokens, None
+        hidden: Tensor = tokens
+        residual: Tensor | None = None
         for block in self.blocks:
             hidden, residual = self.run_block(block, hidden, residual)
-        return self._finish(hidden, residual)
+        return self._final_norm(hidden, residual)
 
-    def first_states(self, batch: int) -> list[MambaState]:
-        """The blocks' states at the start of a unit, with the class token, where there is one, behind them."""
-        states = [block.mixer.first_state(batch) for block in self.blocks]
+    def init_states(self, batch: int) -> list[MambaState]:
+        """The blocks' states at the start of a unit: after the class token, if there is one."""
+        states = [block.mixer.init_state(batch) for block in self._mamba_blocks()]
         if self.cls_token is not None:
             cls_token = self.cls_token + self.pos_embed[:, :1]
-            states = self.proceed(cls_token.expand(batch, -1, -1), states)[1]
+            states = self.step(cls_token.expand(batch, -1, -1), states)[1]
         return states
 
-    def proceed(self, tokens: Tensor, states: list[MambaState]) -> tuple[Tensor, list[MambaState]]:
-        """Some more patch tokens with positions [B, L, D] -> what `encode` gives for them, and the states after."""
-        hidden, residual, after = tokens, None, []
-        for block, state in zip(self.blocks, states, strict=True):
-            hidden, residual, state = block.proceed(hidden, residual, state)
-            after.append(state)
-        return self._finish(hidden, residual), after
+    def step(self, tokens: Tensor, states: list[MambaState]) -> tuple[Tensor, list[MambaState]]:
+        """Further patch tokens with positions [B, L, D] -> what `encode` computes for them, and the new states."""
+        hidden: Tensor = tokens
+        residual: Tensor | None = None
+        new_states = []
+        for block, state in zip(self._mamba_blocks(), states, strict=True):
+            hidden, residual, state = block.step(hidden, residual, state)
+            new_states.append(state)
+        return self._final_norm(hidden, residual), new_states
 
-    def _finish(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+    def _mamba_blocks(self) -> Iterator[MambaBlock]:
+        return cast(Iterator[MambaBlock], iter(self.blocks))
+
+    def _final_norm(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         if residual is not None:
             hidden = residual + hidden
         return self.encoder_norm(hidden.to(self.encoder_norm.weight.dtype))

@@ -1,4 +1,4 @@
-"""SSAST: the masked spectrogram encoder with ViT blocks (Gong et al. 2022, as re-built by Yadav and Tan 2024)."""
+"""SSAST: the masked spectrogram encoder with ViT blocks (Gong et al. 2022, as rebuilt by Yadav and Tan 2024)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between, [B, L, D] -> [B, L, D]."""
+    """Two linear layers with a GELU in between, [B, L, D] -> [B, L, D]."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -41,7 +41,7 @@ class Mlp(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm ViT block."""
+    """Pre-norm ViT block, [B, L, D] -> [B, L, D]."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -56,7 +56,7 @@ class TransformerBlock(nn.Module):
 
 
 class SSAST(MaskedSpectrogramEncoder):
-    """SSAST. `num_heads` beside the arguments of `MaskedSpectrogramEncoder`."""
+    """SSAST. Argument in addition to those of `MaskedSpectrogramEncoder`: num_heads, of each block."""
 
     def __init__(
         self,

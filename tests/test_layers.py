@@ -11,7 +11,7 @@ FLOORS = {
     "audio_mamba.published_names": 0,
     "audio_mamba.front_end": 0,
     "audio_mamba.schema": 1,
-    "audio_mamba.system": 1,
+    "audio_mamba.system": 0,
     "audio_mamba.models.ops": 1,
     "audio_mamba.models": 2,
     "audio_mamba.data": 2,

@@ -182,7 +182,7 @@ def test_the_installed_wheel(tmp_path):
         "py.typed",
         "weights/ssam_tiny_free_audio/model.safetensors",
         "training/report.html",
-        "models/ops/selective_scan/csrc/vec.h",
+        "models/ops/native/csrc/vec.h",
     ):
         assert f"audio_mamba/{data}" in names
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)

@@ -43,8 +43,7 @@ def reconstruct(
     losses = (predicted - target).square().mean(dim=(1, 2))
 
     def as_images(patches: torch.Tensor) -> np.ndarray:
-        images = model.unpatchify(patches)[:, 0].float().cpu()  # [N, T, M] or [N, M, T]
-        return (images.mT if model.frequency_first else images).numpy()
+        return model.to_time_first(model.unpatchify(patches))[:, 0].float().cpu().numpy()  # [N, T, M]
 
     hidden = mask[..., None].float().expand_as(target)
     return Reconstructions(as_images(target), as_images(hidden) > 0.5, as_images(predicted), losses.cpu().numpy())

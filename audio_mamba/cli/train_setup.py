@@ -41,6 +41,7 @@ FREE_KEYS = (
     "data.train_",
     "data.val_",
     "log_every_steps",
+    "model.backend",
     "num_epochs",
     "wandb.",
     "precision",
@@ -136,7 +137,7 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)
-    model = models.build(config.model.arch, config.model.model_args.to_dict()).to(device)
+    model = models.build(config.model.arch, config.model.model_args.to_dict(), config.model.backend).to(device)
     model.gradient_checkpointing = args.gradient_checkpointing
     if distributed.is_main():
         resume.tidy(workdir)
@@ -220,7 +221,7 @@ def build_loaders(
     args: argparse.Namespace, config: ConfigDict, model: nn.Module, device: torch.device
 ) -> tuple[StatefulDataLoader, StatefulDataLoader | None]:
     """The loaders of training and, where there is a folder for it, of validation."""
-    frames, mels = reversed(model.img_size) if model.frequency_first else model.img_size
+    frames, mels = model.num_frames, model.n_mels
     if config.data.num_frames != frames:
         raise ValueError(
             f"data.num_frames is {config.data.num_frames}, but the model reads {frames} frames "

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audio_mamba.models.ops.build import cache_directory, processor
-from audio_mamba.models.ops.tracing import has_onednn_product, onednn_product
+from audio_mamba.models.ops.native.build import cache_directory, processor
+from audio_mamba.models.ops.private_torch import has_onednn_linear, onednn_linear
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def set_linear_choice(name: str) -> None:
     global _choice
     if name not in CHOICES:
         raise ValueError(f"unknown library for linear layers {name!r}; choose from {', '.join(CHOICES)}")
-    if name == "onednn" and not has_onednn_product():
+    if name == "onednn" and not has_onednn_linear():
         logger.warning("this PyTorch has no oneDNN; linear layers use PyTorch's own library, which rounds differently")
         name = "torch"
     chosen = _of_environment() or name
@@ -68,14 +68,14 @@ def _of_environment() -> str | None:
         return None
     if name not in CHOICES:
         raise ValueError(f"AUDIO_MAMBA_LINEAR must be {' or '.join(CHOICES)}, got {name!r}")
-    if name == "onednn" and not has_onednn_product():
+    if name == "onednn" and not has_onednn_linear():
         raise ValueError("AUDIO_MAMBA_LINEAR=onednn, but this PyTorch has no oneDNN")
     return name
 
 
 def _of_machine() -> str:
     """The faster library as measured once; where it cannot be kept, each process measures for itself."""
-    if not has_onednn_product():
+    if not has_onednn_linear():
         return "torch"
     identity = hashlib.sha256(repr((processor(), torch.__version__)).encode()).hexdigest()[:20]
     path = cache_directory() / f"linear-{identity}.txt"
@@ -108,12 +108,12 @@ def _measure() -> str:
             weight_gradient(dy, x, product)
         return time.perf_counter() - start
 
-    fastest: dict[Callable, float] = {F.linear: float("inf"), onednn_product: float("inf")}
+    fastest: dict[Callable, float] = {F.linear: float("inf"), onednn_linear: float("inf")}
     for number in range(1 + _ROUNDS):  # the first warms up
         for product, so_far in fastest.items():
             now = seconds(product)
             fastest[product] = min(so_far, now) if number else so_far
-    return "onednn" if fastest[onednn_product] < WORTH * fastest[F.linear] else "torch"
+    return "onednn" if fastest[onednn_linear] < WORTH * fastest[F.linear] else "torch"
 
 
 def weight_gradient(dy: Tensor, x: Tensor, product: Callable) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether Triton kernels can serve tensors, found out without importing triton, and how they are launched."""
+"""Whether our Triton kernels support some tensors, without importing triton, and helpers to launch them."""
 
 import functools
 import importlib.util
@@ -8,36 +8,29 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from audio_mamba.models.ops.tracing import constant_when_traced
+from audio_mamba.models.ops.private_torch import constant_when_traced
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def why_not(*tensors: Tensor | None) -> str | None:
-    """The reason why our Triton kernels cannot serve these tensors, as a sentence.
+def unsupported_reason(*tensors: Tensor | None) -> str | None:
+    """Why our Triton kernels do not support these tensors, as a sentence.
 
-    Triton's interpreter (TRITON_INTERPRET=1, set before triton is imported) serves CPU tensors. It is slow and meant
-    for tests, so that nothing chooses it for a CPU by itself.
+    Triton's interpreter (TRITON_INTERPRET=1, set before triton is imported) runs kernels on CPU tensors. It is slow and
+    meant for tests, so "auto" never takes it: see AUTO_DEVICES of the back ends.
     """
-    tensors = [t for t in tensors if t is not None]
-    for tensor in tensors:
+    present = [tensor for tensor in tensors if tensor is not None]
+    for tensor in present:
         if tensor.dtype not in DTYPES:
             return f"a tensor is {tensor.dtype}, not float32, bfloat16 or float16"
-        if tensor.device != tensors[0].device:
-            return f"the tensors are on {tensors[0].device} and {tensor.device}"
-    device = tensors[0].device.type
-    if device != ("cpu" if interpreted() else "cuda"):
-        return f"the tensors are on {device}, " + (
-            "and Triton's interpreter serves the CPU" if interpreted() else "not on a CUDA device"
-        )
+        if tensor.device != present[0].device:
+            return f"the tensors are on {present[0].device} and {tensor.device}"
+    device = present[0].device.type
+    if interpreted() and device != "cpu":
+        return f"the tensors are on {device}, and Triton's interpreter runs on the CPU"
+    if not interpreted() and device != "cuda":
+        return f"the tensors are on {device}, not on a CUDA device"
     return None if _installed() else "the package triton is not installed"
-
-
-def why_not_on_cuda(*tensors: Tensor | None) -> str | None:
-    """`why_not` for those who choose a kernel by themselves: no interpreter."""
-    if tensors[0].device.type != "cuda":
-        return f"the tensors are on {tensors[0].device}, not on a CUDA device"
-    return why_not(*tensors)
 
 
 @constant_when_traced
@@ -47,8 +40,13 @@ def interpreted() -> bool:
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager:
-    """Makes the tensor's device the current one, where Triton launches its kernels."""
+    """Makes the tensor's device the current one: Triton launches kernels there."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()
 
 
 @constant_when_traced

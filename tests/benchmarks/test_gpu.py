@@ -10,7 +10,7 @@ from benchmarks import gpu
 
 def test_without_a_gpu_it_says_so_in_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="^benchmarks.gpu: there is no CUDA device; [^\n]*$"):
+    with pytest.raises(SystemExit, match="^benchmarks.gpu: no CUDA device; [^\n]*$"):
         gpu.main([])
 
 
@@ -22,8 +22,8 @@ def test_the_least_work_of_a_scan():
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_every_measurement_once(monkeypatch, installed):
-    monkeypatch.setattr(gpu.published_kernels, "why_not", lambda package: None if installed else "not there")
-    monkeypatch.setattr(gpu.published_kernels, "why_not_together", lambda: None if installed else "not there")
+    monkeypatch.setattr(gpu.packages, "unavailable_reason", lambda package: None if installed else "not there")
+    monkeypatch.setattr(gpu.packages, "incompatible_reason", lambda: None if installed else "not there")
     tasks = gpu.tasks()
     assert len(set(tasks)) == len(tasks)
     assert {task.way for task in tasks} >= ({"mamba-ssm", "mamba-ssm, fused block"} if installed else {"ours"})

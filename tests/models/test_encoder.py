@@ -1,4 +1,4 @@
-"""The encoders beyond the golden numbers: masks, other sizes, causality, options, refusals."""
+"""The encoders beyond the golden numbers: masks, other sizes, causality, options, errors."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,30 @@ def small(arch, **args):
     )
 
 
-def test_arch_table_has_six_sizes_of_both_models():
+def test_there_are_six_sizes_of_both_models():
     sizes = ("tiny", "small", "medium", "base", "large", "huge")
     assert set(models.ARCHS) == {prefix + size for prefix in ("ssast_", "mamba_ssast_") for size in sizes}
     for size, (depth, width) in zip(sizes, [(12, 192), (12, 384), (12, 512), (12, 768), (24, 1024), (32, 1280)]):
         with torch.device("meta"):
             model = models.SSAST(depth=1, embed_dim=width, num_heads=models.SIZES[size][2])
         assert (models.SIZES[size][0], model.embed_dim) == (depth, width)
+
+
+def test_constructors_are_attributes_of_the_module():
+    assert models.ssast_tiny is models.ARCHS["ssast_tiny"]
+    with pytest.raises(AttributeError, match="'ssast_enormous'"):
+        _ = models.ssast_enormous
+
+
+@pytest.mark.parametrize("frequency_first", [False, True])
+def test_callers_need_not_know_the_order_of_the_input(frequency_first):
+    size = {"img_size": (80, 200), "patch_size": (16, 4)} if frequency_first else {}
+    model = small("ssast_tiny", frequency_first=frequency_first, depth=1, **size)
+    spectrogram = torch.randn(2, 1, model.num_frames, model.n_mels)
+    assert spectrogram.shape == (2, 1, 200, 80)
+    x = model.from_time_first(spectrogram)
+    assert torch.equal(model.to_time_first(model.unpatchify(model.patchify(x))), spectrogram)
+    assert torch.equal(model.patchify(x)[0, 7 * 5 + 3].view(4, 16), spectrogram[0, 0, 28:32, 48:64])
 
 
 def test_constructor_defaults_are_frequency_first_with_rms_norm():
@@ -100,7 +117,7 @@ def test_random_masking_replaces_masked_tokens_by_the_mask_token_alone():
         ("mamba_ssast_tiny", {"masked_positions": True}, True),
     ],
 )
-def test_without_positions_ssast_cannot_tell_masked_patches_apart(arch, args, tells_apart):
+def test_only_positions_let_ssast_tell_masked_patches_apart(arch, args, tells_apart):
     torch.manual_seed(0)
     model = small(arch, **args).double()
     x = torch.randn(2, 1, 200, 80, dtype=torch.float64)
@@ -109,7 +126,7 @@ def test_without_positions_ssast_cannot_tell_masked_patches_apart(arch, args, te
         hidden = pred[clip, mask[clip] == 1]
         assert (hidden.std(dim=0).max() > 1e-3) == tells_apart
         assert pred[clip, mask[clip] == 0].std(dim=0).max() > 1e-3
-    # However the masked patches are told apart, the prediction sees nothing of what they hold.
+    # The prediction never depends on the content of the masked patches.
     noise = model.unpatchify(torch.randn_like(pred) * mask.unsqueeze(-1))
     torch.testing.assert_close(model(x + noise, mask)[0], pred, rtol=1e-9, atol=1e-9)
 
@@ -133,14 +150,14 @@ def test_ssam_is_causal_and_ssast_is_not(arch, causal):
     assert reached[101:].any() != causal
 
 
-def test_class_token_can_be_left_out():
+def test_the_class_token_is_optional():
     for arch in ARCHS:
         model = small(arch, use_cls_token=False)
         assert "cls_token" not in model.state_dict() and model.pos_embed.shape == (1, 250, 192)
         assert model(torch.randn(1, 1, 200, 80))[0].shape == (1, 250, 64)
 
 
-def test_ssm_kwargs_replace_the_published_set():
+def test_ssm_kwargs_replace_all_published_values():
     mixer = small("mamba_ssast_tiny", ssm_kwargs={"d_state": 8}).blocks[0].mixer
     assert mixer.A_log.shape == (2 * 192, 8) and mixer.conv1d.weight.shape[-1] == 4
     with pytest.raises(TypeError, match="d_sate"):

@@ -1,4 +1,4 @@
-"""The encoders against the published model's numbers (tests/golden/README.md)."""
+"""The encoders reproduce the published model's numbers (tests/golden/README.md)."""
 
 import json
 

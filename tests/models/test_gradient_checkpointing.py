@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes the memory of a training step, and nothing else."""
+"""Gradient checkpointing changes only the memory of a training step."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def assert_same(ours, expected):
 
 
 def forwards_per_block(model, action):
-    """How often `action` runs each block of the model forward."""
+    """How many times `action` runs each block of the model forward."""
     counts = [0] * len(model.blocks)
     handles = [
         block.register_forward_pre_hook(lambda *_, number=number: counts.__setitem__(number, counts[number] + 1))
@@ -58,7 +58,7 @@ def forwards_per_block(model, action):
 
 
 def saved_bytes(model):
-    """Bytes that autograd keeps between the forward and the backward pass, beside the parameters."""
+    """Bytes that autograd keeps from the forward to the backward pass, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
@@ -77,7 +77,7 @@ def saved_bytes(model):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_losses_and_gradients_are_the_same_bit_for_bit(arch, precision):
+def test_losses_and_gradients_are_bitwise_equal(arch, precision):
     results = []
     for gradient_checkpointing in (False, True):
         with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
@@ -89,7 +89,7 @@ def test_losses_and_gradients_are_the_same_bit_for_bit(arch, precision):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_block_runs_twice_per_step_and_once_where_nothing_is_learned(arch):
+def test_every_block_runs_twice_in_a_training_step_and_once_otherwise(arch):
     model = build(arch, True)
     assert forwards_per_block(model, lambda: loss_of(model).backward()) == [2, 2, 2]
     with torch.no_grad():
@@ -101,8 +101,8 @@ def test_every_block_runs_twice_per_step_and_once_where_nothing_is_learned(arch)
 
 
 @pytest.mark.parametrize("arch, streams", [("mamba_ssast_tiny", 2), ("ssast_tiny", 1)])
-def test_a_further_block_keeps_its_input_alone(arch, streams):
-    """SSAM's blocks pass on hidden and residual, SSAST's one tensor."""
+def test_each_block_keeps_only_its_input(arch, streams):
+    """The input is two tensors for SSAM, hidden and residual, and one for SSAST."""
     token_bytes = BATCH * TOKENS * WIDTH * 4
     growth = [saved_bytes(build(arch, True, depth=depth)) for depth in (4, 5)]
     assert growth[1] - growth[0] == streams * token_bytes
@@ -111,7 +111,7 @@ def test_a_further_block_keeps_its_input_alone(arch, streams):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_state_dict_and_features_do_not_depend_on_it(arch):
+def test_state_dict_and_features_stay_the_same(arch):
     plain, checkpointed = (build(arch, on).eval() for on in (False, True))
     assert plain.state_dict().keys() == checkpointed.state_dict().keys()
     assert not models.MambaSSAST(depth=1).gradient_checkpointing
@@ -134,7 +134,7 @@ def test_under_the_parallel_wrapper(arch, tmp_path):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_under_torch_compile(arch):
-    """In one graph, and with less kept for the backward graph."""
+    """One graph, and less memory kept for the backward graph."""
     expected = loss_and_gradients(build(arch, False, depth=2))
     saved = {}
     for gradient_checkpointing in (False, True):

@@ -1,4 +1,4 @@
-"""Initialisation per key: mean, spread and bound of the published distributions."""
+"""Initialisation of every key: mean, spread and bounds of the published distributions."""
 
 import math
 

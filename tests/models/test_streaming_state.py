@@ -1,4 +1,4 @@
-"""Carried states: any cut of the tokens gives the outputs of all at once, in every back end and precision."""
+"""Carried states: the tokens in pieces of any size give the same outputs as all at once, with every back end."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.models.ops.scan_cases import CPU_BACKENDS
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("sizes", [[60], [1] * 10 + [50], [5] * 12, [3, 2, 55]])
 @pytest.mark.parametrize("d_conv", [1, 4])
-def test_any_cut_gives_the_outputs_of_the_whole(backend, sizes, d_conv):
+def test_pieces_of_any_size_give_the_outputs_of_the_whole(backend, sizes, d_conv):
     torch.manual_seed(0)
     model = MambaSSAST(
         embed_dim=32,
@@ -20,19 +20,19 @@ def test_any_cut_gives_the_outputs_of_the_whole(backend, sizes, d_conv):
         frequency_first=False,
         ssm_kwargs={"d_state": 5, "d_conv": d_conv},
     )
+    model.use_backend(backend)
     for block in model.blocks:
-        block.mixer.backend = backend
         torch.nn.init.normal_(block.mixer.D)
     tokens = torch.randn(2, 60, 32)
     with torch.no_grad():
-        states, parts = model.first_states(batch=2), []
+        states, parts = model.init_states(batch=2), []
         for part in tokens.split(sizes, dim=1):
-            out, states = model.proceed(part, states)
+            out, states = model.step(part, states)
             parts.append(out)
         torch.testing.assert_close(torch.cat(parts, dim=1), model.encode(tokens), rtol=0, atol=2e-5)
 
 
-def test_steps_of_a_cut_call_are_checked():
+def test_a_wrong_number_of_steps_is_refused():
     model = MambaSSAST(embed_dim=32, depth=1)
     for steps in (0, 51):
         with pytest.raises(ValueError, match="steps must be 1 to 50"):

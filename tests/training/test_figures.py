@@ -17,8 +17,8 @@ class Oracle(nn.Module):
         super().__init__()
         size, patch = ((80, 200), (16, 4)) if frequency_first else ((200, 80), (4, 16))
         self.encoder = models.ssast_tiny(depth=0, img_size=size, patch_size=patch, frequency_first=frequency_first)
-        self.frequency_first, self.normalise_patches = frequency_first, normalise_patches
-        self.unpatchify = self.encoder.unpatchify
+        self.normalise_patches = normalise_patches
+        self.unpatchify, self.to_time_first = self.encoder.unpatchify, self.encoder.to_time_first
 
     def forward(self, x, mask):
         target = self.encoder.patchify(x)

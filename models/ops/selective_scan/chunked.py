@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch at a decent speed: vectorised over a chunk of time, states carried between.
+"""The selective scan in plain PyTorch, vectorised over chunks of time, with the state carried from chunk to chunk.
 
 Only one chunk of [T, B, G, E, N] states exists at a time. The backward pass recomputes the states of a chunk from
 the state at its start, so that training stores B D N numbers per chunk and not B D L N. Works on any device.
@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Steps of time per chunk. Short chunks stay in the processor's caches, long ones store fewer states for backward.
+from audio_mamba.models.ops.calls import ScanCall
+
+# Time steps per chunk. Short chunks stay in the processor's caches; long ones store fewer states for backward.
 CHUNK = 16
 
 
-def why_not(*tensors: Tensor) -> str | None:
-    """float64 is left to the reference, the ground truth."""
-    if tensors[0].dtype == torch.float64:
-        return "float64 is served by the reference back end"
-    return None
+def unsupported_reason(call: ScanCall) -> str | None:
+    """Only float64, which the reference computes in float64."""
+    return "u is float64, and this back end computes in float32" if call.u.dtype == torch.float64 else None
 
 
 def selective_scan(
@@ -119,9 +119,9 @@ class _Scan(torch.autograd.Function):
 
 
 def _run_chunk(x: Tensor, steps: Tensor, A: Tensor, B: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Decays exp(steps A) and states of one chunk, both [T, B, G, E, N], from the state before it."""
+    """Decays exp(steps A) and states of one chunk, both [T, B, G, E, N], given the state before it."""
     decay = torch.exp_(steps.unsqueeze(-1) * A)
-    states = (steps * x).unsqueeze(-1) * B.unsqueeze(-2)  # the inputs, turned into states in place
+    states = (steps * x).unsqueeze(-1) * B.unsqueeze(-2)  # inputs, turned into states in place
     for decay_t, state_t in zip(decay.unbind(0), states.unbind(0)):
         state = state_t.addcmul_(decay_t, state)
     return decay, states

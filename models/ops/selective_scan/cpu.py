@@ -1,8 +1,8 @@
-"""The selective scan by the compiled kernels of csrc/: forward and backward on CPU tensors, in float32 inside.
+"""The selective scan by the compiled kernels of native/csrc: forward and backward on CPU tensors.
 
 Registered as torch operators on channels-last tensors [B, L, D], the layout of the Mamba block, so that torch.compile,
-torch.export and torch.utils.checkpoint see one node. Training keeps the states before each chunk of CHUNK steps; the
-backward operator recomputes those between.
+torch.export and torch.utils.checkpoint see one node. Training keeps the state before each chunk of CHUNK steps; the
+backward operator recomputes the states in between.
 """
 
 import ctypes
@@ -10,14 +10,19 @@ import ctypes
 import torch
 from torch import Tensor
 
-from audio_mamba.models.ops.native import View, call, pointer, rows, why_not
+from audio_mamba.models.ops import native
+from audio_mamba.models.ops.calls import ScanCall
+from audio_mamba.models.ops.native import View, pointer, rows
+from audio_mamba.models.ops.private_torch import unwatched
 from audio_mamba.models.ops.selective_scan.groups import scan_by_group
-from audio_mamba.models.ops.tracing import unwatched
 
-__all__ = ["selective_scan", "why_not"]
+# As in csrc/selective_scan.c: steps per chunk, and channels per task of backward, which gives one partial dB and dC.
+CHUNK, BACKWARD_BLOCK = 16, 192
 
-CHUNK = 16  # as in csrc/selective_scan.c
-BACKWARD_BLOCK = 192  # likewise: channels that one thread takes, which give one partial sum of dB and dC
+
+def unsupported_reason(call: ScanCall) -> str | None:
+    """See `models.ops.native.unsupported_reason`."""
+    return native.unsupported_reason(*call.tensors)
 
 
 def selective_scan(
@@ -94,7 +99,7 @@ def _backward(
     delta_bias: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of u, delta, A, B, C, D, z and delta_bias; that of z is empty where there is none."""
+    """The gradients of u, delta, A, B, C, D, z and delta_bias; the gradient of an absent z is empty."""
     du, d_delta, dz = _gradients_like(u, delta, z)
     (batch, length, channels), state = u.shape, A.shape[1]
     blocks = -(-channels // BACKWARD_BLOCK)
@@ -183,5 +188,5 @@ def _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts):
 
 
 def _run(name, *arguments):
-    if not call(name, *arguments):
-        raise MemoryError(f"{name}: no memory for the working arrays")
+    if not native.call(name, *arguments):
+        raise MemoryError(f"{name}: not enough memory for the working arrays")

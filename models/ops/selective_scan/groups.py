@@ -1,14 +1,14 @@
-"""For kernels whose B and C are [B, L, N]: the scan's arguments group by group, in channels-last views."""
+"""The scan group by group, for kernels that take channels-last sequences and one group of B and C [B, L, N]."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 
 def scan_by_group(
-    operator: Callable,
+    operator: Callable[..., tuple[Tensor, ...]],
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -19,19 +19,19 @@ def scan_by_group(
     delta_bias: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y [B, D, L] and the last state [B, D, N] of arguments as of `models.ops.selective_scan`.
+    """y [B, D, L] and the last state [B, D, N] for the arguments of `models.ops.selective_scan`.
 
     operator(u, delta, A, B, C, D, z, delta_bias, softplus, save) takes u, delta, z [B, L, D] and B, C [B, L, N]; `save`
-    tells it to keep what backward needs. It returns y [B, L, D], the last state [B, N, D] and more.
+    asks it to keep what backward needs. It returns y [B, L, D], the last state [B, N, D] and more.
     """
     groups = math.lcm(*(t.shape[1] for t in (B, C) if t.dim() == 4))
     parts = _split(u, delta, A, B, C, D, z, delta_bias, groups)
-    results = [_call(operator, *part, softplus) for part in parts]
+    results = [_call(operator, part, softplus) for part in parts]
     y, last = (torch.cat(part, dim=1) if groups > 1 else part[0] for part in zip(*results))
     return y, last
 
 
-def _split(u, delta, A, B, C, D, z, delta_bias, groups):
+def _split(u, delta, A, B, C, D, z, delta_bias, groups) -> Iterable[tuple]:
     """The same arguments for the channels of each group, with B and C [B, N, L]."""
     if groups == 1:
         B, C = (t if t.dim() == 3 else t.squeeze(1) for t in (B, C))
@@ -45,9 +45,9 @@ def _split(u, delta, A, B, C, D, z, delta_bias, groups):
     return zip(u, delta, A, B, C, D, z, delta_bias)
 
 
-def _call(operator, u, delta, A, B, C, D, z, delta_bias, softplus):
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
+def _call(operator, tensors, softplus) -> tuple[Tensor, Tensor]:
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    u, delta, A, B, C, D, z, delta_bias = tensors
     u, delta, B, C = (t.transpose(1, 2) for t in (u, delta, B, C))
     z = z if z is None else z.transpose(1, 2)
     y, last, *_ = operator(u, delta, A, B, C, D, z, delta_bias, softplus, save)

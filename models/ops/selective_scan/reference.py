@@ -1,13 +1,14 @@
-"""The selective scan as the equation reads: one step of time after another. The ground truth of the tests."""
+"""The selective scan as the equation reads, one time step after another: the ground truth of the tests."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audio_mamba.models.ops.calls import ScanCall
 
-def why_not(*tensors: Tensor) -> None:
-    """It serves every real dtype and device."""
-    return None
+
+def unsupported_reason(call: ScanCall) -> None:
+    """It supports every call."""
 
 
 def selective_scan(
@@ -25,7 +26,7 @@ def selective_scan(
     """See `models.ops.selective_scan`. Autograd keeps every state: memory O(B D L N)."""
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     x, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
-    B, C = (_per_channel(t, u.shape[1]) for t in (B, C))  # [B, D, N, L]
+    B, C = (_per_channel(t, u.shape[1]) for t in (B, C))  # [B, D, N, L] each
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]
     if delta_softplus:

@@ -1,4 +1,6 @@
-"""Triton kernels that let the selective scan walk all chunks of a long clip at once; see `triton_scan`."""
+# mypy: disable-error-code="assignment, misc, var-annotated"
+# Triton compiles these functions: in them, tuples grow, and ranges are unrolled.
+"""Triton kernels that let the selective scan walk through all chunks of a long clip at once; see `triton`."""
 
 import triton
 import triton.language as tl
@@ -97,8 +99,8 @@ def combine(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What each chunk of time starts from, one state of a block of channels per program: the entry (or 0) for the
-    first, then h = exp(A total) h + end. REVERSE begins at the last chunk.
+    """What each chunk of time starts from, one state of a block of channels per program: the first from the entry or 0,
+    the next from h = exp(A total) h + end. REVERSE starts at the last chunk.
     """
     blocks = tl.cdiv(channels, BLOCK)
     program = tl.program_id(0)

@@ -1,9 +1,11 @@
+# mypy: disable-error-code="assignment"
+# Triton compiles these functions: in them, tuples grow, and ranges are unrolled.
 """What the Triton kernels of the selective scan share: places in memory, and tiles of states.
 
 Symbols: d channels of a block, t time, n states. Sequences are channels-last, [batch, time, channels] with strides.
-States in memory are float32 [S, D], in registers a tuple of PARTS tiles of WIDTH states each, S = PARTS WIDTH: 24
-states are 3 x 8, without the idle quarter of one tile of 32. Where S is more than N, A, B and C hold zeros, and so does
-the rest of each state. So no mask is needed along n.
+States are float32: [S, D] in memory, in registers a tuple of PARTS tiles of WIDTH states each, S = PARTS WIDTH. So 24
+states are 3 x 8, where one tile of 32 would leave a quarter idle. If S exceeds N, A, B and C are padded with zeros, and
+the further states stay zero. So no mask is needed along n.
 """
 
 import triton
@@ -40,7 +42,7 @@ def load(ptr, mask):
 
 @triton.jit
 def load_step(ptr, bias, inside, SOFTPLUS: tl.constexpr):
-    """The step size; 0 outside, where a step then changes nothing."""
+    """The step size; 0 outside, so that such a step changes nothing."""
     step = load(ptr, inside) + bias
     return tl.where(inside, softplus(step) if SOFTPLUS else step, 0.0)
 
@@ -53,9 +55,9 @@ def load_row(ptr, number, j: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.conste
 
 @triton.jit
 def tile(index, j: tl.constexpr, d, channels, WIDTH: tl.constexpr, PARTS: tl.constexpr, D_FIRST: tl.constexpr):
-    """Offsets of tile j of states number `index`, as [n, d], or as [d, n] if D_FIRST, and which channels are there.
+    """Offsets of tile j of the states number `index`, as [n, d], or as [d, n] if D_FIRST, and which channels exist.
 
-    All is multiplied out from the number on: a part that is the same for each would be kept in registers.
+    Everything is multiplied out from the index: a part that all tiles share would be kept in registers.
     """
     n = index * (PARTS * WIDTH) + j * WIDTH + tl.arange(0, WIDTH)
     if D_FIRST:

@@ -1,7 +1,7 @@
 """Compiles all Triton kernels for a GPU without one: `python -m tests.models.ops.compile_kernels 80 --published`.
 
-Run in a process of its own without TRITON_INTERPRET. It finds what the interpreter lets pass: types that change in a
-loop, and what the compiler does not know.
+Run it in a process of its own, without TRITON_INTERPRET. It finds what the interpreter accepts but the compiler does
+not: types that change in a loop, and unknown functions.
 """
 
 import argparse
@@ -11,8 +11,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from audio_mamba.models.ops import add_norm_triton, conv1d_triton
-from audio_mamba.models.ops.selective_scan import triton_chunk_kernels, triton_scan, triton_scan_kernels
+from audio_mamba.models.ops.add_norm import triton_kernels as norm_kernels
+from audio_mamba.models.ops.causal_conv1d import triton_kernels as conv_kernels
+from audio_mamba.models.ops.selective_scan import triton as triton_scan
+from audio_mamba.models.ops.selective_scan import triton_chunk_kernels
+from audio_mamba.models.ops.selective_scan import triton_kernels as scan_kernels
 
 # Arguments in the dtype of the activations; other addresses are float32.
 LOW = {
@@ -34,9 +37,11 @@ FEW = {"GROUP": 2, "BLOCK": 16, "WIDTH": 4, "PARTS": 2, "num_warps": 1}
 
 
 def compile_one(kernel, target, dtype, absent=(), num_warps=1, size="i32", **constants):
-    """`kernel` for activations of `dtype`, with the arguments named in `absent` None and sizes and strides of the type
-    `size`, or all "1", which Triton makes constants. Addresses and sizes are multiples of 16, as most are, and Triton
-    makes use of that. Returns the bytes of shared memory that a program takes."""
+    """Compiles `kernel` for activations of `dtype`, and returns the bytes of shared memory that a program needs.
+
+    The arguments named in `absent` are None. Sizes and strides have the type `size`, or are all "1", which Triton makes
+    constants. Addresses and sizes are multiples of 16, as they mostly are, which Triton exploits.
+    """
     constants |= dict.fromkeys(absent)
     unspecialised = {"eps", *(kernel.do_not_specialize or ())}
     if size == "1":
@@ -66,11 +71,11 @@ def compile_one(kernel, target, dtype, absent=(), num_warps=1, size="i32", **con
 
 
 def check_forward_layout(target):
-    """A thread holds all states of its channels: neither sums over states nor rows of B and C cross the threads, which
-    would take shared memory, and half of the time."""
+    """A thread holds all states of its channels. Sums over states or rows of B and C that cross threads would need
+    shared memory and double the time."""
     for states in (16, 24):
         shared = compile_one(
-            triton_scan_kernels.forward,
+            scan_kernels.forward,
             target,
             "bf16",
             {"carry_ptr"},
@@ -78,7 +83,7 @@ def check_forward_layout(target):
             SPAN=triton_scan.SPAN,
             **triton_scan.tiles(states),
         )
-        assert shared == 0, f"forward with {states} states takes {shared} bytes of shared memory"
+        assert shared == 0, f"forward with {states} states needs {shared} bytes of shared memory"
 
 
 def main():
@@ -94,7 +99,7 @@ def main():
         options = {"SOFTPLUS": softplus, "SPAN": triton_scan.SPAN}
         without_z = {"dz_ptr"} if absent else set()
         compile_kernel(
-            triton_scan_kernels.forward,
+            scan_kernels.forward,
             args.target,
             dtype,
             {*absent, "carry_ptr" if absent else "starts_ptr"},
@@ -102,7 +107,7 @@ def main():
             **cut,
         )
         compile_kernel(
-            triton_scan_kernels.backward, args.target, dtype, {*absent, "d_carry_ptr"} | without_z, **options, **cut
+            scan_kernels.backward, args.target, dtype, {*absent, "d_carry_ptr"} | without_z, **options, **cut
         )
         for reverse in (False, True):
             compile_kernel(
@@ -123,7 +128,7 @@ def main():
                 GROUP=4,
                 BLOCK=32,
             )
-        for kernel, group in ((conv1d_triton.forward_kernel, {}), (conv1d_triton.backward_kernel, {"GROUP": 4})):
+        for kernel, group in ((conv_kernels.forward_kernel, {}), (conv_kernels.backward_kernel, {"GROUP": 4})):
             compile_kernel(
                 kernel,
                 args.target,
@@ -137,7 +142,7 @@ def main():
             )
         rms = not softplus
         compile_kernel(
-            add_norm_triton.forward_kernel,
+            norm_kernels.forward_kernel,
             args.target,
             dtype,
             ("residual_ptr", "bias_ptr", "mean_ptr") if rms else (),
@@ -145,7 +150,7 @@ def main():
             BLOCK=256,
         )
         compile_kernel(
-            add_norm_triton.backward_kernel,
+            norm_kernels.backward_kernel,
             args.target,
             dtype,
             ("d_total_ptr", "d_residual_ptr", "mean_ptr") if rms else (),

@@ -7,8 +7,8 @@ from torch.utils import deterministic
 
 @pytest.fixture(autouse=True)
 def one_preparation_per_module(monkeypatch):
-    """Triton's interpreter exchanges the functions of its language for a kernel, and again at each call of a helper by
-    the kernel, which takes half of its time; once for each module is enough."""
+    """Halves the time of Triton's interpreter: it patches its language for a kernel, and again whenever the kernel
+    calls a helper. Once per module is enough."""
     if not os.environ.get("TRITON_INTERPRET"):
         return
     try:
@@ -29,7 +29,7 @@ def one_preparation_per_module(monkeypatch):
 
 @pytest.fixture
 def poisoned():
-    """Memory that nobody has written holds NaN."""
+    """Uninitialised memory holds NaN."""
     before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     deterministic.fill_uninitialized_memory = True

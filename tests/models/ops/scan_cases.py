@@ -1,4 +1,4 @@
-"""Inputs of the selective scan, and the comparison of a back end with float64."""
+"""Inputs for the selective scan, and the comparison of a back end with float64."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ CPU_BACKENDS = [name for name in BACKENDS if name not in ("mamba_ssm", "triton")
 LENGTHS, STATES, CHANNELS, BATCHES = (1, 2, 63, 251, 1024), (1, 8, 16, 24, 64), (1, 5, 16, 33, 576), (1, 2, 3, 1, 2)
 OPTIONS = ({}, {"optional": False}, {"groups": True}, {"channels_last": False}, {"groups": True, "softplus": False})
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float32)
-# An orthogonal array: its 25 rows hold every pair of settings of any two factors.
+# An orthogonal array: its 25 rows contain every pair of settings of any two factors.
 ROWS = [(i, j, *((i + k * j) % 5 for k in (1, 2, 3, 4))) for i in range(5) for j in range(5)]
 
 
@@ -28,7 +28,7 @@ def make_inputs(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Inputs by name. `groups` > 0 makes B and C [B, G, N, L]; `softplus`: delta is still to go through one."""
+    """Inputs by name. `groups` > 0 makes B and C [B, G, N, L]; `softplus`: delta is meant to pass through one."""
     rng = torch.Generator().manual_seed(seed)
 
     def sequence(*sizes):
@@ -58,7 +58,7 @@ def make_inputs(
 
 
 def inputs_of(row: tuple[int, ...]) -> tuple[dict[str, Tensor], bool]:
-    """The inputs of a row of ROWS, and whether its scan takes the softplus."""
+    """The inputs for a row of ROWS, and whether its scan applies the softplus."""
     length, state, channels, batch, option, dtype = (
         choices[level]
         for choices, level in zip((LENGTHS, STATES, CHANNELS, BATCHES, OPTIONS, DTYPES), row, strict=True)
@@ -75,8 +75,8 @@ def inputs_of(row: tuple[int, ...]) -> tuple[dict[str, Tensor], bool]:
 def outputs_and_gradients(
     back_end, inputs: dict[str, Tensor], softplus: bool = True, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """y, the last state and the gradient of each input under fixed random weights of y and the state, in float64 on
-    the CPU; computed on `device`."""
+    """y, the last state, and the gradient of each input for fixed random weights of y and the state, computed on
+    `device` and returned as float64 on the CPU."""
     leaves = {name: t.detach().to(device, dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
     y, last = back_end.selective_scan(**leaves, delta_softplus=softplus, return_last_state=True)
     rng = torch.Generator().manual_seed(1)
@@ -89,10 +89,10 @@ def outputs_and_gradients(
 def check_against_float64(
     back_end, inputs: dict[str, Tensor], softplus: bool = True, device: str = "cpu", forgiven: float | None = None
 ) -> None:
-    """Every number is there, and no error is above twice that of the plain equation in the inputs' own dtype.
+    """Every number is finite, and no error exceeds twice the error of the reference in the inputs' own dtype.
 
-    Two roundings of float32 are forgiven: tiny tensors may have no error at all in the plain equation. On a GPU it is
-    32 of them, since each of its exponentials is wrong by up to two, and a state is a product of many.
+    Two float32 roundings are allowed on top, since the reference may have no error at all on tiny tensors. On a GPU it
+    is 32 roundings: each exponential there is wrong by up to two, and a state is a product of many.
     """
     if forgiven is None:
         forgiven = (2 if device == "cpu" else 32) * torch.finfo(torch.float32).eps

@@ -1,12 +1,11 @@
-"""Add + norm: the Triton kernel (interpreted, or on a CUDA device where there is one) against the plain path."""
+"""Add + norm: the Triton kernel (interpreted, or on a CUDA device if there is one) against the reference."""
 
 import pytest
 import torch
 from torch import nn
 
 from audio_mamba.models import MambaSSAST
-from audio_mamba.models.ops import triton_support
-from audio_mamba.models.ops.add_norm import add_norm
+from audio_mamba.models.ops.add_norm import reference, triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = [(nn.LayerNorm, 33), (nn.RMSNorm, 33), (nn.LayerNorm, 192), (nn.RMSNorm, 1)]
@@ -15,9 +14,7 @@ KINDS = [(nn.LayerNorm, 33), (nn.RMSNorm, 33), (nn.LayerNorm, 192), (nn.RMSNorm,
 @pytest.fixture
 def kernel():
     pytest.importorskip("triton")
-    from audio_mamba.models.ops import add_norm_triton
-
-    return add_norm_triton.add_norm
+    return triton.add_norm
 
 
 def make(kind, width, hidden_dtype, residual_dtype, weight_dtype):
@@ -40,10 +37,6 @@ def results(function, norm, hidden, residual, in_fp32, device):
     return [t.detach().cpu() for t in (normed, total, *gradients)]
 
 
-def plain(hidden, residual, norm, in_fp32):
-    return add_norm(hidden, residual, norm, in_fp32, fused=False)
-
-
 @pytest.mark.parametrize("kind, width", KINDS)
 @pytest.mark.parametrize(
     "dtypes",
@@ -56,22 +49,22 @@ def plain(hidden, residual, norm, in_fp32):
         (torch.float16, torch.float32, torch.float16, True),
     ],
 )
-def test_the_kernel_equals_the_plain_path(kernel, kind, width, dtypes):
+def test_the_kernel_gives_the_same_as_the_reference(kernel, kind, width, dtypes):
     *dtypes, in_fp32 = dtypes
     norm, hidden, residual = make(kind, width, *dtypes)
     rounding = max({None: 0, torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 2e-2}[t] for t in dtypes)
     ours = results(kernel, norm, hidden, residual, in_fp32, DEVICE)
-    theirs = results(plain, norm, hidden, residual, in_fp32, "cpu")
+    theirs = results(reference.add_norm, norm, hidden, residual, in_fp32, "cpu")
     for mine, true in zip(ours, theirs, strict=True):
         assert mine.dtype == true.dtype
         torch.testing.assert_close(mine, true, rtol=rounding, atol=rounding * max(1.0, true.abs().max().item()))
 
 
 @pytest.mark.parametrize("missing", ["normed", "total"])
-def test_a_gradient_of_one_output_alone(kernel, missing):
+def test_a_gradient_of_only_one_output(kernel, missing):
     norm, hidden, residual = make(nn.LayerNorm, 9, torch.float32, torch.float32, torch.float32)
     gradients = []
-    for function, device in ((kernel, DEVICE), (plain, "cpu")):
+    for function, device in ((kernel, DEVICE), (reference.add_norm, "cpu")):
         leaf = hidden.to(device).requires_grad_()
         normed, total = function(leaf, residual.to(device), norm.to(device), True)
         kept = total if missing == "normed" else normed
@@ -79,26 +72,27 @@ def test_a_gradient_of_one_output_alone(kernel, missing):
     torch.testing.assert_close(*gradients)
 
 
-def test_under_autocast_the_norm_is_what_a_linear_layer_reads(kernel):
+def test_under_autocast_the_norm_has_the_dtype_that_a_linear_layer_reads(kernel):
     norm, hidden, residual = make(nn.LayerNorm, 33, torch.float16, torch.float32, torch.float32)
     with torch.autocast(DEVICE, torch.float16):
         mine = results(kernel, norm, hidden, residual, True, DEVICE)
-    true = results(
-        lambda *arguments: (plain(*arguments)[0].half(), plain(*arguments)[1]), norm, hidden, residual, True, "cpu"
-    )
+
+    def rounded(*arguments):
+        normed, total = reference.add_norm(*arguments)
+        return normed.half(), total
+
+    true = results(rounded, norm, hidden, residual, True, "cpu")
     assert mine[0].dtype == torch.float16 and mine[1].dtype == torch.float32
     for ours, theirs in zip(mine, true, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=4e-3 * max(1.0, theirs.abs().max().item()))
 
 
 def test_many_rows_per_program(kernel, monkeypatch):
-    from audio_mamba.models.ops import add_norm_triton
-
-    monkeypatch.setattr(add_norm_triton, "PROGRAMS", 3)
+    monkeypatch.setattr(triton, "PROGRAMS", 3)
     norm, hidden, residual = make(nn.LayerNorm, 5, torch.float32, torch.float32, torch.float32)
     for mine, true in zip(
         results(kernel, norm, hidden, residual, True, DEVICE),
-        results(plain, norm, hidden, residual, True, "cpu"),
+        results(reference.add_norm, norm, hidden, residual, True, "cpu"),
         strict=True,
     ):
         torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-5)
@@ -115,13 +109,11 @@ def test_opcheck(kernel, rms):
     )
 
 
-def test_the_model_uses_the_kernel_where_it_may(kernel, monkeypatch):
-    """As on CUDA tensors: fused_add_norm allows the kernel, and changes no result."""
-    from audio_mamba.models.ops import add_norm_triton
-
+def test_fused_add_norm_lets_the_model_use_the_kernel(kernel, monkeypatch):
+    """As on a CUDA device. It changes no result."""
     calls = []
-    monkeypatch.setattr(triton_support, "why_not_on_cuda", triton_support.why_not)
-    monkeypatch.setattr(add_norm_triton, "add_norm", lambda *arguments: (calls.append(1), kernel(*arguments))[1])
+    monkeypatch.setattr(triton, "AUTO_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(triton, "add_norm", lambda *arguments: (calls.append(1), kernel(*arguments))[1])
     features = []
     for fused in (True, False):
         torch.manual_seed(0)
@@ -135,8 +127,7 @@ def test_the_model_uses_the_kernel_where_it_may(kernel, monkeypatch):
             rms_norm=False,
             ssm_kwargs={"d_conv": 20},
         ).to(DEVICE)
-        for block in model.blocks:
-            block.mixer.backend = "chunked"
+        model.use_backend("chunked")
         features.append(model.forward_features(torch.ones(1, 1, 8, 16, device=DEVICE)))
         assert len(calls) == 2
     torch.testing.assert_close(*features)

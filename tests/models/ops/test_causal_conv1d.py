@@ -1,19 +1,20 @@
-"""The causal convolution, compiled and plain, against conv1d in float64."""
+"""The causal convolution, compiled and in plain PyTorch, against conv1d in float64."""
+
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from audio_mamba.models.ops import causal_conv1d_cpu
+from audio_mamba.models.ops import native
 from audio_mamba.models.ops.causal_conv1d import causal_conv1d
 
 SHAPES = [(1, 1, 1, 4), (2, 33, 63, 4), (3, 5, 2, 3), (2, 576, 131, 4), (1, 16, 300, 1), (2, 8, 20, 17)]
 
 
-@pytest.fixture(params=["fastest", "plain"])
-def path(request, monkeypatch):
-    if request.param == "plain":
-        monkeypatch.setattr(causal_conv1d_cpu, "why_not", lambda *tensors: "the test wants the plain path")
+@pytest.fixture(params=["auto", "reference"])
+def back_end(request):
+    return request.param
 
 
 def expected(x, weight, bias, activation):
@@ -24,12 +25,12 @@ def expected(x, weight, bias, activation):
 
 @pytest.mark.parametrize("batch, channels, length, taps", SHAPES)
 @pytest.mark.parametrize("activation, has_bias", [("silu", True), (None, False)])
-def test_outputs_and_gradients(path, batch, channels, length, taps, activation, has_bias):
+def test_outputs_and_gradients(back_end, batch, channels, length, taps, activation, has_bias):
     torch.manual_seed(0)
     x = torch.randn(batch, length, 2 * channels)[..., :channels].transpose(1, 2)  # a view, as in the Mamba block
     inputs = [x, torch.randn(channels, taps), *([torch.randn(channels)] if has_bias else [])]
     results = []
-    for convolve in (causal_conv1d, expected):
+    for convolve in (functools.partial(causal_conv1d, backend=back_end), expected):
         leaves = [t.detach().requires_grad_() for t in inputs]
         y = convolve(*leaves, *([] if has_bias else [None]), activation)
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
@@ -38,15 +39,15 @@ def test_outputs_and_gradients(path, batch, channels, length, taps, activation, 
         torch.testing.assert_close(ours.double(), true.double(), rtol=1e-5, atol=1e-6 * true.abs().max().item() + 1e-7)
 
 
-def test_causality(path):
+def test_causality(back_end):
     x = torch.randn(1, 5, 30).requires_grad_()
-    causal_conv1d(x, torch.randn(5, 4), None, "silu")[..., 20].sum().backward()
+    causal_conv1d(x, torch.randn(5, 4), None, "silu", back_end)[..., 20].sum().backward()
     assert x.grad.abs().sum((0, 1)).nonzero().flatten().tolist() == [17, 18, 19, 20]
 
 
-def test_low_precision_keeps_its_dtype(path):
+def test_low_precision_keeps_its_dtype(back_end):
     x, weight = torch.randn(2, 8, 40), torch.randn(8, 4)
-    y = causal_conv1d(x.bfloat16(), weight, None, "silu")
+    y = causal_conv1d(x.bfloat16(), weight, None, "silu", back_end)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.double(), expected(x.bfloat16(), weight, None, "silu"), rtol=2e-2, atol=2e-2)
 
@@ -67,7 +68,7 @@ def test_same_bits_for_any_number_of_threads():
 
 
 @pytest.mark.skipif(
-    causal_conv1d_cpu.why_not(torch.zeros(1), torch.zeros(1, 1), None) is not None,
+    native.unsupported_reason() is not None,
     reason="no compiled kernels on this machine",
 )
 def test_operator():

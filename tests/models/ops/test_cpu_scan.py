@@ -1,4 +1,4 @@
-"""What the compiled back end promises beyond its numbers: building, operators, torch.compile and friends."""
+"""The compiled back end beyond its numbers: the build, the torch operators, torch.compile and other transformations."""
 
 import ctypes
 import logging
@@ -11,38 +11,41 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from audio_mamba.models.mamba import Mamba
-from audio_mamba.models.ops import build, native
-from audio_mamba.models.ops.selective_scan import cpu, selective_scan
+from audio_mamba.models.ops import native
+from audio_mamba.models.ops.native import build
+from audio_mamba.models.ops.selective_scan import selective_scan
 from tests.conftest import ROOT
 from tests.models.ops.scan_cases import make_inputs
 
-needs_kernels = pytest.mark.skipif(cpu.why_not() is not None, reason=str(cpu.why_not()))
+needs_kernels = pytest.mark.skipif(native.unsupported_reason() is not None, reason=str(native.unsupported_reason()))
 
 
 def _build(directory):
-    return build.build(directory)
+    return build.build_library(directory)
 
 
 @needs_kernels
 class TestBuild:
-    def test_processes_at_once_share_one_library(self, tmp_path):
-        """None fails, all get the same file, and nothing unfinished stays behind."""
+    def test_concurrent_processes_share_one_library(self, tmp_path):
+        """None fails, all get the same file, and nothing else is left behind."""
         directory = tmp_path / "new" / "cache"
         with multiprocessing.get_context("spawn").Pool(3) as pool:
             paths = pool.map(_build, [directory] * 3)
         assert len(set(paths)) == 1
-        assert {path.suffix for path in directory.iterdir()} == {".so", ".lock"}
+        assert list(directory.iterdir()) == paths[:1]
         written = paths[0].stat().st_mtime_ns
-        assert build.build(directory) == paths[0] and paths[0].stat().st_mtime_ns == written  # kept, not rebuilt
+        assert (
+            build.build_library(directory) == paths[0] and paths[0].stat().st_mtime_ns == written
+        )  # kept, not rebuilt
 
-    def test_another_source_gets_another_library(self, tmp_path, monkeypatch):
+    def test_a_changed_source_gives_another_library(self, tmp_path, monkeypatch):
         (tmp_path / "csrc").mkdir()
         monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
         source = tmp_path / "csrc" / "one.c"
         source.write_text("int one(void) { return 1; }\n")
-        first = build.build(tmp_path / "cache")
+        first = build.build_library(tmp_path / "cache")
         source.write_text("int one(void) { return 2; }\n")
-        assert build.build(tmp_path / "cache") != first
+        assert build.build_library(tmp_path / "cache") != first
 
     def test_chosen_flags_replace_the_machines_own(self, tmp_path, monkeypatch):
         monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
@@ -50,25 +53,25 @@ class TestBuild:
         (tmp_path / "csrc" / "one.c").write_text("int answer(void) { return ANSWER; }\n")
         monkeypatch.delenv("AUDIO_MAMBA_CFLAGS", raising=False)
         with pytest.raises(build.BuildError):
-            build.build(tmp_path / "cache")
+            build.build_library(tmp_path / "cache")
         libraries = {}
         for answer in (1, 2):
             monkeypatch.setenv("AUDIO_MAMBA_CFLAGS", f"-DANSWER={answer}")
-            libraries[answer] = build.build(tmp_path / "cache")
+            libraries[answer] = build.build_library(tmp_path / "cache")
             assert ctypes.CDLL(str(libraries[answer])).answer() == answer
         assert libraries[1] != libraries[2]
 
-    def test_a_broken_source_says_what_the_compiler_said(self, tmp_path, monkeypatch):
+    def test_a_compiler_error_is_reported(self, tmp_path, monkeypatch):
         (tmp_path / "one.c").write_text("int one(void) { return undeclared; }\n")
         monkeypatch.setattr(build, "SOURCES", tmp_path)
         with pytest.raises(build.BuildError, match="one.c"):
-            build.build(tmp_path / "cache")
-        assert not list((tmp_path / "cache").glob("*.tmp"))
+            build.build_library(tmp_path / "cache")
+        assert not list((tmp_path / "cache").iterdir())
 
 
 @pytest.fixture
 def fresh_build(tmp_path, monkeypatch):
-    """A process that has not looked for the kernels yet, and an empty cache."""
+    """An empty cache, in a process that has not looked for the kernels yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native._library_or_reason.cache_clear()
     yield tmp_path
@@ -76,7 +79,7 @@ def fresh_build(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("obstacle", ["compiler", "folder"])
-def test_without_kernels_plain_pytorch_serves_after_one_notice(fresh_build, monkeypatch, caplog, obstacle):
+def test_without_kernels_plain_pytorch_is_used_after_one_warning(fresh_build, monkeypatch, caplog, obstacle):
     if obstacle == "compiler":
         monkeypatch.setenv("CC", "no-such-compiler")
     else:
@@ -85,10 +88,10 @@ def test_without_kernels_plain_pytorch_serves_after_one_notice(fresh_build, monk
     with caplog.at_level(logging.WARNING):
         results = [selective_scan(**inputs) for _ in range(2)]
     assert torch.equal(results[0], selective_scan(**inputs, backend="chunked"))
-    notices = [record.getMessage() for record in caplog.records]
-    assert len(notices) == 1 and "plain PyTorch" in notices[0] and "\n" not in notices[0]
-    assert ("no-such-compiler" if obstacle == "compiler" else "audio_mamba") in notices[0]
-    with pytest.raises(RuntimeError, match="'cpu' cannot serve"):
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 1 and "plain PyTorch" in warnings[0] and "\n" not in warnings[0]
+    assert ("no-such-compiler" if obstacle == "compiler" else "audio_mamba") in warnings[0]
+    with pytest.raises(RuntimeError, match="'cpu' does not support this call"):
         selective_scan(**inputs, backend="cpu")
 
 
@@ -128,7 +131,7 @@ class TestOperator:
         with pytest.raises(RuntimeError, match="no autograd formula"):
             first.sum().backward()
 
-    def test_no_time_and_no_batch(self):
+    def test_empty_time_and_empty_batch(self):
         for batch, length in ((1, 0), (0, 5)):
             y, last = selective_scan(**make_inputs(batch, 3, length, 2), return_last_state=True, backend="cpu")
             assert y.shape == (batch, 3, length) and (last == 0).all() and last.shape == (batch, 3, 2)
@@ -148,7 +151,7 @@ def gradients(function, block, x):
 
 @needs_kernels
 class TestTransformations:
-    """A Mamba block gives the same numbers as without them."""
+    """A Mamba block gives the same numbers as without the transformation."""
 
     def test_compile_without_graph_breaks(self, block):
         x = torch.randn(2, 19, 16, requires_grad=True)

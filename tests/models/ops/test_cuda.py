@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: `./run_tests.sh -m cuda`."""
+"""Tests that need a CUDA device: `./run_tests.sh -m cuda`."""
 
 import copy
 
@@ -7,14 +7,16 @@ import torch
 
 from audio_mamba import models
 from audio_mamba.models.loss import reconstruction_loss
-from audio_mamba.models.ops import mamba_inner, published_kernels
+from audio_mamba.models.ops import mamba_block, packages
+from audio_mamba.models.ops.calls import BlockCall, ScanCall
 from audio_mamba.models.ops.causal_conv1d import causal_conv1d
-from audio_mamba.models.ops.selective_scan import BACKENDS, chunked, mamba_ssm, selective_scan, triton_scan
+from audio_mamba.models.ops.selective_scan import BACKENDS, chunked, package, selective_scan
+from audio_mamba.models.ops.selective_scan import triton as triton_scan
 from tests.models.ops.scan_cases import ROWS, check_against_float64, inputs_of, make_inputs, outputs_and_gradients
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 needs_mamba_ssm = pytest.mark.skipif(
-    published_kernels.why_not("mamba-ssm") is not None, reason=str(published_kernels.why_not("mamba-ssm"))
+    packages.unavailable_reason("mamba-ssm") is not None, reason=str(packages.unavailable_reason("mamba-ssm"))
 )
 
 
@@ -25,7 +27,7 @@ class TestScan:
         check_against_float64(triton_scan, inputs, softplus, "cuda")
 
     def test_many_channels_in_one_chunk(self):
-        """The pretraining way, which small batches do not take."""
+        """As in pretraining; small batches are cut into chunks."""
         batch, length, channels = 64, 67, 1100
         assert triton_scan._plan(batch, length, channels)[0] == 1
         check_against_float64(triton_scan, make_inputs(batch, channels, length, 3), device="cuda")
@@ -39,7 +41,7 @@ class TestScan:
             assert (ours[name] - value).norm() <= 1e-4 * value.norm(), name
 
     def test_offsets_beyond_two_to_the_31(self):
-        """More numbers than 32 bits count: the last batch entry equals the first, which has the same inputs."""
+        """More elements than 32 bits can index: the last batch entry equals the first, which has the same inputs."""
         one = {name: t.cuda() for name, t in make_inputs(1, 4096, 1100, 1, dtype=torch.bfloat16).items()}
         batch = 2**31 // (4096 * 1100) + 2
         if torch.cuda.mem_get_info()[0] < 24 * 2**30:
@@ -57,7 +59,7 @@ class TestScan:
 
     def test_auto_takes_our_kernels_where_mamba_ssm_is_missing(self):
         inputs = {name: t.cuda() for name, t in make_inputs(2, 20, 40, 6).items()}
-        name = "triton" if mamba_ssm.why_not(*inputs.values()) else "mamba_ssm"
+        name = "triton" if package.unsupported_reason(ScanCall(**inputs)) else "mamba_ssm"
         assert torch.equal(selective_scan(**inputs), selective_scan(**inputs, backend=name))
 
     @needs_mamba_ssm
@@ -66,7 +68,7 @@ class TestScan:
     def test_agreement_with_mamba_ssm(self, dtype, groups):
         inputs = make_inputs(3, 64, 251, 24, dtype=dtype, groups=groups)
         results = []
-        for back_end in (triton_scan, mamba_ssm):
+        for back_end in (triton_scan, package):
             leaves = {name: t.cuda().requires_grad_() for name, t in inputs.items()}
             y = back_end.selective_scan(**leaves, delta_softplus=True)
             results.append([y, *torch.autograd.grad(y.float().square().sum(), list(leaves.values()))])
@@ -75,7 +77,7 @@ class TestScan:
             assert (ours.float() - theirs.float()).norm() <= scale
 
     @needs_mamba_ssm
-    def test_mamba_ssm_refuses_what_it_cannot_do(self):
+    def test_mamba_ssm_refuses_a_gradient_of_the_last_state(self):
         inputs = {name: t.cuda().requires_grad_() for name, t in make_inputs(1, 8, 9, 3).items()}
         with pytest.raises(RuntimeError, match="no gradient of the last state"):
             selective_scan(**inputs, return_last_state=True, backend="mamba_ssm")
@@ -92,7 +94,7 @@ def small_model(**kwargs):
 
 class TestModel:
     @pytest.mark.parametrize("rms_norm", [True, False])
-    def test_the_encoder_equals_that_on_the_cpu(self, rms_norm):
+    def test_the_encoder_gives_the_same_as_on_the_cpu(self, rms_norm):
         model, x = small_model(rms_norm=rms_norm), torch.randn(3, 1, 40, 80)
         with torch.no_grad():
             torch.testing.assert_close(
@@ -105,15 +107,14 @@ class TestModel:
     @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("cpu", "reference")])
     def test_carried_states_give_the_outputs_of_the_whole(self, backend):
         model = small_model().cuda()
-        for block in model.blocks:
-            block.mixer.backend = backend
+        model.use_backend(backend)
         tokens = torch.randn(2, 50, 64, device="cuda")
-        if backend == "mamba_ssm" and (reason := mamba_ssm.why_not(tokens)):
+        if backend == "mamba_ssm" and (reason := packages.unavailable_reason("mamba-ssm")):
             pytest.skip(reason)
         with torch.no_grad():
-            states, parts = model.first_states(batch=2), []
+            states, parts = model.init_states(batch=2), []
             for part in tokens.split([10, 1, 39], dim=1):
-                out, states = model.proceed(part, states)
+                out, states = model.step(part, states)
                 parts.append(out)
             torch.testing.assert_close(torch.cat(parts, dim=1), model.encode(tokens), rtol=0, atol=1e-4)
 
@@ -127,9 +128,7 @@ class TestModel:
     def test_the_fused_block_equals_its_parts(self):
         model = small_model().cuda()
         mixer, hidden = model.blocks[0].mixer, torch.randn(2, 30, 64, device="cuda")
-        if reason := mamba_inner.why_not(
-            hidden, mixer.A_log, mixer.conv1d.weight, mixer.conv1d.bias, mixer.out_proj.bias
-        ):
+        if reason := mamba_block.package.unsupported_reason(BlockCall(hidden, mixer)):
             pytest.skip(reason)
         results = []
         for backend in ("auto", "triton"):

@@ -8,9 +8,9 @@ from torch import nn
 from audio_mamba.models.ops import linear as linear_module
 from audio_mamba.models.ops import linear_choice as choosing
 from audio_mamba.models.ops.linear import Linear, linear
-from audio_mamba.models.ops.tracing import has_onednn_product
+from audio_mamba.models.ops.private_torch import has_onednn_linear
 
-needs_onednn = pytest.mark.skipif(not has_onednn_product(), reason="this PyTorch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not has_onednn_linear(), reason="this PyTorch has no oneDNN")
 SHAPES = [((3, 7, 5), 11), ((502, 192), 1152), ((2, 251, 576), 60), ((1, 1, 12), 576), ((4, 100, 192), 192)]
 
 
@@ -37,8 +37,8 @@ def nothing_chosen(monkeypatch, tmp_path):
 @pytest.fixture
 def onednn_calls(monkeypatch):
     """Counts the products by oneDNN."""
-    plain, calls = linear_module.onednn_product, []
-    monkeypatch.setattr(linear_module, "onednn_product", lambda *args: calls.append(args) or plain(*args))
+    plain, calls = linear_module.onednn_linear, []
+    monkeypatch.setattr(linear_module, "onednn_linear", lambda *args: calls.append(args) or plain(*args))
     return calls
 
 
@@ -190,7 +190,7 @@ class TestChoice:
 
 
 def test_without_onednn_plain_pytorch_serves(nothing_chosen, monkeypatch, caplog):
-    monkeypatch.setattr(choosing, "has_onednn_product", lambda: False)
+    monkeypatch.setattr(choosing, "has_onednn_linear", lambda: False)
     assert choosing.linear_choice() == "torch"
     choosing.set_linear_choice("onednn")
     assert choosing.linear_choice() == "torch" and "rounds differently" in caplog.text

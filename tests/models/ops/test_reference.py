@@ -1,4 +1,4 @@
-"""The plain equation, which is the truth of all other tests, against what can be worked out without it."""
+"""The reference, on which all other tests rely, against independent results."""
 
 import torch
 
@@ -26,8 +26,8 @@ def test_closed_form():
     torch.testing.assert_close(last[0, 0, 0], states[-1], rtol=1e-6, atol=0)
 
 
-def test_skip_gate_bias_and_groups_by_hand():
-    """One step from a zero state: y = (C dt B u + D u) silu(z), dt = softplus(delta + bias), B and C per group."""
+def test_skip_gate_bias_and_groups_match_a_calculation_by_hand():
+    """One step from the zero state: y = (C dt B u + D u) silu(z), dt = softplus(delta + bias), B and C per group."""
     inputs = {name: t.double() for name, t in make_inputs(1, 4, 1, 1, groups=2).items()}
     u, delta, z, D, bias = (inputs[name].flatten() for name in ("u", "delta", "z", "D", "delta_bias"))
     B, C = (inputs[name].flatten().repeat_interleave(2) for name in ("B", "C"))

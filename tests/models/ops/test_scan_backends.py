@@ -1,10 +1,11 @@
-"""Every back end of the selective scan for the CPU that this machine can run, against the plain equation in float64."""
+"""Every CPU back end of the selective scan that this machine can run, against the reference in float64."""
 
 import math
 
 import pytest
 import torch
 
+from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.selective_scan import BACKENDS, reference, selective_scan
 from tests.models.ops.scan_cases import (
     CPU_BACKENDS,
@@ -19,7 +20,7 @@ from tests.models.ops.scan_cases import (
 @pytest.fixture(params=[name for name in CPU_BACKENDS if name != "reference"])
 def back_end(request):
     module = BACKENDS[request.param]
-    if reason := module.why_not(*make_inputs(1, 1, 1, 1).values()):
+    if reason := module.unsupported_reason(ScanCall(**make_inputs(1, 1, 1, 1))):
         pytest.skip(reason)
     return module
 
@@ -43,7 +44,7 @@ def test_each_optional_input(back_end, missing):
 
 
 def test_causality(back_end):
-    """The output at k has no gradient from inputs after k, and some from each before."""
+    """The output at k has a gradient from each input up to k, and from none after it."""
     k, inputs = 20, {name: t.requires_grad_() for name, t in make_inputs(1, 5, 40, 3).items()}
     back_end.selective_scan(**inputs, delta_softplus=True)[..., k].sum().backward()
     for name in ("u", "delta", "B"):
@@ -51,7 +52,7 @@ def test_causality(back_end):
         assert (per_step[k + 1 :] == 0).all() and (per_step[: k + 1] > 0).all(), name
 
 
-def test_steps_that_forget_everything_and_states_that_grow(back_end):
+def test_very_large_steps_and_growing_states(back_end):
     """Decays below the smallest float32 number, and above 1."""
     inputs = make_inputs(1, 18, 40, 4, optional=False)
     inputs["delta"] = torch.rand(1, 18, 40) * torch.tensor(10.0) ** torch.randint(-3, 4, (1, 18, 40))
@@ -72,7 +73,7 @@ def test_nan_is_not_lost(back_end, name):
 
 def test_same_bits_for_any_number_of_threads(back_end):
     if back_end.__name__.endswith("chunked"):
-        pytest.skip("plain PyTorch makes no such promise")
+        pytest.skip("plain PyTorch does not promise it")
     inputs, before, results = make_inputs(2, 150, 70, 5), torch.get_num_threads(), []
     for threads in (1, 2, 3, 1):
         torch.set_num_threads(threads)
@@ -82,8 +83,8 @@ def test_same_bits_for_any_number_of_threads(back_end):
         assert all(torch.equal(result[name], results[0][name]) for name in result)
 
 
-def test_training_keeps_little(back_end):
-    """Saved for backward: some B D L, and B D N states per chunk of time, not B D L N."""
+def test_training_saves_little_memory(back_end):
+    """Saved for backward: a few tensors of B D L, and B D N states per chunk of time, not B D L N."""
     batch, channels, length, state = 2, 64, 512, 16
     inputs = {name: t.requires_grad_() for name, t in make_inputs(batch, channels, length, state).items()}
     saved = {}
@@ -97,15 +98,15 @@ def test_training_keeps_little(back_end):
     assert sum(saved.values()) < batch * channels * length * (10 + state / 8)
 
 
-def test_auto_serves_this_machine():
+def test_auto_takes_the_first_back_end_that_supports_the_call():
     inputs = make_inputs(1, 4, 6, 2)
-    first = next(name for name in CPU_BACKENDS if BACKENDS[name].why_not(*inputs.values()) is None)
+    first = next(name for name in CPU_BACKENDS if BACKENDS[name].unsupported_reason(ScanCall(**inputs)) is None)
     assert torch.equal(selective_scan(**inputs), selective_scan(**inputs, backend=first))
     double = {name: t.double() for name, t in inputs.items()}
     assert torch.equal(selective_scan(**double), selective_scan(**double, backend="reference"))
 
 
-def test_wrong_calls_are_named():
+def test_errors_name_the_wrong_argument():
     inputs = make_inputs(1, 4, 6, 2)
     with pytest.raises(ValueError, match="'fastest'.*cpu"):
         selective_scan(**inputs, backend="fastest")
@@ -113,5 +114,5 @@ def test_wrong_calls_are_named():
         selective_scan(**inputs | {"delta": torch.zeros(1, 4, 5)})
     with pytest.raises(ValueError, match=r"B must be .*G dividing 4"):
         selective_scan(**inputs | {"B": torch.zeros(1, 3, 2, 6)})
-    with pytest.raises(RuntimeError, match="'cpu' cannot serve.*float64"):
+    with pytest.raises(RuntimeError, match="'cpu' does not support this call.*float64"):
         selective_scan(**{name: t.double() for name, t in inputs.items()}, backend="cpu")

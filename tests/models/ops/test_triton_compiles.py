@@ -1,4 +1,4 @@
-"""All Triton kernels compile for GPUs, on any machine."""
+"""All Triton kernels compile for GPUs; this needs no GPU."""
 
 import os
 import subprocess

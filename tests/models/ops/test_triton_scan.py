@@ -1,4 +1,4 @@
-"""Our Triton kernels of the selective scan on small shapes: interpreted, or on a CUDA device where there is one."""
+"""Our Triton kernels of the selective scan on small shapes: interpreted, or on a CUDA device if there is one."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from audio_mamba.models.mamba import Mamba
-from audio_mamba.models.ops.selective_scan import selective_scan, triton_scan
+from audio_mamba.models.ops.selective_scan import selective_scan
+from audio_mamba.models.ops.selective_scan import triton as triton_scan
 from tests.conftest import ROOT
 from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
 
@@ -17,21 +18,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS, CHANNELS, STATES, BATCHES = (17, 65, 1, 2), (5, 33, 1, 6), (8, 1, 24, 9), (2, 1, 1, 1)
 OPTIONS = ({}, {"optional": False}, {"groups": True, "softplus": False}, {"channels_last": False})
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
-# Its 16 rows hold every pair of the first five settings: lines and columns of the field of four elements.
+# An orthogonal array: its 16 rows contain every pair of settings (from the field of four elements).
 TIMES = ((0, 0, 0, 0), (0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2))
 ROWS = [(i, j, *(i ^ TIMES[k][j] for k in (1, 2, 3))) for i in range(4) for j in range(4)]
 
 
 @pytest.fixture
 def in_chunks(monkeypatch):
-    """The long-clip way also for small shapes."""
+    """Small shapes are cut into chunks, as long clips are."""
     monkeypatch.setattr(triton_scan, "MIN_CHUNK", 8)
     monkeypatch.setattr(triton_scan, "SPAN", 8)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
 def test_outputs_and_every_gradient(row, poisoned):
-    """Each setting with each of every other one."""
+    """Each setting of a factor with each setting of every other one."""
     length, channels, state, dtype, option = (
         choices[level] for choices, level in zip((LENGTHS, CHANNELS, STATES, DTYPES, OPTIONS), row, strict=True)
     )
@@ -40,7 +41,7 @@ def test_outputs_and_every_gradient(row, poisoned):
     if option.pop("groups", False):
         option["groups"] = {1: 1, 5: 5, 6: 2, 33: 3}[channels]
     inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
-    # Triton's interpreter cuts numbers off to bfloat16 instead of rounding them.
+    # Triton's interpreter truncates numbers to bfloat16 instead of rounding them.
     forgiven = {"forgiven": 2**-7} if dtype == torch.bfloat16 and DEVICE == "cpu" else {}
     check_against_float64(triton_scan, inputs, option.get("softplus", True), DEVICE, **forgiven)
 
@@ -56,7 +57,7 @@ def test_more_chunks_than_are_combined_at_once(in_chunks):
     check_against_float64(triton_scan, make_inputs(1, 2, 72, 2), device=DEVICE)
 
 
-def test_the_way_is_chosen_by_the_shape_alone():
+def test_the_number_of_chunks_depends_on_the_shape_only():
     assert triton_scan._plan(256, 251, 576) == (1, 256)  # pretraining
     chunks, steps = triton_scan._plan(1, 22000, 576)  # one long clip
     assert chunks > 32 and steps % triton_scan.SPAN == 0 and (chunks - 1) * steps < 22000 <= chunks * steps
@@ -76,7 +77,7 @@ def test_many_states():
     check_against_float64(triton_scan, make_inputs(1, 3, 6, 70), device=DEVICE)
 
 
-def test_steps_that_forget_everything_and_states_that_grow():
+def test_very_large_steps_and_growing_states():
     inputs = make_inputs(1, 4, 20, 4, optional=False)
     inputs["delta"] = torch.rand(1, 4, 20) * torch.tensor(10.0) ** torch.randint(-3, 4, (1, 4, 20))
     check_against_float64(triton_scan, inputs, softplus=False, device=DEVICE)
@@ -99,8 +100,8 @@ def test_nan_is_not_lost(name):
     assert name == "A" or y[..., :-1].isfinite().all()
 
 
-def test_one_step_reads_nothing_before_its_inputs(monkeypatch):
-    """Where the walk back looks at pairs of steps, the first of a single one is not there."""
+def test_a_single_step_reads_nothing_before_its_inputs(monkeypatch):
+    """Backward works on pairs of steps; with a single step, the first of the pair is absent."""
     pad = torch.nn.functional.pad
 
     def pad_after_nan(t, rest):
@@ -112,7 +113,7 @@ def test_one_step_reads_nothing_before_its_inputs(monkeypatch):
     assert all(tensor.isfinite().all() for tensor in found.values())
 
 
-def test_no_time_and_no_batch():
+def test_empty_time_and_empty_batch():
     for batch, length in ((1, 0), (0, 5)):
         inputs = {key: t.to(DEVICE).requires_grad_() for key, t in make_inputs(batch, 3, length, 2).items()}
         y, last = selective_scan(**inputs, return_last_state=True, backend="triton")
@@ -121,7 +122,7 @@ def test_no_time_and_no_batch():
         assert (inputs["A"].grad == 0).all()
 
 
-def test_gradient_of_the_output_or_the_last_state_alone():
+def test_gradient_of_only_the_output_or_only_the_last_state():
     inputs = {key: t.to(DEVICE) for key, t in make_inputs(1, 3, 10, 2).items()}
     gradients = []
     for which in ((0,), (1,), (0, 1)):
@@ -132,7 +133,7 @@ def test_gradient_of_the_output_or_the_last_state_alone():
 
 
 def test_the_views_of_a_mamba_block():
-    """Parts of wider rows, which start at odd places."""
+    """They are parts of wider rows and start at odd offsets."""
     torch.manual_seed(0)
     mixer, hidden = Mamba(7, d_state=3, expand=1), torch.randn(2, 6, 7)
     mixer.init_weights(depth=1)
@@ -168,8 +169,8 @@ def test_opcheck(optional):
     )
 
 
-def test_training_keeps_little():
-    """Saved for backward: the inputs, and the state before each 32 steps."""
+def test_training_saves_little_memory():
+    """Saved for backward: the inputs, and the state before every 32 steps."""
     inputs = {name: t.to(DEVICE).requires_grad_() for name, t in make_inputs(1, 4, 70, 8).items()}
     saved = {}
 
@@ -183,19 +184,19 @@ def test_training_keeps_little():
 
 
 class TestChoice:
-    def test_the_interpreter_serves_only_those_who_ask(self, monkeypatch, caplog):
+    def test_auto_never_takes_the_interpreter(self, monkeypatch):
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         monkeypatch.setattr(triton_scan, "selective_scan", lambda *arguments: pytest.fail("the interpreter ran"))
         selective_scan(**make_inputs(1, 2, 3, 2))
 
     def test_without_the_interpreter_the_cpu_is_refused(self, monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        with pytest.raises(RuntimeError, match="'triton' cannot serve.* cpu, not on a CUDA device"):
+        with pytest.raises(RuntimeError, match="'triton' does not support this call.* cpu, not on a CUDA device"):
             selective_scan(**make_inputs(1, 2, 3, 2), backend="triton")
 
     def test_float64_is_refused(self):
         inputs = {name: t.double().to(DEVICE) for name, t in make_inputs(1, 2, 3, 2).items()}
-        with pytest.raises(RuntimeError, match="'triton' cannot serve.*float64"):
+        with pytest.raises(RuntimeError, match="'triton' does not support this call.*float64"):
             selective_scan(**inputs, backend="triton")
 
     def test_the_models_run_on_a_cpu_without_triton(self):

@@ -1,4 +1,4 @@
-"""The causal convolution by the compiled kernels of selective_scan/csrc, registered as a torch operator."""
+"""The causal convolution by the compiled kernels of native/csrc, registered as a torch operator."""
 
 import ctypes
 
@@ -6,31 +6,33 @@ import torch
 from torch import Tensor
 
 from audio_mamba.models.ops import native
-from audio_mamba.models.ops.native import View, call, pointer, rows
-from audio_mamba.models.ops.tracing import unwatched
+from audio_mamba.models.ops.calls import ConvCall
+from audio_mamba.models.ops.native import View, pointer, rows
+from audio_mamba.models.ops.private_torch import unwatched
 
 MAX_TAPS = 16  # as in csrc/causal_conv1d.c
 
 
-def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """The reason why these tensors need the plain path, as a sentence."""
-    if weight.shape[-1] > MAX_TAPS:
-        return f"{weight.shape[-1]} taps are more than {MAX_TAPS}"
-    return native.why_not(*(t for t in (x, weight, bias) if t is not None))
+def unsupported_reason(call: ConvCall) -> str | None:
+    """Too many taps, or see `models.ops.native.unsupported_reason`."""
+    if call.weight.shape[-1] > MAX_TAPS:
+        return f"{call.weight.shape[-1]} taps are more than {MAX_TAPS}"
+    return native.unsupported_reason(*call.tensors)
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    """See `models.ops.causal_conv1d`; the sums are float32 for every dtype."""
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """See `models.ops.causal_conv1d`. The sums are float32 for every dtype."""
     weight, bias = weight.float(), bias if bias is None else bias.float()
     operator = _forward_in_c if unwatched(x, weight, bias) else torch.ops.audio_mamba.causal_conv1d_cpu
-    return operator(x.transpose(1, 2), weight, bias, silu).transpose(1, 2)  # [B, L, D] -> [B, D, L]
+    y = operator(x.transpose(1, 2), weight, bias, activation == "silu")
+    return y.transpose(1, 2)  # [B, L, D] -> [B, D, L]
 
 
 def _forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """x [B, L, D], float32 weight [D, K] and bias [D] -> [B, L, D] in x's dtype."""
     y = x.new_empty(x.shape)
     x, weight, bias = _prepare(x, weight, bias)
-    call(
+    native.call(
         "causal_conv1d_forward",
         _Convolution(
             *x.shape,
@@ -62,7 +64,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: 
     dx = x.new_empty(x.shape)
     d_weight, d_bias = weight.new_empty(len(x), *weight.shape), weight.new_empty(len(x), x.shape[-1])
     dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
-    call(
+    native.call(
         "causal_conv1d_backward",
         _Convolution(
             *x.shape,

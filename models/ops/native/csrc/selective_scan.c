@@ -1,23 +1,23 @@
-/* The selective scan and its gradient on channels-last tensors; ../__init__.py has the equation.
+/* The selective scan and its gradient on channels-last tensors; ../../selective_scan has the equation.
  *
- * Symbols: L time, D channels, N state, W lanes of a vector. A vector holds W neighbouring channels, so that B_t and
- * C_t are scalars to broadcast and time runs without shuffles. Time is cut into chunks of CHUNK steps, whose working
- * arrays stay in the first-level cache; the state is cut into groups of GROUP, which stay in registers. Sums are formed
- * per chunk or group and then added up, which halves their rounding error. Inputs and outputs are float32, bfloat16 or
+ * Symbols: L time, D channels, N state, W lanes of a vector. A vector holds W neighbouring channels, so B_t and C_t
+ * are scalars to broadcast, and no step in time shuffles lanes. Time is divided into chunks of CHUNK steps, whose
+ * working arrays stay in the first-level cache, and the state into groups of GROUP, which stay in registers. Sums are
+ * formed per chunk or group and then added up, which halves their rounding error. Inputs and outputs are float32, bfloat16 or
  * float16 each; states and sums are float32.
  *
- * Threads take blocks of channels of one batch entry. Sums over blocks and batch are left to the caller as partial
- * sums, so the bits do not depend on the number of threads. */
+ * A task is a block of channels of one batch entry. Sums over blocks and batch are returned as partial sums, so the
+ * results do not depend on the number of threads, bit for bit. */
 #include <stdlib.h>
 
 #include "tensor.h"
 
-/* On the way back each block of channels gives one partial sum of dB and dC, so its width is fixed. */
+/* In backward each block of channels gives one partial sum of dB and dC, so its width is fixed. */
 enum { CHUNK = 16, GROUP = 4, BACKWARD_BLOCK = 192, MAX_VECS = BACKWARD_BLOCK / W };
 
 /* Sizes and inputs. u, delta, z [batch, L, D] have last stride 1; B, C are [batch, L, N]; A [D, N] and D, delta_bias
- * [D] are contiguous float32. `starts` [batch, chunks, N D] are the float32 states before each chunk, kept for the way
- * back: those of W channels side by side, [N, W]. */
+ * [D] are contiguous float32. `starts` [batch, chunks, N D] are the float32 states before each chunk, kept for
+ * backward: those of W channels side by side, [N, W]. */
 typedef struct {
     int64_t batch, length, channels, state, threads, softplus;
     View u, delta, z, B, C;
@@ -36,10 +36,10 @@ static float *start_at(const Problem *p, int64_t batch, int64_t chunk, int64_t c
 typedef struct {
     vec dt, input;           /* softplus(delta + delta_bias), dt u */
     vec y;                   /* C h + D u, before the gate */
-    vec dy;                  /* on the way back: the gradient of y */
+    vec dy;                  /* backward: the gradient of y */
     vec d_input, d_exponent; /* sums over N: the gradient of input; of dt / ln(2) through the decay */
     vec u, dt_slope;         /* the slope of dt in delta */
-    vec gate_slope;          /* the gradient of z, but for the factor y */
+    vec gate_slope;          /* the gradient of z, without the factor y */
 } Step;
 
 /* W channels over a chunk of time. */
@@ -56,9 +56,9 @@ typedef struct {
 /* What a thread needs for a block of channels. */
 typedef struct {
     vec *A;       /* log2(e) A, [vecs][padded N]: decays are powers of two */
-    vec *carry;   /* the state, or on the way back its adjoint, likewise */
+    vec *carry;   /* the state, or in backward its adjoint, likewise */
     vec *dA;
-    float *B, *C; /* of the present chunk, [CHUNK][padded N] */
+    float *B, *C; /* of the current chunk, [CHUNK][padded N] */
     vec *dB, *dC; /* likewise, GROUP states to a vector as sum_quads gives them: [CHUNK][padded N / GROUP] */
     vec reach[MAX_VECS]; /* largest |log2(e) A| of each channel */
     Tile tile;
@@ -213,7 +213,7 @@ static int64_t forward_width(const Problem *p) {
     return width;
 }
 
-/* y [batch, L, D] like u; last [batch, N, D]. Returns whether there was memory. */
+/* y [batch, L, D] like u; last [batch, N, D]. Returns 0 if there was not enough memory, else 1. */
 int selective_scan_forward(const Problem *p, const View *y, float *last) {
     int64_t width = forward_width(p), blocks = ceil_div(p->channels, width);
     int failed = 0;
@@ -230,14 +230,14 @@ int selective_scan_forward(const Problem *p, const View *y, float *last) {
     return !failed;
 }
 
-/* dy [batch, L, D] and d_last [batch, N, D] or null come in. The gradients of u, delta, z [batch, L, D] go out, and of
- * the others float32 partial sums: dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
+/* Inputs: dy [batch, L, D], and d_last [batch, N, D] or null. Outputs: the gradients of u, delta, z [batch, L, D], and
+ * float32 partial sums for the others: dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
 typedef struct {
     View dy, du, d_delta, dz;
     float *d_last, *dA, *dB, *dC, *dD, *d_bias;
 } Gradients;
 
-/* The adjoint recurrence g_t = C_t dy_t + decay_{t+1} g_{t+1} of GROUP states, and what hangs on it. */
+/* The adjoint recurrence g_t = C_t dy_t + decay_{t+1} g_{t+1} of GROUP states, and the sums that need it. */
 INLINE void retreat_group(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
                           vec *adjoint, vec *dA, vec *dB, const History *history) {
     vec g[GROUP], sum_A[GROUP] = {{0}};
@@ -285,7 +285,7 @@ static void load_gradient(Tile *tile, const Problem *p, const Gradients *grads, 
     }
 }
 
-/* All that is left once the sums over N are complete. */
+/* What remains once the sums over N are known. */
 static void store_gradients(const Tile *tile, const Problem *p, const Gradients *grads, int64_t batch, int64_t begin,
                             int steps, int64_t channel, vec *dD, vec *d_bias) {
     int lanes = lanes_at(p, channel);
@@ -368,7 +368,7 @@ static void backward_block(const Problem *p, const Gradients *grads, Block *bloc
     }
 }
 
-/* Returns whether there was memory. */
+/* Returns 0 if there was not enough memory, else 1. */
 int selective_scan_backward(const Problem *p, const Gradients *grads) {
     int64_t blocks = ceil_div(p->channels, BACKWARD_BLOCK);
     int failed = 0;

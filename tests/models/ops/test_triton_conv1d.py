@@ -1,11 +1,11 @@
-"""Our Triton kernels of the causal convolution: interpreted, or on a CUDA device where there is one."""
+"""Our Triton kernels of the causal convolution: interpreted, or on a CUDA device if there is one."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from audio_mamba.models.ops import conv1d_triton
+from audio_mamba.models.ops.causal_conv1d import triton
 from tests.models.ops.test_causal_conv1d import expected
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,9 +31,9 @@ def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dt
     inputs = [x, torch.randn(channels, taps), *([torch.randn(channels)] if has_bias else [])]
     weights = torch.randn(batch, channels, length)
     results = []
-    for convolve, device in ((conv1d_triton.causal_conv1d, DEVICE), (expected, "cpu")):
+    for convolve, device in ((triton.causal_conv1d, DEVICE), (expected, "cpu")):
         leaves = [t.detach().to(device).requires_grad_() for t in inputs]
-        y = convolve(*leaves, *([] if has_bias else [None]), silu)
+        y = convolve(*leaves, *([] if has_bias else [None]), "silu" if silu else None)
         results.append([y, *torch.autograd.grad(y, leaves, weights.to(y))])
     rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     for ours, true, like in zip(*results, [x, *inputs], strict=True):
@@ -46,7 +46,7 @@ def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dt
 def test_no_time():
     x = torch.zeros(2, 3, 0, device=DEVICE, requires_grad=True)
     weight = torch.ones(3, 4, device=DEVICE, requires_grad=True)
-    conv1d_triton.causal_conv1d(x, weight, None, True).sum().backward()
+    triton.causal_conv1d(x, weight, None, "silu").sum().backward()
     assert (weight.grad == 0).all()
 
 

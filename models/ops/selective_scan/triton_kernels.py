@@ -1,13 +1,14 @@
-"""Triton kernels of the selective scan over one chunk of time; `triton_scan` launches them and says what they cost.
+# mypy: disable-error-code="assignment, misc, var-annotated"
+# Triton compiles these functions: in them, tuples grow, and ranges are unrolled.
+"""Triton kernels of the selective scan over one chunk of time; `triton` launches them and says what they cost.
 
-All state is float32. A comes times log2(e), so that exp2 serves. Walking forward, a tile of states is [n, d]: a thread
-holds all states of a channel, and the sum over n takes no other thread. Walking back it is [d, n], a thread with some
-states of some channels, which makes the sums over channels for dB and dC short. The inputs of a GROUP of steps are
+All states are float32. A is multiplied by log2(e) beforehand, so decays are exp2. Forward, a tile of states is [n, d]:
+a thread holds all states of a channel, so the sum over n stays within the thread. Backward it is [d, n]: a thread holds
+some states of some channels, which makes the sums over channels for dB and dC short. The inputs of a GROUP of steps are
 loaded together, ahead of its steps.
 
-Triton chooses which thread holds what by the widest loads and stores of a tile that it can prove to be aligned. The
-wide ones of [d, n] are wanted, those of [n, d] are not: hence `channels`, and the `pitch` of the scratch memory, of
-which it is told nothing.
+Triton lays a tile out over threads by the widest loads and stores that it can prove to be aligned. Wide ones are wanted
+for [d, n] but not for [n, d]. Hence it must not specialise on `channels`, nor on the `pitch` of the scratch memory.
 """
 
 import triton
@@ -58,7 +59,7 @@ def forward(
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """y, the last state, and the states before each span, for one chunk of time that starts at the state in carry."""
+    """y, the last state, and the states before each span, of one chunk of time that starts from the state in carry."""
     batch, chunk, _, d = place(channels, chunks, BLOCK)
     used = d < channels
     bias = 0.0 if bias_ptr is None else load(bias_ptr + d, used)
@@ -86,7 +87,7 @@ def forward(
                 t = begin + i
                 row = batch * length + tl.minimum(t, end - 1)
                 weighted, after = us[i] * steps[i], ()
-                outputs = tl.zeros([WIDTH, BLOCK], dtype=tl.float32)  # whose sum over n is the scan's output
+                outputs = tl.zeros([WIDTH, BLOCK], dtype=tl.float32)  # their sum over n is the scan's output
                 for j in tl.static_range(PARTS):
                     B = load_row(B_ptr, row, j, WIDTH, PARTS)
                     C = load_row(C_ptr, row, j, WIDTH, PARTS)
@@ -161,13 +162,13 @@ def backward(
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """All gradients of one chunk of time; those of A, D and the bias are its share of a sum over chunks and batch,
-    those of B and C its share of a sum over blocks of channels.
+    """All gradients of one chunk of time. For A, D and the bias they are partial sums, to be added over chunks and
+    batch; for B and C, to be added over blocks of channels.
 
     d_carry holds q_t = a_t g_t of the step after the chunk, where g_t = C_t dy_t + q_{t+1} is the state's gradient.
-    The states before each span are known. A walk forward through the span leaves those before each group in the scratch
-    memory [groups, S, pitch = BLOCK]; on the way back two steps at a time are walked again, from the state before their
-    group.
+    The states before each span are known. A pass forward through the span stores the states before each group in the
+    scratch memory [groups, S, pitch = BLOCK]. On the way back, two steps at a time are recomputed from the state before
+    their group.
     """
     batch, chunk, block, d = place(channels, chunks, BLOCK)
     used = d < channels

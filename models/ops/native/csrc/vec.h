@@ -1,5 +1,5 @@
 /* Vectors of floats as wide as the machine's registers, through the vector extensions that GCC and Clang share, and
- * the few functions of them that the kernels need. One source serves AVX-512, AVX2, SSE and NEON. */
+ * the few functions on them that the kernels need. The same source compiles for AVX-512, AVX2, SSE and NEON. */
 #ifndef VEC_H
 #define VEC_H
 
@@ -129,7 +129,7 @@ INLINE int any(ivec mask) {
     return found != 0;
 }
 
-/* Sums over lanes of four vectors at once, but for the last step: their quarters, added up, are the four sums. */
+/* The sums over lanes of four vectors, before the last step: the quarters of the result, added up, are the sums. */
 INLINE vec sum_quads(const vec *v) {
     vec ab = SHUFFLE(v[0], v[1], QUADS(0, W, 1, W + 1)) + SHUFFLE(v[0], v[1], QUADS(2, W + 2, 3, W + 3));
     vec cd = SHUFFLE(v[2], v[3], QUADS(0, W, 1, W + 1)) + SHUFFLE(v[2], v[3], QUADS(2, W + 2, 3, W + 3));
@@ -177,7 +177,7 @@ INLINE vec exp2_product(vec a, vec b) {
 }
 #endif
 
-/* 2^x for every x; it saturates at 2^-126 and 2^127, and NaN stays NaN. */
+/* 2^x for every x. It saturates at 2^-126 and 2^127, and NaN stays NaN. */
 INLINE vec exp2_any(vec x) {
     const vec one = (vec){0} + 1.f, low = (vec){0} - 126.f, high = (vec){0} + 127.f;
     return exp2_product(least(high, most(low, x)), one);

@@ -1,26 +1,26 @@
 """The selective scan by Triton kernels of our own: forward and backward with float32 states on CUDA tensors.
 
-Two ways, chosen by `_plan` from the shapes alone, so that results do not depend on the GPU:
+`_plan` chooses one of two ways from the shapes alone, so results do not depend on the GPU:
 
-- Short sequences, many channels (pretraining: batch 256, D 576): each program walks the whole time of a block of
-  channels with their states in registers. Backward walks back over the same time. Forward leaves the states before
-  every span of 32 steps, B D N L / 32 numbers; backward recomputes those between.
-- A long clip with few channels: time is cut into chunks. A first pass gives what each chunk adds to the state and the
-  sum of its steps (exp(A sum) is the chunk's decay), a second one the state that each chunk starts from, and then all
-  chunks are walked at once. Backward does the same with the gradient of the state.
+- Short sequences, many channels (pretraining: batch 256, D 576): each program walks through all time steps of a block
+  of channels with the states in registers. Backward walks back over the same steps. Forward stores the state before
+  every span of 32 steps, B D N L / 32 numbers; backward recomputes the states in between.
+- A long clip with few channels: time is cut into chunks. A first pass computes what each chunk adds to the state and
+  the sum of its steps (exp(A sum) is the chunk's decay), a second pass the state that each chunk starts from. Then all
+  chunks are walked through at once. Backward does the same with the gradient of the state.
 
-What it costs at least, per channel and step of time, at s bytes per number:
+The least that it costs, per channel and time step, at s bytes per number:
 
                  bytes                                   exponentials
     forward      4 s (u, delta, z, y) + N / 8            N (twice in chunks)
     backward     7 s (u, delta, z, dy, du, d_delta, dz)  2.5 N: the states before each group, those before each pair
                  + N / 8 + N / 2 (dB, dC of a block)     of steps, and the way back (3.5 N in chunks)
 
-N / 8 is the states before the spans. N / 2 is 2 x 4 bytes x N / 32, written and read: a block of 32 channels leaves a
-row of dB and of dC, which are then summed in a fixed order (no atomics). B and C are read once per block, from cache,
-as is the scratch memory of backward. At pretraining size, with L 251, N 24 and bfloat16, there are 37 million channel
-steps: forward moves 0.41 GB and takes 0.89 G exponentials, backward 1.07 GB and 2.2 G. No kernel needs less than 8 and
-14 bytes and N exponentials per channel step: these are the floors that benchmarks/gpu.py compares with.
+N / 8 are the states before the spans. N / 2 is 2 x 4 bytes x N / 32, written and read: a block of 32 channels leaves a
+row of dB and of dC, and these rows are summed in a fixed order (no atomics). B and C are read once per block, from
+cache, as is the scratch memory of backward. At pretraining size, with L 251, N 24 and bfloat16, there are 37 million
+channel steps: forward moves 0.41 GB and computes 0.89 G exponentials, backward 1.07 GB and 2.2 G. Every kernel needs at
+least 8 and 14 bytes and N exponentials per channel step; benchmarks/gpu.py compares with these bounds.
 """
 
 import math
@@ -30,23 +30,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audio_mamba.models.ops import triton_support
+from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.native import rows
 from audio_mamba.models.ops.selective_scan.groups import scan_by_group
+from audio_mamba.models.ops.triton_support import power_of_two
 
-__all__ = ["selective_scan", "why_not"]
-
-SPAN = 32  # steps between two states that are kept for backward; chunks are whole spans
+AUTO_DEVICES = ("cuda",)  # on the CPU runs Triton's interpreter, which is for tests
+SPAN = 32  # steps between two states that are kept for backward; a chunk is a whole number of spans
 MIN_CHUNK = 64  # steps
-PROGRAMS = 2048  # what keeps a large GPU busy; with less than half of it, time is cut into chunks
-# Steps that are loaded together, channels per program, and states per thread at most (registers bound all three).
+PROGRAMS = 2048  # keep a large GPU busy; with less than half as many, time is cut into chunks
+# Steps that are loaded together, channels per program, and most states per thread (registers limit all three).
 GROUP, BLOCK, PER_THREAD = 4, 32, 32
 COMBINED = 8  # chunks whose ends are loaded together
 LOG2_E = math.log2(math.e)
 
 
-def why_not(*tensors: Tensor) -> str | None:
-    """See `models.ops.triton_support.why_not`."""
-    return triton_support.why_not(*tensors)
+def unsupported_reason(call: ScanCall) -> str | None:
+    """See `models.ops.triton_support.unsupported_reason`."""
+    return triton_support.unsupported_reason(*call.tensors)
 
 
 def selective_scan(
@@ -62,9 +63,9 @@ def selective_scan(
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
-    A, D, delta_bias = (t if t is None else t.float() for t in (A, D, delta_bias))
+    D, delta_bias = (t if t is None else t.float() for t in (D, delta_bias))
     y, last = scan_by_group(
-        torch.ops.audio_mamba.selective_scan_triton, u, delta, A, B, C, D, z, delta_bias, delta_softplus
+        torch.ops.audio_mamba.selective_scan_triton, u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus
     )
     return (y, last) if return_last_state else y
 
@@ -84,35 +85,35 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u, delta, z [B, L, D], A [D, N], B, C [B, L, N], D, delta_bias [D]; A, D and delta_bias float32
     -> y [B, L, D], last state [B, N, D], states before each span [B, spans, N, D] (no spans unless `save`)."""
-    from audio_mamba.models.ops.selective_scan import triton_scan_kernels as kernels
+    from audio_mamba.models.ops.selective_scan import triton_kernels as kernels
 
     y, last, starts = _outputs(u, A, save)
     if not u.numel():
         return y, last.zero_(), starts
     padded_last = last.new_empty(len(u), padded(A.shape[1]), u.shape[-1])
-    call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus)
+    launch = _Launch(u, delta, A, B, C, D, z, delta_bias, softplus)
     with triton_support.device_of(u):
         carry = None
-        if call.chunks > 1:
-            carry = call.carry(call.u, None, call.B, None, reverse=False)
-        kernels.forward[call.grid](
-            call.u,
-            call.delta,
-            call.A,
-            call.B,
-            call.C,
-            call.D,
-            call.z,
-            call.bias,
+        if launch.chunks > 1:
+            carry = launch.carry(launch.u, None, launch.B, None, reverse=False)
+        kernels.forward[launch.grid](
+            launch.u,
+            launch.delta,
+            launch.A,
+            launch.B,
+            launch.C,
+            launch.D,
+            launch.z,
+            launch.bias,
             carry,
             y,
             padded_last,
             starts if save else None,
-            *call.sizes,
-            *_strides(call.u, call.delta, call.z),
+            *launch.sizes,
+            *_strides(launch.u, launch.delta, launch.z),
             SOFTPLUS=softplus,
             SPAN=SPAN,
-            **call.tiles,
+            **launch.tiles,
         )
     return y, padded_last[:, : A.shape[1]].contiguous(), starts
 
@@ -147,39 +148,39 @@ def _backward(
     delta_bias: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of u, delta, A, B, C, D, z and delta_bias; that of z is empty where there is none."""
-    from audio_mamba.models.ops.selective_scan import triton_scan_kernels as kernels
+    """The gradients of u, delta, A, B, C, D, z and delta_bias; the gradient of an absent z is empty."""
+    from audio_mamba.models.ops.selective_scan import triton_kernels as kernels
 
     du, d_delta, dA, dB, dC, dD, dz, d_bias = outputs = _gradients_like(u, delta, A, B, C, z)
     if not u.numel():
         for output in outputs:
             output.zero_()
         return outputs
-    call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus)
+    launch = _Launch(u, delta, A, B, C, D, z, delta_bias, softplus)
     (batch, length, channels), state, rest = u.shape, padded(A.shape[1]), padded(A.shape[1]) - A.shape[1]
-    blocks, parts = -(-channels // BLOCK), batch * call.chunks
-    scratch = A.new_empty(*call.grid, SPAN // GROUP, state, BLOCK)
+    blocks, parts = -(-channels // BLOCK), batch * launch.chunks
+    scratch = A.new_empty(*launch.grid, SPAN // GROUP, state, BLOCK)
     shares_of_BC = A.new_empty(2, blocks, batch, length, state)
     shares_of_A, shares_of_D = A.new_empty(parts, state, channels), A.new_empty(2, parts, channels)
     dy = rows(dy)
     with triton_support.device_of(u):
         carry = d_last if d_last is None else F.pad(d_last, (0, 0, 0, rest)).contiguous()
-        if call.chunks > 1:
-            carry = call.carry(dy, call.z, call.C, carry, reverse=True)
-        length_and_channels, chunking = call.sizes[:2], call.sizes[2:]
-        kernels.backward[call.grid](
+        if launch.chunks > 1:
+            carry = launch.carry(dy, launch.z, launch.C, carry, reverse=True)
+        length_and_channels, chunking = launch.sizes[:2], launch.sizes[2:]
+        kernels.backward[launch.grid](
             dy,
             carry,
             starts,
             scratch,
-            call.u,
-            call.delta,
-            call.A,
-            call.B,
-            call.C,
-            call.D,
-            call.z,
-            call.bias,
+            launch.u,
+            launch.delta,
+            launch.A,
+            launch.B,
+            launch.C,
+            launch.D,
+            launch.z,
+            launch.bias,
             du,
             d_delta,
             z if z is None else dz,
@@ -190,10 +191,10 @@ def _backward(
             *length_and_channels,
             BLOCK,
             *chunking,
-            *_strides(dy, call.u, call.delta, call.z),
+            *_strides(dy, launch.u, launch.delta, launch.z),
             SOFTPLUS=softplus,
             SPAN=SPAN,
-            **call.tiles,
+            **launch.tiles,
         )
     dB, dC = (
         share.sum(0)[..., : A.shape[1]].to(t.dtype).contiguous() for share, t in zip(shares_of_BC.unbind(0), (B, C))
@@ -238,8 +239,8 @@ def _autograd(ctx, dy, d_last, _):
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
-class _Call:
-    """The arguments of a call in the form that the kernels want, and how the work is cut."""
+class _Launch:
+    """The arguments of a call in the form that the kernels read, and how the work is divided."""
 
     def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus):
         self.u, self.delta, self.z = (t if t is None else rows(t) for t in (u, delta, z))
@@ -254,7 +255,7 @@ class _Call:
         self.grid = (self.batch * self.chunks * -(-self.channels // BLOCK),)
 
     def carry(self, x: Tensor, gate: Tensor | None, row: Tensor, entry: Tensor | None, reverse: bool) -> Tensor:
-        """What each chunk starts from, [B, chunks, S, D]: the state, or in `reverse` its gradient's q."""
+        """What each chunk starts from, [B, chunks, S, D]: the state, or in `reverse` the gradient q of `backward`."""
         from audio_mamba.models.ops.selective_scan import triton_chunk_kernels as kernels
 
         states = len(self.A)
@@ -294,22 +295,21 @@ class _Call:
 
 
 def tiles(states: int) -> dict[str, int]:
-    """How the kernels cut their work. States are PARTS tiles of WIDTH: eights up to 32 of them, else at most four
-    tiles."""
-    width = _power_of_two(states if states < 8 else max(8, -(-states // 4)))
+    """How the kernels divide their work. States are PARTS tiles of WIDTH: of 8 up to 32 states, else at most four."""
+    width = power_of_two(states if states < 8 else max(8, -(-states // 4)))
     parts = -(-states // width)
-    threads = _power_of_two(width * parts) * BLOCK // PER_THREAD
+    threads = power_of_two(width * parts) * BLOCK // PER_THREAD
     return {"GROUP": GROUP, "BLOCK": BLOCK, "WIDTH": width, "PARTS": parts, "num_warps": min(max(threads // 32, 1), 8)}
 
 
 def padded(states: int) -> int:
-    """S: how many states the kernels see, those after the given ones zeros."""
+    """S, the number of states that the kernels see: the given ones, then zeros."""
     cut = tiles(states)
     return cut["WIDTH"] * cut["PARTS"]
 
 
 def _plan(batch: int, length: int, channels: int) -> tuple[int, int]:
-    """How many chunks time is cut into, and the steps of each."""
+    """The number of chunks that time is cut into, and the steps of each."""
     programs = batch * -(-channels // BLOCK)
     chunks = max(1, min(PROGRAMS // max(programs, 1), length // MIN_CHUNK))
     chunk_length = -(-length // (chunks * SPAN)) * SPAN
@@ -318,7 +318,3 @@ def _plan(batch: int, length: int, channels: int) -> tuple[int, int]:
 
 def _strides(*sequences: Tensor | None) -> list[int]:
     return [stride for t in sequences for stride in ((0, 0) if t is None else t.stride()[:2])]
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()

@@ -1,21 +1,9 @@
-"""The causal convolution by Triton kernels: depthwise, with bias and SiLU, forward and backward, sums in float32.
+# mypy: disable-error-code="assignment, misc, var-annotated"
+# Triton compiles these functions: in them, tuples grow, and ranges are unrolled.
+"""Triton kernels of the causal convolution; `triton` launches them and says how they divide their work."""
 
-A program takes a block of channels and a tile of time. Forward reads the tile once per tap, all but the first from
-cache; backward walks through it with the last inputs and gradients in registers. So forward moves 2 numbers per channel
-and step, and backward 3 (x, dy and dx). Backward leaves one share of the gradients of weight and bias per tile, summed
-after in a fixed order.
-"""
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from audio_mamba.models.ops.native import rows
-from audio_mamba.models.ops.triton_support import device_of
-
-STEPS, BLOCK = 32, 64  # a program's time and channels
-STEPS_BACK, GROUP = 64, 8  # those of backward, which loads GROUP of them ahead
 
 
 @triton.jit
@@ -95,8 +83,8 @@ def backward_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Walks back through the tile's time. `recent` are the inputs x_t, x_{t-1}, ... and `later` the gradients of what
-    enters SiLU at t, t + 1, ..., of which a step adds one each. It begins TAPS - 1 steps after the tile."""
+    """Steps back through the tile's time, from TAPS - 1 steps after it. `recent` are the inputs x_t, x_{t-1}, ... and
+    `later` the gradients of what enters SiLU at t, t + 1, ...; each step adds one to both."""
     blocks, tiles = tl.cdiv(channels, BLOCK), tl.cdiv(length, STEPS)
     share = tl.program_id(0) // blocks
     batch, first = (share // tiles).to(tl.int64), share % tiles * STEPS
@@ -147,95 +135,3 @@ def backward_kernel(
         row = share.to(tl.int64) * TAPS + TAPS - 1 - lag
         tl.store(d_weight_ptr + row * channels + d, d_weights[lag], mask=used)
     tl.store(d_bias_ptr + share.to(tl.int64) * channels + d, d_bias, mask=used)
-
-
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    """See `models.ops.causal_conv1d`."""
-    bias = bias if bias is None else bias.float()
-    y = torch.ops.audio_mamba.causal_conv1d_triton(x.transpose(1, 2), weight.float(), bias, silu)
-    return y.transpose(1, 2)  # [B, L, D] -> [B, D, L]
-
-
-@torch.library.custom_op("audio_mamba::causal_conv1d_triton", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    """x [B, L, D], weight [D, K] and bias [D] in float32 -> [B, L, D]."""
-    y = x.new_empty(x.shape)
-    if x.numel():
-        x, weight, bias = _prepare(x, weight, bias)
-        with device_of(x):
-            forward_kernel[_grid(x, STEPS)](
-                x,
-                weight,
-                bias,
-                y,
-                *x.shape[1:],
-                *x.stride()[:2],
-                TAPS=weight.shape[1],
-                SILU=silu,
-                STEPS=STEPS,
-                BLOCK=BLOCK,
-            )
-    return y
-
-
-@_forward.register_fake
-def _(x, weight, bias, silu):
-    return x.new_empty(x.shape)
-
-
-@torch.library.custom_op("audio_mamba::causal_conv1d_triton_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias."""
-    dx = x.new_empty(x.shape)
-    (channels, taps), shares = weight.shape, len(x) * -(-x.shape[1] // STEPS_BACK)
-    d_weight, d_bias = weight.new_empty(shares, taps, channels), weight.new_empty(shares, channels)
-    if x.numel():
-        dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
-        with device_of(x):
-            backward_kernel[_grid(x, STEPS_BACK)](
-                dy,
-                x,
-                weight,
-                bias,
-                dx,
-                d_weight,
-                d_bias,
-                *x.shape[1:],
-                *dy.stride()[:2],
-                *x.stride()[:2],
-                TAPS=taps,
-                SILU=silu,
-                STEPS=STEPS_BACK,
-                GROUP=GROUP,
-                BLOCK=BLOCK,
-                num_warps=1,
-            )
-    return dx, d_weight.sum(0).t().contiguous(), d_bias.sum(0)
-
-
-@_backward.register_fake
-def _(dy, x, weight, bias, silu):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.silu = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx, dy):
-    x, weight, bias = ctx.saved_tensors
-    dx, d_weight, d_bias = torch.ops.audio_mamba.causal_conv1d_triton_backward(dy, x, weight, bias, ctx.silu)
-    return dx, d_weight, None if bias is None else d_bias, None
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _prepare(x, weight, bias):
-    return rows(x), weight.contiguous(), bias if bias is None else bias.contiguous()
-
-
-def _grid(x, steps):
-    batch, length, channels = x.shape
-    return (batch * -(-length // steps) * -(-channels // BLOCK),)

@@ -1,4 +1,4 @@
-/* Tensors as the kernels see them, and small arithmetic on sizes. */
+/* Views of tensors, and arithmetic on sizes. */
 #ifndef TENSOR_H
 #define TENSOR_H
 

@@ -2,23 +2,23 @@
  *
  *     y_t = silu(bias + sum over lags of weight[taps - 1 - lag] x_{t - lag})
  *
- * Inputs and outputs are float32, bfloat16 or float16 each; sums are float32. Threads take blocks of channels of one
- * batch entry, so the bits do not depend on their number. */
+ * Inputs and outputs are float32, bfloat16 or float16 each; sums are float32. A task is a block of channels of one batch
+ * entry, so the results do not depend on the number of threads. */
 #include "tensor.h"
 
 /* Time is cut into chunks, so that neighbouring channels are read together. Sums over time are formed per chunk and
  * then added up, which keeps their rounding error small. */
 enum { BLOCK = 96, VECS = BLOCK / W, MAX_TAPS = 16, CHUNK = 32 };
 
-/* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous float32. On the way back
- * dy comes in, and dx [batch, L, D] and float32 d_weight [batch, D, taps] and d_bias [batch, D] go out. */
+/* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous float32. Backward
+ * reads dy and writes dx [batch, L, D] and float32 d_weight [batch, D, taps] and d_bias [batch, D]. */
 typedef struct {
     int64_t batch, length, channels, taps, threads, silu;
     View x, y, dy, dx;
     float *weight, *bias, *d_weight, *d_bias;
 } Convolution;
 
-/* W channels: their weights, and on the way back the gradients' sums. */
+/* W channels: their weights, and in backward the sums of the weights' gradients. */
 typedef struct {
     vec by_lag[MAX_TAPS], bias;
     vec d_by_lag[MAX_TAPS], d_bias;
@@ -47,7 +47,7 @@ INLINE void load_window(vec *x, const Convolution *c, int64_t batch, int64_t t, 
         x[lag] = lag < t ? load_at(&c->x, batch, t - 1 - lag, channel, lanes) : (vec){0};
 }
 
-/* Before the SiLU. */
+/* The convolution before the SiLU. */
 INLINE vec convolve(const Filter *filter, const vec *x, int taps) {
     vec y = filter->bias;
     for (int lag = 0; lag < taps; lag++)

@@ -1,9 +1,9 @@
-"""Compiling the C kernels of this package with the system's compiler, once per machine.
+"""Compiling the C kernels of csrc/ with the system's compiler, once per machine.
 
-The library is kept in `$XDG_CACHE_HOME/audio_mamba` (by default `~/.cache/audio_mamba`) under a name derived from
-the source, the compiler and the processor, so that a home shared by different machines holds one for each. `$CC` names
-another compiler than `cc`; `$AUDIO_MAMBA_CFLAGS` replaces the flags that ask for the machine's own instructions, as in
-`AUDIO_MAMBA_CFLAGS=-march=x86-64-v3`.
+The library is kept in `$XDG_CACHE_HOME/audio_mamba` (by default `~/.cache/audio_mamba`). Its name is derived from the
+source, the compiler and the processor, so machines that share a home folder keep one library each. Set `$CC` to use a
+compiler other than `cc`, and `$AUDIO_MAMBA_CFLAGS` to replace the flags that ask for the processor's own instructions,
+as in `AUDIO_MAMBA_CFLAGS=-march=x86-64-v3`.
 """
 
 import contextlib
@@ -14,19 +14,21 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+
+from audio_mamba.system.atomic_files import atomic_write, remove_partials
 
 logger = logging.getLogger(__name__)
 
-SOURCES = Path(__file__).parent / "selective_scan" / "csrc"
+SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
 # Tried in this order: compilers name the processor differently, and not all have OpenMP.
 OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
+PATIENCE = 600.0  # seconds to wait for another process that compiles
 
 
 def machine_flags() -> tuple[tuple[str, ...], ...]:
-    """The sets of flags to try, the first that compiles is taken: those of AUDIO_MAMBA_CFLAGS, or OPTIONAL_FLAGS."""
+    """Sets of flags, of which the first that compiles is used: AUDIO_MAMBA_CFLAGS or OPTIONAL_FLAGS."""
     if chosen := os.environ.get("AUDIO_MAMBA_CFLAGS"):
         flags = tuple(shlex.split(chosen))
         return (*flags, "-fopenmp"), flags
@@ -34,7 +36,7 @@ def machine_flags() -> tuple[tuple[str, ...], ...]:
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be compiled or kept on this machine; the message says why in one line."""
+    """The kernels cannot be compiled on this machine; the message gives the reason in one line."""
 
 
 def cache_directory() -> Path:
@@ -42,19 +44,29 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audio_mamba"
 
 
-def build(directory: Path) -> Path:
-    """Compile the kernels into `directory`, unless they are there already, and return the library's path.
+def build_library(directory: Path) -> Path:
+    """Compiles the kernels into `directory`, unless they are there already, and returns the library's path.
 
-    Safe in several processes at once: one compiles, the others wait for it. BuildError, or OSError of the folder.
+    Several processes may call it at once: one compiles, the others wait.
+
+    Raises:
+        BuildError: the compiler is missing or failed.
+        OSError: the folder cannot be made or written.
     """
     compiler = shlex.split(os.environ.get("CC") or "cc")
     path = directory / f"kernels-{_fingerprint(compiler)}.so"
     if path.exists():
         return path
+    from audio_mamba.system.folder_lock import sole_use  # imports fcntl, which Windows lacks, as it lacks `cc`
+
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(path.with_suffix(".lock")):
+    with sole_use(directory, patience=PATIENCE):
         if not path.exists():
-            _compile(compiler, path)
+            remove_partials(path)
+            logger.info("compiling the CPU kernels, once for this machine: %s", path)
+            library = _compile(compiler)
+            with atomic_write(path) as file:
+                file.write(library)
     return path
 
 
@@ -65,7 +77,7 @@ def _fingerprint(compiler: list[str]) -> str:
 
 
 def processor() -> list[str]:
-    """What tells processors apart whose native instructions differ."""
+    """What distinguishes processors with different native instructions."""
     identity = [platform.machine(), platform.processor()]
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
         names = ("model name", "flags", "Features", "CPU part")
@@ -84,28 +96,16 @@ def _run(command: list[str]) -> str:
         raise BuildError(f"{' '.join(command[:4])} ... failed: {complaint[0] if complaint else error}") from None
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    import fcntl  # absent on Windows, where `cc` is too
-
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _compile(compiler: list[str], path: Path) -> None:
-    logger.info("compiling the CPU kernels, once for this machine: %s", path)
+def _compile(compiler: list[str]) -> bytes:
+    """The shared library."""
     sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
     errors = []
-    for optional in machine_flags():
-        descriptor, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(descriptor)
-        try:
-            _run([*compiler, *optional, *FLAGS, "-o", unfinished, *sources])
-            os.replace(unfinished, path)
-            return
-        except BuildError as error:
-            errors.append(error)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "kernels.so"
+        for optional in machine_flags():
+            try:
+                _run([*compiler, *optional, *FLAGS, "-o", str(library), *sources])
+                return library.read_bytes()
+            except BuildError as error:
+                errors.append(error)
     raise errors[0]

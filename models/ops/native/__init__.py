@@ -1,4 +1,4 @@
-"""The compiled C kernels: loading them, and handing tensors to them through ctypes."""
+"""The compiled C kernels of csrc/: loading them, and passing tensors to them through ctypes."""
 
 import ctypes
 import functools
@@ -7,42 +7,45 @@ import logging
 import torch
 from torch import Tensor
 
-from audio_mamba.models.ops.build import BuildError, build, cache_directory
-from audio_mamba.models.ops.tracing import constant_when_traced
+from audio_mamba.models.ops.native.build import BuildError, build_library, cache_directory
+from audio_mamba.models.ops.private_torch import constant_when_traced
 
 logger = logging.getLogger(__name__)
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/tensor.h
 
 
-def why_not(*tensors: Tensor) -> str | None:
-    """The kernels serve CPU tensors of at most float32 precision, on a machine that could compile them."""
+def unsupported_reason(*tensors: Tensor) -> str | None:
+    """Why the kernels do not support these tensors, as a sentence.
+
+    They read CPU tensors of at most float32 precision, on a machine that could compile them.
+    """
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"a tensor is on {tensor.device}, not on the CPU"
         if tensor.dtype not in TYPES:
             return f"a tensor is {tensor.dtype}, not float32, bfloat16 or float16"
-    return _reason()
+    return _unavailable_reason()
 
 
 @constant_when_traced
-def _reason() -> str | None:
+def _unavailable_reason() -> str | None:
     return _library_or_reason()[1]
 
 
 @functools.cache
 def _library_or_reason() -> tuple[ctypes.CDLL | None, str | None]:
     try:
-        return ctypes.CDLL(str(build(cache_directory()))), None
+        return ctypes.CDLL(str(build_library(cache_directory()))), None
     except (RuntimeError, OSError, ImportError) as error:
-        logger.warning("No compiled CPU kernels, so plain PyTorch serves instead (slower): %s", error)
+        logger.warning("no compiled CPU kernels; plain PyTorch is used instead, which is slower: %s", error)
         return None, str(error)
 
 
 def call(name: str, *arguments: ctypes.Structure | int) -> int:
-    """Call a kernel with structs and addresses. BuildError where there are no kernels."""
+    """Calls a kernel with structs and addresses. BuildError if the kernels could not be compiled or loaded."""
     library, reason = _library_or_reason()
-    if reason:
+    if library is None:
         raise BuildError(reason)
     return getattr(library, name)(
         *(ctypes.byref(a) if isinstance(a, ctypes.Structure) else ctypes.c_void_p(a) for a in arguments)
@@ -56,12 +59,12 @@ class View(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor: Tensor | None) -> "View":
-        """Of a tensor [batch, time, last], or of an absent one."""
+        """The view of a tensor [batch, time, last]; None gives the view of an absent one."""
         return cls() if tensor is None else cls(tensor.data_ptr(), *tensor.stride(), TYPES[tensor.dtype])
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """[batch, time, channels] with neighbouring channels side by side in memory, copied only if need be."""
+    """[batch, time, channels] with neighbouring channels adjacent in memory, copied only if necessary."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 

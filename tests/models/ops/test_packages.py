@@ -1,4 +1,4 @@
-"""The adapters to mamba-ssm and causal-conv1d, with stand-ins that compute what the packages document."""
+"""The adapters to mamba-ssm and causal-conv1d, tested with stand-ins that compute what the packages document."""
 
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
@@ -8,20 +8,22 @@ import torch
 import torch.nn.functional as F
 
 from audio_mamba.models.mamba import Mamba
-from audio_mamba.models.ops import causal_conv1d, published_kernels
-from audio_mamba.models.ops.selective_scan import mamba_ssm, reference, selective_scan
+from audio_mamba.models.ops import packages
+from audio_mamba.models.ops.calls import ConvCall, ScanCall
+from audio_mamba.models.ops.causal_conv1d import package as conv_package
+from audio_mamba.models.ops.selective_scan import package, reference, selective_scan
 from tests.models.ops.scan_cases import make_inputs
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered():
-    published_kernels._module_or_reason.cache_clear()
+def fresh_process():
+    packages._module_or_reason.cache_clear()
     yield
-    published_kernels._module_or_reason.cache_clear()
+    packages._module_or_reason.cache_clear()
 
 
 def install(monkeypatch, versions, compiled=True, module=None):
-    """The process believes that these packages are installed."""
+    """Makes it look as if these packages were installed."""
 
     def version(package):
         if package not in versions:
@@ -33,31 +35,31 @@ def install(monkeypatch, versions, compiled=True, module=None):
             raise ImportError(f"no symbol in {name}")
         return module
 
-    monkeypatch.setattr(published_kernels, "version", version)
-    monkeypatch.setattr(published_kernels, "find_spec", lambda name: object() if compiled else None)
-    monkeypatch.setattr(published_kernels, "import_module", import_module)
+    monkeypatch.setattr(packages, "version", version)
+    monkeypatch.setattr(packages, "find_spec", lambda name: object() if compiled else None)
+    monkeypatch.setattr(packages, "import_module", import_module)
 
 
 class TestReasons:
     def test_not_installed(self, monkeypatch):
         install(monkeypatch, {})
-        assert published_kernels.why_not("mamba-ssm") == "the package mamba-ssm is not installed"
+        assert packages.unavailable_reason("mamba-ssm") == "the package mamba-ssm is not installed"
         with pytest.raises(RuntimeError, match="not installed"):
-            published_kernels.module("mamba-ssm")
+            packages.module("mamba-ssm")
 
     @pytest.mark.parametrize("version, fits", [("1.0.1", False), ("1.1.3", True), ("2.3.2.post1", True), ("3", False)])
     def test_version(self, monkeypatch, version, fits):
         install(monkeypatch, {"mamba-ssm": version}, module=SimpleNamespace())
-        reason = published_kernels.why_not("mamba-ssm")
+        reason = packages.unavailable_reason("mamba-ssm")
         assert reason is None if fits else version in reason
 
     def test_built_without_the_kernels(self, monkeypatch):
         install(monkeypatch, {"mamba-ssm": "2.3.2.post1"}, compiled=False)
-        assert "without its module selective_scan_cuda" in published_kernels.why_not("mamba-ssm")
+        assert "without its module selective_scan_cuda" in packages.unavailable_reason("mamba-ssm")
 
     def test_broken(self, monkeypatch):
         install(monkeypatch, {"causal-conv1d": "1.7.0"})
-        assert "cannot be imported: ImportError: no symbol" in published_kernels.why_not("causal-conv1d")
+        assert "cannot be imported: ImportError: no symbol" in packages.unavailable_reason("causal-conv1d")
 
     @pytest.mark.parametrize(
         "scan, convolution, newer, fits",
@@ -71,7 +73,7 @@ class TestReasons:
     def test_the_two_together(self, monkeypatch, scan, convolution, newer, fits):
         module = SimpleNamespace(causal_conv1d_fwd_function=print) if newer else SimpleNamespace()
         install(monkeypatch, {"mamba-ssm": scan, "causal-conv1d": convolution}, module=module)
-        reason = published_kernels.why_not_together()
+        reason = packages.incompatible_reason()
         assert (
             reason is None
             if fits
@@ -80,15 +82,15 @@ class TestReasons:
 
     def test_tensors(self):
         inputs = make_inputs(1, 2, 3, 2)
-        with pytest.raises(RuntimeError, match="'mamba_ssm' cannot serve.*cpu"):
+        with pytest.raises(RuntimeError, match="'mamba_ssm' does not support this call.*cpu"):
             selective_scan(**inputs, backend="mamba_ssm")
         meta = {name: t.to("meta") for name, t in inputs.items()}
-        assert "meta" in mamba_ssm.why_not(*meta.values())
+        assert "meta" in package.unsupported_reason(ScanCall(**meta))
 
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """Both packages, serving CPU tensors by plain PyTorch."""
+    """Both packages, in plain PyTorch and for CPU tensors."""
 
     def selective_scan_fn(
         u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False
@@ -96,6 +98,11 @@ def stand_ins(monkeypatch):
         assert B.dim() == C.dim() and B.shape == C.shape
         assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == D.dtype == delta_bias.dtype == torch.float32
         return reference.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+
+    def causal_conv1d_fn(x, weight, bias, activation):
+        taps = weight.shape[1]
+        assert 2 <= taps <= 4 and bias is not None and activation == "silu"
+        return F.silu(F.conv1d(F.pad(x, (taps - 1, 0)), weight[:, None], bias, groups=len(weight)))
 
     def mamba_inner_fn(
         xz,
@@ -116,18 +123,20 @@ def stand_ins(monkeypatch):
     ):
         assert B is None and C is None and conv1d_weight.dim() == 3 and xz.stride(-1) == 1
         x, z = xz.chunk(2, dim=1)
-        taps = conv1d_weight.shape[-1]
-        x = F.silu(F.conv1d(F.pad(x, (taps - 1, 0)), conv1d_weight, conv1d_bias, groups=len(conv1d_weight)))
+        x = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, "silu")
         rank, state = delta_proj_weight.shape[1], A.shape[1]
         dt, B, C = (x_proj_weight @ x).split([rank, state, state], dim=1)
         y = selective_scan_fn(x, delta_proj_weight @ dt, A, B, C, D, z, delta_bias, delta_softplus)
         return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
     module = SimpleNamespace(
-        selective_scan_fn=selective_scan_fn, mamba_inner_fn=mamba_inner_fn, causal_conv1d_fwd_function=object()
+        selective_scan_fn=selective_scan_fn,
+        causal_conv1d_fn=causal_conv1d_fn,
+        mamba_inner_fn=mamba_inner_fn,
+        causal_conv1d_fwd_function=object(),
     )
     install(monkeypatch, {"mamba-ssm": "2.3.2", "causal-conv1d": "1.7.0"}, module=module)
-    monkeypatch.setattr(mamba_ssm, "why_not", lambda *tensors: published_kernels.why_not("mamba-ssm"))
+    monkeypatch.setattr(packages, "DEVICE", "cpu")
     return module
 
 
@@ -142,11 +151,11 @@ def test_the_scan(stand_ins, dtype):
 def test_different_numbers_of_groups(stand_ins):
     inputs = make_inputs(2, 12, 5, 3, groups=3)
     for C in (make_inputs(2, 12, 5, 3, groups=4)["C"], make_inputs(2, 12, 5, 3)["C"]):
-        pair = (back_end.selective_scan(**inputs | {"C": C}) for back_end in (mamba_ssm, reference))
+        pair = (back_end.selective_scan(**inputs | {"C": C}) for back_end in (package, reference))
         torch.testing.assert_close(*pair)
 
 
-def test_a_gradient_of_the_last_state_goes_elsewhere(stand_ins):
+def test_a_gradient_of_the_last_state_is_computed_by_another_back_end(stand_ins):
     inputs = {name: t.requires_grad_() for name, t in make_inputs(1, 2, 3, 2).items()}
     with pytest.raises(RuntimeError, match="no gradient of the last state"):
         selective_scan(**inputs, return_last_state=True, backend="mamba_ssm")
@@ -170,8 +179,8 @@ def test_the_fused_block_equals_its_parts(stand_ins, monkeypatch):
         torch.testing.assert_close(fused, parts, rtol=1e-4, atol=1e-5)
 
 
-def test_a_bias_of_the_output_is_fused_where_it_needs_no_gradient(stand_ins, monkeypatch):
-    """The package's own gradient of it is the sum over all its entries."""
+def test_an_output_bias_is_fused_if_it_needs_no_gradient(stand_ins, monkeypatch):
+    """The package's own gradient of it is wrong: the sum over all its entries."""
     torch.manual_seed(0)
     mixer, hidden = Mamba(8, d_state=3, bias=True), torch.randn(2, 7, 8)
     mixer.init_weights(depth=2)
@@ -185,18 +194,18 @@ def test_a_bias_of_the_output_is_fused_where_it_needs_no_gradient(stand_ins, mon
         torch.testing.assert_close(mixer(hidden), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_five_taps_are_not_for_the_package(stand_ins):
+def test_five_taps_are_not_fused(stand_ins):
     mixer, hidden = Mamba(8, d_state=3, d_conv=5), torch.randn(1, 4, 8)
     mixer.init_weights(depth=2)
     stand_ins.mamba_inner_fn = None
     assert mixer(hidden).shape == hidden.shape
 
 
-def test_which_convolutions_the_package_takes(stand_ins):
+def test_convolutions_that_the_package_supports(stand_ins):
     weight, bias, rows = torch.zeros(16, 4), torch.zeros(16), torch.zeros(2, 9, 32)
 
     def fits(x, weight, bias=bias):
-        return causal_conv1d._package_fits(x, weight, bias)
+        return conv_package.unsupported_reason(ConvCall(x, weight, bias)) is None
 
     assert fits(rows[..., :16].transpose(1, 2), weight)  # as in the block
     assert fits(torch.zeros(2, 16, 9), weight)

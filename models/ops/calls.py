@@ -1,0 +1,86 @@
+"""What an operator is asked to compute, argument by argument: a back end reads it to say whether it supports the call.
+
+Symbols: B batch, L time, D channels (of the inner sequence, except in a whole block), N state size, K taps, G groups.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call, by name."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, without absent ones."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
+    @property
+    def device_type(self) -> str:
+        """Of the first argument, which is always a tensor: "cpu", "cuda" or another."""
+        return next(iter(vars(self).values())).device.type
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether autograd will record the call."""
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class ScanCall(Call):
+    """`selective_scan`: u, delta, z [B, D, L]; A [D, N]; B, C [B, N, L] or [B, G, N, L]; D, delta_bias [D]."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    delta_bias: Tensor | None = None
+    delta_softplus: bool = False
+    return_last_state: bool = False
+
+
+@dataclass(frozen=True)
+class ConvCall(Call):
+    """`causal_conv1d`: x [B, D, L]; weight [D, K]; bias [D]; activation None or "silu"."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class AddNormCall(Call):
+    """`add_norm`: hidden, residual [B, L, D], and the norm's layer, whose parameters are not among `tensors`."""
+
+    hidden: Tensor
+    residual: Tensor | None
+    norm: nn.LayerNorm | nn.RMSNorm
+    residual_in_fp32: bool = False
+
+
+class MambaParameters(Protocol):
+    """The parameters of a Mamba block, such as `models.mamba.Mamba`. E: inner channels, R: rank of the step."""
+
+    in_proj: nn.Linear  # D -> 2 E
+    conv1d: nn.Conv1d  # weight [E, 1, K]
+    x_proj: nn.Linear  # E -> R + 2 N
+    dt_proj: nn.Linear  # R -> E
+    A_log: nn.Parameter  # [E, N]
+    D: nn.Parameter  # [E]
+    out_proj: nn.Linear  # E -> D
+
+
+@dataclass(frozen=True)
+class BlockCall(Call):
+    """`mamba_block`: hidden [B, L, D], and the block's parameters, which are not among `tensors`."""
+
+    hidden: Tensor
+    block: MambaParameters

@@ -1,0 +1,35 @@
+"""The causal depthwise convolution along time of the Mamba block, behind one function."""
+
+from torch import Tensor
+
+from audio_mamba.models.ops.calls import ConvCall
+from audio_mamba.models.ops.causal_conv1d import cpu, package, reference, triton
+from audio_mamba.models.ops.dispatch import Operator
+
+BACKENDS = {"causal_conv1d": package, "triton": triton, "cpu": cpu, "reference": reference}
+_operator = Operator("causal_conv1d", BACKENDS)
+
+
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, backend: str = "auto"
+) -> Tensor:
+    """y_t = sum_k weight_k x_{t-K+1+k} + bias for each channel, then SiLU if asked for.
+
+    Args:
+        x: [B, D, L].
+        weight: [D, K].
+        bias: [D].
+        activation: None or "silu".
+        backend: see `models.ops.dispatch`.
+
+    Returns:
+        [B, D, L] in x's dtype.
+
+    Raises:
+        ValueError: an unknown activation or back end.
+        RuntimeError: the back end named in `backend` does not support the call.
+    """
+    if activation not in (None, "silu"):
+        raise ValueError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
+    module = _operator.choose(ConvCall(x, weight, bias, activation), backend)
+    return module.causal_conv1d(x, weight, bias, activation)

@@ -1,0 +1,119 @@
+"""The causal convolution by Triton kernels of our own: with bias and SiLU, forward and backward, sums in float32.
+
+A program takes a block of channels and a tile of time. Forward reads the tile once per tap, all but the first time from
+cache; backward steps through it with the latest inputs and gradients in registers. So forward moves 2 numbers per
+channel and step, and backward 3 (x, dy and dx). Backward leaves one partial gradient of weight and bias per tile; these
+are summed afterwards in a fixed order.
+"""
+
+import torch
+from torch import Tensor
+
+from audio_mamba.models.ops import triton_support
+from audio_mamba.models.ops.calls import ConvCall
+from audio_mamba.models.ops.native import rows
+
+AUTO_DEVICES = ("cuda",)  # on the CPU runs Triton's interpreter, which is for tests
+STEPS, BLOCK = 32, 64  # time steps and channels of a program
+STEPS_BACK, GROUP = 64, 8  # time steps of a backward program, and how many of them it loads ahead
+
+
+def unsupported_reason(call: ConvCall) -> str | None:
+    """See `models.ops.triton_support.unsupported_reason`."""
+    return triton_support.unsupported_reason(*call.tensors)
+
+
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """See `models.ops.causal_conv1d`."""
+    bias = bias if bias is None else bias.float()
+    y = torch.ops.audio_mamba.causal_conv1d_triton(x.transpose(1, 2), weight.float(), bias, activation == "silu")
+    return y.transpose(1, 2)  # [B, L, D] -> [B, D, L]
+
+
+@torch.library.custom_op("audio_mamba::causal_conv1d_triton", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """x [B, L, D], weight [D, K] and bias [D] in float32 -> [B, L, D]."""
+    from audio_mamba.models.ops.causal_conv1d import triton_kernels as kernels
+
+    y = x.new_empty(x.shape)
+    if x.numel():
+        x, weight, bias = _prepare(x, weight, bias)
+        with triton_support.device_of(x):
+            kernels.forward_kernel[_grid(x, STEPS)](
+                x,
+                weight,
+                bias,
+                y,
+                *x.shape[1:],
+                *x.stride()[:2],
+                TAPS=weight.shape[1],
+                SILU=silu,
+                STEPS=STEPS,
+                BLOCK=BLOCK,
+            )
+    return y
+
+
+@_forward.register_fake
+def _(x, weight, bias, silu):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("audio_mamba::causal_conv1d_triton_backward", mutates_args=())
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    from audio_mamba.models.ops.causal_conv1d import triton_kernels as kernels
+
+    dx = x.new_empty(x.shape)
+    (channels, taps), shares = weight.shape, len(x) * -(-x.shape[1] // STEPS_BACK)
+    d_weight, d_bias = weight.new_empty(shares, taps, channels), weight.new_empty(shares, channels)
+    if x.numel():
+        dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
+        with triton_support.device_of(x):
+            kernels.backward_kernel[_grid(x, STEPS_BACK)](
+                dy,
+                x,
+                weight,
+                bias,
+                dx,
+                d_weight,
+                d_bias,
+                *x.shape[1:],
+                *dy.stride()[:2],
+                *x.stride()[:2],
+                TAPS=taps,
+                SILU=silu,
+                STEPS=STEPS_BACK,
+                GROUP=GROUP,
+                BLOCK=BLOCK,
+                num_warps=1,
+            )
+    return dx, d_weight.sum(0).t().contiguous(), d_bias.sum(0)
+
+
+@_backward.register_fake
+def _(dy, x, weight, bias, silu):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx, dy):
+    x, weight, bias = ctx.saved_tensors
+    dx, d_weight, d_bias = torch.ops.audio_mamba.causal_conv1d_triton_backward(dy, x, weight, bias, ctx.silu)
+    return dx, d_weight, None if bias is None else d_bias, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _prepare(x, weight, bias):
+    return rows(x), weight.contiguous(), bias if bias is None else bias.contiguous()
+
+
+def _grid(x, steps):
+    batch, length, channels = x.shape
+    return (batch * -(-length // steps) * -(-channels // BLOCK),)
