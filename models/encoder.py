@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from audio_mamba.models import masking
+from audio_mamba.models.ops.linear import Linear
 from audio_mamba.models.patches import PatchEmbed, patchify, sincos_position_embedding, unpatchify
 from audio_mamba.schema import LAYOUTS
 
@@ -77,7 +78,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, frequency_first)
         self.encoder_norm = nn.LayerNorm(embed_dim, eps=1e-6)
         patch_values = patch_size[0] * patch_size[1] * in_chans
-        self.pred = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.GELU(), nn.Linear(embed_dim, patch_values))
+        self.pred = nn.Sequential(Linear(embed_dim, embed_dim), nn.GELU(), Linear(embed_dim, patch_values))
 
     def init_weights(self) -> None:
         """The published initialisation of the shared parts; the head keeps torch's default."""

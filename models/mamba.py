@@ -122,8 +122,9 @@ class Mamba(nn.Module):
 
     def _branches(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [B, L, D] -> the inputs of convolution and scan, and the gate, both [B, E, L]."""
-        x, z = linear(hidden, self.in_proj.weight, self.in_proj.bias).transpose(1, 2).chunk(2, dim=1)
-        return x, z
+        # Divided in the order of memory, so that backward joins their gradients without a transposing copy
+        x, z = linear(hidden, self.in_proj.weight, self.in_proj.bias).chunk(2, dim=-1)  # [B, L, E]
+        return x.transpose(1, 2), z.transpose(1, 2)
 
     def _convolve(self, x: Tensor) -> Tensor:
         """[B, E, L] -> [B, E, L]."""

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.ops.linear import Linear
 
 MLP_RATIO = 4
 
@@ -16,8 +17,8 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the width {dim}")
         self.num_heads = num_heads
-        self.qkv_layer = nn.Linear(dim, 3 * dim)
-        self.proj_layer = nn.Linear(dim, dim)
+        self.qkv_layer = Linear(dim, 3 * dim)
+        self.proj_layer = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, dim = x.shape
@@ -32,8 +33,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.layer1 = nn.Linear(dim, MLP_RATIO * dim)
-        self.layer2 = nn.Linear(MLP_RATIO * dim, dim)
+        self.layer1 = Linear(dim, MLP_RATIO * dim)
+        self.layer2 = Linear(MLP_RATIO * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer2(F.gelu(self.layer1(x)))

@@ -1,29 +1,62 @@
-"""The linear layer of the Mamba block."""
+"""The linear layer, on CPUs by whichever of torch's two libraries of matrix products is faster on this machine."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from audio_mamba.models.ops.private_torch import onednn_linear
+from audio_mamba.models.ops.linear_choice import linear_choice, weight_gradient
+from audio_mamba.models.ops.private_torch import onednn_linear, untraced
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: x [..., I], weight [O, I], bias [O] -> [..., O].
 
-    PyTorch multiplies float32 matrices on a CPU by MKL. Without gradients this function uses oneDNN instead, which is
-    faster on CPUs that MKL is not tuned for: on an AMD EPYC it saves a tenth of SSAM-tiny's time.
+    PyTorch multiplies float32 matrices on a CPU by MKL, forward and backward. Where `linear_choice` is "onednn", oneDNN
+    does it here. Below float32, and so under autocast, PyTorch uses oneDNN anyway; torch.compile and torch.export see
+    the plain function.
     """
-    return onednn_linear(x, weight, bias) if _onednn_fits(x, weight) else F.linear(x, weight, bias)
+    if not _is_float32_on_cpu(x, weight, bias) or linear_choice() == "torch":
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _OneDNN.apply(x, weight, bias)
+    return onednn_linear(x, weight, bias)
 
 
-def _onednn_fits(x: Tensor, weight: Tensor) -> bool:
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return False
+class Linear(nn.Linear):
+    """`torch.nn.Linear` with the products of `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input [..., I] -> [..., O]."""
+        return linear(input, self.weight, self.bias)
+
+
+class _OneDNN(torch.autograd.Function):
+    """The same product, by oneDNN on the way back too."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        dy = dy.contiguous()
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            linear(dy, weight.t()) if needs_x else None,
+            weight_gradient(dy.flatten(0, -2), x.reshape(-1, x.shape[-1]), linear) if needs_weight else None,
+            dy.flatten(0, -2).sum(0) if needs_bias else None,
+        )
+
+
+def _is_float32_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return bool(
-        x.dtype == weight.dtype == torch.float32
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and torch.backends.mkldnn.is_available()
+        and weight.numel() > 0
+        and untraced(x, weight, bias)
+        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
     )

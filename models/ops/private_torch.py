@@ -30,13 +30,8 @@ def _compiler_knows_the_mark() -> bool:
     return source.exists() and "fn._dynamo_marked_constant = True" in source.read_text()
 
 
-def unwatched(*tensors: Tensor | None) -> bool:
-    """Whether a call may go straight to a kernel instead of through the torch operator that wraps it.
-
-    True for plain tensors without gradients, while nothing traces or transforms the code. It saves tens of microseconds
-    per call, and the import of the compiler at the first call. In a torch that cannot tell, the answer is False: the
-    operator gives the same numbers.
-    """
+def untraced(*tensors: Tensor | None) -> bool:
+    """Whether these are plain tensors and nothing traces or transforms the code. False in a torch that cannot tell."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     try:
@@ -48,12 +43,27 @@ def unwatched(*tensors: Tensor | None) -> bool:
             return False
     except AttributeError:
         return False
+    return all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
+
+
+def unwatched(*tensors: Tensor | None) -> bool:
+    """Whether a call may go straight to a kernel instead of through the torch operator that wraps it.
+
+    True for plain tensors without gradients, while nothing traces or transforms the code. It saves tens of microseconds
+    per call, and the import of the compiler at the first call. In a torch that cannot tell, the answer is False: the
+    operator gives the same numbers.
+    """
     grad = torch.is_grad_enabled()
-    return all(t is None or type(t) in (Tensor, nn.Parameter) and not (grad and t.requires_grad) for t in tensors)
+    return untraced(*tensors) and not (grad and any(t is not None and t.requires_grad for t in tensors))
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def has_onednn_linear() -> bool:
+    """Whether `onednn_linear` uses oneDNN."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of float32 CPU tensors by oneDNN, without gradients; by `F.linear` itself in a torch without it."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not has_onednn_linear():
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

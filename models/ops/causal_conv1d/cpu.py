@@ -24,12 +24,12 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activat
     """See `models.ops.causal_conv1d`. The sums are float32 for every dtype."""
     weight, bias = weight.float(), bias if bias is None else bias.float()
     operator = _forward_in_c if unwatched(x, weight, bias) else torch.ops.audio_mamba.causal_conv1d_cpu
-    y = operator(x.transpose(1, 2).float(), weight, bias, activation == "silu")
-    return y.to(x.dtype).transpose(1, 2)  # [B, L, D] -> [B, D, L]
+    y = operator(x.transpose(1, 2), weight, bias, activation == "silu")
+    return y.transpose(1, 2)  # [B, L, D] -> [B, D, L]
 
 
 def _forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    """x [B, L, D], weight [D, K], bias [D] -> [B, L, D]."""
+    """x [B, L, D], float32 weight [D, K] and bias [D] -> [B, L, D] in x's dtype."""
     y = x.new_empty(x.shape)
     x, weight, bias = _prepare(x, weight, bias)
     native.call(
@@ -62,7 +62,7 @@ def _(x, weight, bias, silu):
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dx = x.new_empty(x.shape)
-    d_weight, d_bias = x.new_empty(len(x), *weight.shape), x.new_empty(len(x), x.shape[-1])
+    d_weight, d_bias = weight.new_empty(len(x), *weight.shape), weight.new_empty(len(x), x.shape[-1])
     dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
     native.call(
         "causal_conv1d_backward",
@@ -86,7 +86,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: 
 
 @_backward.register_fake
 def _(dy, x, weight, bias, silu):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(x.shape[-1])
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(x.shape[-1])
 
 
 def _setup_context(ctx, inputs, output):

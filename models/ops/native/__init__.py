@@ -12,6 +12,8 @@ from audio_mamba.models.ops.private_torch import constant_when_traced
 
 logger = logging.getLogger(__name__)
 
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/tensor.h
+
 
 def unsupported_reason(*tensors: Tensor) -> str | None:
     """Why the kernels do not support these tensors, as a sentence.
@@ -21,7 +23,7 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"a tensor is on {tensor.device}, not on the CPU"
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        if tensor.dtype not in TYPES:
             return f"a tensor is {tensor.dtype}, not float32, bfloat16 or float16"
     return _unavailable_reason()
 
@@ -53,12 +55,12 @@ def call(name: str, *arguments: ctypes.Structure | int) -> int:
 class View(ctypes.Structure):
     """`View` of csrc/tensor.h."""
 
-    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "time", "last"))]
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "time", "last", "type"))]
 
     @classmethod
     def of(cls, tensor: Tensor | None) -> "View":
         """The view of a tensor [batch, time, last]; None gives the view of an absent one."""
-        return cls() if tensor is None else cls(tensor.data_ptr(), *tensor.stride())
+        return cls() if tensor is None else cls(tensor.data_ptr(), *tensor.stride(), TYPES[tensor.dtype])
 
 
 def rows(tensor: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 The library is kept in `$XDG_CACHE_HOME/audio_mamba` (by default `~/.cache/audio_mamba`). Its name is derived from the
 source, the compiler and the processor, so machines that share a home folder keep one library each. Set `$CC` to use a
-compiler other than `cc`.
+compiler other than `cc`, and `$AUDIO_MAMBA_CFLAGS` to replace the flags that ask for the processor's own instructions,
+as in `AUDIO_MAMBA_CFLAGS=-march=x86-64-v3`.
 """
 
 import contextlib
@@ -24,6 +25,14 @@ FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", 
 # Tried in this order: compilers name the processor differently, and not all have OpenMP.
 OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
 PATIENCE = 600.0  # seconds to wait for another process that compiles
+
+
+def machine_flags() -> tuple[tuple[str, ...], ...]:
+    """Sets of flags, of which the first that compiles is used: AUDIO_MAMBA_CFLAGS or OPTIONAL_FLAGS."""
+    if chosen := os.environ.get("AUDIO_MAMBA_CFLAGS"):
+        flags = tuple(shlex.split(chosen))
+        return (*flags, "-fopenmp"), flags
+    return OPTIONAL_FLAGS
 
 
 class BuildError(RuntimeError):
@@ -63,11 +72,11 @@ def build_library(directory: Path) -> Path:
 
 def _fingerprint(compiler: list[str]) -> str:
     parts = [source.read_bytes() for source in sorted(SOURCES.iterdir())]
-    parts += [repr((compiler, FLAGS, OPTIONAL_FLAGS, _processor())).encode(), _run([*compiler, "--version"]).encode()]
+    parts += [repr((compiler, FLAGS, machine_flags(), processor())).encode(), _run([*compiler, "--version"]).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
-def _processor() -> list[str]:
+def processor() -> list[str]:
     """What distinguishes processors with different native instructions."""
     identity = [platform.machine(), platform.processor()]
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
@@ -93,7 +102,7 @@ def _compile(compiler: list[str]) -> bytes:
     errors = []
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "kernels.so"
-        for optional in OPTIONAL_FLAGS:
+        for optional in machine_flags():
             try:
                 _run([*compiler, *optional, *FLAGS, "-o", str(library), *sources])
                 return library.read_bytes()

@@ -1,4 +1,4 @@
-"""The selective scan by the compiled kernels of native/csrc: forward and backward in float32 on CPU tensors.
+"""The selective scan by the compiled kernels of native/csrc: forward and backward on CPU tensors.
 
 Registered as torch operators on channels-last tensors [B, L, D], the layout of the Mamba block, so that torch.compile,
 torch.export and torch.utils.checkpoint see one node. Training keeps the state before each chunk of CHUNK steps; the
@@ -17,7 +17,7 @@ from audio_mamba.models.ops.private_torch import unwatched
 from audio_mamba.models.ops.selective_scan.groups import scan_by_group
 
 # As in csrc/selective_scan.c: steps per chunk, and channels per task of backward, which gives one partial dB and dC.
-CHUNK, BACKWARD_BLOCK = 16, 64
+CHUNK, BACKWARD_BLOCK = 16, 192
 
 
 def unsupported_reason(call: ScanCall) -> str | None:
@@ -38,12 +38,10 @@ def selective_scan(
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
-    x, delta, A, B, C = (t.float() for t in (u, delta, A, B, C))
-    D, z, delta_bias = (t if t is None else t.float() for t in (D, z, delta_bias))
-    watched = not unwatched(x, delta, A, B, C, D, z, delta_bias)
+    A, D, delta_bias = (t if t is None else t.float() for t in (A, D, delta_bias))
+    watched = not unwatched(u, delta, A, B, C, D, z, delta_bias)
     operator = torch.ops.audio_mamba.selective_scan_cpu if watched else _forward_in_c
-    y, last = scan_by_group(operator, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    y = y.to(u.dtype)
+    y, last = scan_by_group(operator, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return (y, last) if return_last_state else y
 
 
@@ -59,8 +57,9 @@ def _forward_in_c(
     softplus: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """u, delta, z [B, L, D], A [D, N], B, C [B, L, N], D, delta_bias [D]
-    -> y [B, L, D], last state [B, N, D], states before each chunk [B, chunks, N, D] (no chunks unless `save`)."""
+    """u, delta, z [B, L, D] and B, C [B, L, N] of any of `native.TYPES`, float32 A [D, N], D [D], delta_bias [D]
+    -> y [B, L, D], last state [B, N, D], and for backward the states before each chunk
+    [B, chunks, N, D] in an order of its own (no chunks unless `save`)."""
     y, last, starts = _outputs(u, A, save)
     problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts if save else None)
     _run("selective_scan_forward", problem, View.of(y), last.data_ptr())
@@ -72,8 +71,8 @@ def _outputs(u, A, save):
     chunks = -(-length // CHUNK) if save else 0
     return (
         u.new_empty(batch, length, channels),
-        u.new_empty(batch, state, channels),
-        u.new_empty(batch, chunks, state, channels),
+        A.new_empty(batch, state, channels),
+        A.new_empty(batch, chunks, state, channels),
     )
 
 
@@ -101,27 +100,29 @@ def _backward(
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, D, z and delta_bias; the gradient of an absent z is empty."""
-    du, d_delta, dz = _gradients_like(u, z)
+    du, d_delta, dz = _gradients_like(u, delta, z)
     (batch, length, channels), state = u.shape, A.shape[1]
     blocks = -(-channels // BACKWARD_BLOCK)
-    dB, dC = u.new_empty(2, blocks, batch, length, state)
-    dA, (dD, d_bias) = u.new_empty(batch, channels, state), u.new_empty(2, batch, channels)
+    dB, dC = A.new_empty(2, blocks, batch, length, state)
+    dA, (dD, d_bias) = A.new_empty(batch, channels, state), A.new_empty(2, batch, channels)
     problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts)
     dy, d_last = rows(dy), d_last if d_last is None else d_last.contiguous()
     views = (View.of(t) for t in (dy, du, d_delta, z if z is None else dz))
     gradients = _Gradients(*views, pointer(d_last), *map(pointer, (dA, dB, dC, dD, d_bias)))
     _run("selective_scan_backward", problem, gradients)
-    return du, d_delta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dz, d_bias.sum(0)
+    dB, dC = dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype)
+    return du, d_delta, dA.sum(0), dB, dC, dD.sum(0), dz, d_bias.sum(0)
 
 
-def _gradients_like(u, z):
-    return u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty((0,) if z is None else u.shape)
+def _gradients_like(u, delta, z):
+    dz = u.new_empty(0) if z is None else z.new_empty(z.shape)
+    return u.new_empty(u.shape), delta.new_empty(u.shape), dz
 
 
 @_backward.register_fake
 def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus):
-    du, d_delta, dz = _gradients_like(u, z)
-    channels = u.new_empty(u.shape[-1])
+    du, d_delta, dz = _gradients_like(u, delta, z)
+    channels = A.new_empty(u.shape[-1])
     return (
         du,
         d_delta,

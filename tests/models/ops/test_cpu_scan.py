@@ -1,5 +1,6 @@
 """The compiled back end beyond its numbers: the build, the torch operators, torch.compile and other transformations."""
 
+import ctypes
 import logging
 import multiprocessing
 import subprocess
@@ -45,6 +46,20 @@ class TestBuild:
         first = build.build_library(tmp_path / "cache")
         source.write_text("int one(void) { return 2; }\n")
         assert build.build_library(tmp_path / "cache") != first
+
+    def test_chosen_flags_replace_the_machines_own(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+        (tmp_path / "csrc").mkdir()
+        (tmp_path / "csrc" / "one.c").write_text("int answer(void) { return ANSWER; }\n")
+        monkeypatch.delenv("AUDIO_MAMBA_CFLAGS", raising=False)
+        with pytest.raises(build.BuildError):
+            build.build_library(tmp_path / "cache")
+        libraries = {}
+        for answer in (1, 2):
+            monkeypatch.setenv("AUDIO_MAMBA_CFLAGS", f"-DANSWER={answer}")
+            libraries[answer] = build.build_library(tmp_path / "cache")
+            assert ctypes.CDLL(str(libraries[answer])).answer() == answer
+        assert libraries[1] != libraries[2]
 
     def test_a_compiler_error_is_reported(self, tmp_path, monkeypatch):
         (tmp_path / "one.c").write_text("int one(void) { return undeclared; }\n")

@@ -1,86 +1,146 @@
-/* The causal depthwise convolution with an optional SiLU, and its gradient, on channels-last float32 tensors:
+/* The causal depthwise convolution with an optional SiLU, and its gradient, on channels-last tensors:
  *
  *     y_t = silu(bias + sum over lags of weight[taps - 1 - lag] x_{t - lag})
  *
- * A task is a block of channels of one batch entry, so the results do not depend on the number of threads. */
+ * Inputs and outputs are float32, bfloat16 or float16 each; sums are float32. A task is a block of channels of one batch
+ * entry, so the results do not depend on the number of threads. */
 #include "tensor.h"
-#include "vec.h"
 
-/* Sums over time are formed per chunk and then added up, which keeps their rounding error small. */
-enum { BLOCK = 32, MAX_TAPS = 16, CHUNK = 64 };
+/* Time is cut into chunks, so that neighbouring channels are read together. Sums over time are formed per chunk and
+ * then added up, which keeps their rounding error small. */
+enum { BLOCK = 96, VECS = BLOCK / W, MAX_TAPS = 16, CHUNK = 32 };
 
-/* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous. Backward
- * reads dy and writes dx [batch, L, D], d_weight [batch, D, taps] and d_bias [batch, D]. */
+/* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous float32. Backward
+ * reads dy and writes dx [batch, L, D] and float32 d_weight [batch, D, taps] and d_bias [batch, D]. */
 typedef struct {
     int64_t batch, length, channels, taps, threads, silu;
     View x, y, dy, dx;
     float *weight, *bias, *d_weight, *d_bias;
 } Convolution;
 
-static void load_weight(vec *by_lag, const Convolution *c, int64_t channel, int lanes) {
-    for (int lag = 0; lag < c->taps; lag++) {
-        by_lag[lag] = (vec){0};
+/* W channels: their weights, and in backward the sums of the weights' gradients. */
+typedef struct {
+    vec by_lag[MAX_TAPS], bias;
+    vec d_by_lag[MAX_TAPS], d_bias;
+    vec d[MAX_TAPS]; /* the gradients before the SiLU of the last steps, the latest first */
+} Filter;
+
+static void load_filter(Filter *filter, const Convolution *c, int64_t channel, int lanes) {
+    memset(filter, 0, sizeof *filter);
+    if (c->bias)
+        filter->bias = load(c->bias + channel, lanes);
+    for (int lag = 0; lag < c->taps; lag++)
         for (int lane = 0; lane < lanes; lane++)
-            by_lag[lag][lane] = c->weight[(channel + lane) * c->taps + c->taps - 1 - lag];
-    }
+            filter->by_lag[lag][lane] = c->weight[(channel + lane) * c->taps + c->taps - 1 - lag];
+}
+
+/* Put the newest value in front of those of `taps` steps. */
+INLINE void shift(vec *window, vec newest, int taps) {
+    for (int lag = taps - 1; lag > 0; lag--)
+        window[lag] = window[lag - 1];
+    window[0] = newest;
+}
+
+/* The inputs before step t, as a window whose next shift brings x_t. */
+INLINE void load_window(vec *x, const Convolution *c, int64_t batch, int64_t t, int64_t channel, int lanes, int taps) {
+    for (int lag = 0; lag < taps; lag++)
+        x[lag] = lag < t ? load_at(&c->x, batch, t - 1 - lag, channel, lanes) : (vec){0};
 }
 
 /* The convolution before the SiLU. */
-INLINE vec convolve(const Convolution *c, const vec *by_lag, vec bias, int64_t batch, int64_t t, int64_t channel,
-                    int lanes) {
-    for (int lag = 0; lag < smaller(c->taps, t + 1); lag++)
-        bias += by_lag[lag] * load(at(c->x, batch, t - lag, channel), lanes);
-    return bias;
+INLINE vec convolve(const Filter *filter, const vec *x, int taps) {
+    vec y = filter->bias;
+    for (int lag = 0; lag < taps; lag++)
+        y += filter->by_lag[lag] * x[lag];
+    return y;
 }
 
-static void forward_channels(const Convolution *c, int64_t batch, int64_t channel, int lanes) {
-    vec by_lag[MAX_TAPS], bias = c->bias ? load(c->bias + channel, lanes) : (vec){0};
-    load_weight(by_lag, c, channel, lanes);
-    for (int64_t t = 0; t < c->length; t++) {
-        vec y = convolve(c, by_lag, bias, batch, t, channel, lanes);
-        store(at(c->y, batch, t, channel), c->silu ? y * sigmoid(y) : y, lanes);
+INLINE void forward_chunk(const Convolution *c, Filter *filter, int64_t batch, int64_t begin, int64_t end,
+                          int64_t channel, int lanes, int taps) {
+    vec x[MAX_TAPS];
+    load_window(x, c, batch, begin, channel, lanes, taps);
+    for (int64_t t = begin; t < end; t++) {
+        shift(x, load_at(&c->x, batch, t, channel, lanes), taps);
+        prefetch(&c->x, batch, t + CHUNK, channel);
+        vec y = convolve(filter, x, taps);
+        store_at(&c->y, batch, t, channel, c->silu ? y * sigmoid(y) : y, lanes);
     }
 }
 
-static void backward_channels(const Convolution *c, int64_t batch, int64_t channel, int lanes) {
-    vec by_lag[MAX_TAPS], bias = c->bias ? load(c->bias + channel, lanes) : (vec){0};
-    vec d_by_lag[MAX_TAPS] = {{0}}, d_bias = {0};
-    load_weight(by_lag, c, channel, lanes);
-    for (int64_t begin = 0; begin < c->length; begin += CHUNK) {
-        vec chunk_by_lag[MAX_TAPS] = {{0}}, chunk_bias = {0};
-        for (int64_t t = begin; t < smaller(begin + CHUNK, c->length); t++) {
-            vec d = load(at(c->dy, batch, t, channel), lanes);
+/* dx_t needs the d of the taps - 1 steps after t, so it is stored that much later. */
+INLINE void backward_chunk(const Convolution *c, Filter *filter, int64_t batch, int64_t begin, int64_t end,
+                           int64_t channel, int lanes, int taps) {
+    vec x[MAX_TAPS], d[MAX_TAPS], d_by_lag[MAX_TAPS] = {{0}}, d_bias = {0};
+    load_window(x, c, batch, begin, channel, lanes, taps);
+    memcpy(d, filter->d, sizeof(vec) * taps);
+    int64_t last = end == c->length ? end + taps - 1 : end;
+    for (int64_t t = begin; t < last; t++) {
+        vec d_t = {0};
+        if (t < end) {
+            d_t = load_at(&c->dy, batch, t, channel, lanes);
+            shift(x, load_at(&c->x, batch, t, channel, lanes), taps);
+            prefetch(&c->dy, batch, t + CHUNK, channel);
+            prefetch(&c->x, batch, t + CHUNK, channel);
             if (c->silu) {
-                vec y = convolve(c, by_lag, bias, batch, t, channel, lanes), open = sigmoid(y);
-                d *= open * (1.f + y * (1.f - open));
+                vec y = convolve(filter, x, taps), open = sigmoid(y);
+                d_t *= open * (1.f + y * (1.f - open));
             }
-            chunk_bias += d;
-            for (int lag = 0; lag < smaller(c->taps, t + 1); lag++) {
-                float *dx = at(c->dx, batch, t - lag, channel);
-                store(dx, (lag ? load(dx, lanes) : (vec){0}) + d * by_lag[lag], lanes);
-                chunk_by_lag[lag] += d * load(at(c->x, batch, t - lag, channel), lanes);
-            }
+            d_bias += d_t;
+            for (int lag = 0; lag < taps; lag++)
+                d_by_lag[lag] += d_t * x[lag];
         }
-        d_bias += chunk_bias;
-        for (int lag = 0; lag < c->taps; lag++)
-            d_by_lag[lag] += chunk_by_lag[lag];
+        shift(d, d_t, taps);
+        if (t >= taps - 1) {
+            vec dx = d[taps - 1] * filter->by_lag[0];
+            for (int lag = 1; lag < taps; lag++)
+                dx += d[taps - 1 - lag] * filter->by_lag[lag];
+            store_at(&c->dx, batch, t - (taps - 1), channel, dx, lanes);
+        }
     }
-    store(c->d_bias + batch * c->channels + channel, d_bias, lanes);
+    memcpy(filter->d, d, sizeof(vec) * taps);
+    filter->d_bias += d_bias;
+    for (int lag = 0; lag < taps; lag++)
+        filter->d_by_lag[lag] += d_by_lag[lag];
+}
+
+static void store_filter(const Filter *filter, const Convolution *c, int64_t batch, int64_t channel, int lanes) {
+    store(c->d_bias + batch * c->channels + channel, filter->d_bias, lanes);
     for (int lag = 0; lag < c->taps; lag++)
         for (int lane = 0; lane < lanes; lane++)
-            c->d_weight[(batch * c->channels + channel + lane) * c->taps + c->taps - 1 - lag] = d_by_lag[lag][lane];
+            c->d_weight[(batch * c->channels + channel + lane) * c->taps + c->taps - 1 - lag] =
+                filter->d_by_lag[lag][lane];
 }
 
-static void for_channels(const Convolution *c, void (*work)(const Convolution *, int64_t, int64_t, int)) {
+static void do_block(const Convolution *c, int64_t batch, int64_t first, int backward) {
+    Filter filters[VECS];
+    int vecs = smaller(VECS, ceil_div(c->channels - first, W));
+    for (int v = 0; v < vecs; v++)
+        load_filter(&filters[v], c, first + v * W, smaller(W, c->channels - first - v * W));
+    for (int64_t begin = 0; begin < c->length; begin += CHUNK)
+        for (int v = 0; v < vecs; v++) {
+            int64_t end = smaller(begin + CHUNK, c->length), channel = first + v * W;
+            int lanes = smaller(W, c->channels - channel);
+            /* With 4 taps, the usual number, the windows stay in registers. */
+            if (backward && c->taps == 4)
+                backward_chunk(c, &filters[v], batch, begin, end, channel, lanes, 4);
+            else if (backward)
+                backward_chunk(c, &filters[v], batch, begin, end, channel, lanes, c->taps);
+            else if (c->taps == 4)
+                forward_chunk(c, &filters[v], batch, begin, end, channel, lanes, 4);
+            else
+                forward_chunk(c, &filters[v], batch, begin, end, channel, lanes, c->taps);
+        }
+    for (int v = 0; backward && v < vecs; v++)
+        store_filter(&filters[v], c, batch, first + v * W, smaller(W, c->channels - first - v * W));
+}
+
+static void do_blocks(const Convolution *c, int backward) {
     int64_t blocks = ceil_div(c->channels, BLOCK);
 #pragma omp parallel for num_threads(c->threads) schedule(dynamic)
-    for (int64_t task = 0; task < c->batch * blocks; task++) {
-        int64_t first = task % blocks * BLOCK, end = smaller(first + BLOCK, c->channels);
-        for (int64_t channel = first; channel < end; channel += W)
-            work(c, task / blocks, channel, smaller(W, end - channel));
-    }
+    for (int64_t task = 0; task < c->batch * blocks; task++)
+        do_block(c, task / blocks, task % blocks * BLOCK, backward);
 }
 
-void causal_conv1d_forward(const Convolution *c) { for_channels(c, forward_channels); }
+void causal_conv1d_forward(const Convolution *c) { do_blocks(c, 0); }
 
-void causal_conv1d_backward(const Convolution *c) { for_channels(c, backward_channels); }
+void causal_conv1d_backward(const Convolution *c) { do_blocks(c, 1); }

@@ -1,21 +1,23 @@
-/* The selective scan and its gradient on channels-last float32 tensors; ../../selective_scan has the equation.
+/* The selective scan and its gradient on channels-last tensors; ../../selective_scan has the equation.
  *
  * Symbols: L time, D channels, N state, W lanes of a vector. A vector holds W neighbouring channels, so B_t and C_t
  * are scalars to broadcast, and no step in time shuffles lanes. Time is divided into chunks of CHUNK steps, whose
  * working arrays stay in the first-level cache, and the state into groups of GROUP, which stay in registers. Sums are
- * formed per chunk or group and then added up, which halves their rounding error.
+ * formed per chunk or group and then added up, which halves their rounding error. Inputs and outputs are float32, bfloat16 or
+ * float16 each; states and sums are float32.
  *
  * A task is a block of channels of one batch entry. Sums over blocks and batch are returned as partial sums, so the
  * results do not depend on the number of threads, bit for bit. */
 #include <stdlib.h>
 
 #include "tensor.h"
-#include "vec.h"
 
-enum { CHUNK = 16, GROUP = 4, FORWARD_BLOCK = 32, BACKWARD_BLOCK = 64, MAX_VECS = BACKWARD_BLOCK / W };
+/* In backward each block of channels gives one partial sum of dB and dC, so its width is fixed. */
+enum { CHUNK = 16, GROUP = 4, BACKWARD_BLOCK = 192, MAX_VECS = BACKWARD_BLOCK / W };
 
 /* Sizes and inputs. u, delta, z [batch, L, D] have last stride 1; B, C are [batch, L, N]; A [D, N] and D, delta_bias
- * [D] are contiguous. `starts` [batch, chunks, N, D] are the states before each chunk, kept for backward. */
+ * [D] are contiguous float32. `starts` [batch, chunks, N D] are the float32 states before each chunk, kept for
+ * backward: those of W channels side by side, [N, W]. */
 typedef struct {
     int64_t batch, length, channels, state, threads, softplus;
     View u, delta, z, B, C;
@@ -25,17 +27,19 @@ typedef struct {
 static int64_t padded_state(const Problem *p) { return ceil_div(p->state, GROUP) * GROUP; }
 static int lanes_at(const Problem *p, int64_t channel) { return smaller(W, p->channels - channel); }
 
+/* Of W channels; their states are lanes_at(channel) apart. */
 static float *start_at(const Problem *p, int64_t batch, int64_t chunk, int64_t channel) {
-    return p->starts + (batch * ceil_div(p->length, CHUNK) + chunk) * p->state * p->channels + channel;
+    return p->starts + ((batch * ceil_div(p->length, CHUNK) + chunk) * p->channels + channel) * p->state;
 }
 
 /* W channels at one step of time. */
 typedef struct {
-    vec raw, dt;             /* delta + delta_bias, before and after the softplus */
-    vec x, input;            /* u, dt u */
+    vec dt, input;           /* softplus(delta + delta_bias), dt u */
     vec y;                   /* C h + D u, before the gate */
-    vec dy, gate_slope;      /* backward: the gradient of y; of z, without the factor y */
+    vec dy;                  /* backward: the gradient of y */
     vec d_input, d_exponent; /* sums over N: the gradient of input; of dt / ln(2) through the decay */
+    vec u, dt_slope;         /* the slope of dt in delta */
+    vec gate_slope;          /* the gradient of z, without the factor y */
 } Step;
 
 /* W channels over a chunk of time. */
@@ -44,9 +48,9 @@ typedef struct {
     int in_range; /* no decay leaves the range of exp2_product */
 } Tile;
 
-/* GROUP states of a tile before a step and their decays in it; the gradients of B and C before the sum over lanes. */
+/* GROUP states of a tile before a step, and their decays in it. */
 typedef struct {
-    vec h[GROUP], decay[GROUP], dB[GROUP], dC[GROUP];
+    vec h[GROUP], decay[GROUP];
 } History;
 
 /* What a thread needs for a block of channels. */
@@ -55,21 +59,25 @@ typedef struct {
     vec *carry;   /* the state, or in backward its adjoint, likewise */
     vec *dA;
     float *B, *C; /* of the current chunk, [CHUNK][padded N] */
+    vec *dB, *dC; /* likewise, GROUP states to a vector as sum_quads gives them: [CHUNK][padded N / GROUP] */
     vec reach[MAX_VECS]; /* largest |log2(e) A| of each channel */
-    Tile tiles[MAX_VECS];
+    Tile tile;
 } Block;
 
 static Block *block_new(const Problem *p) {
     size_t states = sizeof(vec) * MAX_VECS * padded_state(p), matrix = sizeof(float) * CHUNK * padded_state(p);
-    size_t size = sizeof(Block) + 3 * states + 2 * matrix;
+    size_t sums = sizeof(vec) * CHUNK * padded_state(p) / GROUP;
+    size_t size = sizeof(Block) + 3 * states + 2 * sums + 2 * matrix;
     Block *block = aligned_alloc(sizeof(vec), ceil_div(size, sizeof(vec)) * sizeof(vec));
     if (block) {
         char *rest = (char *)(block + 1);
         block->A = (vec *)rest;
         block->carry = (vec *)(rest + states);
         block->dA = (vec *)(rest + 2 * states);
-        block->B = (float *)(rest + 3 * states);
-        block->C = (float *)(rest + 3 * states + matrix);
+        block->dB = (vec *)(rest + 3 * states);
+        block->dC = (vec *)(rest + 3 * states + sums);
+        block->B = (float *)(rest + 3 * states + 2 * sums);
+        block->C = (float *)(rest + 3 * states + 2 * sums + matrix);
     }
     return block;
 }
@@ -84,42 +92,55 @@ static void load_A(Block *block, const Problem *p, int64_t first, int vecs) {
             for (int64_t n = 0; n < p->state; n++)
                 block->A[v * padded + n][lane] = p->A[(first + v * W + lane) * p->state + n] * LOG2E;
         for (int64_t n = 0; n < p->state; n++)
-            block->reach[v] = larger(block->reach[v], absolute(block->A[v * padded + n]));
+            block->reach[v] = most(block->reach[v], absolute(block->A[v * padded + n]));
     }
 }
 
-static void load_matrix(float *to, const Problem *p, View matrix, int64_t batch, int64_t begin, int steps) {
+/* A chunk of B or C, padded with zeros. */
+static void load_matrix(float *to, const Problem *p, const View *matrix, int64_t batch, int64_t begin, int steps) {
     int64_t padded = padded_state(p);
     memset(to, 0, sizeof(float) * CHUNK * padded);
     for (int t = 0; t < steps; t++)
         for (int64_t n = 0; n < p->state; n++)
-            to[t * padded + n] = *at(matrix, batch, begin + t, n);
+            to[t * padded + n] = load_at(matrix, batch, begin + t, n, 1)[0];
 }
 
-static void load_tile(Tile *tile, const Problem *p, vec reach, int64_t batch, int64_t begin, int steps,
-                      int64_t channel) {
+static void load_matrices(Block *block, const Problem *p, int64_t batch, int64_t begin, int steps) {
+    load_matrix(block->B, p, &p->B, batch, begin, steps);
+    load_matrix(block->C, p, &p->C, batch, begin, steps);
+}
+
+/* Load a tile, and prefetch the one whose time begins at `next`. */
+INLINE void load_tile(Tile *tile, const Problem *p, vec reach, int64_t batch, int64_t begin, int64_t next, int steps,
+                      int64_t channel, int backward) {
     int lanes = lanes_at(p, channel);
     vec bias = p->delta_bias ? load(p->delta_bias + channel, lanes) : (vec){0};
     vec skip = p->D ? load(p->D + channel, lanes) : (vec){0};
     ivec far = {0};
     for (int t = 0; t < steps; t++) {
-        vec raw = load(at(p->delta, batch, begin + t, channel), lanes) + bias;
-        vec dt = p->softplus ? softplus(raw) : raw;
-        vec x = load(at(p->u, batch, begin + t, channel), lanes);
-        far |= ~(absolute(dt) * reach < EXPONENT_LIMIT); /* also for NaN */
-        tile->steps[t] = (Step){.raw = raw, .dt = dt, .x = x, .input = dt * x, .y = skip * x};
+        Step *step = &tile->steps[t];
+        vec delta = load_at(&p->delta, batch, begin + t, channel, lanes) + bias;
+        vec u = load_at(&p->u, batch, begin + t, channel, lanes);
+        prefetch(&p->delta, batch, next + t, channel);
+        prefetch(&p->u, batch, next + t, channel);
+                step->dt_slope = (vec){0} + 1.f;
+        step->dt = p->softplus ? softplus(delta, backward ? &step->dt_slope : NULL) : delta;
+        step->u = u;
+        step->input = step->dt * u;
+        step->y = skip * u;
+        far |= ~(absolute(step->dt) * reach < EXPONENT_LIMIT); /* also for NaN */
     }
     tile->in_range = !any(far);
 }
 
 INLINE void advance_within(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
-                           vec *state, History *history, int in_range) {
+                           vec *state, History *history, vec *dC, int in_range) {
     vec h[GROUP];
     for (int i = 0; i < GROUP; i++)
         h[i] = state[i];
     for (int t = 0; t < steps; t++) {
         Step *step = &tile->steps[t];
-        vec y = {0};
+        vec y = {0}, to_dC[GROUP];
         for (int i = 0; i < GROUP; i++) {
             vec decay = in_range ? exp2_product(step->dt, A[i]) : exp2_any(step->dt * A[i]);
             h[i] = decay * h[i] + step->input * B[t * padded + i];
@@ -127,50 +148,54 @@ INLINE void advance_within(Tile *tile, int steps, const vec *A, const float *B, 
             if (history) {
                 history[t].decay[i] = decay;
                 history[t + 1].h[i] = h[i];
+                to_dC[i] = step->dy * h[i];
             }
         }
         step->y += y;
+        if (history)
+            dC[t * (padded / GROUP)] += sum_quads(to_dC);
     }
     for (int i = 0; i < GROUP; i++)
         state[i] = h[i];
 }
 
-/* Run GROUP states of a tile through time, add C h to its y, and fill the history unless it is null. */
+/* Run GROUP states of a tile through time and add C h to its y; fill the history and add to dC unless it is null. */
 INLINE void advance_group(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
-                          vec *state, History *history) {
+                          vec *state, History *history, vec *dC) {
     if (tile->in_range)
-        advance_within(tile, steps, A, B, C, padded, state, history, 1);
+        advance_within(tile, steps, A, B, C, padded, state, history, dC, 1);
     else
-        advance_within(tile, steps, A, B, C, padded, state, history, 0);
+        advance_within(tile, steps, A, B, C, padded, state, history, dC, 0);
 }
 
-static void forward_block(const Problem *p, View y, float *last, Block *block, int64_t batch, int64_t first) {
+static void forward_block(const Problem *p, const View *y, float *last, Block *block, int64_t batch, int64_t first,
+                          int64_t width) {
     int64_t padded = padded_state(p);
-    int vecs = smaller(FORWARD_BLOCK / W, ceil_div(p->channels - first, W));
-    Tile *tile = block->tiles;
+    int vecs = smaller(width / W, ceil_div(p->channels - first, W));
+    Tile *tile = &block->tile;
     load_A(block, p, first, vecs);
     memset(block->carry, 0, sizeof(vec) * vecs * padded);
     for (int64_t begin = 0; begin < p->length; begin += CHUNK) {
         int steps = smaller(CHUNK, p->length - begin);
-        load_matrix(block->B, p, p->B, batch, begin, steps);
-        load_matrix(block->C, p, p->C, batch, begin, steps);
+        load_matrices(block, p, batch, begin, steps);
         for (int v = 0; v < vecs; v++) {
             int64_t channel = first + v * W;
             int lanes = lanes_at(p, channel);
             vec *A = block->A + v * padded, *state = block->carry + v * padded;
             if (p->starts)
                 for (int64_t n = 0; n < p->state; n++)
-                    store(start_at(p, batch, begin / CHUNK, channel) + n * p->channels, state[n], lanes);
-            load_tile(tile, p, block->reach[v], batch, begin, steps, channel);
+                    store(start_at(p, batch, begin / CHUNK, channel) + n * lanes, state[n], lanes);
+            load_tile(tile, p, block->reach[v], batch, begin, begin + CHUNK, steps, channel, 0);
             for (int64_t n = 0; n < padded; n += GROUP)
-                advance_group(tile, steps, A + n, block->B + n, block->C + n, padded, state + n, NULL);
+                advance_group(tile, steps, A + n, block->B + n, block->C + n, padded, state + n, NULL, NULL);
             for (int t = 0; t < steps; t++) {
                 vec out = tile->steps[t].y;
                 if (p->z.data) {
-                    vec z = load(at(p->z, batch, begin + t, channel), lanes);
+                    vec z = load_at(&p->z, batch, begin + t, channel, lanes);
+                    prefetch(&p->z, batch, begin + CHUNK + t, channel);
                     out *= z * sigmoid(z);
                 }
-                store(at(y, batch, begin + t, channel), out, lanes);
+                store_at(y, batch, begin + t, channel, out, lanes);
             }
         }
     }
@@ -180,9 +205,17 @@ static void forward_block(const Problem *p, View y, float *last, Block *block, i
                   lanes_at(p, first + v * W));
 }
 
+/* Wide blocks read longer pieces of memory, narrow ones keep all threads busy. */
+static int64_t forward_width(const Problem *p) {
+    int64_t width = BACKWARD_BLOCK;
+    while (width > BACKWARD_BLOCK / 4 && p->batch * ceil_div(p->channels, width) < 4 * p->threads)
+        width /= 2;
+    return width;
+}
+
 /* y [batch, L, D] like u; last [batch, N, D]. Returns 0 if there was not enough memory, else 1. */
 int selective_scan_forward(const Problem *p, const View *y, float *last) {
-    int64_t blocks = ceil_div(p->channels, FORWARD_BLOCK);
+    int64_t width = forward_width(p), blocks = ceil_div(p->channels, width);
     int failed = 0;
 #pragma omp parallel num_threads(p->threads) reduction(| : failed)
     {
@@ -191,14 +224,14 @@ int selective_scan_forward(const Problem *p, const View *y, float *last) {
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < p->batch * blocks; task++)
             if (block)
-                forward_block(p, *y, last, block, task / blocks, task % blocks * FORWARD_BLOCK);
+                forward_block(p, y, last, block, task / blocks, task % blocks * width, width);
         free(block);
     }
     return !failed;
 }
 
 /* Inputs: dy [batch, L, D], and d_last [batch, N, D] or null. Outputs: the gradients of u, delta, z [batch, L, D], and
- * partial sums for the others: dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
+ * float32 partial sums for the others: dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
 typedef struct {
     View dy, du, d_delta, dz;
     float *d_last, *dA, *dB, *dC, *dD, *d_bias;
@@ -206,23 +239,23 @@ typedef struct {
 
 /* The adjoint recurrence g_t = C_t dy_t + decay_{t+1} g_{t+1} of GROUP states, and the sums that need it. */
 INLINE void retreat_group(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
-                          vec *adjoint, vec *dA, History *history) {
+                          vec *adjoint, vec *dA, vec *dB, const History *history) {
     vec g[GROUP], sum_A[GROUP] = {{0}};
     for (int i = 0; i < GROUP; i++)
         g[i] = adjoint[i];
     for (int t = steps - 1; t >= 0; t--) {
         Step *step = &tile->steps[t];
-        vec d_input = {0}, d_exponent = {0};
+        vec d_input = {0}, d_exponent = {0}, to_dB[GROUP];
         for (int i = 0; i < GROUP; i++) {
             g[i] += step->dy * C[t * padded + i];
-            history[t].dC[i] += step->dy * history[t + 1].h[i];
-            history[t].dB[i] += step->input * g[i];
+            to_dB[i] = step->input * g[i];
             d_input += g[i] * B[t * padded + i];
             g[i] *= history[t].decay[i];
             vec through_decay = g[i] * history[t].h[i];
             sum_A[i] += through_decay * step->dt;
             d_exponent += through_decay * A[i];
         }
+        dB[t * (padded / GROUP)] += sum_quads(to_dB);
         step->d_input += d_input;
         step->d_exponent += d_exponent;
     }
@@ -232,15 +265,20 @@ INLINE void retreat_group(Tile *tile, int steps, const vec *A, const float *B, c
     }
 }
 
-static void load_gradient(Tile *tile, const Problem *p, View dy, int64_t batch, int64_t begin, int steps,
-                          int64_t channel) {
+static void load_gradient(Tile *tile, const Problem *p, const Gradients *grads, int64_t batch, int64_t begin, int64_t next,
+                          int steps, int64_t channel) {
     int lanes = lanes_at(p, channel);
     for (int t = 0; t < steps; t++) {
         Step *step = &tile->steps[t];
-        step->dy = load(at(dy, batch, begin + t, channel), lanes);
+        step->dy = load_at(&grads->dy, batch, begin + t, channel, lanes);
+        prefetch(&grads->dy, batch, next + t, channel);
+        prefetch_to_write(&grads->du, batch, begin + t, channel);
+        prefetch_to_write(&grads->d_delta, batch, begin + t, channel);
         step->d_input = step->d_exponent = (vec){0};
         if (p->z.data) {
-            vec z = load(at(p->z, batch, begin + t, channel), lanes), open = sigmoid(z);
+            vec z = load_at(&p->z, batch, begin + t, channel, lanes), open = sigmoid(z);
+            prefetch(&p->z, batch, next + t, channel);
+            prefetch_to_write(&grads->dz, batch, begin + t, channel);
             step->gate_slope = step->dy * open * (1.f + z * (1.f - open));
             step->dy *= z * open;
         }
@@ -255,24 +293,36 @@ static void store_gradients(const Tile *tile, const Problem *p, const Gradients 
     vec sum_D = {0}, sum_bias = {0};
     for (int t = 0; t < steps; t++) {
         const Step *step = &tile->steps[t];
-        vec d_delta = step->d_input * step->x + step->d_exponent * LN2;
-        if (p->softplus)
-            d_delta *= sigmoid(step->raw);
+        vec d_delta = (step->d_input * step->u + step->d_exponent * LN2) * step->dt_slope;
         sum_bias += d_delta;
-        sum_D += step->dy * step->x;
-        store(at(grads->d_delta, batch, begin + t, channel), d_delta, lanes);
-        store(at(grads->du, batch, begin + t, channel), step->d_input * step->dt + step->dy * skip, lanes);
+        sum_D += step->dy * step->u;
+        store_at(&grads->d_delta, batch, begin + t, channel, d_delta, lanes);
+        store_at(&grads->du, batch, begin + t, channel, step->d_input * step->dt + step->dy * skip, lanes);
         if (p->z.data)
-            store(at(grads->dz, batch, begin + t, channel), step->gate_slope * step->y, lanes);
+            store_at(&grads->dz, batch, begin + t, channel, step->gate_slope * step->y, lanes);
     }
     *d_bias += sum_bias;
     *dD += sum_D;
 }
 
+/* The sums over a block's channels, in the order of the states. */
+static void store_matrix(float *to, const Problem *p, const vec *sums, int64_t number, int64_t batch, int64_t begin,
+                         int steps) {
+    int64_t groups = padded_state(p) / GROUP;
+    to += ((number * p->batch + batch) * p->length + begin) * p->state;
+    for (int t = 0; t < steps; t++)
+        for (int64_t n = 0; n < p->state; n += GROUP) {
+            quad sum = add_quarters(&sums[t * groups + n / GROUP]);
+            memcpy(to + t * p->state + n, &sum, sizeof(float) * smaller(GROUP, p->state - n));
+        }
+}
+
 static void backward_block(const Problem *p, const Gradients *grads, Block *block, int64_t batch, int64_t number) {
-    int64_t padded = padded_state(p), first = number * BACKWARD_BLOCK;
-    int vecs = smaller(BACKWARD_BLOCK / W, ceil_div(p->channels - first, W));
+    int64_t padded = padded_state(p), first = number * BACKWARD_BLOCK, sums = CHUNK * padded / GROUP;
+    int vecs = smaller(MAX_VECS, ceil_div(p->channels - first, W));
     vec dD[MAX_VECS] = {{0}}, d_bias[MAX_VECS] = {{0}};
+    Tile *tile = &block->tile;
+    History history[CHUNK + 1];
     load_A(block, p, first, vecs);
     memset(block->dA, 0, sizeof(vec) * vecs * padded);
     memset(block->carry, 0, sizeof(vec) * vecs * padded);
@@ -281,38 +331,32 @@ static void backward_block(const Problem *p, const Gradients *grads, Block *bloc
             block->carry[v * padded + n] = load(grads->d_last + (batch * p->state + n) * p->channels + first + v * W,
                                                 lanes_at(p, first + v * W));
     for (int64_t chunk = ceil_div(p->length, CHUNK) - 1; chunk >= 0; chunk--) {
-        int64_t begin = chunk * CHUNK;
+        int64_t begin = chunk * CHUNK, next = begin - CHUNK;
         int steps = smaller(CHUNK, p->length - begin);
-        load_matrix(block->B, p, p->B, batch, begin, steps);
-        load_matrix(block->C, p, p->C, batch, begin, steps);
+        load_matrices(block, p, batch, begin, steps);
+        memset(block->dB, 0, sizeof(vec) * sums);
+        memset(block->dC, 0, sizeof(vec) * sums);
         for (int v = 0; v < vecs; v++) {
-            load_tile(&block->tiles[v], p, block->reach[v], batch, begin, steps, first + v * W);
-            load_gradient(&block->tiles[v], p, grads->dy, batch, begin, steps, first + v * W);
-        }
-        for (int64_t n = 0; n < padded; n += GROUP) {
-            int group = smaller(GROUP, p->state - n);
-            History history[CHUNK + 1];
-            memset(history, 0, sizeof history);
-            for (int v = 0; v < vecs; v++) {
-                int64_t channel = first + v * W, offset = v * padded + n;
-                Tile *tile = &block->tiles[v];
+            int64_t channel = first + v * W;
+            int lanes = lanes_at(p, channel);
+            const float *start = start_at(p, batch, chunk, channel);
+            load_tile(tile, p, block->reach[v], batch, begin, next, steps, channel, 1);
+            load_gradient(tile, p, grads, batch, begin, next, steps, channel);
+            for (int64_t n = 0; n < padded; n += GROUP) {
+                int64_t offset = v * padded + n, group = n / GROUP;
                 vec state[GROUP] = {{0}};
-                for (int i = 0; i < group; i++)
-                    state[i] = load(start_at(p, batch, chunk, channel) + (n + i) * p->channels, lanes_at(p, channel));
+                for (int i = 0; i < smaller(GROUP, p->state - n); i++)
+                    state[i] = load(start + (n + i) * lanes, lanes);
                 memcpy(history[0].h, state, sizeof state);
-                advance_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, state, history);
+                advance_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, state, history,
+                              block->dC + group);
                 retreat_group(tile, steps, block->A + offset, block->B + n, block->C + n, padded, block->carry + offset,
-                              block->dA + offset, history);
+                              block->dA + offset, block->dB + group, history);
             }
-            for (int t = 0; t < steps; t++)
-                for (int i = 0; i < group; i++) {
-                    int64_t to = ((number * p->batch + batch) * p->length + begin + t) * p->state + n + i;
-                    grads->dB[to] = sum_lanes(&history[t].dB[i]);
-                    grads->dC[to] = sum_lanes(&history[t].dC[i]);
-                }
+            store_gradients(tile, p, grads, batch, begin, steps, channel, &dD[v], &d_bias[v]);
         }
-        for (int v = 0; v < vecs; v++)
-            store_gradients(&block->tiles[v], p, grads, batch, begin, steps, first + v * W, &dD[v], &d_bias[v]);
+        store_matrix(grads->dB, p, block->dB, number, batch, begin, steps);
+        store_matrix(grads->dC, p, block->dC, number, batch, begin, steps);
     }
     for (int v = 0; v < vecs; v++) {
         int64_t channel = first + v * W;
