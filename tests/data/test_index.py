@@ -98,7 +98,7 @@ def test_again_it_does_only_what_is_missing(archive, capsys):
     main([str(archive)])
     first = written(archive)
     main([str(archive)])
-    assert "each of its 3 shards has an index already" in capsys.readouterr().out and written(archive) == first
+    assert "all of its 3 shards have an index already" in capsys.readouterr().out and written(archive) == first
     index_path(archive / "a.tar").unlink()  # lost
     index_path(archive / "b.tar").write_bytes(b"no index")  # damaged
     write_published(archive / "c.tar", published(range(7)))  # belongs to another shard
@@ -162,7 +162,7 @@ def test_values_that_do_not_lie_row_by_row_are_counted_and_read_whole(tmp_path, 
     )
     before = [LogMelDataset([tmp_path], NUM_FRAMES)[0, i]["spectrogram"] for i in range(3)]
     main([str(tmp_path)])
-    assert "1 of 1 shards indexed, 3 samples; 2 of them must still be read whole" in capsys.readouterr().out
+    assert "1 of 1 shards indexed, 3 samples; 2 of these must still be read whole" in capsys.readouterr().out
     for i, expected in enumerate(before):
         found = LogMelDataset([tmp_path], NUM_FRAMES)[0, i]["spectrogram"]
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
@@ -178,7 +178,7 @@ def test_an_index_of_data_prepare_that_was_lost_comes_back_byte_by_byte(tmp_path
 
 
 def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
-    with pytest.raises(SystemExit, match="index: --workers is 0; at least 1"):
+    with pytest.raises(SystemExit, match="index: --workers must be at least 1, got 0"):
         main([str(archive), "--workers", "0"])
     with pytest.raises(SystemExit, match="index: no shards"):
         (archive / "empty").mkdir()
@@ -187,7 +187,7 @@ def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
         main([str(archive / "absent")])
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda path, mode: False)
-        with pytest.raises(SystemExit, match=f"^index: {archive} is not writable, but the index of a shard lies"):
+        with pytest.raises(SystemExit, match=f"^index: {archive} is read-only, and indexes are written next to"):
             main([str(archive)])
         links = archive / "links"  # what that sentence advises
         links.mkdir()
@@ -197,11 +197,11 @@ def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
     assert_same(batches_of(links), batches_of(archive))
     assert not list(archive.glob("*.npz"))
     index_path(archive / "a.tar").mkdir()  # so that its file cannot be written
-    with pytest.raises(SystemExit, match="index: .*a.index.npz.*; once its cause is removed, the same command goes on"):
+    with pytest.raises(SystemExit, match="index: .*a.index.npz.*; once the cause is removed, the same command"):
         main([str(archive)])
     assert not list(archive.glob("*.partial"))
     (archive / "unfinished").write_text("{}")
-    with pytest.raises(SystemExit, match="is not complete: the same data.prepare command goes on with it"):
+    with pytest.raises(SystemExit, match="is not complete: the same data.prepare command continues it"):
         main([str(archive)])
 
 

@@ -153,12 +153,12 @@ def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
     size = (archive / "shard-0.tar").stat().st_size
     for length in (700, 100000, size // 2, size // 1024 * 512, size - 10240):
         cut = f"pipe:head -c {length} {archive}/shard-0.tar"
-        with pytest.raises(ArchiveError, match=f"head -c {length} .*shard-0.tar: cannot be read to its end as a tar"):
+        with pytest.raises(ArchiveError, match=f"head -c {length} .*shard-0.tar: cannot be read in full as a tar"):
             epoch_of(make([cut], strict=True), 0)
     flipped = bytearray((archive / "shard-0.tar").read_bytes())
     flipped[int(index_from_headers(archive / "shard-0.tar").places["data_offset"][9]) - 400] ^= 1
     (tmp_path / "flipped.tar").write_bytes(flipped)
-    with pytest.raises(ArchiveError, match="flipped.tar: cannot be read to its end as a tar file"):
+    with pytest.raises(ArchiveError, match="flipped.tar: cannot be read in full as a tar file .damaged between byte"):
         epoch_of(make([str(tmp_path / "flipped.tar")], strict=True), 0)
     with pytest.raises(ArchiveError, match="none of 1 remote shards can be read.*absent.tar"):
         epoch_of(make([server + "/absent.tar"]), 0)
@@ -184,7 +184,7 @@ def test_a_shard_that_one_percent_of_the_epoch_covers_stops_no_rank(tmp_path):
     for number in range(149):
         write_shard(
             tmp_path / f"{number}.tar",
-            [Sample(f"s{number}c{clip}", np.ones((30, 80), "float16"), np.array([1])) for clip in range(2)],
+            [Sample(f"s{number}c{clip}", np.eye(30, 80, dtype="float16"), np.array([1])) for clip in range(2)],
         )
     urls = [str(tmp_path / f"{number}.tar") for number in range(150)]
     for rank in (0, 1):
