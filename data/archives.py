@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
+from audio_mamba.data.manifest import MANIFEST_NAME, read_manifest
 from audio_mamba.data.samples import ArchiveError, Sample, decode_labels, decode_spectrogram, encode_members
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.data.shard_index import ShardIndex, read_index, save_index
@@ -21,7 +22,6 @@ from audio_mamba.system.atomic_files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished"  # what data.prepare keeps in a folder until the archive is complete
 SHARD_PATTERN = "shard-{:06d}.tar"
 
@@ -61,78 +61,7 @@ def write_manifest(directory: Path, manifest: dict) -> None:
         file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-# ---------------------------------------------------------------- the manifest
-
-
-def read_manifest(directory: Path) -> dict | None:
-    """The manifest of an archive made by `data.prepare`, or None if there is none.
-
-    Raises:
-        ArchiveError: the file is there but is not a manifest, or it contradicts itself.
-    """
-    path = directory / MANIFEST_NAME
-    if not path.exists():
-        return None
-    try:
-        manifest = json.loads(path.read_bytes())
-        if not {"samples", "settings", "shards"} <= manifest.keys():
-            raise ValueError("samples, settings and shards are needed")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ArchiveError(f"{path} is not a manifest written by data.prepare ({error})") from error
-    if problem := _manifest_problem(manifest):
-        raise ArchiveError(f"{path} is not valid: {problem}")
-    return manifest
-
-
-def _manifest_problem(manifest: dict) -> str | None:
-    """What is wrong with the form of a manifest, or None. Other keys than those used here may hold anything."""
-    if not isinstance(manifest["settings"], dict):
-        return f"settings must be an object, got {_json(manifest['settings'])}"
-    if not isinstance(manifest["shards"], list):
-        return f"shards must be a list, got {_json(manifest['shards'])}"
-    labels = manifest.get("labels", [])
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        return f"labels must be a list of names, got {_json(labels)}"
-    names = set()
-    for number, entry in enumerate(manifest["shards"], start=1):
-        if problem := _entry_problem(entry):
-            return f"shard {number}: {problem}"
-        if entry["name"] in names:
-            return f"shard {number}: {entry['name']} is listed twice"
-        names.add(entry["name"])
-    stated, total = manifest["samples"], sum(entry["samples"] for entry in manifest["shards"])
-    if not _is_count(stated) or stated != total:
-        return f"samples is {_json(stated)}, but the samples of its shards add up to {total}"
-    return None
-
-
-def _entry_problem(entry: object) -> str | None:
-    """What is wrong with the entry of one shard, or None."""
-    if not isinstance(entry, dict):
-        return f"must be an object, got {_json(entry)}"
-    name, checksums = entry.get("name"), entry.get("sha256", {})
-    if not _is_file_name(name):
-        return f"name must be the name of a file, got {_json(name)}"
-    if not _is_count(entry.get("samples")):
-        return f"samples must be a whole number, got {_json(entry.get('samples'))}"
-    if not isinstance(checksums, dict) or not all(
-        _is_file_name(file) and isinstance(checksum, str) for file, checksum in checksums.items()
-    ):
-        return f"sha256 must hold a checksum for each file name, got {_json(checksums)}"
-    return None
-
-
-def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name and "\0" not in name
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+# ---------------------------------------------------------------- finding
 
 
 def archive_front_end(directory: Path) -> FrontEnd:
@@ -151,9 +80,6 @@ def archive_front_end(directory: Path) -> FrontEnd:
 def check_front_end(directory: str | Path, front_end: FrontEnd) -> None:
     """FrontEndError, naming each differing setting, for an archive that was made with another front end."""
     front_end.check_same(archive_front_end(Path(directory)), f"the archive {directory}")
-
-
-# ---------------------------------------------------------------- finding shards
 
 
 def unfinished(directory: Path) -> bool:

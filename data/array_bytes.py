@@ -1,15 +1,15 @@
 """Converts arrays to bytes and back, also for bytes from untrusted sources.
 
 `encode` writes .npy. `decode` reads .npy and the pickled arrays, numbers and lists of published archives. A pickle is a
-small program, and even numpy's own reconstruction functions trust the arguments that it passes: `_reconstruct` allocates
-any shape. So each name in a pickled array (of numpy 1 or 2) maps to a small class of this file, which keeps the raw
-bytes and lets `np.frombuffer` check them. Any other name is refused before anything is called.
+small program, and even numpy's own reconstruction functions trust its arguments: `_reconstruct` allocates any shape.
+So each name in a pickled array (of numpy 1 or 2) maps to a small class of this file, which keeps the raw bytes and lets
+`np.frombuffer` check them. Any other name is refused before anything is called.
 """
 
 import io
 import pickle
 import struct
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -153,7 +153,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     Based on the Python implementation of pickle: in the C one, a single damaged byte can allocate gigabytes of memo.
     """
 
-    dispatch: dict[int, Any] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in _STAND_INS:
