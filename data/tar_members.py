@@ -81,7 +81,8 @@ def tar_members(file: Readable, report: Callable[[str], None]) -> Iterator[tarfi
         begin = end if problem is None else max(end, found + 1)
         next_header, zeros, file_end = _next_header(file, begin)
         if next_header is None:
-            if problem or not zeros or file_end - end < 2 * tarfile.BLOCKSIZE:
+            end_blocks, longest_end = 2 * tarfile.BLOCKSIZE, 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
+            if problem or not zeros or not end_blocks <= file_end - end <= longest_end:
                 report(problem or f"cut off or damaged at byte {end}")
             return
         if problem or not zeros or next_header != _padded_end(start, end):

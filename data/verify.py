@@ -38,7 +38,7 @@ from audio_mamba.data.shard_index import (
 from audio_mamba.front_end import PUBLISHED, FrontEnd, FrontEndError
 from audio_mamba.system.atomic_files import sha256
 
-HOLE_FRAMES = 10  # so many successive frames of one value are not audio
+HOLE_FRAMES = 2  # so many successive frames of one value are not audio
 
 
 def verify_archive(directory: str | Path, n_mels: int | None = None) -> Iterator[tuple[Path, int, list[str]]]:
