@@ -84,7 +84,7 @@ def _read_csv(table: Path) -> tuple[list[str], list[Row]]:
     while header + 1 < len(lines) and lines[header].startswith("#") and lines[header + 1].startswith("#"):
         header += 1
     if header == len(lines):
-        raise LabelError(f"{table} is empty; its first line must hold the column names")
+        return [], []
     columns = [name.strip() for name in _cells(table, header + 1, lines[header].lstrip("# "))]
     for name in columns:
         if name and columns.count(name) > 1:

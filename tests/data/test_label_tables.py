@@ -81,8 +81,8 @@ def test_malformed_tables_give_a_sentence_with_the_line(audio, tmp_path, how):
     [
         ("file,label,category\na.wav,dog,bark\n", "more than one column of labels, label and category; rename"),
         ("file,labels,positive_labels\na.wav,dog,bark\n", "more than one column of labels, labels and positive_labels"),
-        ("", "labels.csv is empty; its first line must hold the column names"),
-        ("\n\n", "labels.csv is empty"),
+        ("", r"labels.csv has the columns \[\]; it needs one of"),
+        ("\n\n", r"labels.csv has the columns \[\]"),
         ("a.wav,dog,cat,bird\n", "has the columns"),
     ],
 )
