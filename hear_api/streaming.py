@@ -10,7 +10,7 @@ from torch import Tensor
 from audio_mamba.data.feature_stream import LogMelStream
 from audio_mamba.data.features import FRAMES_PER_SECOND, N_MELS, STD_OFFSET
 from audio_mamba.data.moments import Moments
-from audio_mamba.hear_api.inputs import as_samples, check_finite
+from audio_mamba.hear_api.inputs import as_samples, check_values
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 
 MODES = ("warmup", "running")
@@ -56,7 +56,7 @@ class StreamingSSAM:
         `hear_api.inputs.InputError` for other types and shapes, NaN, Inf and unscaled PCM; ValueError after `finish`.
         """
         self._check_not_ended()
-        samples = check_finite(as_samples(samples, "the piece"), "the piece")
+        samples = check_values(as_samples(samples, "the piece"), "the piece")
         frames = self._log_mel.feed(samples.to(self._model.pos_embed.device))
         return self._advance(frames, ended=False)
 
@@ -91,11 +91,11 @@ class StreamingSSAM:
         """How many steps can be embedded at once."""
         waiting = len(self._frames) / self._runtime.frames_per_step
         waiting = math.ceil(waiting) if ended else int(waiting)
-        most = self._runtime.steps_per_unit - self._step_of_unit()
+        most = self._runtime.steps_per_segment - self._step_in_segment()
         return min(waiting, 1 if self._statistics == "running" else most)
 
-    def _step_of_unit(self) -> int:
-        return self._step % self._runtime.steps_per_unit
+    def _step_in_segment(self) -> int:
+        return self._step % self._runtime.steps_per_segment
 
     def _embed_steps(self, steps: int) -> Tensor:
         """The next steps, all of one unit -> [steps, width]."""
@@ -105,9 +105,9 @@ class StreamingSSAM:
             self._moments.add(frames)
         mean, std = self._moments.mean_and_std() if self._statistics == "running" else self._statistics
         frames = F.pad((frames - mean) / (std + STD_OFFSET), (0, 0, 0, needed - len(frames)))
-        if self._step_of_unit() == 0:
+        if self._step_in_segment() == 0:
             self._states = self._model.first_states(batch=1)
-        tokens = self._model.embed_steps(frames[None, None], first=self._step_of_unit())  # [1, 5 steps, D]
+        tokens = self._model.embed_steps(frames[None, None], first=self._step_in_segment())  # [1, 5 steps, D]
         tokens, self._states = self._model.proceed(tokens, self._states)
         self._step += steps
         return tokens.reshape(steps, -1).float()

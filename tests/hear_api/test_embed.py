@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import torch
 
-from audio_mamba.hear_api import RuntimeSSAST, journal, pieces
+from audio_mamba.hear_api import RuntimeSSAST, clips, journal
 from audio_mamba.hear_api.embed import main
 from audio_mamba.hear_api.journal import Entry, Journal, JournalError
 from audio_mamba.hear_api.pretrained import save_pretrained
@@ -92,9 +92,9 @@ def test_timestamps_are_the_same_in_every_format(audio, runtime, tmp_path):
 @pytest.mark.parametrize("kind", ["scene", "timestamps"])
 def test_long_files_in_pieces_equal_short_ones_whole(audio, tmp_path, monkeypatch, kind):
     main([str(audio), *MODEL, "--out", str(tmp_path / "whole.npz"), "--kind", kind])
-    monkeypatch.setattr(pieces, "LONG_SECONDS", 2)
+    monkeypatch.setattr(clips, "LONG_SECONDS", 2)
     monkeypatch.setattr("audio_mamba.data.audio.BLOCK_SECONDS", 0.7)
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 200)
     monkeypatch.setattr("soundfile.SoundFile.read", _whole_seconds(soundfile.SoundFile.read))
     main([str(audio), *MODEL, "--out", str(tmp_path / "pieces.npz"), "--kind", kind])
     whole, in_pieces = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "pieces.npz")
@@ -139,7 +139,7 @@ def test_faulty_files_are_listed_and_the_rest_embedded(audio, tmp_path, capsys):
 
 
 def test_an_interrupted_run_gives_the_same_file_when_resumed(audio, tmp_path, monkeypatch):
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.GROUP_FRAMES", 300)
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 300)
     arguments = [str(audio), *MODEL, "--kind", "timestamps", "--out"]
     main([*arguments, str(tmp_path / "whole.npz")])
     encode, calls = RuntimeSSAST.encode, []
@@ -157,7 +157,7 @@ def test_an_interrupted_run_gives_the_same_file_when_resumed(audio, tmp_path, mo
     assert exit.value.code == 130 and not out.exists()
     with pytest.raises(SystemExit, match="continue it with --resume"):
         main([*arguments, str(out)])
-    with pytest.raises(SystemExit, match="begun with another kind"):
+    with pytest.raises(SystemExit, match="started with another kind"):
         main([str(audio), *MODEL, "--resume", "--out", str(out)])
     with open(tmp_path / "out.npz.partial" / "files.jsonl", "a") as file:
         file.write('{"path": "torn')
@@ -195,7 +195,7 @@ def test_a_complete_result_is_that_of_its_settings_alone(audio, tmp_path, capsys
     main([*command, "--resume", "--workers", "2", "--precision", "float32"])
     assert f"{out} is complete already" in capsys.readouterr().err
     for other, sentence in (
-        (["--kind", "timestamps"], "another kind ('scene', now 'timestamps'); remove it to begin anew, or choose"),
+        (["--kind", "timestamps"], "another kind ('scene', now 'timestamps'); remove it to start again, or choose"),
         ([str(audio / "a.wav")], "another list of files ('1 files, "),
         (["--layout", "bands"], "another layout"),
         (["--precision", "bfloat16"], "another precision ('float32', now 'bfloat16')"),
@@ -257,7 +257,7 @@ def test_a_complete_result_of_earlier_versions_passes(audio, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["out.npz", "out.parquet", "out"])
 def test_what_is_no_result_is_not_complete(audio, tmp_path, name):
     (tmp_path / name).write_bytes(b"theirs") if "." in name else (tmp_path / name).mkdir()
-    with pytest.raises(SystemExit, match=f"embed: .*{name} exists already, and cannot be read as a result of this com"):
+    with pytest.raises(SystemExit, match=f"embed: .*{name} exists already and cannot be read as a result of this com"):
         main([str(audio / "e.wav"), *MODEL, "--out", str(tmp_path / name), "--resume"])
 
 
@@ -280,8 +280,8 @@ def test_any_file_name_is_embedded(audio, tmp_path, suffix):
 
 
 def test_the_progress_of_a_long_file_is_seen(audio, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "LONG_SECONDS", 1)
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
+    monkeypatch.setattr(clips, "LONG_SECONDS", 1)
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 200)
     seen = []
     monkeypatch.setattr("audio_mamba.hear_api.embed.tqdm.update", lambda bar, n: seen.append(n))
     main([str(audio / "deep/b.flac"), *MODEL, "--out", str(tmp_path / "out.npz")])
@@ -303,17 +303,17 @@ def test_a_long_file_that_fails_at_its_second_reading_is_listed(
 ):
     for name in ("1.wav", "2.wav", "3.wav"):
         soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.5, 0.5, 64000), 16000)
-    monkeypatch.setattr(pieces, "LONG_SECONDS", 2)
+    monkeypatch.setattr(clips, "LONG_SECONDS", 2)
     monkeypatch.setattr("audio_mamba.data.audio.BLOCK_SECONDS", 1)
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
-    stream_pieces = pieces.stream_pieces
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 200)
+    chunks = clips.LongFile.chunks
 
-    def changed(path, *arguments):
-        if path.name == "2.wav":
-            change(path)
-        return stream_pieces(path, *arguments)
+    def changed(file, *arguments):
+        if file.path.name == "2.wav":
+            change(file.path)
+        return chunks(file, *arguments)
 
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.stream_pieces", changed)
+    monkeypatch.setattr(clips.LongFile, "chunks", changed)
     with pytest.raises(SystemExit) as exit:
         main([str(tmp_path), *MODEL, "--kind", kind, "--out", str(tmp_path / "out.npz")])
     assert exit.value.code == 3
@@ -341,7 +341,7 @@ def test_what_another_run_completes_meanwhile_is_not_made_again(audio, tmp_path,
         return load(*arguments)
 
     monkeypatch.setattr("audio_mamba.hear_api.embed.build_runtime", while_other_runs_end)
-    with pytest.raises(SystemExit, match="out.npz exists already; another run has completed it meanwhile"):
+    with pytest.raises(SystemExit, match="out.npz exists already; another run has just completed it"):
         main([str(audio), *MODEL, "--out", str(out)])
     assert out.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [out]
 
@@ -354,7 +354,7 @@ def test_what_another_run_completes_meanwhile_is_not_made_again(audio, tmp_path,
             yield
 
     monkeypatch.setattr(journal, "sole_use", while_the_folder_goes)
-    with pytest.raises(JournalError, match="j: another run has completed it meanwhile"):
+    with pytest.raises(JournalError, match="j: another run has just completed it"):
         Journal(tmp_path / "j", {}, width=2, resume=True)
 
 
@@ -382,7 +382,7 @@ def test_journal_drops_rows_without_an_entry(tmp_path):
         (["AUDIO", "--config", ".ssam_tiny"], "no config module '.ssam_tiny'"),
         (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
         (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
-        (["AUDIO", "--workers", "0"], "--workers 0"),
+        (["AUDIO", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["AUDIO", "--device", "gpu"], "device gpu: "),
         pytest.param(
             ["AUDIO", "--device", "cuda"],

@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from audio_mamba.hear_api import RuntimeSSAST
-from audio_mamba.hear_api.units import TOKENS_PER_BATCH, batch_units, plan_units
+from audio_mamba.hear_api.segments import TOKENS_PER_BATCH, batch_segments, plan_segments
 from tests.golden_weights import fill_by_rule
 from tests.hear_api.test_runtime import config_of
 
@@ -78,7 +78,7 @@ def test_another_sample_rate_is_resampled_where_the_caller_names_it(runtime):
 
 def test_groups_and_blocks_of_long_input_change_nothing(runtime, monkeypatch):
     before = runtime.embed(CLIPS)
-    monkeypatch.setattr("audio_mamba.hear_api.runtime.FRAMES_PER_GROUP", 150)
+    monkeypatch.setattr("audio_mamba.hear_api.clips.GROUP_FRAMES", 150)
     monkeypatch.setattr("audio_mamba.hear_api.runtime.BLOCK_SAMPLES", 5000)
     monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 300)
     np.testing.assert_allclose(runtime.embed(CLIPS), before, rtol=0, atol=5e-5)
@@ -105,8 +105,8 @@ def test_the_last_unit_of_a_causal_encoder_is_cut(runtime, layout, tokens, monke
 
 def test_batches_hold_every_unit_once_and_pad_little():
     steps = list(np.random.default_rng(0).integers(1, 400, 300))
-    units = plan_units(steps, 50, lambda kept: 5 * kept)
-    batches = list(batch_units(units, "cpu"))
+    units = plan_segments(steps, 50, lambda kept: 5 * kept)
+    batches = list(batch_segments(units, "cpu"))
     assert sorted((unit.clip, unit.first) for batch in batches for unit in batch) == [
         (clip, first) for clip, count in enumerate(steps) for first in range(0, count, 50)
     ]

@@ -3,7 +3,7 @@
 import pytest
 
 from audio_mamba.data.audio import AudioError
-from audio_mamba.hear_api.sources import list_audio
+from audio_mamba.hear_api.inputs import list_audio
 
 
 @pytest.fixture
