@@ -36,7 +36,7 @@ class Output:
         return self.path.with_name(f"{self.path.name}.failed.csv")
 
     def is_complete(self, settings: dict) -> bool:
-        """Whether the result of an earlier run is there. ValueError if it was made with other settings, or is not a result."""
+        """Whether the result of an earlier run is there. ValueError for one of other settings, or another file."""
         if not (self.resume and self.path.exists()):
             return False
         if made_with := read_settings(self.path):
