@@ -7,6 +7,6 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./set_up_environment.sh requirements.txt requirements-dev.txt
-# One thread per process: with more, tests crawl on a machine that others use too.
+# One thread per process, and a process per core (-n 0 for one after the other): with more, tests crawl.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec python -m pytest "$@"
+exec python -m pytest -n auto --dist worksteal "$@"

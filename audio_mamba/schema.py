@@ -13,6 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from audio_mamba.front_end import FrontEnd, FrontEndError
+
 # Every key of a config with its published value; the comments name what is only kept for published config files.
 DEFAULTS = {
     "model": {
@@ -52,6 +54,7 @@ DEFAULTS = {
     "precision": "float32",  # where --precision is not given
     "num_epochs": 100,
     "scene_layout": "published",  # or "bands": scene embeddings in true time order, one mean per mel band
+    "front_end": FrontEnd().settings(),  # of the archives and of the audio to embed
     "wandb": {"project": "ssast-pytorch-mamba"},
 }
 
@@ -99,6 +102,10 @@ def _check_values(config: ConfigDict, source: str) -> None:
             continue
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:
             raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
+    try:
+        FrontEnd.from_settings(config.front_end)
+    except FrontEndError as error:
+        raise ValueError(f"{source}: {error}") from error
     if config.scene_layout not in LAYOUTS:
         raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.models.encoder import LAYOUTS
@@ -108,7 +108,7 @@ def measure_command(config: str, device: str, precision: str, count: int) -> dic
     model = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         for number, clip in enumerate(clips):
-            soundfile.write(f"{folder}/{number}.flac", clip.numpy(), SAMPLE_RATE)
+            soundfile.write(f"{folder}/{number}.flac", clip.numpy(), PUBLISHED.sample_rate)
         started = time.perf_counter()
         subprocess.run(
             [
@@ -138,7 +138,7 @@ def measure_command(config: str, device: str, precision: str, count: int) -> dic
 def make_clips(lengths: Iterable[float], count: int) -> list[Tensor]:
     """`count` clips of noise whose lengths go through `lengths` in turn."""
     rng, lengths = np.random.default_rng(0), list(lengths)
-    samples = [round(lengths[i % len(lengths)] * SAMPLE_RATE) for i in range(count)]
+    samples = [round(lengths[i % len(lengths)] * PUBLISHED.sample_rate) for i in range(count)]
     return [torch.from_numpy(rng.uniform(-0.5, 0.5, n).astype(np.float32)) for n in samples]
 
 

@@ -7,18 +7,19 @@ What a model must beat. Scenes: mean and standard deviation over time. Timestamp
 
 import torch
 
-from audio_mamba.data.features import HOP_LENGTH, N_MELS, SAMPLE_RATE, log_mel
+from audio_mamba.data.features import log_mel
+from audio_mamba.front_end import PUBLISHED
 
 FRAMES_PER_STEP = 4
-STEP_MS = 1000 * FRAMES_PER_STEP * HOP_LENGTH / SAMPLE_RATE  # 40
+STEP_MS = 1000 * FRAMES_PER_STEP / PUBLISHED.frames_per_second  # 40
 
 
 class LogMelBaseline(torch.nn.Module):
     """Carries what the HEAR API asks of a model; it has no parameters."""
 
-    sample_rate = SAMPLE_RATE
-    scene_embedding_size = 2 * N_MELS
-    timestamp_embedding_size = N_MELS
+    sample_rate = PUBLISHED.sample_rate
+    scene_embedding_size = 2 * PUBLISHED.n_mels
+    timestamp_embedding_size = PUBLISHED.n_mels
 
 
 def load_model(model_file_path: str = "") -> LogMelBaseline:

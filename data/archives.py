@@ -16,6 +16,7 @@ import webdataset
 from audio_mamba.data.samples import ArchiveError, Sample, decode_labels, decode_spectrogram, encode_members
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.data.shard_index import ShardIndex, read_index, save_index
+from audio_mamba.front_end import FrontEnd, FrontEndError
 from audio_mamba.system.atomic_files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,24 @@ def read_manifest(directory: Path) -> dict | None:
     except (ValueError, AttributeError):
         pass
     raise ArchiveError(f"{path} is not a manifest written by data.prepare")
+
+
+def archive_front_end(directory: Path) -> FrontEnd:
+    """The front end that an archive was made with; the published one for archives without a manifest.
+
+    Raises:
+        ArchiveError: the manifest is damaged.
+    """
+    manifest = read_manifest(directory)
+    try:
+        return FrontEnd.from_settings(manifest["settings"] if manifest else {})
+    except (FrontEndError, AttributeError, TypeError) as error:
+        raise ArchiveError(f"{directory / MANIFEST_NAME}: {error}") from error
+
+
+def check_front_end(directory: str | Path, front_end: FrontEnd) -> None:
+    """FrontEndError, naming each setting, for an archive that was made with another front end."""
+    front_end.check_same(archive_front_end(Path(directory)), f"the archive {directory}")
 
 
 def unfinished(directory: Path) -> bool:

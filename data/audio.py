@@ -13,7 +13,7 @@ import soundfile
 import soxr
 
 from audio_mamba.data.cut_off import cut_off
-from audio_mamba.data.features import MIN_SAMPLES, SAMPLE_RATE
+from audio_mamba.front_end import PUBLISHED
 
 logger = logging.getLogger(__name__)
 
@@ -106,23 +106,25 @@ def printable(path: str | Path) -> str:
     return os.fsencode(Path(path).as_posix()).decode(errors="backslashreplace")
 
 
-def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+def load_audio(
+    path: str | Path, sample_rate: int = PUBLISHED.sample_rate, min_samples: int = PUBLISHED.min_samples
+) -> np.ndarray:
     """A whole file as mono samples.
 
     Returns:
-        float32 [n] at `sample_rate` Hz, n >= 201; the mean of the channels.
+        float32 [n] at `sample_rate` Hz, n >= `min_samples` (a front end's; 201 at 16 kHz); the mean of the channels.
 
     Raises:
         AudioError: the file is missing, unreadable, empty, cut off, too short, or holds NaN or Inf.
     """
     blocks = list(stream_audio(path, sample_rate))
     audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if len(audio) < MIN_SAMPLES:
-        raise AudioFileError(path, f"too short, {len(audio)} samples at {sample_rate} Hz; {MIN_SAMPLES} are needed")
+    if len(audio) < min_samples:
+        raise AudioFileError(path, f"too short, {len(audio)} samples at {sample_rate} Hz; {min_samples} are needed")
     return audio
 
 
-def stream_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+def stream_audio(path: str | Path, sample_rate: int = PUBLISHED.sample_rate) -> Iterator[np.ndarray]:
     """The same samples as `load_audio`, in blocks of about ten seconds, so that a file of hours needs little memory.
 
     Yields:

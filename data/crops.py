@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from audio_mamba.data.features import normalise
+from audio_mamba.data.normalisation import clip_statistics, normalise
 from audio_mamba.data.samples import decode_spectrogram
 
 DrawMask = Callable[[np.random.Generator], np.ndarray]
@@ -34,7 +34,8 @@ def crop_member(out: np.ndarray, member: bytes, rng: np.random.Generator) -> Non
     clip = decode_spectrogram(member)
     if clip.shape[1] != out.shape[1]:
         raise ValueError(f"has {clip.shape[1]} mel bands, but {out.shape[1]} are expected")
-    clip = normalise(torch.from_numpy(clip), ddof=0)  # [frames, mels], as the published loader
+    spectrogram = torch.from_numpy(clip).float()  # [frames, mels]
+    clip = normalise(spectrogram, clip_statistics(spectrogram, ddof=0))  # as the published loader
     if not torch.isfinite(clip[0, 0]):  # one NaN or Inf spoils them all
         raise ValueError("the spectrogram holds NaN or Inf")
     start, length = crop_place(len(clip), len(out), rng)

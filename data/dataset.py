@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from audio_mamba.data.archives import shard_indices
+from audio_mamba.data.archives import check_front_end, shard_indices
 from audio_mamba.data.crops import DrawMask, crop_member, crop_place, repeat_to_fill
 from audio_mamba.data.faults import Fault, Faults
-from audio_mamba.data.features import N_MELS, normalise_crop
+from audio_mamba.data.normalisation import STD_OFFSET, Statistics, normalise
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.data.shard_index import ShardIndex, index_from_headers, saved_index
+from audio_mamba.front_end import PUBLISHED, FrontEnd
 
 MAX_SUBSTITUTES = 20
 MANY_WITHOUT_INDEX = 20_000  # their headers take seconds at every start of every process
@@ -37,13 +38,14 @@ class LogMelDataset(Dataset):
     Args:
         directories: archive folders, ours or published.
         num_frames: length of a crop; shorter clips are repeated to fill it.
-        n_mels: the number of mel bands each sample must have.
+        front_end: of the spectrograms; archives that say otherwise are refused.
         seed: seed of crops and masks.
         draw_mask: called with a generator, returns the mask of one sample; None for no masks.
         strict: raise at the first bad shard or sample. Otherwise bad shards lend what is left of them, and another
             sample, which depends on (seed, epoch, index) alone, stands in for a bad one.
 
     Raises:
+        FrontEndError: an archive was made with another front end.
         ArchiveError: no shards; with strict, a bad one; else more than 1% of the samples lost.
     """
 
@@ -51,15 +53,16 @@ class LogMelDataset(Dataset):
         self,
         directories: Sequence[str | Path],
         num_frames: int,
-        n_mels: int = N_MELS,
+        front_end: FrontEnd = PUBLISHED,
         seed: int = 0,
         draw_mask: DrawMask | None = None,
         strict: bool = False,
     ):
-        self.num_frames, self.n_mels, self.seed, self.draw_mask = num_frames, n_mels, seed, draw_mask
+        self.num_frames, self.n_mels, self.seed, self.draw_mask = num_frames, front_end.n_mels, seed, draw_mask
         self.strict = strict
         faults, self._paths, records, without_index = [], [], [], 0
         for directory in directories:
+            check_front_end(directory, front_end)
             for path, index in shard_indices(directory, None if strict else lambda *fault: faults.append(fault)):
                 self._paths.append(path)
                 records.append(self._records(index))
@@ -165,10 +168,11 @@ class LogMelDataset(Dataset):
             raise ValueError(f"the shard ends before byte {offset + stored.nbytes}")
         if stored is not crop:
             torch.from_numpy(crop).copy_(torch.from_numpy(stored))  # many times faster than numpy with float16
-        normalise_crop(crop, mean, std)
+        values = torch.from_numpy(crop)
+        normalise(values, Statistics(float(mean), float(std)), out=values)
         # The squares of all normalised values of the clip add up to their number, so those of the crop cannot exceed
         # it: damage shows without reading the rest, and NaN and Inf do too. The slack is for rounding.
-        slack = crop.size * (1e-5 / (float(std) + 1e-8)) ** 2
+        slack = crop.size * (1e-5 / (float(std) + STD_OFFSET)) ** 2
         flat = crop.reshape(-1)
         if not np.dot(flat, flat) <= 1.001 * frames * self.n_mels + slack:
             raise ValueError("the values do not fit their stored mean and deviation, or are NaN or Inf")

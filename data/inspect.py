@@ -15,8 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from audio_mamba.data.archives import read_manifest, read_sample, shard_indices
-from audio_mamba.data.features import FRAMES_PER_SECOND
+from audio_mamba.data.archives import archive_front_end, read_manifest, read_sample, shard_indices
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.data.shard_files import ShardFiles
 
@@ -33,6 +32,7 @@ class Archive:
         self.problems: list[str] = []
         self.shards = shard_indices(directory, lambda path, problem, lost: self.problems.append(problem))
         manifest = read_manifest(directory)
+        self.frames_per_second = archive_front_end(directory).frames_per_second
         self.labels = manifest.get("labels", []) if manifest else []
         self._first = np.cumsum([0] + [len(index) for _, index in self.shards])
 
@@ -66,11 +66,11 @@ def describe(archive: Archive, samples: list[Sample]) -> str:
     known = frames is not None
     if not known:
         frames = np.array([len(sample.spectrogram) for sample in samples])
-    hours = frames.mean() * len(archive) / FRAMES_PER_SECOND / 3600
+    hours = frames.mean() * len(archive) / archive.frames_per_second / 3600
     of = f"of {len(samples)} clips" if len(samples) < len(archive) else "of all clips"
     parts = [f"{len(archive)} clips in {len(archive.shards)} shards, {'' if known else 'about '}{hours:.2f} hours"]
 
-    seconds = frames / FRAMES_PER_SECOND
+    seconds = frames / archive.frames_per_second
     counts, edges = np.histogram(seconds, bins=min(10, len(np.unique(seconds))))
     parts.append(
         f"length, s (mean {seconds.mean():.2f})\n"
@@ -112,7 +112,7 @@ def save_contact_sheet(path: Path, samples: list[Sample], archive: Archive) -> N
     figure = Figure(figsize=(4 * PICTURE_COLUMNS, 2.4 * PICTURE_ROWS), layout="constrained")
     for place, sample in enumerate(samples[: PICTURE_ROWS * PICTURE_COLUMNS]):
         axes = figure.add_subplot(PICTURE_ROWS, PICTURE_COLUMNS, place + 1)
-        seconds = len(sample.spectrogram) / FRAMES_PER_SECOND
+        seconds = len(sample.spectrogram) / archive.frames_per_second
         axes.imshow(
             sample.spectrogram.T.astype(np.float32),
             origin="lower",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audio_mamba.data.audio import find_audio, printable
-from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.front_end import PUBLISHED
 
 FILE_COLUMNS = ("file", "filename", "fname")  # ours, ESC-50, FSD50K
 YOUTUBE_COLUMN = "YTID"  # AudioSet
@@ -28,12 +28,18 @@ class LabelError(ValueError):
     """A table of labels that cannot be used; the message names it."""
 
 
-def find_labelled(directory: Path, table: str | Path | None = None, classes: str | Path | None = None) -> Labelled:
+def find_labelled(
+    directory: Path,
+    table: str | Path | None = None,
+    classes: str | Path | None = None,
+    sample_rate: int = PUBLISHED.sample_rate,
+) -> Labelled:
     """The audio files below a folder, the labels of each, and all labels in the order of their ids.
 
     A HEAR task (a folder with `task_metadata.json`) has both in its own files. For any other, see `labels_of`.
 
     Args:
+        sample_rate: of a HEAR task, which may have its audio at several, the nearest is taken.
         classes: table with the columns index,mid (AudioSet) or idx,label (HEAR); None sorts the labels found.
 
     Raises:
@@ -43,7 +49,7 @@ def find_labelled(directory: Path, table: str | Path | None = None, classes: str
     directory = Path(directory)
     if table is None and (directory / "task_metadata.json").exists():
         classes = classes or directory / "labelvocabulary.csv"
-        files, labels = _hear_task(directory)
+        files, labels = _hear_task(directory, sample_rate)
     else:
         files = find_audio(directory)
         labels = labels_of(files, directory, None if table is None else Path(table))
@@ -165,12 +171,12 @@ def _read_csv(table: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise LabelError(f"{table} cannot be read as a csv table ({error})") from error
 
 
-def _hear_task(directory: Path) -> tuple[list[Path], list[tuple[str, ...]]]:
-    """Files <rate>/<split>/<name> of a HEAR task, of the one rate nearest 16 kHz, and their labels in <split>.json."""
+def _hear_task(directory: Path, sample_rate: int) -> tuple[list[Path], list[tuple[str, ...]]]:
+    """Files <rate>/<split>/<name> of a HEAR task at the rate nearest `sample_rate`; labels of <split>.json."""
     rates = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
     if not rates:
-        raise LabelError(f"{directory} is a HEAR task without a folder of audio such as {SAMPLE_RATE}")
-    files = find_audio(directory / str(min(rates, key=lambda rate: abs(rate - SAMPLE_RATE))))
+        raise LabelError(f"{directory} is a HEAR task without a folder of audio such as {sample_rate}")
+    files = find_audio(directory / str(min(rates, key=lambda rate: abs(rate - sample_rate))))
     tables: dict[str, dict[str, set[str]]] = {}
     labels = []
     for path in files:

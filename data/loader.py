@@ -17,8 +17,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from audio_mamba.data.crops import DrawMask
 from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.data.faults import MAX_SHARE, Fault, Faults
-from audio_mamba.data.features import N_MELS
 from audio_mamba.data.remote import RemoteShards
+from audio_mamba.front_end import PUBLISHED, FrontEnd
 
 
 def check_enough(samples: int, batch_size: int, world_size: int) -> None:
@@ -130,7 +130,7 @@ def make_loader(
     *,
     num_frames: int,
     batch_size: int,
-    n_mels: int = N_MELS,
+    front_end: FrontEnd = PUBLISHED,
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
@@ -147,7 +147,7 @@ def make_loader(
         directories: archive folders, ours or published; all their samples are used.
         num_frames: frames of a crop.
         batch_size: samples per batch on this rank.
-        n_mels: the number of mel bands each sample must have.
+        front_end: of the spectrograms; archives that say otherwise are refused.
         rank, world_size: this process among those that train together.
         seed: seed of order, crops and masks; the same on all ranks.
         num_workers: worker processes; 0 reads in this one. The batches are the same for any number.
@@ -163,10 +163,11 @@ def make_loader(
         `load_state_dict` resume in mid-epoch with exactly the batches that were left.
 
     Raises:
+        FrontEndError: an archive was made with another front end.
         ArchiveError: with strict, a bad shard (here) or sample (while iterating), named; else more than 1% of them.
         ValueError: fewer samples than one batch on all ranks.
     """
-    dataset = LogMelDataset(directories, num_frames, n_mels, seed, draw_mask, strict)
+    dataset = LogMelDataset(directories, num_frames, front_end, seed, draw_mask, strict)
     batches = EpochBatches(len(dataset), batch_size, rank, world_size, seed)
     return ArchiveLoader(
         dataset,
@@ -185,7 +186,7 @@ def make_validation_loader(
     *,
     num_frames: int,
     batch_size: int,
-    n_mels: int = N_MELS,
+    front_end: FrontEnd = PUBLISHED,
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
@@ -196,7 +197,7 @@ def make_validation_loader(
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> ArchiveLoader:
     """All samples of an archive folder once, the same crops and masks at each pass; arguments as for `make_loader`."""
-    dataset = LogMelDataset([directory], num_frames, n_mels, seed, draw_mask, strict)
+    dataset = LogMelDataset([directory], num_frames, front_end, seed, draw_mask, strict)
     batches = FixedBatches(len(dataset), batch_size, rank, world_size)
     return ArchiveLoader(
         dataset,
@@ -214,7 +215,7 @@ def make_remote_loader(
     samples: int,
     num_frames: int,
     batch_size: int,
-    n_mels: int = N_MELS,
+    front_end: FrontEnd = PUBLISHED,
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
@@ -238,7 +239,7 @@ def make_remote_loader(
         ValueError: fewer shards than readers, or fewer samples than one batch on all ranks.
     """
     dataset = RemoteShards(
-        urls, samples, num_frames, batch_size, n_mels, rank, world_size, seed, num_workers, draw_mask, strict
+        urls, samples, num_frames, batch_size, front_end.n_mels, rank, world_size, seed, num_workers, draw_mask, strict
     )
     check_enough(samples, batch_size, world_size)
     # A shard that 1% of the epoch would cover may be more than 1% of what one of several ranks reads.

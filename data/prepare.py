@@ -35,6 +35,7 @@ from audio_mamba.data.prepare_job import (
     start_or_go_on,
 )
 from audio_mamba.data.prepare_shards import make_shards
+from audio_mamba.front_end import parse_settings
 from audio_mamba.system.folder_lock import FolderInUseError, sole_use
 from audio_mamba.system.machine import usable_cores
 
@@ -74,7 +75,7 @@ def prepare(
     for folder in (out_dir, *out_dir.parents):
         if folder.exists() and not folder.is_dir():
             raise PrepareError(f"{folder} is a file; name a folder for the archive")
-    paths, labels, vocabulary = find_labelled(audio_dir, labels_csv, classes_csv)
+    paths, labels, vocabulary = find_labelled(audio_dir, labels_csv, classes_csv, settings.front_end.sample_rate)
     if keep is not None:
         kept = sorted(keep([printable(path.relative_to(audio_dir)) for path in paths]))
         paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
@@ -172,6 +173,14 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         default="npy",
         help="of the members: npy, or pickle as in published archives (with --dtype float32)",
     )
+    add(
+        "--front-end",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="settings of the log-mel front end other than the published ones, such as sample_rate=32000 n_mels=128 "
+        "mel_max_hz=16000; the config that trains on the archive must have the same",
+    )
     add("--clip-seconds", type=float, default=CLIP_SECONDS, help="longer files are cut into clips")
     add("--shard-size", type=int, default=SHARD_SIZE, help="clips per shard, about")
     return parser.parse_args(arguments)
@@ -182,7 +191,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     logging.basicConfig(level=logging.INFO, format="prepare: %(message)s")
     try:
         share = Share.from_environment()
-        settings = Settings(args.dtype, args.clip_seconds, args.shard_size, args.format)
+        front_end = parse_settings(args.front_end)
+        settings = Settings(args.dtype, args.clip_seconds, args.shard_size, args.format, front_end)
         for out_dir, keep in _archives(args.out_dir, args.validation):
             existed = (out_dir / MANIFEST_NAME).exists()
             manifest = prepare(args.audio_dir, out_dir, args.labels, args.workers, settings, args.classes, share, keep)

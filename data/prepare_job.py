@@ -17,9 +17,9 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from audio_mamba.data import features
 from audio_mamba.data.archives import MANIFEST_NAME, SHARD_PATTERN, UNFINISHED_NAME, read_manifest, write_manifest
 from audio_mamba.data.shard_index import index_path
+from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
 
 CLIP_SECONDS = 10.0
@@ -40,23 +40,24 @@ class Settings:
     clip_seconds: float = CLIP_SECONDS
     shard_size: int = SHARD_SIZE
     format: str = "npy"
+    front_end: FrontEnd = PUBLISHED
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise PrepareError(f"dtype is {self.dtype!r}; accepted are {' and '.join(DTYPES)}")
         if self.format not in FORMATS:
             raise PrepareError(f"format is {self.format!r}; accepted are {' and '.join(FORMATS)}")
-        if not math.isfinite(self.clip_seconds) or self.clip_samples < features.MIN_SAMPLES:
+        if not math.isfinite(self.clip_seconds) or self.clip_samples < self.front_end.min_samples:
             raise PrepareError(
                 f"clips of {self.clip_seconds} s cannot be made; "
-                f"at least {features.MIN_SAMPLES / features.SAMPLE_RATE:.4f} s are needed"
+                f"at least {self.front_end.min_samples / self.front_end.sample_rate:.4f} s are needed"
             )
         if self.shard_size < 1:
             raise PrepareError(f"a shard of {self.shard_size} clips cannot be; at least 1 is needed")
 
     @property
     def clip_samples(self) -> int:
-        return round(self.clip_seconds * features.SAMPLE_RATE)
+        return round(self.clip_seconds * self.front_end.sample_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Job:
         skipped = [entry for report in reports for entry in report.skipped]
         manifest = {
             "samples": sum(report.samples for report in reports),
-            "hours": round(sum(report.audio_samples for report in reports) / features.SAMPLE_RATE / 3600, 6),
+            "hours": round(sum(report.audio_samples for report in reports) / self.described["sample_rate"] / 3600, 6),
             "files": sum(map(len, self.plan)),
             "files_skipped": len(skipped),
             "settings": self.described,
@@ -187,14 +188,9 @@ def describe(
     for file, names in zip(tqdm(files, desc="looking at files", unit="file", delay=2, leave=False), labels):
         line = (file.path.relative_to(audio_dir).as_posix(), file.path.stat().st_size, names)
         inputs.update(repr(line).encode())
-    return dataclasses.asdict(settings) | {
-        "sample_rate": features.SAMPLE_RATE,
-        "n_fft": features.N_FFT,
-        "hop_length": features.HOP_LENGTH,
-        "n_mels": features.N_MELS,
-        "mel_min_hz": features.MEL_MIN_HZ,
-        "mel_max_hz": features.MEL_MAX_HZ,
-        "log_offset": features.LOG_OFFSET,
+    described = dataclasses.asdict(settings)
+    described |= described.pop("front_end")  # at the same level, as in every archive so far
+    return described | {
         "inputs_sha256": inputs.hexdigest(),
         "labels_sha256": _labels_hash(vocabulary),
     }

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from audio_mamba.data import features
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.audio import AudioError, printable, stream_audio
+from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
 from audio_mamba.data.samples import Sample
 from audio_mamba.data.shard_index import index_path
+from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.workers import follow_parent
 
@@ -76,14 +77,15 @@ def _make_shard(path: Path, files: list[AudioFile], settings: Settings, audio_di
 
 def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report: ShardReport) -> Iterator[Sample]:
     """The samples of a shard, one after the other; `report` gathers the counts on the way."""
+    front_end = settings.front_end
     for file in files:
         stem = re.sub("[^A-Za-z0-9_-]+", "_", file.path.stem)[:40]  # dots end a key, tar names are short
         clips_kept = 0
         try:
-            for clip in cut_clips(file.path, settings.clip_samples):
+            for clip in cut_clips(file.path, settings.clip_samples, front_end):
                 if _stop.is_set():
                     raise _Stopped
-                spectrogram = features.log_mel(torch.from_numpy(clip)).numpy().astype(settings.dtype)
+                spectrogram = log_mel(torch.from_numpy(clip), front_end).numpy().astype(settings.dtype)
                 yield Sample(
                     f"{file.number:08d}_{clips_kept:05d}_{stem}", spectrogram, np.array(file.label_ids, np.int64)
                 )
@@ -91,7 +93,9 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
                 report.samples += 1
                 report.audio_samples += len(clip)
             if clips_kept == 0:
-                raise AudioError(f"{file.path}: too short, fewer than {features.MIN_SAMPLES} samples at 16 kHz")
+                raise AudioError(
+                    f"{file.path}: too short, fewer than {front_end.min_samples} samples at {front_end.sample_rate} Hz"
+                )
         except AudioError as error:
             reason = str(error).removeprefix(f"{file.path}: ")
             name = printable(file.path.relative_to(audio_dir))
@@ -100,20 +104,20 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
             _files_done.value += 1
 
 
-def cut_clips(path: Path, clip_samples: int) -> Iterator[np.ndarray]:
+def cut_clips(path: Path, clip_samples: int, front_end: FrontEnd = PUBLISHED) -> Iterator[np.ndarray]:
     """A file as successive clips, float32 [clip_samples], read block by block.
 
     The rest at the end is a shorter clip of its own where it is at least a tenth of a clip (a second clip of a few
-    milliseconds would only repeat itself in training), or all there is. Nothing comes of fewer than 201 samples.
+    milliseconds would only repeat itself in training), or all there is. A file too short for the front end gives none.
     Raises AudioError where the file cannot be read any further.
     """
     held, clips = np.zeros(0, np.float32), 0
-    for block in stream_audio(path):
+    for block in stream_audio(path, front_end.sample_rate):
         held = np.concatenate([held, block])
         while len(held) >= clip_samples:
             yield held[:clip_samples]
             held = held[clip_samples:]
             clips += 1
     shortest = SHORTEST_REST * clip_samples if clips else 0
-    if len(held) >= max(features.MIN_SAMPLES, shortest):
+    if len(held) >= max(front_end.min_samples, shortest):
         yield held

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from webdataset.tariterators import base_plus_ext
 
-from audio_mamba.data.features import clip_statistics
+from audio_mamba.data.normalisation import clip_statistics
 from audio_mamba.data.samples import DATA_MEMBER, LABELS_MEMBER, ArchiveError, decode_spectrogram
 from audio_mamba.system.atomic_files import atomic_write
 
@@ -92,7 +93,8 @@ def _describe_values(place: np.void, member: bytes) -> None:
     spectrogram = decode_spectrogram(member)
     place["frames"], place["mels"] = spectrogram.shape
     place["value_bytes"] = spectrogram.itemsize
-    place["mean"], place["std"] = clip_statistics(spectrogram)
+    mean, std = clip_statistics(torch.from_numpy(spectrogram).double(), ddof=0)
+    place["mean"], place["std"] = mean.item(), std.item()
     # Both .npy and pickles hold the values as they are (except the oldest pickles, which quote them).
     start = member.find(spectrogram.astype(spectrogram.dtype.newbyteorder("<")).tobytes())
     if start >= 0 and np.isfinite(place["std"]):  # NaN and Inf are better told of by who reads the whole clip

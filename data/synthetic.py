@@ -16,9 +16,10 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.front_end import PUBLISHED
 from audio_mamba.system.atomic_files import atomic_write
 
+SAMPLE_RATE = PUBLISHED.sample_rate
 CLIP_SECONDS = 10.0
 SPLIT_CLIPS = {"train": 12, "valid": 6, "test": 8}  # clips of each kind in the demo task
 SCALE = np.array([0, 2, 4, 7, 9])  # pentatonic, in semitones

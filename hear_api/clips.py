@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from audio_mamba.data.audio import AudioFileError, stream_audio
-from audio_mamba.data.feature_stream import LogMelStream
-from audio_mamba.data.features import MIN_SAMPLES, N_MELS, SAMPLE_RATE, STD_OFFSET, log_mel, normalise, num_frames
-from audio_mamba.data.moments import Moments
+from audio_mamba.data.features import LogMelStream, log_mel
+from audio_mamba.data.normalisation import RunningStats, Statistics, clip_statistics, normalise
+from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api.inputs import ClipInput, as_samples, check_samples, check_values, fault_in_values
 from audio_mamba.system.workers import follow_parent
 
@@ -42,20 +42,20 @@ class ShortClip:
 
 @dataclass(frozen=True)
 class LongFile:
-    """A file that is too long to hold, with the mean and standard deviation of its log-mel."""
+    """A file that is too long to hold: its length at the front end's rate, and the statistics of its log-mel."""
 
     path: Path
     samples: int
-    mean: float
-    std: float
+    statistics: Statistics
+    front_end: FrontEnd
 
     @property
     def seconds(self) -> float:
-        return self.samples / SAMPLE_RATE
+        return self.samples / self.front_end.sample_rate
 
     @property
     def frames(self) -> int:
-        return num_frames(self.samples)
+        return self.front_end.num_frames(self.samples)
 
     def chunks(self, segment_frames: int) -> Iterator[Tensor]:
         """Read the file again, as its normalised log-mel.
@@ -67,26 +67,23 @@ class LongFile:
             AudioFileError: the file cannot be read any more, or has changed since it was measured.
         """
         chunk_frames = max(1, GROUP_FRAMES // segment_frames) * segment_frames
-        held = torch.zeros(0, N_MELS)
+        held = torch.zeros(0, self.front_end.n_mels)
         for frames in self._log_mel():
             held = torch.cat([held, frames])
             while len(held) >= chunk_frames:
                 chunk, held = held[:chunk_frames], held[chunk_frames:]
-                yield self._normalise(chunk)
+                yield normalise(chunk, self.statistics)
         if len(held):
-            yield self._normalise(held)
+            yield normalise(held, self.statistics)
 
     def _log_mel(self) -> Iterator[Tensor]:
-        stream, samples = LogMelStream(), 0
-        for block in stream_audio(self.path):
+        stream, samples = LogMelStream(self.front_end), 0
+        for block in stream_audio(self.path, self.front_end.sample_rate):
             samples += len(block)
             yield stream.feed(torch.from_numpy(block))
         if samples != self.samples:
             raise AudioFileError(self.path, "changed while it was read")
         yield stream.finish()
-
-    def _normalise(self, frames: Tensor) -> Tensor:
-        return (frames - self.mean) / (self.std + STD_OFFSET)
 
 
 @dataclass(frozen=True)
@@ -94,75 +91,80 @@ class Failure:
     """A file that cannot be embedded, and why."""
 
     reason: str
+    seconds: float = 0.0
 
 
 Clip = ShortClip | LongFile
 
 
-def load_clip(clip: ClipInput, name: str, sample_rate: int = SAMPLE_RATE) -> Tensor | LongFile:
+def load_clip(clip: ClipInput, name: str, sample_rate: int, front_end: FrontEnd) -> Tensor | LongFile:
     """Read one clip.
 
     Args:
         clip: path of an audio file, or samples [n].
         name: of an array in messages.
-        sample_rate: of an array, which is resampled if it differs from the model's; files know their own.
+        sample_rate: of an array, which is resampled to the front end's; files know their own.
 
     Returns:
-        Float32 samples [n] at 16 kHz, or the statistics of a long file.
+        Float32 samples [n] at the front end's rate, or the statistics of a long file.
 
     Raises:
         InputError: invalid array.
         AudioFileError: invalid file.
     """
     if isinstance(clip, (str, PathLike)):
-        return read_file(Path(clip))
+        return read_file(Path(clip), front_end)
     samples = as_samples(clip, name)
-    if sample_rate == SAMPLE_RATE:
-        return check_samples(samples, name)
+    if sample_rate == front_end.sample_rate:
+        return check_samples(samples, name, front_end)
     check_values(samples, name)
-    resampled = soxr.resample(samples.cpu().numpy(), sample_rate, SAMPLE_RATE, quality="HQ")
-    return check_samples(torch.from_numpy(resampled), f"{name}, resampled to {SAMPLE_RATE} Hz,")
+    resampled = soxr.resample(samples.cpu().numpy(), sample_rate, front_end.sample_rate, quality="HQ")
+    return check_samples(torch.from_numpy(resampled), f"{name}, resampled to {front_end.sample_rate} Hz,", front_end)
 
 
-def read_file(path: Path) -> Tensor | LongFile:
+def read_file(path: Path, front_end: FrontEnd) -> Tensor | LongFile:
     """Samples [n] of a short audio file or the statistics of a long one. AudioFileError for an invalid file."""
-    blocks, held, samples = _checked_blocks(path), [], 0
+    blocks, held, samples = _checked_blocks(path, front_end.sample_rate), [], 0
     for block in blocks:
         held.append(block)
         samples += len(block)
-        if samples > LONG_SECONDS * SAMPLE_RATE:
-            return _measure(path, chain(held, blocks))
-    if samples < MIN_SAMPLES:
-        raise AudioFileError(path, f"too short, {samples} samples at {SAMPLE_RATE} Hz; {MIN_SAMPLES} are needed")
+        if samples > LONG_SECONDS * front_end.sample_rate:
+            return _measure(path, chain(held, blocks), front_end)
+    if samples < front_end.min_samples:
+        raise AudioFileError(
+            path, f"too short, {samples} samples at {front_end.sample_rate} Hz; {front_end.min_samples} are needed"
+        )
     return torch.cat(held)
 
 
-def _checked_blocks(path: Path) -> Iterator[Tensor]:
-    for array in stream_audio(path):
+def _checked_blocks(path: Path, sample_rate: int) -> Iterator[Tensor]:
+    for array in stream_audio(path, sample_rate):
         block = torch.from_numpy(array)
         if fault := fault_in_values(block):
             raise AudioFileError(path, fault)
         yield block
 
 
-def _measure(path: Path, blocks: Iterable[Tensor]) -> LongFile:
-    stream, statistics, samples = LogMelStream(), Moments(), 0
+def _measure(path: Path, blocks: Iterable[Tensor], front_end: FrontEnd) -> LongFile:
+    stream, running, samples = LogMelStream(front_end), RunningStats(), 0
     for block in blocks:
         samples += len(block)
-        statistics.add(stream.feed(block))
-    statistics.add(stream.finish())
-    return LongFile(path, samples, *statistics.mean_and_std())
+        running.add(stream.feed(block))
+    running.add(stream.finish())
+    return LongFile(path, samples, running.statistics(), front_end)
 
 
-def decode(path: Path) -> Clip | Failure:
+def decode(path: Path, front_end: FrontEnd) -> Clip | Failure:
     """Read a file in a worker process; what is wrong with it comes back as a value."""
     try:
-        audio = read_file(path)
+        audio = read_file(path, front_end)
     except AudioFileError as error:
         return Failure(error.reason)
     if isinstance(audio, LongFile):
         return audio
-    return ShortClip(normalise(log_mel(audio), ddof=1).numpy(), len(audio) / SAMPLE_RATE)
+    spectrogram = log_mel(audio, front_end)
+    spectrogram = normalise(spectrogram, clip_statistics(spectrogram, ddof=1))
+    return ShortClip(spectrogram.numpy(), len(audio) / front_end.sample_rate)
 
 
 def start_worker() -> None:

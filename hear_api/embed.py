@@ -118,7 +118,9 @@ def _embed_files(
 ) -> None:
     """Embed the files that the journal lacks, group by group; each group is committed before the next one."""
     left = files[len(journal.entries) :]
-    clips = prefetch(pool, decode, ((path,) for path in left), FILES_AHEAD * args.workers)
+    clips: Iterator[Clip | Failure] = prefetch(
+        pool, decode, ((path, runtime.front_end) for path in left), FILES_AHEAD * args.workers
+    )
     if args.strict:
         clips = _without_failures(left, clips)
     names = map(printable, left)

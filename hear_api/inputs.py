@@ -1,7 +1,8 @@
 """What callers may hand in as audio: arrays and tensors, and the INPUTs of the embed command.
 
-Arrays and tensors hold floating-point samples in [-1, 1] at 16 kHz, at least 201 of them; `[n]` is one clip and
-`[c, n]` are c clips. Anything else is an `InputError`, which names the clip and what is wrong with it.
+Arrays and tensors hold floating-point samples in [-1, 1] at the model's sample rate (with the published front end
+16 kHz, and at least 201 samples); `[n]` is one clip and `[c, n]` are c clips. Anything else is an `InputError`, which
+names the clip and what is wrong with it.
 """
 
 import csv
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from audio_mamba.data.audio import AudioError, find_audio
-from audio_mamba.data.features import MIN_SAMPLES, SAMPLE_RATE
+from audio_mamba.front_end import FrontEnd
 
 ClipInput = np.ndarray | Tensor | str | PathLike
 LOUDEST = 100.0  # larger samples are taken for integer PCM that was not scaled to [-1, 1]
@@ -27,11 +28,11 @@ class InputError(ValueError):
     """Audio that cannot be embedded; the message says which clip, what is wrong and what is accepted."""
 
 
-def as_batch(audio: np.ndarray | Tensor) -> Tensor:
+def as_batch(audio: np.ndarray | Tensor, front_end: FrontEnd) -> Tensor:
     """Clips of one length, [n] or [c, n] -> float32 [c, n]. InputError for invalid audio."""
     batch = _as_matrix(audio)
     for number, clip in enumerate(batch):
-        check_samples(clip, f"clip {number} of {len(batch)}")
+        check_samples(clip, f"clip {number} of {len(batch)}", front_end)
     return batch
 
 
@@ -60,12 +61,13 @@ def check_sample_rate(sample_rate: float) -> None:
         raise InputError(f"sample_rate must be a positive number of Hz, got {sample_rate!r}")
 
 
-def check_samples(samples: Tensor, name: str) -> Tensor:
-    """Return samples [n]. InputError if there are too few, or for invalid values."""
-    if len(samples) < MIN_SAMPLES:
+def check_samples(samples: Tensor, name: str, front_end: FrontEnd) -> Tensor:
+    """Return samples [n]. InputError if there are too few for the front end, or for invalid values."""
+    if len(samples) < front_end.min_samples:
+        milliseconds = 1000 * front_end.min_samples / front_end.sample_rate
         raise InputError(
-            f"{name} must have at least {MIN_SAMPLES} samples ({MIN_SAMPLES / SAMPLE_RATE * 1000:.1f} ms "
-            f"at {SAMPLE_RATE} Hz), got {len(samples)}"
+            f"{name} must have at least {front_end.min_samples} samples ({milliseconds:.1f} ms at "
+            f"{front_end.sample_rate} Hz), got {len(samples)}"
         )
     return check_values(samples, name)
 

@@ -1,4 +1,4 @@
-"""From what a user names to a config and a file of weights: the one place that looks for either."""
+"""Find the config and the weight file that a user names; nothing else in the project looks for them."""
 
 import difflib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from audio_mamba import models
+from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api.weights import CONFIG_NAME, FORMAT, find_checkpoint
 from audio_mamba.published_names import experiments, import_named, stored_name
 from audio_mamba.schema import check_config
@@ -16,13 +17,14 @@ from audio_mamba.schema import check_config
 DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project
 UNTRAINED = "untrained"
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
+AXLSTM_WEIGHTS_VARIABLE = "PT_AXLSTM_MODEL_DIR"  # for experiments whose names begin with "axlstm"
 PUBLISHED_SUFFIX = "_4x256_fp16_r1"  # 4 GPUs x 256 clips, float16, run 1
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a model is built from: a checked config, a file of weights (None: random ones), and its name for tables."""
+    """What a model is built from: a checked config, a weight file (None: random weights), and its name in tables."""
 
     config: ConfigDict
     weights: Path | None
@@ -30,7 +32,7 @@ class ModelSource:
 
     @property
     def label(self) -> str:
-        """The name with the file of weights, such as "ssam_tiny_200_16x4:checkpoint-99"."""
+        """The name and the weight file, such as "ssam_tiny_200_16x4:checkpoint-99"."""
         return f"{self.name}:{UNTRAINED if self.weights is None else self.weights.stem}"
 
 
@@ -39,16 +41,17 @@ def resolve(config_name: str | None, weights: str | Path | None, layout: str | N
 
     Args:
         config_name: an experiment under any of its names ("ssam_tiny_200_16x4", "configs.ssam_tiny_200_16x4" ...) or
-            another module with `get_config()`; None for the config that the weights were trained with, or without
-            weights DEFAULT_MODEL.
-        weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained"; None for the published
-            folder of the config in $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
+            another module with `get_config()`. None: the config that the weights were trained with, or DEFAULT_MODEL if
+            there are no weights either.
+        weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained". None: the published folder
+            of the config in $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
         layout: of scene embeddings, in place of the config's.
 
     Raises:
         ValueError: unknown config, or weights without a config beside them.
         FileNotFoundError: no weights there.
     """
+    path: Path | None
     if config_name is None and weights and weights != UNTRAINED:
         path = find_checkpoint(weights)
         config, name = _config_beside(path)
@@ -63,9 +66,9 @@ def resolve(config_name: str | None, weights: str | Path | None, layout: str | N
 
 
 def load_config(name: str) -> ConfigDict:
-    """The checked config of a module that is named as for `resolve`.
+    """The checked config of a module, named as for `resolve`.
 
-    ValueError if there is no such module, it has no get_config, or a key or value of it is not valid.
+    ValueError if there is no such module, if it has no get_config, or if a key or value is invalid.
     """
     module_name = stored_name(name)
     try:
@@ -83,25 +86,26 @@ def load_config(name: str) -> ConfigDict:
 
 
 def weights_file(config_name: str, weights: str | Path | None) -> Path | None:
-    """The file of weights that `resolve` takes for a config that is named; None for "untrained"."""
+    """The weight file that `resolve` finds for a named config; None for "untrained"."""
     if weights == UNTRAINED:
         return None
     return find_checkpoint(weights or default_weights(stored_name(config_name).rpartition(".")[2]))
 
 
 def default_weights(name: str) -> Path:
-    """The folder with an experiment's weights when none are named: $PT_MAMBA_MODEL_DIR/<name>_4x256_fp16_r1, or else
-    the one that comes with the project. FileNotFoundError if there is neither."""
-    model_dir, shipped = os.environ.get(WEIGHTS_VARIABLE), SHIPPED_WEIGHTS / name
+    """The folder of an experiment's weights if none are named: $PT_MAMBA_MODEL_DIR/<name>_4x256_fp16_r1, or else the
+    one that comes with the project. FileNotFoundError if neither exists."""
+    variable = AXLSTM_WEIGHTS_VARIABLE if name.startswith("axlstm") else WEIGHTS_VARIABLE
+    model_dir, shipped = os.environ.get(variable), SHIPPED_WEIGHTS / name
     published = Path(model_dir) / (name + PUBLISHED_SUFFIX) if model_dir else None
     if published and published.is_dir():
         return published
     if shipped.is_dir():
         return shipped
     missing = (
-        f"{WEIGHTS_VARIABLE} has no folder {published}"
+        f"{variable} has no folder {published}"
         if published
-        else f"set {WEIGHTS_VARIABLE} to the folder that holds {name}{PUBLISHED_SUFFIX}"
+        else f"set {variable} to the folder that holds {name}{PUBLISHED_SUFFIX}"
     )
     raise FileNotFoundError(
         f'no weights for {name}: {missing}, or name a checkpoint file, a work folder of train.py, or "{UNTRAINED}": '
@@ -110,24 +114,33 @@ def default_weights(name: str) -> Path:
 
 
 def available_models() -> list[str]:
-    """Names of the models whose weights are on this machine: shipped ones and those in $PT_MAMBA_MODEL_DIR."""
+    """Names of the models whose weights are on this machine, in the project and in $PT_MAMBA_MODEL_DIR."""
     names = {folder.name for folder in SHIPPED_WEIGHTS.glob("*") if folder.is_dir()}
-    if model_dir := os.environ.get(WEIGHTS_VARIABLE):
+    for model_dir in filter(None, map(os.environ.get, (WEIGHTS_VARIABLE, AXLSTM_WEIGHTS_VARIABLE))):
         published = Path(model_dir).glob(f"*{PUBLISHED_SUFFIX}")
         names |= {folder.name.removesuffix(PUBLISHED_SUFFIX) for folder in published if folder.is_dir()}
     return sorted(names)
 
 
+def trained_front_end(path: Path) -> FrontEnd:
+    """The front end in the config.json beside a weight file, or the published one if there is none.
+
+    FrontEndError for values out of range.
+    """
+    return FrontEnd.from_settings(_read_config_beside(path)[1].get("front_end", {}))
+
+
 def _config_beside(path: Path) -> tuple[ConfigDict, str]:
-    """The config that a file of weights was trained with and its name, from the config.json of its work folder or saved
+    """The config that a weight file was trained with and its name, from the config.json of its work folder or saved
     model. ValueError if there is none."""
     found, entries = _read_config_beside(path)
     name = str(entries.pop("name", "unnamed")).rpartition(".")[2]
     try:
-        if entries.get("format") == FORMAT:
+        if found and entries.get("format") == FORMAT:
             name = found.parent.name
             entries = {
                 "scene_layout": entries["scene_layout"],
+                "front_end": entries.get("front_end", {}),
                 "model": {"arch": entries["arch"], "model_args": entries["model_args"]},
             }
         if "model" not in entries:
@@ -138,8 +151,8 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
 
 
 def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict:
-    """A config with its model as `train.py --set` changed it, if a work folder of the same experiment holds the weights
-    at `path`; otherwise the config itself."""
+    """A config with its model as `train.py --set` changed it, if the weights at `path` are in a work folder of the same
+    experiment; otherwise the config itself."""
     found, entries = _read_config_beside(path) if path else (None, {})
     if "model" not in entries or stored_name(str(entries.get("name"))) != module:
         return config
@@ -149,7 +162,7 @@ def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDic
 
 
 def _read_config_beside(path: Path) -> tuple[Path | None, dict]:
-    """The config.json in the folder of a file or in the one above, and its entries, if it has any."""
+    """The config.json in the folder of a file or in the one above, and its entries, if any."""
     folder = path.absolute().parent
     found = next((place / CONFIG_NAME for place in (folder, folder.parent) if (place / CONFIG_NAME).is_file()), None)
     try:

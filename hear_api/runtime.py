@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from audio_mamba import models
-from audio_mamba.data.feature_stream import LogMelStream
-from audio_mamba.data.features import HOP_LENGTH, SAMPLE_RATE, log_mel, normalise
+from audio_mamba.data.features import LogMelStream, log_mel
+from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.hear_api.clips import (
     Clip,
     Failure,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("scene", "timestamps")
 READING_THREADS = 4
-BLOCK_SAMPLES = 60 * SAMPLE_RATE  # of long arrays at once, since a spectrum takes 10 times the memory of its samples
+BLOCK_SAMPLES = 1_000_000  # of a long array at once, since a spectrum takes 10 times the memory of its samples
 
 
 class Part(NamedTuple):
@@ -59,17 +60,23 @@ class RuntimeSSAST(nn.Module):
         precision: "float32", "float16", "bfloat16", or "auto": float16 on CUDA as published, float32 elsewhere,
             according to the module's device at each call.
 
-    Embeddings are float32. Their width is the number of mel bands of the patch grid times `embed_dim` (5 * D with the
-    paper's configs). A clip is encoded in segments (2 s with the paper's configs). All segments of a call are batched
-    by length, and causal encoders skip the padding at the end. All methods may be called from several threads at once.
+    Attributes:
+        sample_rate: of the audio in Hz, 16000 with the published front end.
+        scene_embedding_size, timestamp_embedding_size: width of the embeddings, the number of mel bands of the patch
+            grid times `embed_dim` (5 * D with the paper's configs).
+        step_ms: from one timestamp embedding to the next (40 with the paper's configs).
+        front_end: the log-mel settings, from the config.
+
+    A clip is encoded in segments (2 s with the paper's configs). All segments of a call are batched by length, and
+    causal encoders skip the padding at the end. All methods may be called from several threads at once.
 
     Raises:
-        ValueError: unknown arch, precision or layout.
+        ValueError: unknown arch, precision or layout; a front end that does not fit the model.
         FileNotFoundError: no weights there.
         training.checkpoint.CheckpointError: damaged weights, or those of another architecture.
     """
 
-    sample_rate = SAMPLE_RATE
+    sample_rate = PUBLISHED.sample_rate
 
     def __init__(self, config: ConfigDict, weights_dir: str | Path | None, precision: str = "auto"):
         super().__init__()
@@ -77,7 +84,10 @@ class RuntimeSSAST(nn.Module):
         self.config, self.precision = config, precision
         self.scene_layout = config.get("scene_layout", "published")
         _check_layout(self.scene_layout)
+        self.front_end = FrontEnd.from_settings(config.get("front_end", {}))
+        self.sample_rate = self.front_end.sample_rate
         self.model = build_model(config)
+        self._check_mel_bands()
         if weights_dir is not None:
             logger.info("weights from %s", load_weights(self.model, weights_dir))
         self.model.eval()
@@ -85,7 +95,12 @@ class RuntimeSSAST(nn.Module):
         self.scene_embedding_size = self.timestamp_embedding_size = bands * self.model.embed_dim
         self._unit_frames = self.model.img_size[1 if self.model.frequency_first else 0]
         self.frames_per_step = self._unit_frames // self.steps_per_segment
-        self.step_ms = self.frames_per_step * HOP_LENGTH / SAMPLE_RATE * 1000
+        self.step_ms = 1000 * self.frames_per_step / self.front_end.frames_per_second
+
+    def _check_mel_bands(self) -> None:
+        bands = self.model.img_size[0 if self.model.frequency_first else 1]
+        if bands != self.front_end.n_mels:
+            raise ValueError(f"the model reads {bands} mel bands, but front_end.n_mels is {self.front_end.n_mels}")
 
     @property
     def working_precision(self) -> str:
@@ -97,7 +112,8 @@ class RuntimeSSAST(nn.Module):
         """One embedding per clip: the mean over time of its features in the config's `scene_layout`.
 
         Args:
-            audio: float32 [n, samples], or [samples] for one clip, at 16 kHz; at least 201 samples.
+            audio: float32 [n, samples], or [samples] for one clip, at `sample_rate`; at least
+                `front_end.min_samples` (201 at 16 kHz).
 
         Returns:
             float32 [n, scene_embedding_size] on the module's device.
@@ -130,7 +146,7 @@ class RuntimeSSAST(nn.Module):
         _check_layout(layout)
         embeddings = torch.stack(self.encode(list(self.spectrogram(audio)), layout))
         count, kept, _ = embeddings.shape
-        step_ms = self.step_ms if layout == "bands" else audio.shape[-1] / SAMPLE_RATE * 1000 / kept
+        step_ms = self.step_ms if layout == "bands" else audio.shape[-1] / self.sample_rate * 1000 / kept
         timestamps = torch.arange(kept, device=embeddings.device, dtype=torch.float32) * step_ms
         return embeddings, timestamps.expand(count, -1)
 
@@ -138,7 +154,7 @@ class RuntimeSSAST(nn.Module):
         self,
         clips: ClipInput | Sequence[ClipInput],
         kind: str = "scene",
-        sample_rate: int = SAMPLE_RATE,
+        sample_rate: int | None = None,
         output: str = "numpy",
     ) -> np.ndarray | Tensor | list[tuple]:
         """Embeddings of any number of clips of any lengths.
@@ -147,7 +163,7 @@ class RuntimeSSAST(nn.Module):
             clips: a list of arrays or tensors [n] and paths of audio files; or one of them; or an array [c, n] of c
                 clips. Long files are read chunk by chunk, in bounded memory.
             kind: "scene" or "timestamps".
-            sample_rate: of the arrays, which are resampled if it is not 16000. Files know their own.
+            sample_rate: of the arrays, which are resampled if it is not the model's. Files know their own.
             output: "numpy", or "torch" for tensors on the CPU.
 
         Returns:
@@ -161,6 +177,7 @@ class RuntimeSSAST(nn.Module):
         for name, value, known in (("kind", kind, KINDS), ("output", output, ("numpy", "torch"))):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+        sample_rate = self.sample_rate if sample_rate is None else sample_rate
         check_sample_rate(sample_rate)
         results: list[Tensor] = []
         for group in group_clips(self._read(as_clips(clips), sample_rate)):
@@ -174,13 +191,15 @@ class RuntimeSSAST(nn.Module):
         return [(convert(rows), convert(torch.arange(len(rows)) * self.step_ms)) for rows in results]
 
     def _read(self, clips: list[ClipInput], sample_rate: int) -> Iterator[Clip]:
-        calls = ((clip, f"clip {number} of {len(clips)}", sample_rate) for number, clip in enumerate(clips))
+        calls = (
+            (clip, f"clip {number} of {len(clips)}", sample_rate, self.front_end) for number, clip in enumerate(clips)
+        )
         with ThreadPoolExecutor(READING_THREADS) as pool:
             for audio in prefetch(pool, load_clip, calls, READING_THREADS):
                 if isinstance(audio, LongFile):
                     yield audio
                 else:
-                    yield ShortClip(self._spectrogram(audio[None])[0], len(audio) / SAMPLE_RATE)
+                    yield ShortClip(self._spectrogram(audio[None])[0], len(audio) / self.sample_rate)
 
     def embed_group(self, group: Sequence[Clip | Failure], kind: str) -> Iterator[Part]:
         """Embeddings of a group of `clips.group_clips`, clip by clip; failures have none.
@@ -232,14 +251,16 @@ class RuntimeSSAST(nn.Module):
 
     def spectrogram(self, audio: Tensor) -> Tensor:
         """The normalised log-mel that the encoder reads: [n, samples] -> float32 [n, frames, mels]."""
-        return self._spectrogram(as_batch(audio))
+        return self._spectrogram(as_batch(audio, self.front_end))
 
     @torch.no_grad()
     def _spectrogram(self, audio: Tensor) -> Tensor:
         audio = audio.to(self.model.pos_embed.device)
         if audio.shape[1] > BLOCK_SAMPLES:
-            return torch.stack([normalise(_log_mel_by_blocks(clip), ddof=1) for clip in audio])
-        return normalise(log_mel(audio), ddof=1)
+            spectrograms = torch.stack([_log_mel_by_blocks(clip, self.front_end) for clip in audio])
+        else:
+            spectrograms = log_mel(audio, self.front_end)
+        return normalise(spectrograms, clip_statistics(spectrograms, ddof=1))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """A context that runs the encoder in its precision."""
@@ -270,8 +291,8 @@ def build_model(config: ConfigDict) -> MaskedSpectrogramEncoder:
     return model
 
 
-def _log_mel_by_blocks(audio: Tensor) -> Tensor:
-    stream = LogMelStream()
+def _log_mel_by_blocks(audio: Tensor, front_end: FrontEnd) -> Tensor:
+    stream = LogMelStream(front_end)
     return torch.cat([*(stream.feed(block) for block in audio.split(BLOCK_SAMPLES)), stream.finish()])
 
 

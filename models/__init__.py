@@ -1,6 +1,6 @@
 """The encoders, by the arch names that configs use: `models.build(arch, model_args)`.
 
-`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST. The defaults are those of the two classes: frequency-first
+`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST, `xlstm_ssast_<size>` AxLSTM. The defaults are frequency-first
 [B, 1, 80, 200] inputs; the paper's configs choose time-first ones.
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from audio_mamba.models.axlstm import XLSTMSSAST
 from audio_mamba.models.ssam import MambaSSAST
 from audio_mamba.models.ssast import SSAST
 
@@ -26,6 +27,7 @@ SIZES = {
 ARCHS = {}
 for _size, (_depth, _width, _heads) in SIZES.items():
     ARCHS[f"mamba_ssast_{_size}"] = partial(MambaSSAST, depth=_depth, embed_dim=_width)
+    ARCHS[f"xlstm_ssast_{_size}"] = partial(XLSTMSSAST, depth=_depth, embed_dim=_width)
     ARCHS[f"ssast_{_size}"] = partial(SSAST, depth=_depth, embed_dim=_width, num_heads=_heads)
 globals().update(ARCHS)
 
@@ -40,7 +42,7 @@ def build(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"model.model_args: {error}") from error
 
 
-__all__ = ["ARCHS", "SIZES", "SSAST", "MambaSSAST", "build", *ARCHS]
+__all__ = ["ARCHS", "SIZES", "SSAST", "XLSTMSSAST", "MambaSSAST", "build", *ARCHS]
 
 if __name__ == "models":
     from audio_mamba import published_names

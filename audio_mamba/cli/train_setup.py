@@ -21,11 +21,12 @@ from audio_mamba import models
 from audio_mamba.cli.train_arguments import FAKE_SAMPLES
 from audio_mamba.data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
 from audio_mamba.data.remote import RemoteShards, is_remote
+from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api import resolve
-from audio_mamba.hear_api.weights import load_weights
+from audio_mamba.hear_api.weights import find_checkpoint, load_weights
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.published_names import stored_name
-from audio_mamba.schema import check_config, flattened
+from audio_mamba.schema import DEFAULTS, check_config, flattened
 from audio_mamba.system.folder_lock import sole_use
 from audio_mamba.training import checkpoint, distributed, optim, resume
 from audio_mamba.training.fake_data import RandomSpectrograms
@@ -192,7 +193,8 @@ def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
     if not (workdir / "config.json").exists() or not resume.checkpoints(workdir):
         return
     try:
-        theirs = flattened(json.loads((workdir / "config.json").read_text()))
+        written = json.loads((workdir / "config.json").read_text())
+        theirs = flattened(DEFAULTS) | flattened(written)  # it may be older than some of the keys
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{workdir / 'config.json'} is damaged ({error}), so it cannot be told whether this run may "
@@ -224,10 +226,16 @@ def build_loaders(
             f"data.num_frames is {config.data.num_frames}, but the model reads {frames} frames "
             f"(model.model_args.img_size is {model.img_size})"
         )
+    front_end = FrontEnd.from_settings(config.front_end)
+    if front_end.n_mels != mels:
+        raise ValueError(
+            f"front_end.n_mels is {front_end.n_mels}, but the model reads {mels} mel bands "
+            f"(model.model_args.img_size is {model.img_size})"
+        )
     rank, world_size = distributed.rank(), distributed.world_size()
     options = {
         "num_frames": frames,
-        "n_mels": mels,
+        "front_end": front_end,
         "batch_size": config.batch_size,
         "rank": rank,
         "world_size": world_size,
@@ -314,12 +322,18 @@ def load_state(
             f"the processes see different checkpoints in {workdir} ({', '.join(sorted(set(found)))}): it "
             "must be one folder for all machines"
         )
+    front_end = FrontEnd.from_settings(config.front_end)
     if path is None:
         if args.init:
+            source = find_checkpoint(args.init)
+            front_end.check_same(resolve.trained_front_end(source), f"--init {source}")
             logger.info("the weights begin as those of %s", load_weights(model, args.init))
         return Place(0, 0), None
     if "processes" in state and state["args"]["seed"] != args.seed:
         raise ValueError(f"{path} was trained with --seed {state['args']['seed']}, not {args.seed}")
+    trained = (state.get("args") or {}).get("config")  # a dict in our checkpoints, a name in published ones
+    settings = trained.get("front_end", {}) if isinstance(trained, dict) else {}
+    front_end.check_same(FrontEnd.from_settings(settings), str(path))
     missing = [key for key in ("optimizer", "epoch") if key not in state]
     if missing:
         raise ValueError(f"{path} has weights, but no {' and no '.join(missing)}: training cannot go on from it")

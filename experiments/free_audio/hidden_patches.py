@@ -19,14 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio_mamba.data.audio import AudioError, find_audio, load_audio
-from audio_mamba.data.features import SAMPLE_RATE
+from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api import RuntimeSSAST
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.resolve import SHIPPED_WEIGHTS
 
 SHIPPED = [SHIPPED_WEIGHTS / f"{model}_tiny_free_audio" for model in ("ssam", "ssast")]
 UNIT_FRAMES = 200
-UNIT_SAMPLES = 2 * SAMPLE_RATE
+UNIT_SAMPLES = 2 * PUBLISHED.sample_rate
 BATCH = 16
 
 

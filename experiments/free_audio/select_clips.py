@@ -23,7 +23,8 @@ import torch
 from tqdm import tqdm
 
 from audio_mamba.data.audio import AudioError, find_audio, load_audio
-from audio_mamba.data.features import SAMPLE_RATE, log_mel
+from audio_mamba.data.features import log_mel
+from audio_mamba.front_end import PUBLISHED
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.machine import usable_cores
 from experiments.free_audio.packages import KINDS, SPLITS, Package, kind_of, read_packages
@@ -65,11 +66,11 @@ def candidates_of(package: Package, path: Path) -> tuple[list[Candidate], str | 
         audio = load_audio(path)
     except AudioError as error:
         return [], str(error)
-    kind = kind_of(package, path, len(audio) / SAMPLE_RATE)
+    kind = kind_of(package, path, len(audio) / PUBLISHED.sample_rate)
     found = []
-    for start in range(0, len(audio), CLIP_SECONDS * SAMPLE_RATE):
-        clip = audio[start : start + CLIP_SECONDS * SAMPLE_RATE]
-        if len(clip) >= SHORTEST_SECONDS * SAMPLE_RATE:
+    for start in range(0, len(audio), CLIP_SECONDS * PUBLISHED.sample_rate):
+        clip = audio[start : start + CLIP_SECONDS * PUBLISHED.sample_rate]
+        if len(clip) >= SHORTEST_SECONDS * PUBLISHED.sample_rate:
             level = 10 * np.log10(np.mean(clip.astype(np.float64) ** 2) + 1e-12)
             found.append(Candidate(package, kind, path, start, len(clip), float(level), fingerprint(clip)))
     return found, None
@@ -115,14 +116,14 @@ def write_clips(path: Path, clips: list[tuple[int, str, Candidate]], out: Path) 
     for number, split, clip in clips:
         name = Path(split) / clip.kind / clip.package.name / f"{number:05d}-{path.stem}.flac"
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(out / name, np.clip(audio[clip.start : clip.start + clip.length], -1, 1), SAMPLE_RATE)
+        soundfile.write(out / name, np.clip(audio[clip.start : clip.start + clip.length], -1, 1), PUBLISHED.sample_rate)
         rows.append(
             {
                 "file": name,
                 "split": split,
                 "kind": clip.kind,
                 "package": clip.package.name,
-                "seconds": round(clip.length / SAMPLE_RATE, 2),
+                "seconds": round(clip.length / PUBLISHED.sample_rate, 2),
                 "level_db": round(clip.level, 1),
             }
         )

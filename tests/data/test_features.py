@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from audio_mamba.data.features import MIN_SAMPLES, N_MELS, _constants, log_mel, mel_filter_bank, normalise, num_frames
+from audio_mamba.data.features import LogMelStream, _constants, log_mel, mel_filter_bank
+from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.front_end import PUBLISHED
 
 LENGTHS = (8000, 16000, 31840, 32000, 50001, 80000)
 
@@ -25,7 +27,7 @@ def test_equals_published_numbers(golden, n_samples):
     spectrogram = log_mel(golden_audio(n_samples, int(expected["tag"])))[:, None]  # [2, 1, frames, 80]
     assert list(spectrogram.shape) == expected[f"lms_{n_samples}_shape"].tolist()
     np.testing.assert_allclose(spectrogram[:, :, ::9, ::4], expected[f"raw_{n_samples}"], rtol=0, atol=1e-4)
-    normalised = normalise(spectrogram, ddof=1)
+    normalised = normalise(spectrogram, clip_statistics(spectrogram, ddof=1))
     np.testing.assert_allclose(normalised[:, :, ::9, ::4], expected[f"lms_{n_samples}"], rtol=0, atol=1e-4)
 
 
@@ -41,7 +43,7 @@ def test_equals_the_formula_frame_by_frame():
     expected = np.stack(
         [
             np.log(bank @ np.abs(dft @ (window * padded[160 * i : 160 * i + 400])) ** 2 + 1.1920929e-07)
-            for i in range(num_frames(1000))
+            for i in range(PUBLISHED.num_frames(1000))
         ]
     )
     np.testing.assert_allclose(log_mel(torch.from_numpy(audio.astype(np.float32))), expected, rtol=0, atol=1e-4)
@@ -49,7 +51,7 @@ def test_equals_the_formula_frame_by_frame():
 
 
 def test_shapes_at_the_shortest_length_and_with_any_leading_dimensions():
-    assert log_mel(torch.randn(MIN_SAMPLES)).shape == (num_frames(MIN_SAMPLES), N_MELS) == (2, 80)
+    assert log_mel(torch.randn(PUBLISHED.min_samples)).shape == (2, 80) == (2, 80)
     audio = torch.randn(2, 3, 1600)
     torch.testing.assert_close(log_mel(audio)[1, 2], log_mel(audio[1, 2]), rtol=0, atol=1e-5)
 
@@ -83,28 +85,29 @@ def test_refuses_other_types(bad):
         log_mel(bad)
 
 
-@pytest.mark.parametrize("ddof", [0, 1])
-def test_normalise_is_mean_and_deviation_of_each_clip(ddof):
-    clips = torch.randn(3, 50, 80) * 4 - 6
-    expected = np.stack([(clip - clip.mean()) / (clip.std(ddof=ddof) + 1e-8) for clip in clips.double().numpy()])
-    np.testing.assert_allclose(normalise(clips, ddof), expected, rtol=0, atol=1e-5)
-    half = normalise(clips.half(), ddof)
-    assert half.dtype == torch.float32
-    np.testing.assert_allclose(half, expected, rtol=0, atol=5e-3)
+# ---------------------------------------------------------------- the stream
 
 
-@pytest.mark.parametrize("ddof", [0, 1])
-def test_a_constant_spectrogram_normalises_to_exactly_zero(ddof):
-    assert not normalise(torch.full((201, 80), -15.942385), ddof).any()
-    assert not normalise(log_mel(torch.zeros(16000)), ddof).any()
+@pytest.mark.parametrize("samples", [201, 319, 400, 16000, 16001, 40161])
+@pytest.mark.parametrize("piece", [1, 160, 333, 1000, 32000])
+def test_pieces_of_any_length_give_the_frames_of_the_whole(samples, piece):
+    if piece == 1:
+        samples = min(samples, 2000)
+    audio = torch.from_numpy(np.random.default_rng(samples).standard_normal(samples).astype(np.float32))
+    stream = LogMelStream()
+    frames = torch.cat([*(stream.feed(part) for part in audio.split(piece)), stream.finish()])
+    torch.testing.assert_close(frames, log_mel(audio), rtol=0, atol=1e-5)
 
 
-def test_normalise_gives_the_same_bits_for_any_number_of_threads():
-    clip, threads = torch.randn(1001, 80), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = normalise(clip, 0)
-        torch.set_num_threads(4)
-        assert torch.equal(normalise(clip, 0), alone)
-    finally:
-        torch.set_num_threads(threads)
+def test_a_frame_comes_with_the_last_sample_of_its_window_and_memory_stays_small():
+    stream, audio = LogMelStream(), torch.randn(16000)
+    arrivals = [sample for sample in range(16000) if len(stream.feed(audio[sample : sample + 1]))]
+    assert arrivals[0] == 200 and arrivals[1:] == list(range(359, 16000, 160))
+    assert len(stream._held) < 1000
+
+
+def test_too_little_audio_is_refused_at_the_end():
+    stream = LogMelStream()
+    assert len(stream.feed(torch.zeros(200))) == 0
+    with pytest.raises(ValueError, match="200 samples"):
+        stream.finish()

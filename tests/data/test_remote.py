@@ -20,6 +20,7 @@ from audio_mamba.data.loader import make_loader, make_remote_loader, set_epoch
 from audio_mamba.data.remote import is_remote
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.data.shard_index import index_from_headers
+from audio_mamba.front_end import FrontEnd
 
 SHARDS, CLIPS = 6, 20
 
@@ -164,7 +165,7 @@ def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
 
 
 def test_samples_that_are_all_bad_stop_instead_of_a_search_without_end(archive):
-    loader = make([str(archive / "shard-{0..5}.tar")], n_mels=64)
+    loader = make([str(archive / "shard-{0..5}.tar")], front_end=FrontEnd(n_mels=64))
     for read in (loader.dataset.first, functools.partial(epoch_of, loader)):
         with pytest.raises(ArchiveError, match="21 remote samples in a row cannot be used; .*tar, sample s.*but 64"):
             read(1)

@@ -74,7 +74,7 @@ def test_damaged_folders_are_named(runtime, tmp_path):
     with pytest.raises(CheckpointError, match="another architecture"):
         from_pretrained(folder)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="not of the format"):
+    with pytest.raises(CheckpointError, match="its format is not"):
         from_pretrained(folder)
     (folder / "config.json").unlink()
     save_pretrained(runtime, folder)

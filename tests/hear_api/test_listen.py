@@ -45,7 +45,7 @@ def test_raw_stdin_in_a_process_of_its_own():
 
 
 def test_ctrl_c_ends_live_audio_with_the_measurements(monkeypatch, capsys, one_thread):
-    def pieces(source):
+    def pieces(source, sample_rate):
         yield from torch.tensor(tone(440, 1), dtype=torch.float32).split(640)
         raise KeyboardInterrupt
 

@@ -331,7 +331,12 @@ def test_fake_data_needs_no_archive(tmp_path):
         ([], {"opt__optimizer": "lion"}, "opt.optimizer 'lion'"),
         ([], {"model__arch": "ssast_giant"}, "unknown model.arch 'ssast_giant'; did you mean 'ssast_tiny'?"),
         ([], {"data__num_frames": 100}, "data.num_frames is 100, but the model reads 200 frames"),
-        ([], {"model__model_args__img_size": (200, 64)}, "has 80 mel bands, but 64 are expected"),
+        ([], {"model__model_args__img_size": (200, 64)}, "front_end.n_mels is 80, but the model reads 64 mel bands"),
+        (
+            [],
+            {"model__model_args__img_size": (200, 64), "front_end__n_mels": 64},
+            "has another front end: n_mels is 80 there and 64 here",
+        ),
         (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
         (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume: "),
         (["--init", "absent"], {}, "no checkpoint-<epoch>.pth or model.safetensors in absent"),

@@ -1,0 +1,107 @@
+"""The settings of the log-mel front end, which travel with archives and checkpoints.
+
+Spectrograms of one front end mean nothing to an encoder that was trained on those of another, so manifests and
+configs hold these settings, and whoever brings two parts together compares them by name.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+class FrontEndError(ValueError):
+    """Settings that are not valid, or two front ends that differ; the message names the settings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontEnd:
+    """Log-mel settings; the defaults are the published ones (Yadav and Tan 2024, section 3.1, and their code).
+
+    Attributes:
+        sample_rate: of the audio, in Hz.
+        n_fft: length of the window and of the Fourier transform, in samples.
+        hop_length: samples from one frame to the next.
+        n_mels: mel bands.
+        mel_min_hz, mel_max_hz: lower edge of the first band and upper edge of the last.
+        log_offset: added to the mel power before the logarithm.
+
+    Raises:
+        FrontEndError: a value is out of range.
+    """
+
+    sample_rate: int = 16000
+    n_fft: int = 400
+    hop_length: int = 160
+    n_mels: int = 80
+    mel_min_hz: float = 50.0
+    mel_max_hz: float = 8000.0
+    log_offset: float = 1.1920929e-07  # float32 machine epsilon
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            whole = field.type is int
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= whole:
+                kind = "a whole number of at least 1" if whole else "a number of at least 0"
+                raise FrontEndError(f"front_end.{field.name} must be {kind}, got {value!r}")
+        if self.n_fft % 2:
+            raise FrontEndError(f"front_end.n_fft must be even, got {self.n_fft}")
+        if not self.mel_min_hz < self.mel_max_hz <= self.sample_rate / 2:
+            raise FrontEndError(
+                f"front_end: 0 <= mel_min_hz < mel_max_hz <= sample_rate / 2 must hold, got {self.mel_min_hz:g}, "
+                f"{self.mel_max_hz:g} and a sample_rate of {self.sample_rate}"
+            )
+        if not 0 < self.log_offset < math.inf:
+            raise FrontEndError(f"front_end.log_offset must be a positive number, got {self.log_offset!r}")
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "FrontEnd":
+        """The front end of a manifest or a config; other keys are ignored, absent ones are the published values."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: settings[key] for key in settings if key in names})
+
+    def settings(self) -> dict[str, int | float]:
+        """All settings by name, for a manifest or a config."""
+        return dataclasses.asdict(self)
+
+    def check_same(self, other: "FrontEnd", source: str) -> None:
+        """FrontEndError, naming each differing setting, unless `other`, that of `source`, equals this one."""
+        mine, theirs = self.settings(), other.settings()
+        differing = [
+            f"{key} is {theirs[key]:g} there and {mine[key]:g} here" for key in mine if mine[key] != theirs[key]
+        ]
+        if differing:
+            raise FrontEndError(f"{source} has another front end: {', '.join(differing)}")
+
+    @property
+    def frames_per_second(self) -> float:
+        """100 with the published settings."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest audio: reflection by half a window needs one sample more than that (201, 12.6 ms)."""
+        return self.n_fft // 2 + 1
+
+    def num_frames(self, n_samples: int) -> int:
+        """Frames of `n_samples` samples: one each hop, the first centred on sample 0."""
+        return 1 + n_samples // self.hop_length
+
+
+PUBLISHED = FrontEnd()
+
+
+def parse_settings(entries: list[str]) -> FrontEnd:
+    """The front end of entries KEY=VALUE of a command line. FrontEndError for an unknown key or a wrong value."""
+    settings: dict[str, Any] = {}
+    types = {field.name: field.type for field in dataclasses.fields(FrontEnd)}
+    for entry in entries:
+        key, _, text = entry.partition("=")
+        if key not in types:
+            raise FrontEndError(f"unknown front-end setting {key!r}; accepted are {', '.join(types)}")
+        try:
+            settings[key] = int(text) if types[key] is int else float(text)
+        except ValueError:
+            raise FrontEndError(f"front_end.{key} must be a number, got {text!r}") from None
+    return FrontEnd(**settings)

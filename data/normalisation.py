@@ -1,0 +1,77 @@
+"""Zero mean and unit deviation of spectrograms: one formula for whole clips, crops, long files and live audio."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STD_OFFSET = 1e-8  # of the published code; keeps a constant spectrogram finite
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of a clip; tensors [..., 1, 1] for several clips at once."""
+
+    mean: float | Tensor
+    std: float | Tensor
+
+
+def normalise(spectrogram: Tensor, statistics: Statistics, out: Tensor | None = None) -> Tensor:
+    """(x - mean) / (std + 1e-8).
+
+    Args:
+        spectrogram: float32 [..., frames, mels], of which the statistics are, or any part of it.
+        statistics: of `clip_statistics` or `RunningStats`.
+        out: where to write, which may be the spectrogram itself.
+
+    Returns:
+        float32, same shape. A constant spectrogram (digital silence) gives exactly 0.
+    """
+    centred = torch.sub(spectrogram, statistics.mean, out=out)
+    return centred.mul_(1 / (statistics.std + STD_OFFSET))
+
+
+def clip_statistics(spectrogram: Tensor, ddof: int) -> Statistics:
+    """Statistics over each whole clip [..., frames, mels], as tensors [..., 1, 1] of its dtype and on its device.
+
+    ddof: 0 divides the variance by the number of values n (training), 1 by n - 1 (published runtime). The bits do not
+    depend on the number of threads.
+    """
+    count = spectrogram.shape[-2] * spectrogram.shape[-1]
+    # Relative to one of the values, a constant has mean and deviation of exactly 0, before any rounding.
+    origin = spectrogram[..., :1, :1]
+    centred = spectrogram - origin
+    shift = _clip_sum(centred) / count
+    return Statistics(origin + shift, (_clip_sum((centred - shift).square()) / (count - ddof)).sqrt())
+
+
+def _clip_sum(x: Tensor) -> Tensor:
+    """[..., frames, mels] -> [..., 1, 1]. Row by row: threads then share rows, never the terms of one sum."""
+    return x.sum(-1, keepdim=True).sum(-2, keepdim=True)
+
+
+class RunningStats:
+    """Statistics in float64 of all frames added so far (joined as in Chan, Golub and LeVeque 1979)."""
+
+    def __init__(self):
+        self.frames, self._count, self._mean, self._squares = 0, 0, 0.0, 0.0
+
+    def add(self, frames: Tensor) -> None:
+        """Frames [n, mels], any n."""
+        if not len(frames):
+            return
+        # The mean of equal values must be that value: silence has a deviation of exactly 0.
+        values = frames.double()
+        origin = values[0, 0].item()
+        mean = origin + (values - origin).mean().item()
+        count, shift = values.numel(), mean - self._mean if self._count else 0.0
+        total = self._count + count
+        self._squares += (values - mean).square().sum().item() + shift * shift * self._count * count / total
+        self._mean = self._mean + shift * count / total if self._count else mean
+        self._count, self.frames = total, self.frames + len(frames)
+
+    def statistics(self, ddof: int = 1) -> Statistics:
+        """Mean and deviation of everything so far. ValueError before the first frame."""
+        if not self._count:
+            raise ValueError("no frames, so no statistics")
+        return Statistics(self._mean, math.sqrt(self._squares / max(1, self._count - ddof)))

@@ -1,0 +1,70 @@
+"""How good are frozen embeddings for my labels? Logistic regression and k-NN on them, models side by side.
+
+    python -m audio_mamba.hear_api.probe SOURCE --model ssam_tiny_free_audio --model logmel --out probe
+
+SOURCE is an audio folder (labels from --labels, or from its first folder level), a HEAR task of scenes, or an archive
+of data.prepare. Nothing is trained but the classifiers; splits are those of the task, or five folds of the folder.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from audio_mamba.models.encoder import LAYOUTS
+
+DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
+
+
+def probe(args: argparse.Namespace) -> str:
+    """The command's work; returns the table."""
+    from audio_mamba.hear_api.probe.classify import classify
+    from audio_mamba.hear_api.probe.clips import read_clips
+    from audio_mamba.hear_api.probe.features import embeddings, find_model
+    from audio_mamba.hear_api.probe.report import compare, markdown, write
+
+    models = [find_model(name, args.layout) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
+    clips = read_clips(args.source, args.labels)
+    rounds = clips.rounds()
+    results = []
+    for model in models:
+        features = embeddings(model, clips, args.out / "embeddings", args.device)
+        results += [(model.name, result) for result in classify(features, clips.targets(), rounds, clips.multi_label)]
+    rows = compare(results, clips)
+    write(args.out, rows, results, clips)
+    return markdown(rows, clips)
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.probe") -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", type=Path, help="audio folder, HEAR task, or archive")
+    add(
+        "--model",
+        metavar="NAME",
+        action="append",
+        help="a model of list_models(), a path of weights, NAME:untrained, or logmel (mean and deviation of log-mels); "
+        f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
+    )
+    add("--labels", metavar="CSV", type=Path, help="table of labels, as for data.prepare")
+    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: each config's)")
+    add("--device", help="torch device (default: a GPU if there is one)")
+    add("--out", metavar="DIR", type=Path, default=Path("probe"), help="folder for results (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        print(probe(args))
+    except KeyboardInterrupt:
+        print("probe: interrupted; finished embeddings are kept", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"probe: {error}") from None
+    except ImportError as error:
+        raise SystemExit(f'probe: {error}; install the extra: pip install "audio-mamba[probe]"') from None
+    print(f"written to {args.out}: results.md, results.csv, per_class.csv, pictures; embeddings are kept there too")
+
+
+if __name__ == "__main__":
+    main()

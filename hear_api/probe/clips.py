@@ -1,0 +1,158 @@
+"""Labelled clips and how they are split, from an audio folder, a HEAR task or a labelled archive."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_mamba.data.archives import archive_front_end, read_manifest, read_shard, shard_indices
+from audio_mamba.data.audio import printable
+from audio_mamba.data.labels import find_labelled
+from audio_mamba.front_end import FrontEnd
+
+SPLITS = ("train", "valid", "test")
+FOLDS = 5  # where nothing else splits the clips
+
+
+class ProbeError(ValueError):
+    """Clips, labels or a model that cannot be probed; the message says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One train / validation / test division, as numbers of clips."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips with labels.
+
+    Attributes:
+        names: of each clip, relative to the source.
+        paths: audio files; None for clips of an archive, which are read by `spectrograms`.
+        labels: of each clip.
+        vocabulary: all labels in the order of their ids.
+        splits: for each clip the split or fold it belongs to.
+    """
+
+    source: Path
+    names: list[str]
+    paths: list[Path] | None
+    labels: list[tuple[str, ...]]
+    vocabulary: list[str]
+    splits: list[str]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether some clip has several labels."""
+        return any(len(labels) > 1 for labels in self.labels)
+
+    def targets(self) -> np.ndarray:
+        """bool [n, classes]."""
+        number = {label: i for i, label in enumerate(self.vocabulary)}
+        targets = np.zeros((len(self.labels), len(self.vocabulary)), bool)
+        for row, labels in zip(targets, self.labels):
+            row[[number[label] for label in labels]] = True
+        return targets
+
+    def rounds(self) -> list[Round]:
+        """Train, valid and test as they are named; or of folds in order, each tested once, validated by the next."""
+        splits, names = np.array(self.splits), sorted(set(self.splits))
+        if set(names) == set(SPLITS):
+            return [Round(*(np.flatnonzero(splits == name) for name in SPLITS))]
+        if len(names) < 3:
+            raise ProbeError(f"{self.source}: {len(names)} folds; at least 3 are needed, to train, validate and test")
+        rounds = []
+        for test, valid in zip(names, [*names[1:], names[0]]):
+            in_test, in_valid = splits == test, splits == valid
+            rounds.append(Round(*map(np.flatnonzero, (~in_test & ~in_valid, in_valid, in_test))))
+        return rounds
+
+    def fingerprint(self) -> str:
+        """Of names and contents (size and time of files), in hex: embeddings belong to it."""
+        digest = hashlib.sha256()
+        for number, name in enumerate(self.names):
+            stat = self.paths[number].stat() if self.paths else None
+            digest.update(repr((name, stat and (stat.st_size, stat.st_mtime_ns))).encode())
+        if self.paths is None:
+            digest.update(json.dumps(read_manifest(self.source), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def front_end(self) -> FrontEnd | None:
+        """That of an archive; audio files have none."""
+        return archive_front_end(self.source) if self.paths is None else None
+
+    def spectrograms(self) -> list[Tensor]:
+        """Log-mels float32 [frames, mels] of the clips of an archive, in order, not normalised."""
+        samples = (sample for path, _ in shard_indices(self.source) for sample in read_shard(path))
+        return [torch.from_numpy(sample.spectrogram).float() for sample in samples]
+
+
+def read_clips(source: Path, table: Path | None = None) -> Clips:
+    """The labelled clips of an audio folder (labels from a table, or the first folder level), a HEAR task of scenes, or
+    an archive made by `data.prepare`.
+
+    Raises:
+        ProbeError: no labels, or too few clips of them. LabelError, AudioError, ArchiveError: the source is faulty.
+    """
+    if (source / "manifest.json").is_file():
+        clips = _of_archive(source)
+    else:
+        if (source / "task_metadata.json").is_file() and table is None:
+            kind = json.loads((source / "task_metadata.json").read_text()).get("embedding_type")
+            if kind != "scene":
+                raise ProbeError(f"{source} is a task of {kind} embeddings; the probe judges whole clips (scene tasks)")
+        paths, labels, vocabulary = find_labelled(source, table)
+        names = [printable(path.relative_to(source)) for path in paths]
+        hear = (source / "task_metadata.json").is_file() and table is None
+        splits = [path.parent.name for path in paths] if hear else deal(names, labels)
+        clips = Clips(source, names, paths, labels, vocabulary, splits)
+    return _labelled_only(clips)
+
+
+def _of_archive(source: Path) -> Clips:
+    manifest = read_manifest(source)
+    vocabulary = manifest.get("labels") or []
+    names, labels = [], []
+    for path, _ in shard_indices(source):
+        for sample in read_shard(path):
+            names.append(f"{path.name}/{sample.key}")
+            labels.append(tuple(vocabulary[label] for label in sample.labels.tolist()))
+    return Clips(source, names, None, labels, vocabulary, deal(names, labels))
+
+
+def _labelled_only(clips: Clips) -> Clips:
+    """Refuse what cannot be judged."""
+    unlabelled = [name for name, labels in zip(clips.names, clips.labels) if not labels]
+    if unlabelled and not clips.multi_label:
+        raise ProbeError(
+            f"{clips.source}: {len(unlabelled)} of {len(clips.names)} clips have no label, the first {unlabelled[0]}; "
+            "give each a label, or leave them out"
+        )
+    counts = Counter(label for labels in clips.labels for label in labels)
+    if len(counts) < 2:
+        raise ProbeError(f"{clips.source}: {len(counts)} label(s) in use; at least 2 are needed to tell apart")
+    return clips
+
+
+def deal(names: Sequence[str], labels: Sequence[tuple[str, ...]], folds: int = FOLDS) -> list[str]:
+    """A fold for each clip, "fold0" to "fold4": the clips of each label are dealt out in the order of their names'
+    SHA-256, so that the same names give the same folds anywhere and every fold has its share of each label. A clip of
+    several labels counts for its rarest."""
+    counts = Counter(label for of_clip in labels for label in of_clip)
+    rarest = [min(of_clip, key=lambda label: (counts[label], label)) if of_clip else "" for of_clip in labels]
+    order = sorted(range(len(names)), key=lambda i: (rarest[i], hashlib.sha256(names[i].encode()).digest()))
+    fold = [""] * len(names)
+    for place, clip in enumerate(order):
+        fold[clip] = f"fold{place % folds}"
+    return fold

@@ -1,0 +1,120 @@
+"""Embeddings of labelled clips by each model, kept in a folder and reused as long as model and clips are the same."""
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from audio_mamba.data.audio import load_audio
+from audio_mamba.data.features import log_mel
+from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.front_end import PUBLISHED
+from audio_mamba.hear_api.probe.clips import Clips
+from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, resolve
+from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
+from audio_mamba.system.atomic_files import atomic_write, sha256
+
+LOG_MEL = "logmel"
+GROUP = 64  # clips per call of the model, between two steps of the progress bar
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to probe: `logmel`, or an encoder. `name` is its row in the tables."""
+
+    name: str
+    source: ModelSource | None
+
+    def fingerprint(self) -> str:
+        """What its embeddings follow from, in hex."""
+        if self.source is None:
+            return hashlib.sha256(b"mean and deviation of log-mels").hexdigest()
+        weights = sha256(self.source.weights) if self.source.weights else UNTRAINED
+        described = json.dumps([weights, self.source.config.to_dict()], sort_keys=True, default=str)
+        return hashlib.sha256(described.encode()).hexdigest()
+
+
+def find_model(name: str, layout: str | None = None) -> Model:
+    """A model by name: "logmel", one that `load_model` knows, a path of weights, or "NAME:untrained".
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such model.
+    """
+    if name == LOG_MEL:
+        return Model(LOG_MEL, None)
+    experiment, _, state = name.rpartition(":")
+    if state == UNTRAINED:
+        return Model(name, resolve(experiment, UNTRAINED, layout))
+    if "/" in name or Path(name).exists():
+        source = resolve(None, name, layout)
+        return Model(Path(name).name if source.name == "unnamed" else f"{source.name} ({Path(name).name})", source)
+    return Model(name, resolve(name, None, layout))
+
+
+def embeddings(model: Model, clips: Clips, folder: Path, device: str | None = None) -> np.ndarray:
+    """float32 [n, width] of all clips; read from `folder` if they are there, else computed and written there.
+
+    Raises:
+        AudioError, ArchiveError: a clip cannot be read, named.
+    """
+    key = hashlib.sha256(f"{model.fingerprint()} {clips.fingerprint()}".encode()).hexdigest()[:16]
+    path = folder / f"{_file_name(model.name)}-{key}.npz"
+    kept = _read(path, clips)
+    if kept is not None:
+        logger.info("%s: embeddings from %s", model.name, path)
+        return kept
+    runtime = None if model.source is None else build_runtime(model.source, device=device)
+    rows = np.concatenate(list(tqdm(_rows(runtime, clips), desc=model.name, total=-(-len(clips.names) // GROUP))))
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        np.savez(file, embedding=rows, name=np.array(clips.names), model=np.array(model.name))
+    return rows
+
+
+def _rows(runtime: RuntimeSSAST | None, clips: Clips) -> Iterator[np.ndarray]:
+    spectrograms = clips.spectrograms() if clips.paths is None else None
+    front_end, theirs = PUBLISHED if runtime is None else runtime.front_end, clips.front_end()
+    if theirs is not None and runtime is not None:
+        front_end.check_same(theirs, f"the archive {clips.source}")
+    for start in range(0, len(clips.names), GROUP):
+        if spectrograms is not None:
+            group = spectrograms[start : start + GROUP]
+        else:
+            paths = clips.paths[start : start + GROUP]
+            if runtime is not None:
+                yield runtime.embed(paths)
+                continue
+            group = [log_mel(torch.from_numpy(load_audio(path))) for path in paths]
+        if runtime is None:
+            yield np.stack([_mean_and_deviation(spectrogram) for spectrogram in group])
+        else:
+            group = [normalise(spectrogram, clip_statistics(spectrogram, ddof=1)) for spectrogram in group]
+            rows = runtime.encode(group, runtime.scene_layout)
+            yield torch.stack([steps.mean(dim=0).cpu() for steps in rows]).numpy()
+
+
+def _mean_and_deviation(spectrogram: Tensor) -> np.ndarray:
+    """Log-mel [frames, mels] -> mean and deviation over time of each band, [2 mels]."""
+    return torch.cat([spectrogram.mean(dim=0), spectrogram.std(dim=0, correction=0)]).numpy()
+
+
+def _read(path: Path, clips: Clips) -> np.ndarray | None:
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return saved["embedding"] if saved["name"].tolist() == clips.names else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # absent, or damaged: they are computed again
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)

@@ -1,0 +1,215 @@
+"""The probe against a script that uses saved embeddings and the documented splits alone, and its rules on bad input."""
+
+import csv
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+
+from audio_mamba.data.prepare import main as prepare
+from audio_mamba.hear_api.api import load_model
+from audio_mamba.hear_api.probe.__main__ import main
+from audio_mamba.hear_api.probe.classify import bootstrap, classify, metric
+from audio_mamba.hear_api.probe.clips import Round, deal
+
+MODELS = ["--model", "ssast_tiny_200_16x4:untrained", "--model", "logmel"]
+KINDS = {"low": 200, "middle": 700, "high": 2500}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tones of three pitches in noise, a folder for each."""
+    folder, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
+    for kind, hertz in KINDS.items():
+        (folder / kind).mkdir()
+        for number in range(10):
+            t = np.arange(8000) / 16000
+            tone = np.sin(2 * np.pi * hertz * rng.uniform(0.7, 1.4) * t + rng.uniform(0, 6))
+            soundfile.write(folder / kind / f"{number}.wav", 0.1 * tone + 0.1 * rng.standard_normal(8000), 16000)
+    return folder
+
+
+def table(out):
+    with open(out / "results.csv") as file:
+        return {(row["model"], row["classifier"]): row for row in csv.DictReader(file)}
+
+
+def by_hand(embedding, labels, splits):
+    """Accuracy of logistic regression as the documentation says: C chosen on the next fold, refit on both."""
+    folds, right = sorted(set(splits)), 0
+    for test, valid in zip(folds, folds[1:] + folds[:1], strict=True):
+        train = (splits != test) & (splits != valid)
+
+        def fit_and_score(fitted, scored, regularisation):
+            mean, std = embedding[fitted].mean(axis=0), embedding[fitted].std(axis=0)
+            std[std < 1e-12] = 1
+            model = LogisticRegression(C=regularisation, max_iter=2000)
+            model.fit((embedding[fitted] - mean) / std, labels[fitted])
+            return (model.predict((embedding[scored] - mean) / std) == labels[scored]).sum()
+
+        choices = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
+        best = max(choices, key=lambda c: (fit_and_score(train, splits == valid, c), -c))
+        right += fit_and_score(splits != test, splits == test, best)
+    return right / len(labels)
+
+
+def test_its_table_agrees_with_a_script_on_its_saved_embeddings(folder, tmp_path, capsys):
+    main([str(folder), *MODELS, "--out", str(tmp_path)])
+    rows = table(tmp_path)
+    assert len(rows) == 4 and "| logmel | logistic regression |" in capsys.readouterr().out
+    for model in ("ssast_tiny_200_16x4_untrained", "logmel"):
+        (path,) = (tmp_path / "embeddings").glob(f"{model}-*.npz")
+        with np.load(path) as saved:
+            names, embedding = saved["name"], saved["embedding"].astype(np.float64)
+        labels = np.array([name.split("/")[0] for name in names])
+        splits = np.array([""] * len(names), dtype="U5")
+        order = sorted(range(len(names)), key=lambda i: (labels[i], hashlib.sha256(names[i].encode()).digest()))
+        for place, clip in enumerate(order):
+            splits[clip] = f"fold{place % 5}"
+        row = rows[model.replace("_untrained", ":untrained"), "logistic regression"]
+        assert float(row["score"]) == pytest.approx(by_hand(embedding, labels, splits), abs=1e-6)
+        assert float(row["low"]) <= float(row["score"]) <= float(row["high"])
+    for name in ("results.md", "per_class.csv", "predictions.csv", "confusion-logmel.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    with open(tmp_path / "predictions.csv") as file:
+        predictions = list(csv.DictReader(file))
+    right = sum(row["label"] == row["logmel, k-NN"] for row in predictions)
+    assert right / 30 == pytest.approx(float(rows["logmel", "k-NN"]["score"]), abs=1e-9)
+    with open(tmp_path / "per_class.csv") as file:
+        recalls = [row for row in csv.DictReader(file) if (row["model"], row["classifier"]) == ("logmel", "k-NN")]
+    assert sum(int(row["clips"]) * float(row["recall"]) for row in recalls) == pytest.approx(right)
+
+
+def test_embeddings_are_kept_until_model_or_clips_change(folder, tmp_path, monkeypatch):
+    arguments = [str(folder), "--model", "ssast_tiny_200_16x4:untrained", "--out", str(tmp_path)]
+    main(arguments)
+    (path,) = (tmp_path / "embeddings").iterdir()
+    with np.load(path) as saved:
+        files = [str(folder / name) for name in saved["name"]]
+        runtime = load_model("ssast_tiny_200_16x4", "untrained", "cpu")
+        np.testing.assert_allclose(saved["embedding"][:3], runtime.embed(files[:3]), atol=1e-5)
+    monkeypatch.setattr("audio_mamba.hear_api.probe.features.build_runtime", lambda *_, **__: pytest.fail("again"))
+    main(arguments)
+    monkeypatch.undo()
+    main([*arguments, "--layout", "bands"])
+    assert len(list((tmp_path / "embeddings").iterdir())) == 2
+
+
+def test_an_archive_gives_nearly_the_same_as_its_audio(folder, tmp_path):
+    prepare([str(folder), str(tmp_path / "archive"), "--dtype", "float32"])
+    main([str(tmp_path / "archive"), *MODELS, "--out", str(tmp_path / "a")])
+    main([str(folder), *MODELS, "--out", str(tmp_path / "b")])
+    for model in ("ssast_tiny_200_16x4_untrained", "logmel"):
+        embeddings = []
+        for out in ("a", "b"):
+            with np.load(next((tmp_path / out / "embeddings").glob(f"{model}-*.npz"))) as saved:
+                embeddings.append(saved["embedding"][np.argsort(saved["embedding"][:, 0])])
+        np.testing.assert_allclose(*embeddings, atol=1e-4)
+
+
+def test_a_hear_task_keeps_its_splits(tmp_path):
+    rng, splits = np.random.default_rng(1), {"train": 9, "valid": 6, "test": 6}
+    task = tmp_path / "task"
+    task.mkdir()
+    (task / "task_metadata.json").write_text(json.dumps({"embedding_type": "scene"}))
+    (task / "labelvocabulary.csv").write_text("idx,label\n0,low\n1,high\n")
+    for split, count in splits.items():
+        (task / "16000" / split).mkdir(parents=True)
+        labels = {}
+        for number in range(count):
+            kind = ("low", "high")[number % 2]
+            audio = np.sin(2 * np.pi * KINDS[kind] * np.arange(8000) / 16000) + 0.1 * rng.standard_normal(8000)
+            soundfile.write(task / "16000" / split / f"{number}.wav", 0.1 * audio, 16000)
+            labels[f"{number}.wav"] = [kind]
+        (task / f"{split}.json").write_text(json.dumps(labels))
+    main([str(task), "--model", "logmel", "--out", str(tmp_path / "out")])
+    assert float(table(tmp_path / "out")["logmel", "logistic regression"]["score"]) == 1
+    with open(tmp_path / "out" / "predictions.csv") as file:
+        tested = [row["split"] for row in csv.DictReader(file) if row["logmel, k-NN"]]
+    assert tested == ["test"] * 6
+    (task / "task_metadata.json").write_text(json.dumps({"embedding_type": "event"}))
+    with pytest.raises(SystemExit, match="is a task of event embeddings"):
+        main([str(task), "--out", str(tmp_path / "out")])
+
+
+def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path):
+    rows = [f'{kind}/{n}.wav,"{kind},{"even" if n % 2 else "odd"}"' for kind in KINDS for n in range(10)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
+    main([str(folder), "--model", "logmel", "--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out")])
+    row = table(tmp_path / "out")["logmel", "logistic regression"]
+    with open(tmp_path / "out" / "per_class.csv") as file:
+        precisions = [
+            float(line["average_precision"])
+            for line in csv.DictReader(file)
+            if line["classifier"] == "logistic regression"
+        ]
+    assert len(precisions) == 5 and float(row["score"]) == pytest.approx(np.mean(precisions))
+    assert "mAP" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_mean_average_precision_equals_scikit_learns():
+    rng = np.random.default_rng(0)
+    scores, targets = rng.standard_normal((50, 4)), rng.random((50, 4)) < 0.3
+    targets[:, 3] = False  # a class without a positive clip counts for nothing
+    expected = average_precision_score(targets[:, :3], scores[:, :3], average="macro")
+    assert metric(scores, targets, True) == pytest.approx(expected)
+
+
+def test_intervals_hold_the_true_accuracy_about_as_often_as_they_say():
+    rng, hits = np.random.default_rng(0), 0
+    targets = np.eye(2, dtype=bool)[np.zeros(100, int)]
+    for number in range(100):
+        right = rng.random(100) < 0.7
+        values = bootstrap([np.where(right[:, None], [1.0, 0.0], [0.0, 1.0])], targets, False, seed=number)[:, 0]
+        hits += np.percentile(values, 2.5) <= 0.7 <= np.percentile(values, 97.5)
+    assert 88 <= hits <= 100
+
+
+def test_what_a_classifier_never_saw_gets_no_chance_and_no_crash():
+    rng = np.random.default_rng(0)
+    features, targets = rng.standard_normal((30, 8)), np.eye(3, dtype=bool)[np.arange(30) % 3]
+    targets[20:] = np.eye(3, dtype=bool)[np.full(10, 2)]
+    targets[:20, 2], targets[:20, 0] = False, targets[:20, 0] | targets[:20, 2]
+    rounds = [Round(np.arange(10), np.arange(10, 20), np.arange(20, 30))]
+    for result in classify(features, targets, rounds, False):
+        assert metric(result.scores[20:], targets[20:], False) == 0 and np.isnan(result.scores[:20]).all()
+
+
+def test_folds_have_their_share_of_each_label():
+    names = [f"{i}" for i in range(100)]
+    labels = [("rare",) if i < 10 else ("often",) for i in range(100)]
+    folds = deal(names, labels)
+    assert [sum(f == fold and of == ("rare",) for f, of in zip(folds, labels)) for fold in sorted(set(folds))] == [
+        2
+    ] * 5
+    order = np.random.default_rng(0).permutation(100)
+    again = deal([names[i] for i in order], [labels[i] for i in order])
+    assert dict(zip(names, folds)) == dict(zip([names[i] for i in order], again))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["FOLDER", "--model", "ssam_tiny"], "no config module 'ssam_tiny'; did you mean"),
+        (["FOLDER/low"], "have no label"),
+        (["nowhere"], "nowhere is not a folder"),
+        (["FOLDER", "--labels", "absent.csv"], "absent.csv"),
+    ],
+)
+def test_mistakes_get_one_sentence(folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="probe: ") as ended:
+        main([argument.replace("FOLDER", str(folder)) for argument in arguments])
+    assert message in str(ended.value.code) and "\n" not in str(ended.value.code)
+
+
+def test_a_damaged_clip_is_named(folder, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "bad.wav").write_bytes(b"no audio")
+    (tmp_path / "low").symlink_to(folder / "low")
+    with pytest.raises(SystemExit, match="bad.wav"):
+        main([str(tmp_path), "--model", "logmel", "--out", str(tmp_path / "out")])
