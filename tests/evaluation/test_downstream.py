@@ -46,7 +46,7 @@ def test_a_model_is_found_under_each_of_its_names(output_dir, config, module):
 
 
 def test_unknown_model_and_seed_are_named(output_dir):
-    with pytest.raises(SystemExit, match="no runs of mamba; it has those of configs.ssam, hear_configs.ssast"):
+    with pytest.raises(SystemExit, match="no runs of mamba; it has runs of configs.ssam, hear_configs.ssast"):
         downstream.find_jobs(output_dir, "mamba", [0])
     with pytest.raises(SystemExit, match="configs.ssam_r1_04 is absent"):
         downstream.find_jobs(output_dir, "ssam", [4])
@@ -77,7 +77,7 @@ def test_a_head_that_another_process_trains_is_left_to_it(output_dir, monkeypatc
     assert process.exitcode == worker.IN_USE
     assert not (job.task / worker.LOG).exists() and not (job.task / worker.SETTINGS).exists()
     monkeypatch.setattr(downstream, "run_jobs", lambda todo, grid, at_once: ([], todo[:1]))
-    with pytest.raises(SystemExit, match=f"^left to another process that is at work there:\n{job.task}$"):
+    with pytest.raises(SystemExit, match=f"^skipped, because another process is working there:\n{job.task}$"):
         downstream.main(["ssam", str(output_dir), "--seeds", "1"])
 
 
@@ -96,7 +96,7 @@ def test_results_of_another_grid_are_not_mixed(output_dir):
     downstream.check_settings([job], "published")  # nothing noted: results of the published scripts
     (job.task / worker.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast"}))
     downstream.check_settings([job], "fast")
-    with pytest.raises(SystemExit, match="trained on another grid"):
+    with pytest.raises(SystemExit, match="trained with another grid"):
         downstream.check_settings([job], "default")
 
 

@@ -81,7 +81,7 @@ def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
     untouched = list(runs.glob("*/*/prediction-done.json"))
     stamps = [done.stat().st_mtime_ns for done in untouched]
     done = command("downstream_experiments.sh", MODULE, runs, SEEDS="2", GRID=GRID)
-    assert "4 of 6 runs were finished before" in done.stdout
+    assert "4 of 6 runs are already finished" in done.stdout
     assert {task: scores(extracted, 0, task) for task in TASKS} == before
     assert [done.stat().st_mtime_ns for done in untouched] == stamps and len(untouched) == 4
     assert not (stopped / "stale.predictions.pkl").exists()
@@ -120,7 +120,7 @@ def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_task
     note, marker = (output / "audioset/random_published/scene" / file for file in (SETTINGS, layout.DONE_EMBEDDINGS))
     assert note.stat().st_mtime_ns <= marker.stat().st_mtime_ns  # a kill leaves none that is done without
     again = {"NAME": "random_published", "LAYOUT": "published", "MODEL": "untrained"}
-    assert "1 of 1 tasks were extracted" in command("extract_features.sh", tasks, output, config, **again).stdout
+    assert "1 of 1 tasks are already extracted" in command("extract_features.sh", tasks, output, config, **again).stdout
     for variable, value in (("MODEL", str(ROOT / "weights" / config)), ("LAYOUT", "bands")):
         done = command("extract_features.sh", tasks, output, config, status=1, **again | {variable: value})
         assert done.stderr.startswith(f"{variable}: {output / 'audioset/random_published/scene'} was embedded with")
@@ -131,9 +131,9 @@ def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_task
     shutil.rmtree(output / "audioset")
     command("extract_features.sh", tasks, output, config, **again | {"LAYOUT": "bands"})
     done = command("downstream_experiments.sh", "random_published", output, status=1, SEEDS="1", GRID=GRID)
-    assert done.stderr.startswith("LAYOUT: ") and "layout published, and those there now were made" in done.stderr
+    assert done.stderr.startswith("LAYOUT: ") and "layout published, but the present ones were made" in done.stderr
     for arguments, variables, sentence in (
-        ((config, MODULE), {"NAME": "x"}, "one CONFIG only, got 2"),
+        ((config, MODULE), {"NAME": "x"}, "needs one CONFIG only, got 2"),
         ((MODULE,), {"TASKS": "drum* x"}, "TASKS: drum* x matches none of scene"),
     ):
         assert sentence in command("extract_features.sh", tasks, output, *arguments, status=1, **variables).stderr
@@ -192,8 +192,11 @@ def wait_for(condition, complaint, seconds=60):
 def test_mistakes_get_one_sentence(command, tiny_tasks, tmp_path):
     for arguments, sentence in (
         (("extract_features.sh", tmp_path / "none", tmp_path / "o"), "none is not a folder"),
-        (("extract_features.sh", tiny_tasks / "notes", tmp_path / "o"), "holds no HEAR task"),
-        (("extract_features.sh", tiny_tasks / "scene", tmp_path / "o"), "scene is itself a task; name its folder"),
+        (("extract_features.sh", tiny_tasks / "notes", tmp_path / "o"), "contains no HEAR task"),
+        (
+            ("extract_features.sh", tiny_tasks / "scene", tmp_path / "o"),
+            "scene is a task itself; give the folder",
+        ),
         (("extract_features.sh", tiny_tasks, tmp_path / "o", "configs.nothing"), "CONFIG: no module"),
         (("downstream_experiments.sh", "x", tmp_path / "none"), "extract_features.sh makes it"),
     ):
