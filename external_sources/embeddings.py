@@ -114,7 +114,7 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
 
 def _plain_name(text: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be letters, digits, and . _ - after the first of them")
+        raise argparse.ArgumentTypeError(f"{text!r} must be letters, digits and . _ -, and not start with . or -")
     return text
 
 

@@ -170,7 +170,7 @@ def decode(path: Path, front_end: FrontEnd) -> Clip | Failure:
 def start_worker() -> None:
     """Initialise a process that runs `decode`."""
     torch.set_num_threads(1)
-    os.nice(5)  # the model comes first: workers are ahead of it most of the time
+    os.nice(5)  # the model gets the CPU first; workers are usually ahead of it
     follow_parent()
 
 

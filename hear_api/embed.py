@@ -98,8 +98,8 @@ def _decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST, source: ModelSource) -> dict:
-    """What the result depends on, the same in every copy of the project: the bytes of the weights count, not where
-    they are stored or since when."""
+    """What the result depends on. Weights are identified by their bytes, not by path or time, so the settings are the
+    same in every copy of the project."""
     listed = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
     digest = source.weights and f"SHA-256 {sha256(source.weights)[:16]}"
     return {

@@ -56,7 +56,7 @@ def batch_segments(segments: Sequence[Segment], device_type: str) -> Iterator[li
 def stack_segments(
     batch: Sequence[Segment], spectrograms: Sequence[Tensor], frames_per_step: int, segment_frames: int
 ) -> Tensor:
-    """Log-mels [frames, mels] of clips -> those of a batch of segments, zero-padded, [B, segment_frames, mels]."""
+    """Log-mels of clips [frames, mels] -> a batch of segments, padded with zeros, [B, segment_frames, mels]."""
     parts = []
     for segment in batch:
         first = segment.first * frames_per_step
