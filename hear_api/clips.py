@@ -23,7 +23,7 @@ from audio_mamba.data.features import LogMelStream, log_mel
 from audio_mamba.data.normalisation import RunningStats, Statistics, clip_statistics, normalise
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api.inputs import ClipInput, as_samples, check_samples, check_values, fault_in_values
-from audio_mamba.system.workers import follow_parent
+from audio_mamba.system.workers import exit_with_parent
 
 LONG_SECONDS = 120  # longer files are read twice: once for their statistics, then chunk by chunk
 GROUP_FRAMES = 24_000  # log-mel frames encoded together: 4 minutes and 8 MB with the paper's front end
@@ -171,7 +171,7 @@ def start_worker() -> None:
     """Initialise a process that runs `decode`."""
     torch.set_num_threads(1)
     os.nice(5)  # the model gets the CPU first; workers are usually ahead of it
-    follow_parent()
+    exit_with_parent()
 
 
 def group_clips(clips: Iterable[Clip | Failure]) -> Iterator[list[Clip | Failure]]:

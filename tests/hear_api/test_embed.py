@@ -367,7 +367,7 @@ def test_a_long_file_that_fails_when_read_again_is_listed(audio, tmp_path, monke
 def test_two_runs_cannot_write_the_same_journal(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
     journal = Journal(tmp_path / "j", {}, width=2, resume=False)
-    with pytest.raises(folder_lock.FolderInUseError, match="j: another process works in this folder"):
+    with pytest.raises(folder_lock.FolderInUseError, match="j: another process is using this folder"):
         Journal(tmp_path / "j", {}, width=2, resume=True)
     journal.close()
     Journal(tmp_path / "j", {}, width=2, resume=True).close()
@@ -385,15 +385,15 @@ def test_a_result_that_another_run_completes_is_kept(audio, tmp_path, monkeypatc
         main([str(audio), *MODEL, "--out", str(out)])
     assert out.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [out]
 
-    sole_use = journal.sole_use
+    lock = journal.exclusive_lock
 
     @contextlib.contextmanager
     def while_the_folder_goes(folder):
-        with sole_use(folder):
+        with lock(folder):
             folder.rmdir()
             yield
 
-    monkeypatch.setattr(journal, "sole_use", while_the_folder_goes)
+    monkeypatch.setattr(journal, "exclusive_lock", while_the_folder_goes)
     with pytest.raises(JournalError, match="j: another run has just completed it"):
         Journal(tmp_path / "j", {}, width=2, resume=True)
 

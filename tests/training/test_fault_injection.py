@@ -61,7 +61,7 @@ def sigterm(run, workdir):
     run.send_signal(signal.SIGTERM)
     output = finish(run, timeout=30)
     assert run.returncode == 0, output
-    assert "SIGTERM: the run saves and stops" in output and "saved at step" in output
+    assert "SIGTERM: saving a checkpoint and stopping" in output and "saved at step" in output
 
 
 def full_disk(run, workdir):
@@ -70,7 +70,7 @@ def full_disk(run, workdir):
     output = finish(run)
     assert run.returncode == 1, output
     (message,) = [line for line in output.splitlines() if line.startswith("train.py: ")]
-    assert str(workdir) in message and "the same command goes on from the newest checkpoint" in message
+    assert str(workdir) in message and "run the same command to resume from the newest checkpoint" in message
 
 
 def truncated_newest(run, workdir):
@@ -114,7 +114,7 @@ def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, refe
     if hurt is truncated_newest:
         assert f"cannot read checkpoint {found[0][1]}" in output
         found = found[1:]
-    assert f"going on from {found[0][1]}" in output  # nothing was lost
+    assert f"resuming from {found[0][1]}" in output  # nothing was lost
     expected_losses, expected = references(processes)
     assert losses(tmp_path) == expected_losses
     ended = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "checkpoint-7.pth")

@@ -76,7 +76,7 @@ def test_torchrun_restarts_a_run_that_lost_a_process(tmp_path, larger_archive, u
     output = finish(run)
     assert run.returncode == 0, output
     assert "rank(s) 1 of 2 died or do not answer; rank 0 stops as well" in output
-    assert "going on from" in output
+    assert "resuming from" in output
     assert losses(tmp_path) == undisturbed
 
 
@@ -120,4 +120,4 @@ def test_a_signal_to_one_process_stops_all_with_status_0(tmp_path, larger_archiv
     os.kill(one, signal.SIGUSR1)
     output = finish(run, timeout=30)
     assert run.returncode == 0, output
-    assert "SIGUSR1: the run saves and stops" in output and "saved at step" in output
+    assert "SIGUSR1: saving a checkpoint and stopping" in output and "saved at step" in output
