@@ -96,7 +96,7 @@ def test_the_table_compares_within_a_setting_and_names_the_targets():
     text = train.table(train.Report(2, "2.0", 0.5, rows))
     assert "| SSAM-tiny | 1 | float32 | plain, chunked scan | 16 | 2.00 | 3.00 x | 30.0% | 60.0% | 9.0% | 1.0%" in text
     assert "| SSAST-tiny | 1 | float32 | plain | 16 | 5.00 |  | 30.0%" in text  # nothing to compare it with
-    assert "3.0 to 3.0 times the samples/s of plain, chunked scan in batches of 16 (target: at least 8)" in text
+    assert "3.0 to 3.0 times as fast as plain, chunked scan in batches of 16 (target: at least 8)" in text
     assert "24.0 to 24.0 times the samples/s of plain, step-by-step scan in batches of " in text
     assert "at most 7.0% of a step outside forward, backward and optimizer (target: at most 5%)" in text
 
