@@ -1,6 +1,6 @@
-"""What a start on millions of clips costs: time to the first batch, and memory of a worker.
+"""The cost of a start on millions of clips: time to the first batch, and memory of a worker.
 
-The shards are sparse files of zeros with a true index beside each, so two million clips take little disk.
+The shards are sparse files of zeros, each with a valid index, so two million clips take little disk space.
 """
 
 import json
@@ -23,7 +23,7 @@ MB = 2**20
 
 
 def measure_large_index(directory: Path, clips: int) -> dict[str, float]:
-    """Start-up and memory with `clips` clips, and with one shard, each in a process of its own."""
+    """Start-up time and memory with `clips` clips and with one shard, each measured in a separate process."""
     measured = {}
     for name, shards in (("small", 1), ("large", -(-clips // SHARD_CLIPS))):
         write_sparse_archive(directory / name, shards)
@@ -67,7 +67,7 @@ def write_sparse_archive(directory: Path, shards: int) -> None:
 
 
 def memory_mb(pid: int) -> dict[str, float]:
-    """Memory of a process that is its own, and with its part of what it shares (Linux only)."""
+    """Private memory of a process, and its proportional memory including shared pages (Linux only)."""
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines}
     return {

@@ -1,18 +1,19 @@
-"""How fast training batches come from archives, against the published procedure, plain webdataset and the machine.
+"""Speed of the training loader, compared with the published procedure, plain webdataset and the machine's limits.
 
     python -m benchmarks.loader [--json FILE]
 
-All read crops of 200 frames out of clips of 1000 x 80, from the page cache, and make batches of 64:
+All read crops of 200 frames from clips of 1000 x 80 in the page cache and make batches of 64:
 
-    published       webdataset: unpickle the whole float32 clip, normalise it, cut the crop out
-    webdataset      the same without normalising: what tar and pickle alone cost
+    published       webdataset: unpickle the whole float32 clip, normalise it, cut out the crop
+    webdataset      the same without normalising: the cost of tar and pickle alone
     float32         this project's loader on archives of data.prepare
     float16         the same on its default format
-    floor           one read of the crop's float32 bytes into the batch, and nothing else; copy: the same from memory
+    floor           one read of the crop's float32 bytes into the batch, and nothing else
+    copy            the same from memory
 
-Rounds take turns, so that a busy machine harms all alike; the median over rounds is told. "0 workers" is one process
-that does everything, the fairest figure per core. At the end, how long a start on two million clips takes, and what
-memory a worker then has.
+The contenders take turns, so that other load affects them all alike; the medians over rounds are reported. With 0
+workers one process does everything, which is the fairest comparison per core. The last lines show how long a start on
+two million clips takes, and how much memory a worker then uses.
 """
 
 import argparse
@@ -47,10 +48,10 @@ def main() -> None:
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each timing")
-    parser.add_argument("--clips", type=int, default=2_000_000, help="of the simulated large index")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there, too")
+    parser.add_argument("--rounds", type=int, default=5, help="number of timings of each contender")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of each timing")
+    parser.add_argument("--clips", type=int, default=2_000_000, help="size of the simulated large index")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all numbers to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,12 +71,12 @@ def main() -> None:
 
 
 def make_clip(number: int) -> np.ndarray:
-    """Values with the mean and spread of log-mels: float32 [1000, 80]."""
+    """Values with the mean and deviation of log-mels: float32 [1000, 80]."""
     return np.random.default_rng(number).normal(-6, 4, (FRAMES, MELS)).astype(np.float32)
 
 
 def make_archives(folder: Path) -> dict[str, Path]:
-    """The same clips in three formats. Many links to one shard make a long epoch out of what the page cache holds."""
+    """The same clips in three formats. Hard links to one shard make a long epoch that fits into the page cache."""
     directories = {}
     for name, dtype, as_pickle in (
         ("published", "float32", True),
@@ -123,7 +124,7 @@ def our_batches(directory: Path, workers: int) -> Iterator[torch.Tensor]:
 
 
 def floor_batches(directory: Path, workers: int) -> Iterator[torch.Tensor]:
-    """Crops in random order, read into batches with nothing done to them. Has no workers."""
+    """Crops in random order, read into batches without any processing, and without workers."""
     rng = np.random.default_rng(0)
     shards = [(os.open(path, os.O_RDONLY), index.places["values_offset"]) for path, index in shard_indices(directory)]
     try:
@@ -140,7 +141,7 @@ def floor_batches(directory: Path, workers: int) -> Iterator[torch.Tensor]:
 
 
 def copy_batches(directory: Path, workers: int) -> Iterator[torch.Tensor]:
-    """The same out of memory that is no file: the bandwidth of one core."""
+    """The same from memory: the bandwidth of one core."""
     clips = np.stack([make_clip(i) for i in range(128)])
     rng = np.random.default_rng(0)
     while True:
@@ -165,7 +166,7 @@ CONTENDERS: dict[str, tuple[str, Callable]] = {  # name -> archive, batches
 
 
 def measure_loaders(folder: Path, args: argparse.Namespace) -> list[dict]:
-    """Samples per second of each contender and number of workers (median), and ratio to the published procedure."""
+    """Median samples per second by contender and number of workers, and their ratio to the published procedure."""
     archives = make_archives(folder)
     cases = [
         (name, workers) for name in CONTENDERS for workers in WORKERS if workers == 0 or name not in ("floor", "copy")
@@ -190,7 +191,7 @@ def measure_loaders(folder: Path, args: argparse.Namespace) -> list[dict]:
 
 
 def time_batches(batches: Iterator[torch.Tensor], seconds: float) -> tuple[float, float]:
-    """Samples per second after a warm-up, and the bytes that this process read for each."""
+    """Samples per second after a warm-up, and bytes read by this process per sample."""
     for _ in range(WARM_UP_BATCHES):
         next(batches)
     samples, read_before, start = 0, bytes_read_so_far(), time.perf_counter()
@@ -201,13 +202,13 @@ def time_batches(batches: Iterator[torch.Tensor], seconds: float) -> tuple[float
 
 
 def bytes_read_so_far() -> int:
-    """By read calls of this process, whether from a disk or from the page cache (Linux only; 0 elsewhere)."""
+    """Bytes read by this process, from disk or page cache (Linux only; 0 elsewhere)."""
     counters = Path("/proc/self/io")
     return int(counters.read_text().split()[1]) if counters.exists() else 0
 
 
 def float16_error() -> dict[str, float]:
-    """What storing float16 adds to a log-mel value, and to a normalised one."""
+    """The rounding error of float16 in a log-mel value, and relative to the deviation."""
     clip = np.random.default_rng(0).uniform(-16, 10, (FRAMES, MELS)).astype(np.float32)
     error = clip.astype(np.float16).astype(np.float32) - clip
     return {
@@ -227,11 +228,11 @@ def table(results: dict) -> str:
     error, large = results["float16_error"], results["large_index"]
     lines += [
         "",
-        f"float16 adds at most {error['largest']:.4f} to a log-mel value, {error['rms']:.4f} rms "
+        f"float16 changes a log-mel value by at most {error['largest']:.4f}, {error['rms']:.4f} rms "
         f"({error['rms_of_deviation']:.2%} of the deviation)",
         f"{large['clips']:,} clips in {large['shards']:,} shards: first batch after {large['start_s']:.2f} s, "
-        f"index {large['index_mb']:.0f} MB; a worker has {large['worker_private_mb']:.0f} MB of its own, "
-        f"{large['worker_pss_mb']:.0f} MB with its part of shared pages ({large['worker_base_pss_mb']:.0f} MB "
+        f"index {large['index_mb']:.0f} MB; a worker uses {large['worker_private_mb']:.0f} MB of private memory, "
+        f"{large['worker_pss_mb']:.0f} MB with its share of common pages ({large['worker_base_pss_mb']:.0f} MB "
         f"with a tiny archive)",
         f"load average at the start: {results['load_average']:.1f}",
     ]

@@ -1,8 +1,8 @@
-"""Baseline with the HEAR API: plain log-mel statistics, no model.
+"""A baseline with the HEAR API: log-mel statistics without a model.
 
     ./extract_features.sh TASKS_DIR OUTPUT_DIR benchmarks.log_mel_baseline
 
-What a model must beat. Scenes: mean and standard deviation over time. Timestamps: the mean of each 40 ms.
+A model must beat it to be useful. Scenes: mean and standard deviation over time. Timestamps: the mean of each 40 ms.
 """
 
 import torch
@@ -15,7 +15,7 @@ STEP_MS = 1000 * FRAMES_PER_STEP / PUBLISHED.frames_per_second  # 40
 
 
 class LogMelBaseline(torch.nn.Module):
-    """Carries what the HEAR API asks of a model; it has no parameters."""
+    """The attributes that the HEAR API requires of a model; it has no parameters."""
 
     sample_rate = PUBLISHED.sample_rate
     scene_embedding_size = 2 * PUBLISHED.n_mels
@@ -23,7 +23,7 @@ class LogMelBaseline(torch.nn.Module):
 
 
 def load_model(model_file_path: str = "") -> LogMelBaseline:
-    """The baseline; the path is there for the API and ignored."""
+    """The baseline. The path, required by the API, is ignored."""
     return LogMelBaseline()
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed and memory share."""
+"""Helpers of the benchmarks of speed and memory."""
 
 import resource
 import time
@@ -9,11 +9,11 @@ from torch import nn
 
 from audio_mamba.models.ops import native
 
-SECONDS = 3.0  # each measurement is repeated for this long and its fastest run counts
+SECONDS = 3.0  # each measurement is repeated for this long, and the fastest run counts
 
 
 def fastest(function: Callable[[], object]) -> float:
-    """Seconds of the fastest run among those that fit into SECONDS, at least one."""
+    """Seconds of the fastest run. Runs are repeated for SECONDS, at least once."""
     times, begin = [], time.perf_counter()
     while not times or time.perf_counter() - begin < SECONDS:
         start = time.perf_counter()
@@ -23,19 +23,19 @@ def fastest(function: Callable[[], object]) -> float:
 
 
 def resident_mib() -> float:
-    """Memory of this process now."""
+    """Resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had; unlike getrusage's figure, never that of the process it came from."""
+    """Peak resident memory of this process in MiB. Unlike getrusage's value, it excludes the parent process."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 1024
 
 
 def without_kernels(model: nn.Module, backend: str = "chunked") -> None:
-    """Makes an SSAM, and this process, run in plain PyTorch as where there is no compiler, its scan by `backend`."""
+    """Make an SSAM, and this process, run in plain PyTorch as on a machine without a compiler, with scan `backend`."""
     native.unsupported_reason = lambda *tensors: "the benchmark wants plain PyTorch"
     for block in model.blocks:
         block.mixer.backend = backend

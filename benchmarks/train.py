@@ -1,26 +1,26 @@
-"""Speed and memory of pretraining on the CPU: train.py against the same step written plainly in PyTorch.
+"""Speed and memory of pretraining on a CPU: train.py compared with the same step in plain PyTorch.
 
     python -m benchmarks.train
 
-SSAM-tiny and SSAST-tiny of the paper's configs, by one process and by two (torchrun, gloo), in each precision:
+SSAM-tiny and SSAST-tiny of the paper's configs run in one process and in two (torchrun, gloo), in each precision:
 
-    train.py                    the command itself, with its loader, on an archive made for the occasion
+    train.py                    the command itself, with its loader, on an archive made for this benchmark
     train.py, checkpointing     the same with --gradient-checkpointing
-    plain, chunked scan         a bare loop over random batches in memory with PyTorch's default AdamW: no loader,
-                                log, schedule or guard; SSAM without compiled kernels, its scan in chunks of time
-    plain, step-by-step scan    the same with the scan as the equation reads and autograd keeping every state, as
-                                published for machines without the CUDA kernels; in batches of --loop-batch, for a
-                                sample takes it seconds and over 1 GiB
+    plain, chunked scan         a bare loop over random batches in memory with PyTorch's default AdamW, without loader,
+                                log, schedule or guard; SSAM without compiled kernels, with its scan in chunks of time
+    plain, step-by-step scan    the same with a naive step-by-step scan whose states autograd keeps, as published for
+                                machines without the CUDA kernels; in batches of --loop-batch, because it needs
+                                seconds and over 1 GiB per sample
     plain                       the bare loop with SSAST
 
-Each row runs in processes of its own, until --seconds of its steps are timed (two at least). The whole is sized for
-about eight minutes on two quiet cores; --models, --processes, --precisions and --steps leave rows out, and a smaller
---batch or fewer --seconds shorten them.
+Each row runs in fresh processes until --seconds of its steps have been timed, and for at least two steps. Everything
+takes about eight minutes on two idle cores. Use --models, --processes, --precisions and --steps to select rows, and
+--batch and --seconds to shorten them.
 
-samples/s are of all processes together, by the median step. Shares are of the time from one optimizer step to the next:
-forward with the loss, backward (with the exchange of gradients and, checkpointing, the second forward), optimizer step
-and zero_grad; `outside` is the rest, `data wait` the part of it that the loader is waited for. Peak memory is that of
-the larger process above what it held before the first step.
+samples/s counts all processes together, at the median step. The shares are of the time between two optimizer steps:
+forward with the loss; backward, with the exchange of gradients and the second forward of checkpointing; and optimizer
+step with zero_grad. `outside` is the rest, and `data wait` the part of it spent waiting for the loader. Peak memory is
+that of the larger process, minus its memory before the first step.
 """
 
 import argparse
@@ -52,7 +52,7 @@ LEAST_SPEED_UP, MOST_OUTSIDE = 8, 0.05  # the targets
 
 @dataclass
 class Row:
-    """One measurement; see the module."""
+    """One measurement; see the module docstring."""
 
     model: str
     processes: int
@@ -79,7 +79,7 @@ class Report:
 
 
 def settings(args: argparse.Namespace, archive: Path) -> list[Setting]:
-    """Everything to measure, in an order that keeps together what is compared."""
+    """Everything to measure, in an order that keeps comparable rows together."""
     found = []
     for model, processes, precision, step in product(args.models, args.processes, args.precisions, args.steps):
         scan = PLAIN_SCANS.get(step)
@@ -102,7 +102,7 @@ def settings(args: argparse.Namespace, archive: Path) -> list[Setting]:
 
 
 def measure(setting: Setting) -> Row:
-    """Runs a setting in fresh processes. RuntimeError with their last words if one fails."""
+    """Run a setting in fresh processes. Raises RuntimeError with the end of their output if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "setting.json").write_text(json.dumps(asdict(setting)))
         launcher = (
@@ -123,7 +123,7 @@ def measure(setting: Setting) -> Row:
 
 
 def summary(setting: Setting, ranks: list[dict]) -> Row:
-    """What the processes measured, as a row."""
+    """The measurements of all processes as one row."""
 
     def share(*parts: str) -> float:
         return mean(
@@ -149,7 +149,7 @@ def summary(setting: Setting, ranks: list[dict]) -> Row:
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Measures everything, one setting after the other; the file args.output grows row by row."""
+    """Measure all settings in turn, writing args.output again after each row."""
     report = Report(usable_cores(), torch.__version__, os.getloadavg()[0])
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive"
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def compare(rows: list[Row]) -> None:
-    """Fills in how much faster train.py is than each row, where it was measured in the same setting."""
+    """Fill in how much faster train.py is than each row, if it was measured in the same setting."""
     ours = {(row.model, row.processes, row.precision): row for row in rows if row.step == TRAIN_PY}
     for row in rows:
         same = ours.get((row.model, row.processes, row.precision))
@@ -173,7 +173,7 @@ def compare(rows: list[Row]) -> None:
 
 
 def table(report: Report) -> str:
-    """The rows in markdown, and below them how they stand to the targets."""
+    """The rows as a Markdown table, followed by a comparison with the targets."""
     lines = [
         f"{report.cores} cores, torch {report.torch}, load average at the start {report.load_average:.1f}",
         "",
@@ -192,14 +192,14 @@ def table(report: Report) -> str:
 
 
 def verdicts(rows: list[Row]) -> list[str]:
-    """A line for each target that something was measured for."""
+    """A line for each target for which there are measurements."""
     lines = []
     for step, scan in PLAIN_SCANS.items():
         compared = [row for row in rows if row.step == step and scan and row.speed_up]
         if compared:
             found, batches = [row.speed_up for row in compared], sorted({row.batch for row in compared})
             lines.append(
-                f"SSAM-tiny by train.py makes {min(found):.1f} to {max(found):.1f} times the samples/s of "
+                f"train.py trains SSAM-tiny {min(found):.1f} to {max(found):.1f} times as fast as "
                 f"{step} in batches of {', '.join(map(str, batches))} (target: at least {LEAST_SPEED_UP})"
             )
     found = [row.outside for row in rows if row.step in (TRAIN_PY, CHECKPOINTING)]
@@ -216,7 +216,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="of SSAM-tiny SSAST-tiny")
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="SSAM-tiny, SSAST-tiny")
     add("--processes", nargs="+", type=int, default=[1, 2], metavar="N", help="world sizes (default: 1 2)")
     add(
         "--precisions",
@@ -226,17 +226,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="default: float32 bfloat16",
     )
-    add("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="the rows named above")
-    add("--seconds", type=float, default=4.0, help="timed in each row (default: %(default)g)")
+    add("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="rows of the list above")
+    add("--seconds", type=float, default=4.0, help="time measured per row (default: %(default)g)")
     add("--batch", type=int, default=16, help="samples per process and step (default: %(default)s)")
     add("--loop-batch", type=int, default=1, help="the same for the step-by-step scan (default: %(default)s)")
-    add("--audio-minutes", type=float, default=AUDIO_MINUTES, help="made for the archive (default: %(default)g)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="change entries of the configs")
+    add("--audio-minutes", type=float, default=AUDIO_MINUTES, help="length of the archive (default: %(default)g)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="override config entries")
     add(
         "--output",
         type=Path,
         default=Path("benchmark_train.json"),
-        help="where the numbers are written as JSON, row by row (default: %(default)s)",
+        help="JSON file for the numbers (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 

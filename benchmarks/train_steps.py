@@ -1,8 +1,8 @@
-"""What benchmarks.train measures: training steps by train.py, or written plainly, with a clock on them.
+"""The processes of benchmarks.train: timed training steps of train.py or of a plain loop.
 
     [torchrun ...] python -m benchmarks.train_steps SETTING.json FOLDER
 
-leaves FOLDER/rank-<number>.json, a `Measured`.
+writes a `Measured` to FOLDER/rank-<number>.json.
 """
 
 import argparse
@@ -39,7 +39,7 @@ LEARNING_RATE = 1e-4
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured. `step` is TRAIN_PY, CHECKPOINTING or one of PLAIN_SCANS."""
+    """One row to measure. `step` is TRAIN_PY, CHECKPOINTING or one of PLAIN_SCANS."""
 
     model: str
     config: str
@@ -54,15 +54,17 @@ class Setting:
 
 @dataclass
 class Measured:
-    """Of one process: seconds of each step, in all and by what they went into; MiB above the idle run's."""
+    """The measurements of one process: seconds of each step and its parts, and peak MiB above the idle memory."""
 
     steps: list[dict[str, float]]
     peak_mib: float
 
 
 class StepClock:
-    """Times steps from end to end, and parts of them. The first steps of an epoch do not count: the loader and the
-    allocator are still warming up then."""
+    """Times steps and their parts.
+
+    The first steps of an epoch are not counted, because the loader and the allocator are still warming up.
+    """
 
     def __init__(self, seconds: float):
         self._seconds = seconds
@@ -70,7 +72,7 @@ class StepClock:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """The next step begins now; what came before, such as a checkpoint, is part of none."""
+        """Start a step now; the time before, such as that of a checkpoint, does not count."""
         self._warm_up = WARM_UP_STEPS
         self._begin()
 
@@ -79,13 +81,13 @@ class StepClock:
 
     @contextmanager
     def on(self, name: str) -> Iterator[None]:
-        """What runs inside belongs to the part `name` of the step."""
+        """Count the time inside as part `name` of the step."""
         start = time.perf_counter()
         yield
         self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
 
     def timed(self, name: str, function: Callable) -> Callable:
-        """`function`, whose calls belong to the part `name` of the step."""
+        """`function`, with its calls counted as part `name` of the step."""
 
         @functools.wraps(function)
         def call(*args, **kwargs):
@@ -95,7 +97,7 @@ class StepClock:
         return call
 
     def end_step(self) -> bool:
-        """The next step begins now. Returns whether enough of them were timed."""
+        """End the step and start the next one; return whether enough steps were timed."""
         now = time.perf_counter()
         if self._warm_up:
             self._warm_up -= 1
@@ -106,7 +108,7 @@ class StepClock:
 
 
 class ClockedLoader:
-    """A loader whose batches are waited for under the clock."""
+    """A loader that counts the time spent waiting for its batches."""
 
     def __init__(self, loader: Any, clock: StepClock):
         self._loader, self._clock = loader, clock
@@ -129,15 +131,15 @@ class ClockedLoader:
 
 
 def measure_train_py(setting: Setting, folder: Path) -> Measured:
-    """train.py itself, with clocks around what it calls; when they have seen enough, it is stopped as by a scheduler.
+    """Run train.py with clocks around the functions it calls, and stop it by SIGTERM after enough steps.
 
-    The forward pass is from the batch to the loss. The optimizer's part is step and zero_grad.
+    Forward is from the batch to the loss; optimizer is step and zero_grad.
     """
     clock = StepClock(setting.seconds)
     measured = Measured(clock.steps, peak_mib=0.0)
 
-    def set_up_with_clock(args: argparse.Namespace, held: ExitStack) -> Run:
-        run = set_up(args, held)
+    def set_up_with_clock(args: argparse.Namespace, resources: ExitStack) -> Run:
+        run = set_up(args, resources)
         idle_mib = resident_mib()
         run.loader = ClockedLoader(run.loader, clock)
         run.optimizer.zero_grad = clock.timed("optimizer", run.optimizer.zero_grad)
@@ -180,7 +182,7 @@ def measure_train_py(setting: Setting, folder: Path) -> Measured:
 
 
 def measure_plain(setting: Setting) -> Measured:
-    """A bare loop: random batches in memory, PyTorch's AdamW as it comes, no loader, log, schedule, guard or check."""
+    """A bare loop over random batches in memory with PyTorch's default AdamW: no loader, log, schedule or guard."""
     config, device = load_config(setting.config, setting.overrides), distributed.init("cpu")
     torch.manual_seed(0)
     model = models.build(config.model.arch, config.model.model_args.to_dict())

@@ -1,4 +1,4 @@
-"""Fixtures that all test rooms share."""
+"""Fixtures for all tests."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which torch does with `import models`
+    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when torch imports it
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -19,7 +19,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_tasks() -> Path:
-    """Real recordings as HEAR tasks, which lie beside a checkout of the project but do not belong to it."""
+    """Real recordings as HEAR tasks, in a folder beside the checkout that is not part of the project."""
     path = ROOT.parent / "shared" / "tasks"
     if not path.is_dir():
         pytest.skip("the folder of real recordings ../shared/tasks is absent")

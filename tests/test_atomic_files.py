@@ -1,3 +1,5 @@
+"""Atomic writes leave complete files or none."""
+
 import pytest
 
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
@@ -13,7 +15,7 @@ def test_the_file_appears_only_when_it_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_old_contents_and_nothing_else(tmp_path):
+def test_an_error_leaves_only_the_old_content(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(RuntimeError, match="disk"), atomic_write(path) as file:
@@ -24,7 +26,7 @@ def test_an_error_leaves_the_old_contents_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["file", "file [1]"])
-def test_what_a_killed_writer_left_can_be_removed(tmp_path, name):
+def test_partial_files_of_killed_writers_can_be_removed(tmp_path, name):
     (tmp_path / f"{name}.0123abcd.partial").write_bytes(b"the rest of a killed attempt")
     (tmp_path / "file2.0123abcd.partial").write_bytes(b"of another file")
     remove_partials(tmp_path / name)

@@ -26,7 +26,7 @@ with exclusive_lock(sys.argv[1], shared=sys.argv[2] == "shared"):
 
 @pytest.fixture
 def hold(tmp_path):
-    """A function that starts another process which holds tmp_path."""
+    """A function that starts another process, which locks tmp_path."""
     processes = []
 
     def start(how="alone"):
@@ -50,17 +50,17 @@ def test_a_folder_in_use_is_refused_by_name(tmp_path, hold, monkeypatch, theirs,
     hold(theirs)
     with pytest.raises(FolderInUseError, match=f"{tmp_path}: another process is using this folder"):  # noqa: SIM117
         with exclusive_lock(tmp_path, shared=ours):
-            raise AssertionError("two are inside")
+            raise AssertionError("both are inside")
     assert not list(tmp_path.iterdir())
 
 
-def test_those_who_share_work_side_by_side(tmp_path, hold):
+def test_shared_locks_are_compatible(tmp_path, hold):
     hold("shared")
     with exclusive_lock(tmp_path, shared=True):
         pass
 
 
-def test_it_is_free_again_after_the_block_an_error_and_a_kill(tmp_path, hold):
+def test_the_lock_is_released_after_the_block_an_error_and_a_kill(tmp_path, hold):
     with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path):
         raise ZeroDivisionError
     process = hold()
@@ -70,15 +70,15 @@ def test_it_is_free_again_after_the_block_an_error_and_a_kill(tmp_path, hold):
         pass
 
 
-def test_helpers_that_outlive_a_killed_process_are_waited_for(tmp_path, hold):
+def test_children_that_outlive_a_killed_process_are_waited_for(tmp_path, hold):
     process = hold("helper")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with exclusive_lock(tmp_path):  # the helper ends within two seconds
+    with exclusive_lock(tmp_path):  # the child ends within two seconds
         pass
 
 
-def test_helpers_that_outlive_the_block_hold_nothing(tmp_path):
+def test_children_that_outlive_the_block_do_not_hold_the_lock(tmp_path):
     with exclusive_lock(tmp_path):
         helper = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
         helper.start()
@@ -91,7 +91,7 @@ def test_helpers_that_outlive_the_block_hold_nothing(tmp_path):
         helper.join()
 
 
-def test_a_file_system_without_locks_keeps_nobody_from_working(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_locks_nobody_out(tmp_path, monkeypatch):
     def flock(descriptor, kind):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

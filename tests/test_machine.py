@@ -38,7 +38,7 @@ def test_torch_gets_no_more_threads_than_cores(monkeypatch, asked, threads, expe
         torch.set_num_threads(before)
 
 
-def test_the_cores_that_this_process_is_bound_to():
+def test_only_the_cores_of_the_affinity_count():
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})

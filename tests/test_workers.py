@@ -5,7 +5,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# A worker that sends itself Ctrl-C and lives on; it holds stdout until it ends.
+# A worker that sends itself Ctrl-C and survives; stdout stays open until it ends.
 MAIN = """
 import multiprocessing, os, signal, sys, time
 from audio_mamba.system.workers import exit_with_parent
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
-def test_a_worker_ends_with_a_killed_parent_and_leaves_ctrl_c_to_it(tmp_path, start_method):
+def test_a_worker_exits_with_a_killed_parent_and_ignores_ctrl_c(tmp_path, start_method):
     (tmp_path / "main.py").write_text(MAIN)
     main = subprocess.Popen(
         [sys.executable, str(tmp_path / "main.py"), start_method],

@@ -1,6 +1,7 @@
-"""The command `audio-mamba`: one front for the commands of the project.
+"""Embed audio, pretrain encoders and evaluate them.
 
-Each command is also a module with the same options, such as `python -m audio_mamba.hear_api.embed`.
+This is the command `audio-mamba`. Each of its subcommands is also a module with the same options, such as
+`python -m audio_mamba.hear_api.embed`.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""The experiment's recordings, out of Debian packages that are downloaded and unpacked but not installed.
+"""Fetch the recordings of the experiment from Debian packages, which are downloaded and unpacked but not installed.
 
     apt-get update
     python -m experiments.free_audio.fetch AUDIO
 
-Audio files and the licence text of a package land in AUDIO/<package>/; a package that is there already is skipped, so
-the same command goes on after an interruption.
+The audio files and licence of each package are written to AUDIO/<package>/. Existing packages are skipped, so run the
+same command again to resume after an interruption.
 """
 
 import argparse
@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from experiments.free_audio.packages import read_packages
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3"}  # those that the clips of the shipped weights were chosen among
+SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3"}  # of the files that the shipped weights were trained on
 
 
 def fetch(name: str, out: Path) -> None:
-    """Download one package and keep its audio and its copyright file in out/name, which appears when it is complete.
+    """Download one package and keep its audio and copyright file in out/name, which appears only when complete.
 
-    RuntimeError with the last line of what apt-get or dpkg-deb said.
+    Raises:
+        RuntimeError: apt-get or dpkg-deb failed; the message is their last line.
     """
     with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
         temporary = Path(folder)
@@ -44,7 +45,7 @@ def fetch(name: str, out: Path) -> None:
         except OSError:
             if not (out / name).exists():
                 raise
-            # another fetch into the same folder was faster
+            # another process has fetched the same package
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -55,14 +56,16 @@ def _run(command: list[str], folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.free_audio.fetch", description=__doc__.splitlines()[0])
-    parser.add_argument("out", metavar="AUDIO", type=Path, help="folder to fill")
-    parser.add_argument("packages", metavar="PACKAGE", nargs="*", help="only these; default: all of packages.csv")
+    parser.add_argument("out", metavar="AUDIO", type=Path, help="folder for the recordings")
+    parser.add_argument(
+        "packages", metavar="PACKAGE", nargs="*", help="fetch only these (default: all of packages.csv)"
+    )
     args = parser.parse_args(arguments)
     known = [package.name for package in read_packages()]
     if unknown := set(args.packages) - set(known):
         raise SystemExit(f"fetch: not in packages.csv: {', '.join(sorted(unknown))}")
     if shutil.which("apt-get") is None:
-        raise SystemExit("fetch: apt-get is not here; the recordings are fetched on Debian or Ubuntu")
+        raise SystemExit("fetch: apt-get not found; this command needs Debian or Ubuntu")
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in tqdm(args.packages or known, desc="fetching", unit="package"):
@@ -73,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         except RuntimeError as error:
             failed.append(f"{name}: {error}")
     if failed:
-        raise SystemExit("\n".join(["fetch: not fetched:", *failed]))
+        raise SystemExit("\n".join(["fetch: could not fetch:", *failed]))
 
 
 if __name__ == "__main__":

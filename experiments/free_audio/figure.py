@@ -1,9 +1,9 @@
-"""The experiment in one picture: loss while pretraining, and test scores after 10%, 30% and all of the crops.
+"""Draw the experiment in one picture: validation loss, and test scores after 10%, 30% and all of the crops.
 
     python -m experiments.free_audio.figure RUNS RESULTS_CSV OUT.png
 
-RUNS holds the folders ssam_tiny, ssast_tiny, ssam_positions_tiny and ssast_positions_tiny of train.py; RESULTS_CSV is
-all_results.csv of stats_aggregation_v2.py. A part of the picture without numbers yet stays empty.
+RUNS contains the work folders ssam_tiny, ssast_tiny, ssam_positions_tiny and ssast_positions_tiny of train.py;
+RESULTS_CSV is all_results.csv of stats_aggregation_v2.py. Parts of the picture without numbers stay empty.
 """
 
 import argparse
@@ -31,10 +31,10 @@ def learning_curve(results: pd.DataFrame) -> pd.DataFrame:
     """Scores of the models by share of the crops.
 
     Args:
-        results: columns exp, run, dataset, scores; rows of other models than those of the curve are ignored.
+        results: columns exp, run, dataset, scores; rows of models outside MODELS and SHARES are ignored.
 
     Returns:
-        columns model, dataset, percent, mean, interval (half width of its 95% interval), by rising percent.
+        Columns model, dataset, percent, mean, interval (half the width of its 95% interval), sorted by percent.
     """
     points = [
         (model, dataset, percent, 100 * scores.mean(), 100 * interval(scores))
@@ -46,12 +46,12 @@ def learning_curve(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(runs: Path, results: pd.DataFrame) -> Figure:
-    """Validation losses, and a panel of scores for each task with a line at the score of plain log-mels."""
+    """Validation losses, and a panel of scores per task with a line at the score of plain log-mels."""
     curve = learning_curve(results)
     tasks = sorted(curve.dataset.unique())
     figure = Figure(figsize=(3.2 * (1 + len(tasks)), 3.4), layout="constrained")
     loss, *panels = figure.subplots(1, 1 + len(tasks), squeeze=False)[0]
-    drawn = {}  # what the legend names
+    drawn = {}  # entries of the legend
     for model, (label, colour) in MODELS.items():
         log = [line for line in read_log(runs / f"{model}_tiny" / "log.txt") if line.get("val_loss") is not None]
         if log:
@@ -62,7 +62,7 @@ def draw(runs: Path, results: pd.DataFrame) -> Figure:
     loss.set_ylim(bottom=0)
     for axes, task in zip(panels, tasks):
         for model, points in curve[curve.dataset == task].groupby("model"):
-            shift = 1.6 * (list(MODELS).index(model) - 1.5)  # so that none hides another
+            shift = 1.6 * (list(MODELS).index(model) - 1.5)  # so that points do not overlap
             axes.errorbar(
                 points.percent + shift,
                 points["mean"],
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", metavar="RUNS", type=Path, help="folder of the work folders, ssam_tiny and so on")
+    parser.add_argument("runs", metavar="RUNS", type=Path, help="parent of the work folders ssam_tiny and so on")
     parser.add_argument("results", metavar="RESULTS_CSV", type=Path, help="all_results.csv of stats_aggregation_v2.py")
     parser.add_argument("out", metavar="OUT.png", type=Path, help="picture to write")
     args = parser.parse_args(arguments)

@@ -1,12 +1,12 @@
-"""How well encoders fill in what is hidden from them.
+"""Measure how well encoders reconstruct masked patches.
 
     python -m experiments.free_audio.hidden_patches AUDIO [MODEL...]
 
-Prints the squared error on hidden and on visible patches of the first 2 s of every file in AUDIO that is as long, for
-each MODEL: a work folder of train.py or a folder of hear_api.export; without any, the two that come with the project.
-Log-mels have variance 1, so an error of 1 is that of guessing their mean. The last line is the least error on hidden
-patches that a model can have which predicts the same for all those of a clip, as SSAST does without masked_positions;
-it is that of patches of the first MODEL's size.
+For each MODEL, a work folder of train.py or a folder of hear_api.export, this prints the squared error on hidden and on
+visible patches of the first 2 s of every file in AUDIO that is long enough. Without MODEL, it takes the two models that
+come with the project. Log-mels have variance 1, so guessing their mean gives an error of 1. The last line is the lowest
+error on hidden patches for a model that predicts the same for all hidden patches of a clip, as SSAST does without
+masked_positions, with patches of the first MODEL's size.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BATCH = 16
 
 @torch.no_grad()
 def errors(runtime: RuntimeSSAST, clips: Tensor) -> tuple[float, float]:
-    """Mean squared errors on hidden and on visible patches of clips [n, 32000]; every call hides the same half."""
+    """Mean squared errors on hidden and on visible patches of clips [n, 32000]. Every call hides the same half."""
     hidden = hidden_half(clips, runtime)
     squared = []
     for some, mask in zip(clips.split(BATCH), hidden.split(BATCH)):
@@ -43,7 +43,7 @@ def errors(runtime: RuntimeSSAST, clips: Tensor) -> tuple[float, float]:
 
 
 def least_error_of_one_prediction(runtime: RuntimeSSAST, clips: Tensor) -> float:
-    """The error on the same hidden patches of predicting, for each clip, the mean of those it hides."""
+    """The error on the same hidden patches if each is predicted as the mean of the hidden patches of its clip."""
     targets = torch.cat([runtime.model.patchify(_spectrograms(runtime, some)) for some in clips.split(BATCH)])
     deviations = [
         (target[hide] - target[hide].mean(dim=0)).square().mean(dim=-1)
@@ -63,7 +63,7 @@ def _spectrograms(runtime: RuntimeSSAST, clips: Tensor) -> Tensor:
 
 
 def first_units(audio_dir: Path) -> Tensor:
-    """The first 2 s of all files that have them: [n, 32000]. ValueError where there are none."""
+    """The first 2 s of all files that are long enough: [n, 32000]. Raises ValueError if there are none."""
     units = []
     for path in tqdm(find_audio(audio_dir), desc="reading", unit="file", delay=2):
         try:
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         type=Path,
         nargs="*",
         default=SHIPPED,
-        help="work folder of train.py, or folder of hear_api.export (default: those in weights/)",
+        help="work folder of train.py, or folder of hear_api.export (default: the models in weights/)",
     )
     args = parser.parse_args(arguments)
     try:
@@ -101,9 +101,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name, runtime in encoders.items():
         hidden, visible = errors(runtime, clips)
         print(f"{name}: {len(clips)} clips, error {hidden:.3f} on hidden patches, {visible:.3f} on visible ones")
-    first = next(iter(encoders.values()))  # any encoder with patches of the same size gives the same
+    first = next(iter(encoders.values()))  # the result depends only on the patch size
     print(
-        f"the least error of one prediction for all hidden patches of a clip: "
+        f"lowest error with one prediction for all hidden patches of a clip: "
         f"{least_error_of_one_prediction(first, clips):.3f}"
     )
 

@@ -1,6 +1,6 @@
-"""The Debian packages of the experiment and what their files are: `packages.csv`, one line each.
+"""The Debian packages of the experiment and the kinds of their files, from `packages.csv`.
 
-Packages whose recordings or scores the evaluation tasks are made of are not among them.
+Packages that the evaluation tasks are made from are not in the table.
 """
 
 import csv
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 KINDS = ("speech", "music", "effects")
 SPLITS = ("train", "validation")
-LONG_SECONDS = 30.0  # a longer file of a package that has music too is music
+LONG_SECONDS = 30.0  # in packages with several kinds, longer files are music
 
 
 class Package(NamedTuple):
-    """A package, the kinds of sound in it, where it goes, the hours found in it, and its licence in short."""
+    """A package: the kinds of sound in it, its split, the hours of audio in it, and its licence in short."""
 
     name: str
     kinds: tuple[str, ...]
@@ -23,7 +23,7 @@ class Package(NamedTuple):
 
 
 def read_packages(path: Path = Path(__file__).with_name("packages.csv")) -> list[Package]:
-    """The table's lines. ValueError, naming line and column, for a kind or split that there is not."""
+    """The rows of the table. Raises ValueError, naming the line, for an unknown kind or split."""
     packages = []
     with open(path, newline="", encoding="utf-8") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
@@ -38,7 +38,7 @@ def read_packages(path: Path = Path(__file__).with_name("packages.csv")) -> list
 
 
 def kind_of(package: Package, path: Path, seconds: float) -> str:
-    """What a file of a package is, by its package where that has one kind, else by its folders and length."""
+    """The kind of a file: that of its package if it has only one, else by the file's folders and length."""
     if len(package.kinds) == 1:
         return package.kinds[0]
     folders = str(path).lower()

@@ -1,9 +1,9 @@
-"""Clips of up to ten seconds from the fetched packages: as many of each kind of sound, none near silence, none twice.
+"""Select clips of up to ten seconds from the fetched packages: balanced by kind, without silence and duplicates.
 
     python -m experiments.free_audio.select_clips AUDIO CLIPS
 
 Writes CLIPS/{train,validation}/<kind>/<package>/*.flac (16 kHz, mono), the table CLIPS/clips.csv, and hours and
-licences as CLIPS/packages.md. A package is in one split only. The same audio gives the same clips.
+licences to CLIPS/packages.md. A package is in one split only. The same audio always gives the same clips.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from experiments.free_audio.packages import KINDS, SPLITS, Package, kind_of, rea
 
 CLIP_SECONDS, SHORTEST_SECONDS = 10, 1
 QUIETEST_DB = -55.0  # level of the whole clip, 0 dB is a full square wave
-SAME = 0.98  # correlation of two fingerprints from which clips count as one recording
+SAME = 0.98  # clips whose fingerprints correlate more than this count as duplicates
 FINGERPRINT = (16, 16)  # cells of time x mel bands
 CLIPS_PER_KIND = {"train": 1067, "validation": 100}
-LEFT_OUT = Path(__file__).with_name("left_out.txt")  # files below AUDIO, and why
+LEFT_OUT = Path(__file__).with_name("left_out.txt")  # excluded files, relative to AUDIO, with reasons
 
 logger = logging.getLogger(__name__)
 
 
 class Candidate(NamedTuple):
-    """A stretch of a file that may become a clip; start and length in samples at 16 kHz, level in dB."""
+    """A segment of a file that may become a clip; start and length in samples at 16 kHz, level in dB."""
 
     package: Package
     kind: str
@@ -52,7 +52,7 @@ class Candidate(NamedTuple):
 
 
 def fingerprint(audio: np.ndarray) -> np.ndarray:
-    """The coarse shape of a log-mel spectrogram, whatever its level: float32 [256] with mean 0 and norm 1."""
+    """The coarse shape of a log-mel spectrogram, regardless of its level: float32 [256] with mean 0 and norm 1."""
     spectrogram = log_mel(torch.from_numpy(audio)[None])  # [1, frames, 80]
     cells = torch.nn.functional.adaptive_avg_pool2d(spectrogram, FINGERPRINT).flatten()  # [256]
     cells = cells - cells.mean()
@@ -60,7 +60,7 @@ def fingerprint(audio: np.ndarray) -> np.ndarray:
 
 
 def candidates_of(package: Package, path: Path) -> tuple[list[Candidate], str | None]:
-    """The stretches of one file, and what is wrong with the file if it cannot be read."""
+    """The segments of one file, and the reason if the file cannot be read."""
     torch.set_num_threads(1)
     try:
         audio = load_audio(path)
@@ -77,12 +77,12 @@ def candidates_of(package: Package, path: Path) -> tuple[list[Candidate], str | 
 
 
 def without_silence(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those that are louder than QUIETEST_DB."""
+    """The candidates that are louder than QUIETEST_DB."""
     return [candidate for candidate in candidates if candidate.level > QUIETEST_DB]
 
 
 def without_duplicates(candidates: list[Candidate]) -> list[Candidate]:
-    """The first of those whose lengths agree within 5% and whose fingerprints correlate by more than SAME."""
+    """The first of each set of duplicates: lengths within 5%, and fingerprints that correlate more than SAME."""
     prints = np.stack([candidate.fingerprint for candidate in candidates])  # [n, 256]
     lengths = np.array([candidate.length for candidate in candidates])
     kept: list[int] = []
@@ -94,7 +94,7 @@ def without_duplicates(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def balanced(candidates: list[Candidate], count: int, rng: np.random.Generator) -> list[Candidate]:
-    """Up to `count` of each kind, taken from its packages in turns, so that no package has more than its share."""
+    """Up to `count` clips of each kind, taken from its packages in turn, so that no package dominates."""
     chosen = []
     for kind in KINDS:
         queues: dict[str, list[Candidate]] = {}
@@ -111,7 +111,7 @@ def balanced(candidates: list[Candidate], count: int, rng: np.random.Generator) 
 
 
 def write_clips(path: Path, clips: list[tuple[int, str, Candidate]], out: Path) -> list[dict]:
-    """Write the clips (number, split, candidate) of one file; returns their lines of clips.csv."""
+    """Write the clips (number, split, candidate) of one file; return their rows of clips.csv."""
     audio, rows = load_audio(path), []
     for number, split, clip in clips:
         name = Path(split) / clip.kind / clip.package.name / f"{number:05d}-{path.stem}.flac"
@@ -131,7 +131,7 @@ def write_clips(path: Path, clips: list[tuple[int, str, Candidate]], out: Path) 
 
 
 def hours_table(clips: pd.DataFrame, packages: list[Package]) -> str:
-    """Markdown: clips and hours that each package gave, its split, and its licence."""
+    """A Markdown table of the clips, hours, split and licence of each package."""
     licences = {package.name: package.licence for package in packages}
     groups = clips.groupby(["split", "kind", "package"], sort=True).seconds.agg(["size", "sum"])
     lines = ["| split | kind | package | clips | hours | licence |", "|---|---|---|---|---|---|"]
@@ -146,25 +146,25 @@ def hours_table(clips: pd.DataFrame, packages: list[Package]) -> str:
 
 
 def select_clips(audio_dir: Path, out: Path, workers: int) -> None:
-    """The command's work. ValueError where nothing was fetched or `out` is there already."""
+    """Select and write the clips. Raises ValueError if nothing was fetched or `out` exists."""
     if out.exists():
         raise ValueError(f"{out} exists already; remove it or choose another name")
     packages = [package for package in read_packages() if (audio_dir / package.name).is_dir()]
     if not packages:
-        raise ValueError(f"{audio_dir} holds none of the packages; experiments.free_audio.fetch brings them")
+        raise ValueError(f"{audio_dir} has none of the packages; run experiments.free_audio.fetch first")
     left_out = {audio_dir / line for line in LEFT_OUT.read_text().splitlines() if not line.startswith("#")}
     files = [
         (package, path) for package in packages for path in find_audio(audio_dir / package.name) if path not in left_out
     ]
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
-        shutil.rmtree(partial)  # an interrupted selection may have taken other clips
+        shutil.rmtree(partial)  # an interrupted run may have selected other clips
     with ProcessPoolExecutor(workers) as pool:
         read = list(
             tqdm(pool.map(candidates_of, *zip(*files), chunksize=8), total=len(files), desc="reading", unit="file")
         )
         for reason in filter(None, (reason for _, reason in read)):
-            logger.warning("left out: %s", reason)
+            logger.warning("skipping %s", reason)
         found = [candidate for some, _ in read for candidate in some]
         loud = without_silence(found)
         single = without_duplicates(loud)
@@ -195,8 +195,8 @@ def select_clips(audio_dir: Path, out: Path, workers: int) -> None:
         file.write(hours_table(table, packages).encode())
     partial.rename(out)
     print(
-        f"{out}: {len(table)} clips, {table.seconds.sum() / 3600:.2f} hours, of {len(found)} candidates; "
-        f"{len(found) - len(loud)} were near silence, {len(loud) - len(single)} near-duplicates"
+        f"{out}: {len(table)} clips, {table.seconds.sum() / 3600:.2f} hours, from {len(found)} candidates; "
+        f"dropped {len(found) - len(loud)} near silence and {len(loud) - len(single)} near-duplicates"
     )
 
 
@@ -204,8 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.free_audio.select_clips", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("audio_dir", metavar="AUDIO", type=Path, help="what experiments.free_audio.fetch brought")
-    parser.add_argument("out", metavar="CLIPS", type=Path, help="folder to make")
+    parser.add_argument("audio_dir", metavar="AUDIO", type=Path, help="output of experiments.free_audio.fetch")
+    parser.add_argument("out", metavar="CLIPS", type=Path, help="folder to create")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: %(default)s)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="select_clips: %(message)s")

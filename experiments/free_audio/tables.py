@@ -1,10 +1,10 @@
-"""The experiment's tables in markdown, as they stand in the documents.
+"""Print the tables of the experiment in Markdown.
 
     python -m experiments.free_audio.tables RESULTS_CSV
 
 RESULTS_CSV is all_results.csv of stats_aggregation_v2.py. A cell is the mean over seeds of the test score in percent,
-the half width of its 95% interval (one seed has none), and (the number of seeds); what is absent reads "not measured".
-The last table has the differences of pairs of rows, bold where their 95% interval leaves out 0.
+half the width of its 95% interval (if there are several seeds), and the number of seeds in brackets; missing scores
+read "not measured". The last table lists differences between pairs of rows, in bold if their 95% interval excludes 0.
 """
 
 import argparse
@@ -50,7 +50,7 @@ POSITIONS = {
     "ssam_positions_pretrained_bands": "SSAM-Tiny, `masked_positions`",
 }
 
-# What is compared: the difference of the means of the first and the second row.
+# Pairs of rows to compare: the difference is the mean of the first minus that of the second.
 DIFFERENCES = {
     "SSAM pretrained, random": ("ssam_pretrained_bands", "ssam_random_bands"),
     "SSAST pretrained, random": ("ssast_pretrained_bands", "ssast_random_bands"),
@@ -70,7 +70,7 @@ def table(results: pd.DataFrame, rows: Mapping[str, str], tasks: Mapping[str, st
         results: columns exp, run, dataset, scores (0 to 1).
         rows: exp -> name of its row.
         tasks: dataset -> name of its column.
-        overall: add s(m) over these tasks among these rows.
+        overall: add s(m), computed over these tasks and rows.
     """
     chosen = results[results.exp.isin(rows) & results.dataset.isin(tasks)]
     scores = dict(list(chosen.groupby(["exp", "dataset"]).scores))
@@ -92,8 +92,10 @@ def _cell(scores: pd.Series | None) -> str:
 
 
 def difference_table(results: pd.DataFrame, tasks: Mapping[str, str]) -> str:
-    """A markdown table with a row for each of DIFFERENCES: percentage points and their 95% interval after Welch, which
-    supposes nothing of the two deviations; bold where it leaves out 0."""
+    """A markdown table with a row for each of DIFFERENCES, in percentage points with 95% intervals.
+
+    The intervals are Welch's, which does not assume equal deviations. Differences whose interval excludes 0 are bold.
+    """
     scores = dict(list(results.groupby(["exp", "dataset"]).scores))
     lines = [
         [name, *(_difference(scores.get((first, dataset)), scores.get((second, dataset))) for dataset in tasks)]
@@ -112,7 +114,7 @@ def _difference(first: pd.Series | None, second: pd.Series | None) -> str:
 
 
 def all_tables(results: pd.DataFrame) -> dict[str, str]:
-    """Title -> table."""
+    """All tables by title."""
     return {
         "Main rows, scene layout `bands`": table(results, MAIN, SCENES | EVENTS, overall=True),
         "Both layouts of scenes": table(results, LAYOUTS, SCENES),

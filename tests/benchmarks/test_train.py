@@ -1,4 +1,4 @@
-"""The benchmark of pretraining runs, counts what it says, and compares steps that learn the same."""
+"""The benchmark of pretraining: it runs, counts correctly, and compares steps that learn the same."""
 
 import json
 
@@ -95,12 +95,12 @@ def test_the_table_compares_within_a_setting_and_names_the_targets():
     text = train.table(train.Report(2, "2.0", 0.5, rows))
     assert "| SSAM-tiny | 1 | float32 | plain, chunked scan | 16 | 2.00 | 3.00 x | 30.0% | 60.0% | 9.0% | 1.0%" in text
     assert "| SSAST-tiny | 1 | float32 | plain | 16 | 5.00 |  | 30.0%" in text  # nothing to compare it with
-    assert "3.0 to 3.0 times the samples/s of plain, chunked scan in batches of 16 (target: at least 8)" in text
-    assert "24.0 to 24.0 times the samples/s of plain, step-by-step scan in batches of " in text
+    assert "3.0 to 3.0 times as fast as plain, chunked scan in batches of 16 (target: at least 8)" in text
+    assert "24.0 to 24.0 times as fast as plain, step-by-step scan in batches of " in text
     assert "at most 7.0% of a step outside forward, backward and optimizer (target: at most 5%)" in text
 
 
-def test_each_model_meets_its_own_plain_step(tmp_path):
+def test_each_model_is_compared_with_its_own_plain_step(tmp_path):
     args = train.parse(["--batch", "8", "--loop-batch", "3", "--precisions", "float32"])
     found = train.settings(args, tmp_path)
     assert len(found) == 2 * (4 + 3)  # by one and by two processes

@@ -1,4 +1,4 @@
-"""The experiments: published values, completion of published config files, refusal of unknown keys."""
+"""The experiments: published values, completion of published config files, unknown keys."""
 
 import importlib
 import subprocess
@@ -45,7 +45,7 @@ def test_poc_is_the_same_module(name):
     assert importlib.import_module(f"configs.poc.{name}") is importlib.import_module(f"configs.{name}")
 
 
-def test_a_broken_config_breaks_no_other_name_in_poc(tmp_path, monkeypatch):
+def test_a_broken_config_does_not_break_others_in_poc(tmp_path, monkeypatch):
     (tmp_path / "broken_config.py").write_text("raise RuntimeError('half written')\n")
     (tmp_path / "own_config.py").write_text("def get_config():\n    return 1\n")
     monkeypatch.setattr(configs, "__path__", [*configs.__path__, str(tmp_path)])
@@ -60,7 +60,7 @@ def test_a_broken_config_breaks_no_other_name_in_poc(tmp_path, monkeypatch):
         importlib.import_module("audio_mamba.configs.poc.absent")
 
 
-def test_the_free_audio_pair_differs_in_the_model_alone():
+def test_the_free_audio_pair_differs_only_in_the_model():
     ssam, ssast = (load_config(f"configs.{model}_tiny_free_audio").to_dict() for model in ("ssam", "ssast"))
     for ours, papers in ((ssam, "ssam"), (ssast, "ssast")):
         assert ours.pop("model") == load_config(f"configs.{papers}_tiny_200_16x4").model.to_dict()
@@ -150,11 +150,11 @@ def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no folder .*ssam_tiny_200_16x4_4x256_fp16_r1"):
         module.load_model()
     monkeypatch.setattr(module, "get_config", lambda: ConfigDict({"batch_sise": 1}))
-    with pytest.raises(ValueError, match="did you mean 'batch_size'"):  # before any weights are missed
+    with pytest.raises(ValueError, match="did you mean 'batch_size'"):  # reported before missing weights
         module.load_model()
 
 
-def test_weights_that_came_with_the_project_serve_where_no_others_are_named(monkeypatch, tmp_path):
+def test_shipped_weights_are_the_default(monkeypatch, tmp_path):
     from audio_mamba.hear_api import RuntimeSSAST, embed
     from audio_mamba.hear_api.pretrained import save_pretrained
 

@@ -1,4 +1,4 @@
-"""Which tasks and seeds evaluate.sh asks for, with stand-ins for the commands that it runs."""
+"""The tasks and seeds that evaluate.sh runs, with stand-ins for its commands."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ SCENES, EVENTS = ["drums", "letters"], ["notes"]
 
 @pytest.fixture
 def evaluate(tmp_path):
-    """A function that runs the script on tasks of these names and returns the commands that it gave, by program."""
+    """A function that runs the script on the named tasks and returns its commands by program."""
     script = tmp_path / "experiments" / "free_audio" / "evaluate.sh"
     script.parent.mkdir(parents=True)
     shutil.copy(ROOT / "experiments" / "free_audio" / "evaluate.sh", script)
@@ -42,7 +42,7 @@ def evaluate(tmp_path):
     return run
 
 
-def test_scenes_get_ten_seeds_and_events_three_in_the_layout_of_true_time(evaluate):
+def test_scenes_get_ten_seeds_and_events_three_in_time_order(evaluate):
     calls = evaluate(SCENES, EVENTS)
     extracted, trained = calls.values()
     assert len(extracted) == 9  # log-mels; two models, trained and random, in two layouts

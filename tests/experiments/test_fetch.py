@@ -21,7 +21,7 @@ ln -s BANG.OGG "$3/usr/share/game/Sounds/again.ogg"
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """The names of packages that were downloaded, in a file."""
+    """A file with the names of the downloaded packages."""
     for name, script in (("apt-get", APT_GET), ("dpkg-deb", DPKG_DEB)):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(script)
@@ -43,7 +43,7 @@ def test_audio_and_licence_are_kept_and_nothing_is_fetched_twice(calls, tmp_path
     ) == ["usr/share/doc/game/copyright", "usr/share/game/Sounds/BANG.OGG"]
 
 
-def test_packages_that_fail_are_named_and_leave_nothing(calls, tmp_path):
+def test_failing_packages_are_reported_and_leave_nothing(calls, tmp_path):
     with pytest.raises(SystemExit, match="khangman: E: Unable to locate package khangman"):
         fetch.main([str(tmp_path / "audio"), "khangman", "bambam"])
     assert [path.name for path in (tmp_path / "audio").iterdir()] == ["bambam"]

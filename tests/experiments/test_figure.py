@@ -1,4 +1,4 @@
-"""The picture of the experiment, from numbers made by hand."""
+"""The picture of the experiment, drawn from invented numbers."""
 
 import json
 
@@ -32,7 +32,7 @@ def results() -> pd.DataFrame:
     )
 
 
-def test_the_learning_curve_is_that_of_one_layout_by_share_of_crops(results):
+def test_the_learning_curve_shows_one_layout_by_share_of_crops(results):
     curve = figure.learning_curve(results)
     drums = curve[(curve.dataset == "drum_hits-v1-full") & (curve.model == "ssam")]
     assert list(drums.percent) == [0, 10, 100]
@@ -61,7 +61,7 @@ def test_a_panel_for_the_losses_and_one_for_each_task(results, tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_missing_numbers_are_named(tmp_path):
+def test_missing_numbers_are_reported(tmp_path):
     with pytest.raises(SystemExit, match="all_results.csv"):
         figure.main([str(tmp_path), str(tmp_path / "all_results.csv"), str(tmp_path / "out.png")])
     assert not (tmp_path / "out.png").exists()

@@ -1,4 +1,4 @@
-"""The choice of clips, on small packages made on the spot."""
+"""The selection of clips, with small packages made here."""
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ def candidate(name="game", kind="effects", level=-20.0, length=RATE, seed=0):
 
 
 def chirp(seconds, seed):
-    """A sound whose spectrogram no other seed has."""
+    """A sound with a spectrogram that is unique to its seed."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * RATE)) / RATE
     return sum(
@@ -42,11 +42,11 @@ def chirp(seconds, seed):
         (("speech", "effects"), "share/bang.ogg", 3, "effects"),
     ],
 )
-def test_a_file_is_of_the_kind_that_its_package_folders_and_length_say(kinds, path, seconds, expected):
+def test_package_folders_and_length_decide_the_kind_of_a_file(kinds, path, seconds, expected):
     assert kind_of(package(kinds=kinds), path, seconds) == expected
 
 
-def test_no_package_that_the_evaluation_tasks_are_made_of_is_used():
+def test_no_package_of_the_evaluation_tasks_is_used():
     names = {package.name for package in read_packages()}
     assert len(names) > 50
     assert not [
@@ -58,13 +58,13 @@ def test_no_package_that_the_evaluation_tasks_are_made_of_is_used():
     ]
 
 
-def test_fingerprints_ignore_the_level_and_tell_sounds_apart():
+def test_fingerprints_ignore_the_level_and_separate_sounds():
     one, other = chirp(3, seed=1).astype(np.float32), chirp(3, seed=2).astype(np.float32)
     assert selection.fingerprint(one) @ selection.fingerprint(0.3 * one) > selection.SAME
     assert selection.fingerprint(one) @ selection.fingerprint(other) < 0.9
 
 
-def test_the_first_of_duplicates_stays():
+def test_the_first_of_several_duplicates_is_kept():
     a, b = candidate(seed=1), candidate(seed=2)
     longer = a._replace(length=2 * RATE)
     found = selection.without_duplicates([a, b, a._replace(level=-3.0), longer])
@@ -78,7 +78,7 @@ def test_each_kind_and_each_package_gets_its_share():
     assert chosen.value_counts().to_dict() == {"songs": 20, "big": 15, "small": 5}
 
 
-def test_the_command_drops_silence_and_copies_and_splits_by_package(tmp_path, monkeypatch, capsys):
+def test_the_command_drops_silence_and_duplicates_and_splits_by_package(tmp_path, monkeypatch, capsys):
     packages = [package("game", ("effects",)), package("band", ("music",)), package("held", ("speech",), "validation")]
     monkeypatch.setattr(selection, "read_packages", lambda: packages)
     for number, name in enumerate(["game", "band", "held"]):
@@ -92,7 +92,7 @@ def test_the_command_drops_silence_and_copies_and_splits_by_package(tmp_path, mo
         soundfile.write(folder / "listed.wav", chirp(5, seed=20 + number), RATE)
     (tmp_path / "left_out.txt").write_text("# why\n" + "".join(f"{p.name}/share/listed.wav\n" for p in packages))
     monkeypatch.setattr(selection, "LEFT_OUT", tmp_path / "left_out.txt")
-    stale = tmp_path / "clips.partial" / "train" / "effects" / "game" / "99999-other.flac"  # of an interrupted one
+    stale = tmp_path / "clips.partial" / "train" / "effects" / "game" / "99999-other.flac"  # from an interrupted run
     stale.parent.mkdir(parents=True)
     soundfile.write(stale, chirp(2, seed=0), RATE)
     selection.main([str(tmp_path / "audio"), str(tmp_path / "clips"), "--workers", "1"])

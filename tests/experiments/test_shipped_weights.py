@@ -1,4 +1,4 @@
-"""The weights that come with the project: whole, trained, and those that the experiment's table speaks of."""
+"""The shipped weights: complete, trained, and the ones in the experiment's tables."""
 
 import json
 import os
@@ -41,20 +41,20 @@ def made_up_sounds() -> torch.Tensor:
     return torch.from_numpy(np.stack([make_clip(kind, 2.0, np.random.default_rng(0)) for kind in KINDS]))
 
 
-def test_ssam_fills_in_sounds_that_it_never_heard_and_ssast_sees_what_is_shown():
+def test_ssam_reconstructs_unseen_sounds_and_ssast_the_visible_patches():
     clips = made_up_sounds()
     ssam, ssast = (load_model(path, device="cpu") for path in SHIPPED)
     hidden, visible = errors(ssam, clips)
     assert hidden < 0.6 and visible < 0.05
-    assert not any(module.training for module in ssam.model.modules())  # the caller's model is left as it was
+    assert not any(module.training for module in ssam.model.modules())  # the caller's model is unchanged
     hidden, visible = errors(ssast, clips)
-    assert visible < 0.1 and hidden > least_error_of_one_prediction(ssast, clips) > 0.7  # its card says why
+    assert visible < 0.1 and hidden > least_error_of_one_prediction(ssast, clips) > 0.7  # its model card explains why
     for model in ("ssam", "ssast"):
         untrained = RuntimeSSAST(load_config(f"configs.{model}_tiny_free_audio"), None)
         assert min(errors(untrained, clips)) > 0.9
 
 
-def test_a_work_folder_brings_its_own_config(tmp_path):
+def test_a_work_folder_is_loaded_with_its_own_config(tmp_path):
     ssast = load_model(SHIPPED[1], device="cpu")
     save_pretrained(ssast, tmp_path)
     model = json.loads((tmp_path / "config.json").read_text())
@@ -87,7 +87,7 @@ def test_the_command_prints_the_errors_of_files_that_are_long_enough(tmp_path, c
         hidden_patches.main([str(tmp_path), str(tmp_path / "no_model")])
 
 
-def test_the_last_line_is_that_of_the_first_models_patches(tmp_path, capsys):
+def test_the_last_line_is_for_the_patch_size_of_the_first_model(tmp_path, capsys):
     clips = made_up_sounds()[:2]
     for number, clip in enumerate(clips):
         soundfile.write(tmp_path / f"{number}.wav", clip.numpy(), 16000, subtype="FLOAT")
@@ -102,7 +102,7 @@ def test_the_last_line_is_that_of_the_first_models_patches(tmp_path, capsys):
         assert capsys.readouterr().out.endswith(f" of a clip: {least:.3f}\n")
 
 
-def test_one_command_embeds_a_file_with_nothing_set_up(tmp_path):
+def test_one_command_embeds_a_file_without_any_setup(tmp_path):
     soundfile.write(tmp_path / "my.wav", np.sin(np.arange(24000) / 9), 16000)
     env = {name: value for name, value in os.environ.items() if name != "PT_MAMBA_MODEL_DIR"}
     env["PYTHONPATH"] = str(ROOT)

@@ -1,4 +1,4 @@
-"""The experiment's tables: by hand, and that the documents show those of the committed scores."""
+"""The experiment's tables: checked by hand, and equal to those in the documents."""
 
 import pandas as pd
 import pytest
@@ -18,7 +18,7 @@ TITLES = [
 ]
 
 
-def test_a_table_by_hand():
+def test_a_table_equals_one_made_by_hand():
     rows = {"first": "the first", "second": "the second", "third": "the third"}
     tasks = {"drums": "9 drums", "notes": "36 notes", "rain": "rain"}
     scores = {
@@ -47,7 +47,7 @@ def test_a_table_by_hand():
     assert tables.table(results, {"nobody": "nobody"}, {"drums": "9 drums"}).endswith("| nobody | not measured |")
 
 
-def test_differences_by_hand(monkeypatch):
+def test_differences_equal_those_made_by_hand(monkeypatch):
     scores = {"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2], "c": [0.55, 0.65], "d": [0.9]}
     results = pd.DataFrame(
         [(exp, "drums", score) for exp, runs in scores.items() for score in runs], columns=["exp", "dataset", "scores"]

@@ -12,11 +12,11 @@ def curve(y, x=None, **options):
 
 
 def points(path):
-    """(x, y) of a path, both in 0..1 and y upwards."""
+    """(x, y) of a path, both from 0 to 1, with y pointing up."""
     return [(float(x) / 1000, 1 - float(y) / 1000) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
 
 
-def test_a_line_lies_where_its_ticks_say():
+def test_a_line_matches_its_ticks():
     chart = draw("Loss", "epoch", [curve([3.0, 1.0, 2.0], x=[1, 2, 5])])
     (line,) = chart.lines
     across, up = np.array(points(line.path)).T
@@ -28,27 +28,27 @@ def test_a_line_lies_where_its_ticks_say():
     assert chart.summary == "Loss by epoch. run goes from 3 to 2."
 
 
-def test_a_logarithmic_axis_spaces_factors_evenly_and_drops_what_has_no_logarithm():
+def test_a_logarithmic_axis_spaces_factors_evenly_and_drops_values_without_a_logarithm():
     (line,) = draw("Norm", "step", [curve([0.1, 0.0, 1.0, -5.0, 10.0])], log_scale=True).lines
     heights = [y for _, y in points(line.path)]
     assert len(heights) == 3
     assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=2e-4)
 
 
-def test_points_that_are_not_finite_are_left_out():
+def test_nan_and_inf_points_are_left_out():
     (line,) = draw("Loss", "step", [curve([1.0, np.nan, 2.0, np.inf, 3.0])]).lines
     assert len(points(line.path)) == 3
 
 
 @pytest.mark.parametrize("curves", [[], [curve([])], [curve([np.nan, np.inf])]])
-def test_a_chart_of_nothing_has_no_lines(curves):
+def test_a_chart_without_data_has_no_lines(curves):
     chart = draw("Loss", "step", curves)
     assert chart.lines == [] and chart.summary == "Loss: no data yet."
 
 
 @pytest.mark.parametrize("y", [[2.0], [2.0, 2.0], [0.0]])
 @pytest.mark.parametrize("options", [{}, {"from_zero": True}, {"log_scale": True}])
-def test_constant_curves_lie_inside(y, options):
+def test_constant_curves_are_inside_the_chart(y, options):
     for line in draw("Loss", "epoch", [curve(y)], **options).lines:
         for _, up in points(line.path):
             assert 0 <= up < 1
@@ -71,7 +71,7 @@ def test_no_point_is_lost_or_counted_twice(count):
     assert (low[1:] > high[:-1]).all() and (low <= mean).all() and (mean <= high).all()
 
 
-def test_a_rare_spike_leaves_the_chart_and_does_not_flatten_it():
+def test_a_rare_spike_does_not_flatten_the_chart():
     y = np.linspace(1, 0.5, 200)
     y[77] = 1e6
     (line,) = draw("Loss", "step", [curve(y)]).lines

@@ -43,7 +43,7 @@ def test_the_published_checkpoint_loads_with_its_args_as_plain_data(published):
 
 
 def test_args_are_read_without_the_classes_they_were_saved_with(tmp_path):
-    """Nested configs come as nested dicts, and neither argparse nor ml_collections is asked for anything."""
+    """Nested configs become nested dicts, without using argparse or ml_collections."""
     args = argparse.Namespace(config=ConfigDict({"a": {"b": [1, {"c": (2, None)}]}}), workdir="w")
     torch.save({"model": {}, "args": args}, tmp_path / "c.pth")
     assert checkpoint.load_checkpoint(tmp_path / "c.pth")["args"] == {
@@ -52,7 +52,7 @@ def test_args_are_read_without_the_classes_they_were_saved_with(tmp_path):
     }
 
 
-def test_what_is_saved_comes_back_and_needs_no_allow_list(tmp_path):
+def test_a_saved_state_loads_unchanged_without_an_allow_list(tmp_path):
     model = nn.Linear(3, 2)
     path = checkpoint.checkpoint_path(tmp_path, 7)
     checkpoint.save_checkpoint(path, model=model.state_dict(), epoch=7, args={"config": {"a": (1, 2)}})
@@ -73,7 +73,7 @@ class Attack:
 @pytest.mark.parametrize(
     "write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))], ids=["torch.save", "pickle"]
 )
-def test_a_malicious_file_is_refused_unrun(tmp_path, write):
+def test_a_malicious_file_is_refused_without_running_it(tmp_path, write):
     path, marker = tmp_path / "evil.pth", tmp_path / "was_here"
     write({"model": {}, "args": Attack(marker)}, path)
     with pytest.raises(CheckpointError, match=re.escape(str(path)) + r": it asks for (posix|nt)\.mkdir, which"):
@@ -82,7 +82,7 @@ def test_a_malicious_file_is_refused_unrun(tmp_path, write):
 
 
 @pytest.mark.parametrize("data", [b"# a text", b"RIFF....WAVEfmt", pickle.dumps([1], 4), b"{}", b"PK\3\4 no zip"])
-def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, data):
+def test_a_file_that_is_not_a_checkpoint_is_refused_in_one_line(tmp_path, data):
     (tmp_path / "file.pth").write_bytes(data)
     with pytest.raises(CheckpointError, match="file.pth: damaged, or not a checkpoint") as caught:
         checkpoint.load_checkpoint(tmp_path / "file.pth")
@@ -106,14 +106,14 @@ def test_a_missing_file_or_one_without_weights_is_refused_by_name(tmp_path):
         checkpoint.load_checkpoint(tmp_path / "list.pth")
 
 
-def test_the_latest_checkpoint_is_that_of_the_highest_number(tmp_path):
+def test_the_latest_checkpoint_has_the_highest_epoch(tmp_path):
     assert checkpoint.latest_checkpoint(tmp_path / "absent") is None
     for name in ("checkpoint-9.pth", "checkpoint-10.pth", "checkpoint-11.pth.tmp", "checkpoint-12-old.pth", "x-99.pth"):
         (tmp_path / name).touch()
     assert checkpoint.latest_checkpoint(tmp_path) == (tmp_path / "checkpoint-10.pth", 10)
 
 
-def test_weights_of_another_architecture_are_refused_naming_the_differences():
+def test_weights_of_another_architecture_are_refused_with_the_differences():
     model, other = models.ssast_tiny(depth=1), models.mamba_ssast_tiny(depth=1)
     with pytest.raises(CheckpointError, match=r"W.pth holds another architecture: no blocks\.0\.norm1\.weight; .*more"):
         checkpoint.load_model_state(model, other.state_dict(), "W.pth")
@@ -125,7 +125,7 @@ def test_weights_of_another_architecture_are_refused_naming_the_differences():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused_with_their_name(value):
+def test_nan_and_inf_weights_are_refused_by_name(value):
     model = models.ssast_tiny(depth=1)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     state["blocks.0.norm1.weight"][3] = value
@@ -156,7 +156,7 @@ else:
 """
 
 
-def test_a_full_disk_leaves_what_was_there_and_nothing_half(tmp_path):
+def test_a_full_disk_leaves_old_files_intact_and_no_partial_one(tmp_path):
     """On a disk of 200 KiB, which only this test sees."""
     own_mounts = ["unshare", "--map-root-user", "--mount"]
     if subprocess.run([*own_mounts, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode:

@@ -41,7 +41,7 @@ distributed.cleanup()
 """
 
 
-def test_alone_every_call_does_nothing(monkeypatch):
+def test_in_a_single_process_every_call_does_nothing(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     device = distributed.init()
@@ -58,7 +58,7 @@ def test_alone_every_call_does_nothing(monkeypatch):
 @pytest.mark.parametrize(
     "processes, asked, expected", [(1, None, 3), (1, "1", 3), (2, None, 4), (2, "1", 4), (2, "2", 3)]
 )
-def test_cores_are_shared_out_where_torchrun_gave_each_process_one(monkeypatch, processes, asked, expected):
+def test_cores_are_shared_if_torchrun_gave_each_process_one_thread(monkeypatch, processes, asked, expected):
     monkeypatch.setattr(distributed, "usable_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked:

@@ -32,7 +32,7 @@ def sigterm(run, workdir):
 
 
 def full_disk(run, workdir):
-    """No file may grow any more, as under a quota."""
+    """No file may grow, as with an exhausted quota."""
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     output = finish(run)
     assert run.returncode == 1, output
@@ -61,9 +61,9 @@ FAULTS = [(sigterm, 1), (truncated_newest, 1), (full_disk, 1), (dead_rank, 2), (
 @pytest.mark.parametrize(
     "case", [pytest.param(number, marks=() if number < SHORT else pytest.mark.slow) for number in range(CASES)]
 )
-def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, references, larger_archive):
+def test_a_disturbed_run_ends_like_an_undisturbed_one(case, tmp_path, references, larger_archive):
     hurt, processes = FAULTS[case % len(FAULTS)]
-    # Not among the first, before there are two checkpoints, nor the last, when the run would end by itself.
+    # Neither so early that there are fewer than two checkpoints, nor so late that the run ends by itself.
     at_step = int(np.random.default_rng(case).integers(4, STEPS - 12))
     run = start_checkpointing(processes, tmp_path, larger_archive)
     follow(run, at_step)

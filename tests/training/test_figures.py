@@ -11,7 +11,7 @@ from audio_mamba.training import figures
 
 
 class Oracle(nn.Module):
-    """Predicts the target exactly, in normalised form if asked; patches as the real model cuts them."""
+    """Predicts the target exactly, normalised if asked, with the patches of the real model."""
 
     def __init__(self, frequency_first: bool, normalise_patches: bool = False):
         super().__init__()
@@ -26,7 +26,7 @@ class Oracle(nn.Module):
 
 
 def clips(frequency_first):
-    """Two clips [2, 1, 200, 80] (or transposed), of which one time-major patch each is hidden: step 3, band 1 and 2."""
+    """Two clips [2, 1, 200, 80] (or transposed), each with one hidden time-major patch: step 3, band 1 and 2."""
     spectrogram = torch.randn(2, 1, 200, 80, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(2, 250)
     mask[0, 3 * 5 + 1] = mask[1, 3 * 5 + 2] = 1
@@ -47,7 +47,7 @@ def test_images_are_time_by_mel_in_the_units_of_the_input(frequency_first, norma
     np.testing.assert_array_equal(seen.masked, hidden)
 
 
-def test_the_picture_greys_what_is_hidden(tmp_path):
+def test_masked_patches_are_grey_in_the_picture(tmp_path):
     spectrogram, _ = clips(False)
     grey = {}
     for name, share in (("half", 0.5), ("none", 0.0)):
@@ -60,7 +60,7 @@ def test_the_picture_greys_what_is_hidden(tmp_path):
 
 
 def pixels_of(path, colour):
-    """How many pixels of a PNG have a colour of Matplotlib's."""
+    """The share of pixels of a PNG that have a Matplotlib colour."""
     pixels = matplotlib.image.imread(path)[..., :3]
     return (np.abs(pixels - matplotlib.colors.to_rgb(colour)) < 0.01).all(-1).sum()
 
@@ -72,7 +72,7 @@ def test_curves_are_drawn_from_published_logs_too(tmp_path):
     assert pixels_of(tmp_path / "curves.png", "tab:red") == pixels_of(tmp_path / "curves.png", "tab:green") == 0
 
 
-def test_curves_show_what_the_log_has_and_leave_out_losses_that_were_not_finite(tmp_path):
+def test_curves_show_the_log_and_leave_out_nan_and_inf_losses(tmp_path):
     log = [
         {"epoch": epoch, "train_loss": loss, "val_loss": 2.0, "train_lr": 1e-4}
         for epoch, loss in enumerate([1.0, None, 0.5])
@@ -80,4 +80,4 @@ def test_curves_show_what_the_log_has_and_leave_out_losses_that_were_not_finite(
     figures.save_curves(tmp_path / "curves.png", log)
     for colour in ("tab:blue", "tab:red", "tab:green"):
         assert pixels_of(tmp_path / "curves.png", colour) > 300
-    figures.save_curves(tmp_path / "curves.png", [log[1] | {"val_loss": None}])  # nothing at all
+    figures.save_curves(tmp_path / "curves.png", [log[1] | {"val_loss": None}])  # no values at all

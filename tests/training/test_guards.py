@@ -37,7 +37,7 @@ def test_ten_bad_steps_in_a_row_end_the_run_and_nine_do_not():
         guard.review()
 
 
-def test_overflows_of_a_scaled_gradient_are_no_news_but_a_bad_loss_is(caplog):
+def test_overflows_of_a_scaled_gradient_get_no_warning_but_a_bad_loss_does(caplog):
     guard = StepGuard(scaled=True, name_sample=str)
     watched(guard, [(1.0, math.inf)] * 16)
     guard.review()
@@ -71,6 +71,6 @@ def test_a_flagged_step_changes_neither_weights_nor_moments():
     assert not torch.equal(step(1.0, 0.0)[0][0], first[0][0])
 
 
-def test_the_update_ratio_is_that_of_the_norms():
+def test_the_update_ratio_is_the_ratio_of_norms():
     before, after = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])], [torch.tensor([3.0, 0.6]), torch.tensor([[4.8]])]
     assert update_ratio(before, after).item() == pytest.approx(1.0 / 5.0)

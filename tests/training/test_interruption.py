@@ -15,7 +15,7 @@ from audio_mamba.training.interruption import SIGNALS, Interruption, Shielded, l
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_noted_and_asks_for_a_stop(number, caplog):
+def test_a_signal_is_recorded_and_requests_a_stop(number, caplog):
     before = signal.getsignal(number)
     with Interruption(minutes=0) as watch:
         assert not watch.ask() and not watch.requested
@@ -34,7 +34,7 @@ def test_a_second_ctrl_c_ends_at_once():
             time.sleep(1)
 
 
-def test_the_clock_asks_for_checkpoints(monkeypatch):
+def test_the_timer_requests_checkpoints(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
     watch, never = Interruption(minutes=2), Interruption(minutes=0)
@@ -100,7 +100,7 @@ def test_workers_with_a_thread_pool_outlive_sigterm_as_well():
 
 @pytest.mark.parametrize("system", ["pass", "import signal; del signal.sigwaitinfo"], ids=["Linux", "macOS"])
 def test_workers_end_when_the_trainer_ends_them(system):
-    """Python terminates and then waits for the workers that are left at its end."""
+    """At exit, Python terminates the remaining workers and waits for them."""
     script = (
         system
         + """

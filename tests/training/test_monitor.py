@@ -64,7 +64,7 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def test_a_line_shows_the_mean_since_the_last_one(tmp_path, lines):
+def test_a_line_shows_the_mean_since_the_previous_line(tmp_path, lines):
     tracker = RecordingTracker()
     follow(tmp_path, [[1.0, 2.0, 3.0, 4.0, 7.0], [1.0, 1.0, 1.0, 1.0, 0.0]], trackers=[tracker])
     assert lines()[0].startswith("epoch 1/5  step 2/5  loss 1.5000  lr 0  grad norm 1  ")
@@ -102,7 +102,7 @@ def test_steps_csv_has_a_row_per_line(tmp_path):
     assert [row["samples_per_second"] * row["seconds"] for row in rows] == pytest.approx([16, 8, 16, 8])
 
 
-def test_measures_stand_in_the_line_that_follows_them_and_in_no_other(tmp_path, lines):
+def test_measures_appear_only_in_the_next_line(tmp_path, lines):
     watcher = make(tmp_path, steps=4)
     for step, loss in watcher.epoch(0, [1.0, 1.0, 1.0, 1.0]):
         watcher.step(torch.tensor(loss), 0.5, **({"update_ratio": torch.tensor(0.00123456)} if step == 0 else {}))
@@ -111,7 +111,7 @@ def test_measures_stand_in_the_line_that_follows_them_and_in_no_other(tmp_path, 
 
 
 @pytest.mark.parametrize("steps, print_freq, due", [(5, 2, [1, 3, 4]), (4, 2, [1, 3]), (3, 100, [2]), (2, 1, [0, 1])])
-def test_lines_are_due_every_so_many_steps_and_at_the_end(tmp_path, steps, print_freq, due):
+def test_lines_are_due_every_print_freq_steps_and_at_the_end(tmp_path, steps, print_freq, due):
     watcher = make(tmp_path, steps=steps, print_freq=print_freq)
     assert [step for step in range(steps) if watcher.line_due(step)] == due
     for _, loss in watcher.epoch(0, [1.0] * steps):
@@ -120,7 +120,7 @@ def test_lines_are_due_every_so_many_steps_and_at_the_end(tmp_path, steps, print
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_is_counted_and_left_out(tmp_path, lines, bad):
+def test_nan_and_inf_losses_are_counted_and_left_out(tmp_path, lines, bad):
     follow(tmp_path, [[1.0, bad, 3.0, 5.0], [bad, bad, 2.0, 2.0]])
     rows = read_steps(tmp_path / "steps.csv")
     assert [(row["train_loss"], row["non_finite"]) for row in rows[:2]] == [(1.0, 1), (4.0, 0)]
@@ -149,7 +149,7 @@ def test_log_txt_has_one_line_per_epoch(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
-def test_the_validation_loss_goes_everywhere(tmp_path, lines):
+def test_the_validation_loss_is_logged_everywhere(tmp_path, lines):
     tracker = RecordingTracker()
     follow(tmp_path, [[1.0, 2.0]], trackers=[tracker], val_loss=1.75)
     assert read_log(tmp_path / "log.txt")[0]["val_loss"] == 1.75
@@ -165,7 +165,7 @@ def test_an_epoch_of_fewer_batches_counts_them_all(tmp_path):
     assert read_log(tmp_path / "log.txt")[0]["train_loss"] == 3.0
 
 
-def test_going_on_replaces_what_is_trained_again(tmp_path):
+def test_resuming_replaces_the_lines_of_steps_trained_again(tmp_path):
     follow(tmp_path, [[1.0], [2.0], [3.0]])
     follow(tmp_path, [[20.0]], first_epoch=1)
     assert [(line["epoch"], line["train_loss"]) for line in read_log(tmp_path / "log.txt")] == [(0, 1.0), (1, 20.0)]
@@ -173,8 +173,8 @@ def test_going_on_replaces_what_is_trained_again(tmp_path):
 
 
 @pytest.mark.parametrize("cut", range(1, 7))
-def test_a_run_cut_anywhere_writes_the_same_to_the_last_bit(tmp_path, cut):
-    """Losses of very different sizes, so that any other order of additions would show."""
+def test_a_run_stopped_anywhere_and_resumed_writes_the_same_bits(tmp_path, cut):
+    """Losses of very different sizes, so that another order of additions would change the sum."""
     generator = random.Random(0)
     losses = [generator.uniform(0, 1) * 10 ** generator.randint(-6, 6) for _ in range(7)]
     losses[3] = math.nan
@@ -202,7 +202,7 @@ def test_a_run_cut_anywhere_writes_the_same_to_the_last_bit(tmp_path, cut):
     train(watcher, 0, cut)
     state = json.loads(json.dumps(watcher.state_dict()))
     assert all(type(value) in (int, float) for value in state.values())
-    train(watcher, cut, 7)  # goes on unsaved, and is killed before the epoch's end
+    train(watcher, cut, 7)  # continues after the save and is killed before the end of the epoch
     watcher = make(tmp_path / "cut", 2, cut, steps=7, print_freq=3)
     watcher.load_state_dict(state)
     train(watcher, cut, 7)
@@ -212,7 +212,7 @@ def test_a_run_cut_anywhere_writes_the_same_to_the_last_bit(tmp_path, cut):
     assert recorded(tmp_path / "cut")[0] == pytest.approx(whole)
 
 
-def test_the_epoch_after_a_resumed_one_begins_at_zero(tmp_path):
+def test_the_epoch_after_a_resumed_one_starts_at_zero(tmp_path):
     watcher = make(tmp_path, steps=2)
     for _ in watcher.epoch(0, range(1)):
         watcher.step(torch.tensor(6.0), 0.1)
@@ -237,7 +237,7 @@ def test_between_epochs_the_state_is_empty(tmp_path):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_is_waited_for_at_lines_alone(tmp_path):
+def test_only_lines_wait_for_cuda(tmp_path):
     watcher = make(tmp_path, steps=4)
     losses = torch.tensor([1.0, math.nan, 2.0, 3.0], device="cuda")
     for step, loss in watcher.epoch(0, losses.unbind()):
@@ -249,7 +249,7 @@ def test_cuda_is_waited_for_at_lines_alone(tmp_path):
     assert read_log(tmp_path / "log.txt")[0]["train_loss"] == 2.0
 
 
-def test_waiting_for_data_is_told_from_computing(tmp_path, monkeypatch):
+def test_waiting_for_data_is_separated_from_computing(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -262,20 +262,20 @@ def test_waiting_for_data_is_told_from_computing(tmp_path, monkeypatch):
     for _, loss in watcher.epoch(0, slow_batches()):
         now[0] += 1.0
         watcher.step(loss, 0.1)
-    now[0] += 100.0  # validation, which belongs to no step
+    now[0] += 100.0  # validation, which is not part of a step
     watcher.end_epoch()
     assert [(row["data_wait"], row["seconds"]) for row in read_steps(tmp_path / "steps.csv")] == [(0.75, 8.0)] * 2
     assert read_log(tmp_path / "log.txt")[0]["seconds"] == 16.0
 
 
-def test_the_time_left_is_that_of_the_whole_run(tmp_path, monkeypatch, lines):
+def test_the_time_left_counts_the_whole_run(tmp_path, monkeypatch, lines):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     watcher = make(tmp_path, first_epoch=1, first_step=1, steps=4)
     for _, loss in watcher.epoch(1, [torch.tensor(1.0)] * 3, first_step=1):
         now[0] += 3600.0
         watcher.step(loss, 0.1)
-    # Of 20 steps in all, 6 and then 8 are done, an hour each since the start.
+    # Of 20 steps in total, 6 and then 8 are complete, at an hour each.
     assert [line.split("  ")[-1] for line in lines()] == ["14 h 0 min left", "12 h 0 min left"]
 
 
@@ -291,11 +291,11 @@ def test_the_time_left_is_that_of_the_whole_run(tmp_path, monkeypatch, lines):
         (200_000, "2 d 7 h"),
     ],
 )
-def test_durations_are_told_in_two_units(seconds, text):
+def test_durations_have_two_units(seconds, text):
     assert monitor.format_duration(seconds) == text
 
 
-def test_pictures_go_to_the_trackers_at_the_step_of_the_run(tmp_path):
+def test_pictures_reach_the_trackers_with_the_step_of_the_run(tmp_path):
     tracker = RecordingTracker()
     watcher = make(tmp_path, steps=3, trackers=[tracker])
     for epoch in (0, 1):
@@ -306,7 +306,7 @@ def test_pictures_go_to_the_trackers_at_the_step_of_the_run(tmp_path):
     assert tracker.images == [("reconstructions", tmp_path / "a.png", step) for step in (3, 6)]
 
 
-def test_a_terminal_gets_a_progress_bar_in_place_of_lines(tmp_path, monkeypatch, capsys, lines):
+def test_a_terminal_gets_a_progress_bar_instead_of_lines(tmp_path, monkeypatch, capsys, lines):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     follow(tmp_path, [[1.0, 2.0]])

@@ -30,7 +30,7 @@ def test_the_schedule_equals_the_published_one_exactly(golden):
     np.testing.assert_array_equal(rates, numbers["lr_values"])
 
 
-def test_the_schedule_ends_at_min_lr_and_may_begin_at_the_peak():
+def test_the_schedule_ends_at_min_lr_and_may_start_at_the_peak():
     schedule = {"peak": 1.0, "num_epochs": 4, "warmup_epochs": 0, "min_lr": 0.25}
     assert optim.learning_rate_at(0, **schedule) == 1.0
     assert optim.learning_rate_at(2, **schedule) == pytest.approx(0.625)
@@ -54,7 +54,7 @@ def test_the_groups_are_the_published_ones_in_their_order(golden, config):
     assert no_decay["betas"] == decay["betas"] == (0.9, 0.95)
 
 
-def test_bias_decay_is_one_group_of_everything_that_learns():
+def test_bias_decay_makes_one_group_of_all_trainable_parameters():
     model = models.ssast_tiny(depth=1)
     optimizer = optim.make_optimizer(model, weight_decay=0.05, bias_decay=True)
     (group,) = optimizer.param_groups

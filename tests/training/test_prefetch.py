@@ -20,7 +20,7 @@ def test_on_a_cpu_batches_pass_through_one_by_one():
         assert batch is batches[number] and len(read) == number + 1
 
 
-def test_nothing_gives_nothing():
+def test_no_batches_give_no_batches():
     assert list(prefetch([], torch.device("cpu"))) == []
 
 
@@ -33,8 +33,8 @@ class TestCuda:
         seen = [batch["spectrogram"] + 0 for batch in prefetch(pinned, torch.device("cuda"))]
         assert [t.mean().item() for t in seen] == list(range(count)) and all(t.is_cuda for t in seen)
 
-    def test_a_batch_is_whole_while_it_is_used(self):
-        """Large copies behind a busy device: the memory of a batch is not given to a later one too early."""
+    def test_a_batch_stays_intact_while_it_is_used(self):
+        """With large copies and a busy device, the memory of a batch is not reused too early."""
         pinned = [{"x": torch.full((2**22,), float(i)).pin_memory()} for i in range(20)]
         work = torch.randn(2048, 2048, device="cuda")
         sums = []

@@ -6,30 +6,30 @@ import pytest
 from audio_mamba.training.records import STEP_COLUMNS, StepTable, read_log, read_steps, write_log
 
 
-def test_a_missing_file_holds_nothing(tmp_path):
+def test_a_missing_file_reads_as_empty(tmp_path):
     assert read_log(tmp_path / "log.txt") == [] and read_steps(tmp_path / "steps.csv") == []
 
 
-def test_a_loss_that_is_not_finite_is_null_in_strict_json(tmp_path):
+def test_nan_and_inf_losses_are_null_in_strict_json(tmp_path):
     write_log(tmp_path / "log.txt", [{"epoch": 0, "train_loss": math.nan}, {"epoch": 1, "train_loss": 0.1}])
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [json.loads(line, parse_constant=pytest.fail)["train_loss"] for line in lines] == [None, 0.1]
     assert read_log(tmp_path / "log.txt")[0] == {"epoch": 0, "train_loss": None}
 
 
-def test_a_torn_last_line_of_a_log_is_left_out(tmp_path):
+def test_an_incomplete_last_line_of_a_log_is_dropped(tmp_path):
     (tmp_path / "log.txt").write_text('{"epoch": 0, "train_loss": 1.0}\n{"epoch": 1, "tra')
     assert [line["epoch"] for line in read_log(tmp_path / "log.txt")] == [0]
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"train_loss": 1.0}'])
-def test_a_line_that_is_no_epoch_is_named(tmp_path, line):
+def test_a_line_that_is_not_an_epoch_is_reported(tmp_path, line):
     (tmp_path / "log.txt").write_text('{"epoch": 0}\n' + line + "\n")
     with pytest.raises(ValueError, match="log.txt, line 2: "):
         read_log(tmp_path / "log.txt")
 
 
-def test_a_row_is_on_its_way_at_once_and_reads_back_exactly(tmp_path):
+def test_a_row_is_flushed_at_once_and_reads_back_exactly(tmp_path):
     table = StepTable(tmp_path / "steps.csv", last_step=0)
     table.add({"step": 2, "epoch": 0, "train_loss": 1 / 3, "unknown": 5.0})
     header, row = (tmp_path / "steps.csv").read_text().splitlines()
@@ -39,7 +39,7 @@ def test_a_row_is_on_its_way_at_once_and_reads_back_exactly(tmp_path):
     assert tuple(values) == STEP_COLUMNS
 
 
-def test_going_on_drops_rows_beyond_that_step_and_keeps_the_others_to_the_byte(tmp_path):
+def test_resuming_drops_later_rows_and_keeps_the_bytes_of_the_others(tmp_path):
     table = StepTable(tmp_path / "steps.csv", last_step=0)
     for step in (2, 4, 6):
         table.add({"step": step, "epoch": 0, "train_loss": 0.1 * step})
@@ -54,7 +54,7 @@ def test_going_on_drops_rows_beyond_that_step_and_keeps_the_others_to_the_byte(t
     "tail",
     ["4,0,0.1", "4,0,0.15,,,,,,,,,", "\0\0\0\n", "4,0\n", ",".join(["x"] * 12) + "\n", ",0,0.1" + "," * 9 + "\n"],
 )
-def test_a_torn_row_is_dropped(tmp_path, tail):
+def test_an_incomplete_row_is_dropped(tmp_path, tail):
     path = tmp_path / "steps.csv"
     StepTable(path, last_step=0).add({"step": 2, "epoch": 0, "train_loss": 0.5})
     whole = path.read_text()
@@ -64,7 +64,7 @@ def test_a_torn_row_is_dropped(tmp_path, tail):
     assert path.read_text() == whole
 
 
-def test_a_table_with_fewer_columns_goes_on_with_all_of_them(tmp_path):
+def test_a_table_with_fewer_columns_continues_with_all_columns(tmp_path):
     (tmp_path / "steps.csv").write_text("step,train_loss\n2,0.5\n")
     StepTable(tmp_path / "steps.csv", last_step=2).add({"step": 4, "train_loss": 0.25})
     assert [(row["step"], row["train_loss"]) for row in read_steps(tmp_path / "steps.csv")] == [(2, 0.5), (4, 0.25)]

@@ -1,4 +1,4 @@
-"""The report as text and as Chromium shows it, of runs whose folders are written here."""
+"""The report as text and as shown by Chromium, for runs written here."""
 
 import base64
 import html
@@ -22,7 +22,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def write_run(folder, epochs=3, steps=40, loss=1.0, picture=True, **config):
-    """A work folder of a run in its last epoch but one, as training.monitor writes it."""
+    """A work folder of a run in its second to last epoch, as written by training.monitor."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(
         json.dumps(
@@ -71,7 +71,7 @@ def runs(tmp_path):
 
 
 class Page(HTMLParser):
-    """Text of the table cells by row, and all tags with their attributes."""
+    """The text of the table cells by row, and all tags with their attributes."""
 
     def __init__(self, text):
         super().__init__()
@@ -99,7 +99,7 @@ def page(folders, tmp_path):
     return Page((tmp_path / "report.html").read_text())
 
 
-def test_the_table_tells_each_run_in_numbers(runs, tmp_path):
+def test_the_table_has_the_numbers_of_each_run(runs, tmp_path):
     rows = page(runs, tmp_path).rows
     assert rows[0] == [
         "Run",
@@ -118,7 +118,7 @@ def test_the_table_tells_each_run_in_numbers(runs, tmp_path):
     assert [row[0] for row in rows[1:4]] == ["first", "second", "third"]
 
 
-def test_the_best_loss_is_told_where_it_is_not_the_last(tmp_path):
+def test_the_best_loss_is_shown_if_it_is_not_the_last(tmp_path):
     folder = write_run(tmp_path / "run")
     write_log(folder / "log.txt", [{"epoch": epoch, "train_loss": loss} for epoch, loss in enumerate([3.0, 1.0, 2.0])])
     assert page([folder], tmp_path).rows[1][3] == "2.0000 best 1.0000"
@@ -126,7 +126,7 @@ def test_the_best_loss_is_told_where_it_is_not_the_last(tmp_path):
     assert page([folder], tmp_path).rows[1][3] == "– best 1.0000"
 
 
-def test_config_keys_that_differ_are_listed_and_no_others(runs, tmp_path):
+def test_only_differing_config_keys_are_listed(runs, tmp_path):
     rows = page(runs, tmp_path).rows
     assert rows[4:] == [["Key", "first", "second", "third"], ["batch_size", "8", "8", "16"]]
     assert report.differing_keys([{"a": {"b": 1, "c": 2}}, {"a": {"b": 1.5}}, {}]) == {
@@ -135,7 +135,7 @@ def test_config_keys_that_differ_are_listed_and_no_others(runs, tmp_path):
     }
 
 
-def test_charts_overlay_all_runs_and_say_what_they_show(runs, tmp_path):
+def test_charts_overlay_all_runs_and_have_descriptions(runs, tmp_path):
     charts = [
         attributes["aria-label"]
         for tag, attributes in page(runs, tmp_path).tags
@@ -151,7 +151,7 @@ def test_charts_overlay_all_runs_and_say_what_they_show(runs, tmp_path):
     assert "third goes from 2 to 0.4082." in charts[1]
 
 
-def test_pictures_lie_in_the_page_and_have_alt_texts(runs, tmp_path):
+def test_pictures_are_embedded_and_have_alt_texts(runs, tmp_path):
     (runs[1] / "reconstructions.png").unlink()
     pictures = [attributes for tag, attributes in page(runs, tmp_path).tags if tag == "img"]
     assert len(pictures) == 2
@@ -181,7 +181,7 @@ def test_names_and_values_are_escaped(tmp_path):
     assert [evil, json.dumps(evil), "–"] in seen.rows
 
 
-def test_runs_that_have_just_begun_or_lack_files_are_shown_with_notes(runs, tmp_path):
+def test_new_runs_and_runs_with_missing_files_are_shown_with_notes(runs, tmp_path):
     (runs[0] / "log.txt").unlink()
     (runs[1] / "steps.csv").write_text("step,epoch,train_loss\n10,0,0.5\n20,0,0.")
     (runs[1] / "config.json").write_text('{"num_ep')
@@ -198,7 +198,7 @@ def test_runs_that_have_just_begun_or_lack_files_are_shown_with_notes(runs, tmp_
     assert rows[4][0] == "new no log.txt yet no steps.csv yet no reconstructions.png yet"
 
 
-def test_a_published_log_alone_will_do(tmp_path):
+def test_a_published_log_alone_is_enough(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.txt").write_text('{"train_loss": 0.5, "train_lr": 0.1, "epoch": 0}\n')
     seen = page([tmp_path / "run"], tmp_path)
@@ -207,7 +207,7 @@ def test_a_published_log_alone_will_do(tmp_path):
     assert [chart.split(".")[0] for chart in charts] == ["Loss by epoch", "Learning rate by epoch"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+def test_runs_with_the_same_name_are_shown_by_path(tmp_path):
     folders = [write_run(tmp_path / parent / "run") for parent in "ab"]
     assert [row[0] for row in page(folders, tmp_path).rows[1:3]] == [str(folder) for folder in folders]
 
@@ -223,7 +223,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
         ),
     ],
 )
-def test_a_folder_that_holds_no_run_is_named_and_nothing_written(runs, tmp_path, make, message):
+def test_a_folder_without_a_run_is_reported_and_nothing_is_written(runs, tmp_path, make, message):
     make(tmp_path / "other")
     with pytest.raises(SystemExit, match=f"^report: {re.escape(str(tmp_path / 'other'))} {message}"):
         report.main([str(runs[0]), str(tmp_path / "other"), "--out", str(tmp_path / "report.html")])
@@ -241,7 +241,7 @@ def test_a_failure_leaves_the_old_page(runs, tmp_path, monkeypatch):
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH to look at the page with")
 class TestInABrowser:
     def browse(self, tmp_path, address, *options):
-        """Chromium without any network: every connection would go to a closed port of this machine."""
+        """Chromium without network: every connection goes to a closed local port."""
         done = subprocess.run(
             [
                 CHROMIUM,
@@ -268,7 +268,7 @@ class TestInABrowser:
         return done.stdout
 
     @pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 520)])
-    def test_all_curves_and_pictures_are_to_be_seen(self, runs, tmp_path, scheme, width):
+    def test_all_curves_and_pictures_are_visible(self, runs, tmp_path, scheme, width):
         for run in runs:  # their frames have the colours of the curves
             (run / "reconstructions.png").unlink()
         report.write_report([*runs, write_run(tmp_path / "pictured", loss=2.5)], tmp_path / "report.html")
@@ -293,7 +293,7 @@ class TestInABrowser:
         assert (pixels[20, 5].mean() > 0.9) == (scheme == "light")
 
     def test_a_phone_shows_it_without_sideways_scrolling_and_ticks_hide_runs(self, runs, tmp_path):
-        """A page around the report measures it in a frame as wide as a phone."""
+        """An outer page measures the report in a frame as wide as a phone."""
         long = write_run(tmp_path / ("long_" * 30), batch_size=[1] * 99)
         report.write_report([*runs, long], tmp_path / "report.html")
         measure = """

@@ -19,7 +19,7 @@ def save(workdir, place, after_epoch=False, **state):
     return resume.step_checkpoint_path(workdir, place)
 
 
-def test_the_newest_comes_first_whichever_folder_it_is_in(tmp_path):
+def test_the_newest_comes_first_from_either_folder(tmp_path):
     save(tmp_path, Progress(0, 0), after_epoch=True)
     save(tmp_path, Progress(9, 0), after_epoch=True)
     save(tmp_path, Progress(10, 3))
@@ -29,7 +29,7 @@ def test_the_newest_comes_first_whichever_folder_it_is_in(tmp_path):
     assert path.name == "checkpoint-10-3.pth" and resume.progress_of(state) == Progress(10, 3)
 
 
-def test_the_last_two_of_mid_epoch_are_kept(tmp_path):
+def test_the_last_two_step_checkpoints_are_kept(tmp_path):
     for step in (2, 9, 10):
         save(tmp_path, Progress(1, step))
     save(tmp_path, Progress(2, 1))
@@ -40,7 +40,7 @@ def test_the_last_two_of_mid_epoch_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 500])
-def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, damage, caplog):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(tmp_path, damage, caplog):
     save(tmp_path, Progress(4, 0), after_epoch=True)
     newest = save(tmp_path, Progress(5, 7))
     newest.write_bytes(damage(newest.read_bytes()))
@@ -49,18 +49,18 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, damage, ca
     assert str(newest) in caplog.text
 
 
-def test_a_run_is_not_begun_anew_over_damaged_checkpoints(tmp_path):
+def test_a_run_does_not_start_over_if_all_checkpoints_are_damaged(tmp_path):
     assert resume.load_newest(tmp_path) is None
     save(tmp_path, Progress(0, 5)).write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot read any checkpoint in .*: move them away"):
         resume.load_newest(tmp_path)
 
 
-def test_a_published_checkpoint_goes_on_with_the_next_epoch():
+def test_a_published_checkpoint_resumes_at_the_next_epoch():
     assert resume.progress_of({"epoch": 99, "model": {}}) == Progress(100, 0)
 
 
-def test_random_states_survive_a_safe_file(tmp_path):
+def test_random_states_survive_a_checkpoint(tmp_path):
     random.seed(1)
     np.random.seed(2)
     torch.manual_seed(3)
@@ -75,8 +75,8 @@ def test_random_states_survive_a_safe_file(tmp_path):
 @pytest.mark.parametrize(
     "samples_per_step, accumulation, step", [(8, 1, 6), (4, 1, 12), (16, 1, 3), (32, 1, 1), (4, 8, 8), (64, 1, 0)]
 )
-def test_another_number_of_processes_goes_on_at_the_same_sample(samples_per_step, accumulation, step, caplog):
-    """Six steps of 8 samples are done, by two processes."""
+def test_another_number_of_processes_resumes_at_the_same_sample(samples_per_step, accumulation, step, caplog):
+    """Two processes have completed six steps of 8 samples."""
     state = {
         "epoch": 3,
         "step": 6,
@@ -88,14 +88,14 @@ def test_another_number_of_processes_goes_on_at_the_same_sample(samples_per_step
     assert ("trained again" in caplog.text) == (step * samples_per_step != 48)
 
 
-def test_what_killed_processes_left_is_removed_and_the_rest_when_all_is_done(tmp_path):
+def test_partial_files_are_removed_and_step_checkpoints_when_finished(tmp_path):
     kept = save(tmp_path, Progress(1, 2))
     kept.with_name("checkpoint-1-4.pth.0123.partial").touch()
     (tmp_path / "checkpoints" / "checkpoint-1.pth.0123.partial").touch()
     resume.remove_stale(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
     resume.remove_stale(tmp_path, finished=True)
-    assert kept.exists(), "it lies beyond the last epoch with a checkpoint"
+    assert kept.exists(), "it is beyond the last epoch with a checkpoint"
     (tmp_path / "checkpoints" / "checkpoint-1.pth").touch()
     resume.remove_stale(tmp_path, finished=True)
     assert not (tmp_path / "resume").exists()

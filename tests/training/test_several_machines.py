@@ -32,7 +32,7 @@ distributed.cleanup()
 """
 
 
-def test_all_processes_learn_a_wish_at_the_same_step(tmp_path):
+def test_all_processes_learn_of_a_vote_at_the_same_step(tmp_path):
     (tmp_path / "script.py").write_text(AGREEMENT)
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],

@@ -20,18 +20,18 @@ def picture(tmp_path):
 
 class TestTensorBoard:
     def read(self, workdir):
-        """What the program itself would show."""
+        """What TensorBoard would show."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(workdir / "tensorboard"))
         events.Reload()
         return events
 
-    def test_numbers_and_pictures_arrive_at_their_steps(self, tmp_path, picture):
+    def test_numbers_and_pictures_are_written_at_their_steps(self, tmp_path, picture):
         tracker = TensorBoard(tmp_path)
         tracker.log({"train_loss": 0.75, "lr": 0.5}, step=10)
         tracker.image("reconstructions", picture, step=10)
-        events = self.read(tmp_path)  # before the end: a run is watched while it lasts
+        events = self.read(tmp_path)  # before the end, because people watch a run while it lasts
         tracker.close()
         assert set(events.Tags()["scalars"]) == {"train_loss", "lr"}
         assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(10, 0.75)]
@@ -41,7 +41,7 @@ class TestTensorBoard:
             matplotlib.image.imread(tmp_path / "back.png")[..., :3], matplotlib.image.imread(picture)[..., :3]
         )
 
-    def test_going_on_hides_what_is_trained_again(self, tmp_path):
+    def test_resuming_hides_the_numbers_of_steps_trained_again(self, tmp_path):
         first = TensorBoard(tmp_path)
         for step in (1, 2, 3):
             first.log({"train_loss": 1.0}, step)
@@ -98,7 +98,7 @@ class TestWandb:
     def test_without_a_key_it_is_offline_and_says_where(self, tmp_path, started, caplog):
         with caplog.at_level(logging.INFO, logger="audio_mamba.training.trackers"):
             Wandb("project", tmp_path, {})
-        assert started.init["mode"] == "offline" and "id" not in started.init  # wandb cannot go on with it offline
+        assert started.init["mode"] == "offline" and "id" not in started.init  # wandb cannot resume offline
         assert str(tmp_path / "wandb" / "offline-run-1") in caplog.text
 
     @pytest.mark.parametrize("when", ["login", "start"])
@@ -113,8 +113,8 @@ class TestWandb:
         assert started.init["mode"] == "offline"
         assert "no route" in caplog.text
 
-    def test_the_environment_goes_first(self, tmp_path, started, monkeypatch):
-        started.login = None  # must not be asked
+    def test_the_environment_takes_precedence(self, tmp_path, started, monkeypatch):
+        started.login = None  # must not be called
         monkeypatch.setenv("WANDB_MODE", "disabled")
         Wandb("project", tmp_path, {})
         assert started.init["mode"] == "disabled"
@@ -152,7 +152,7 @@ def test_all_trackers_get_everything(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["log", "image", "close"])
-def test_a_failing_tracker_gets_one_warning_and_is_dropped(tmp_path, caplog, method):
+def test_a_failing_tracker_is_disabled_with_one_warning(tmp_path, caplog, method):
     broken, sound = Recorder(fails_in=[method]), Recorder()
     trackers = Trackers([broken, sound])
     for step in (1, 2):

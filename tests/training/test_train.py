@@ -1,4 +1,4 @@
-"""train.py as people start it, on archives made by data.prepare, with an encoder of one narrow block."""
+"""train.py as its users run it, on archives of data.prepare, with an encoder of one narrow block."""
 
 import json
 import logging
@@ -28,14 +28,14 @@ def last_state(workdir):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, real_archive):
-    """A run of two processes, 4 samples each: its output and folder."""
+    """The output and folder of a run in two processes with 4 samples each."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     return run_undisturbed(workdir, real_archive), workdir
 
 
 @needs_cpu
 class TestSeveralProcesses:
-    def test_the_run_leaves_what_it_promises(self, undisturbed):
+    def test_a_run_writes_the_promised_files(self, undisturbed):
         output, workdir = undisturbed
         assert len(re.findall(r"^\d\d:\d\d:\d\d epoch 3/8  step [246]/6  loss ", output, re.M)) == 3
         assert {path.name for path in workdir.iterdir()} == {
@@ -53,7 +53,7 @@ class TestSeveralProcesses:
         assert json.loads((workdir / "config.json").read_text())["model"]["model_args"]["embed_dim"] == 48
         torch.load(workdir / "checkpoints" / "checkpoint-7.pth", weights_only=True)  # needs no allow-list
 
-    def test_killed_and_started_again_it_ends_the_same(self, undisturbed, tmp_path, real_archive):
+    def test_killed_and_restarted_it_ends_the_same(self, undisturbed, tmp_path, real_archive):
         train_arguments = arguments(tmp_path, real_archive, num_epochs=EPOCHS, batch_size=4)
         process = start(2, train_arguments)
         deadline = time.monotonic() + 120
@@ -91,12 +91,12 @@ class TestSeveralProcesses:
         output = finish(process)
         assert process.returncode != 0
         assert output.count(f"train.py: {tmp_path / 'absent'} is not a folder") == 2
-        assert 'train.py", line' not in output  # no traceback but torchrun's own
+        assert 'train.py", line' not in output  # no traceback except torchrun's own
 
 
 @pytest.fixture(autouse=True)
 def nothing_drawn(monkeypatch):
-    """Rendering would take most of the time of the runs in this process; the others and test_figures draw."""
+    """Drawing would take most of the time of runs in this process; other runs and test_figures do draw."""
     monkeypatch.setattr("audio_mamba.training.figures._save", lambda figure, path: None)
 
 
@@ -107,7 +107,7 @@ def run(workdir, data, *options, **overrides):
 
 
 def test_accumulated_steps_equal_one_of_a_larger_batch(tmp_path, synthetic_archive):
-    """All samples are used with either, so that windows and batches hold the same ones."""
+    """Both use all samples, so windows and batches contain the same ones."""
     whole = run(tmp_path / "whole", synthetic_archive, batch_size=4)
     parts = run(tmp_path / "parts", synthetic_archive, batch_size=2, opt__grad_accum_steps=2)
     assert parts == pytest.approx(whole, abs=1e-5)
@@ -117,7 +117,7 @@ def test_accumulated_steps_equal_one_of_a_larger_batch(tmp_path, synthetic_archi
         torch.testing.assert_close(moments[index]["exp_avg"], expected[index]["exp_avg"], rtol=1e-3, atol=1e-6)
 
 
-def test_every_epoch_sees_all_samples_in_an_order_of_its_own(tmp_path, synthetic_archive, monkeypatch):
+def test_every_epoch_sees_all_samples_in_a_new_order(tmp_path, synthetic_archive, monkeypatch):
     seen = []
     to_model_input = train.to_model_input
     monkeypatch.setattr(train, "save_reconstructions", lambda *_: None)
@@ -144,7 +144,7 @@ def test_the_rate_follows_the_schedule_up_to_min_lr(tmp_path, synthetic_archive)
 
 @pytest.mark.parametrize("config", ["configs.ssam_tiny_200_16x4", "configs.ssast_tiny_200_16x4"])
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_lower_precisions_stay_near_float32(tmp_path, synthetic_archive, config, precision):
+def test_lower_precisions_stay_close_to_float32(tmp_path, synthetic_archive, config, precision):
     exact = run(tmp_path / "exact", synthetic_archive, config=config)
     rough = run(tmp_path / precision, synthetic_archive, "--precision", precision, config=config)
     assert rough == pytest.approx(exact, rel=5e-3)
@@ -155,7 +155,7 @@ def test_lower_precisions_stay_near_float32(tmp_path, synthetic_archive, config,
 
 
 def test_clipping_bounds_the_update(tmp_path, synthetic_archive):
-    """Adam's first moments are averages of gradients, which the clipped run has cut down to its bound."""
+    """Adam's first moments are averages of gradients, which clipping bounds."""
 
     def moment(workdir, **overrides):
         run(workdir, synthetic_archive, **overrides)
@@ -166,18 +166,18 @@ def test_clipping_bounds_the_update(tmp_path, synthetic_archive):
 
 
 @pytest.mark.parametrize("option", ["norm_pix_loss", "masked_only_loss"])
-def test_the_loss_options_of_the_config_are_obeyed(tmp_path, synthetic_archive, option):
+def test_the_loss_options_of_the_config_are_applied(tmp_path, synthetic_archive, option):
     plain = run(tmp_path / "plain", synthetic_archive, num_epochs=1)
     assert run(tmp_path / "other", synthetic_archive, num_epochs=1, **{f"opt__{option}": True}) != plain
 
 
-def test_the_seed_decides_the_run(tmp_path, synthetic_archive):
+def test_the_seed_determines_the_run(tmp_path, synthetic_archive):
     first = run(tmp_path / "a", synthetic_archive, "--seed", "3", num_epochs=1)
     assert run(tmp_path / "b", synthetic_archive, "--seed", "3", "--num_workers", "2", num_epochs=1) == first
     assert run(tmp_path / "c", synthetic_archive, "--seed", "4", num_epochs=1) != first
 
 
-def test_resume_takes_the_named_checkpoint(tmp_path, synthetic_archive):
+def test_resume_uses_the_named_checkpoint(tmp_path, synthetic_archive):
     reference = run(tmp_path / "a", synthetic_archive, num_epochs=4)
     resumed = run(
         tmp_path / "b",
@@ -190,7 +190,7 @@ def test_resume_takes_the_named_checkpoint(tmp_path, synthetic_archive):
 
 
 @pytest.mark.parametrize("form", ["work folder", "weights alone", "saved model"])
-def test_a_run_begins_with_the_weights_of_another_and_goes_on_with_its_own(tmp_path, synthetic_archive, form):
+def test_init_starts_from_other_weights_and_then_resumes_from_its_own(tmp_path, synthetic_archive, form):
     run(tmp_path / "a", synthetic_archive, num_epochs=1)
     weights, source = last_state(tmp_path / "a")["model"], tmp_path / "a"
     if form == "weights alone":
@@ -205,7 +205,7 @@ def test_a_run_begins_with_the_weights_of_another_and_goes_on_with_its_own(tmp_p
     assert run(tmp_path / "c", synthetic_archive, "--init", str(source), num_epochs=2)[:1] == learned
 
 
-def test_a_picture_is_left_after_every_epoch(tmp_path, synthetic_archive, monkeypatch):
+def test_a_picture_is_written_after_every_epoch(tmp_path, synthetic_archive, monkeypatch):
     titles = []
     monkeypatch.setattr(
         "audio_mamba.training.figures.save_reconstructions", lambda path, clips, title: titles.append(title)
@@ -214,15 +214,15 @@ def test_a_picture_is_left_after_every_epoch(tmp_path, synthetic_archive, monkey
     assert [title.split(" after ")[1] for title in titles] == [f"{epoch} epoch(s)" for epoch in range(1, 9)]
 
 
-def test_data_and_entries_named_several_times_add_up(tmp_path, synthetic_archive):
+def test_repeated_data_and_set_options_add_up(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, "--data", str(synthetic_archive), "--set", "opt.weight_decay=0.5", num_epochs=1)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["data"]["train_dirs"] == 2 * [str(synthetic_archive)] and config["num_epochs"] == 1
     assert config["opt"]["weight_decay"] == 0.5
 
 
-def test_the_same_command_with_resume_goes_on_in_the_workdir(tmp_path, synthetic_archive):
-    """As after a preemption: a checkpoint from elsewhere, however far it is, only begins a run."""
+def test_the_same_command_with_resume_continues_in_the_workdir(tmp_path, synthetic_archive):
+    """As after a preemption: a checkpoint from another folder is only a starting point, even a later one."""
     run(tmp_path / "a", synthetic_archive, num_epochs=3)
     named = tmp_path / "a" / "checkpoints" / "checkpoint-0.pth"
     begun = run(tmp_path / "b", synthetic_archive, "--resume", str(named), num_epochs=2)
@@ -230,7 +230,7 @@ def test_the_same_command_with_resume_goes_on_in_the_workdir(tmp_path, synthetic
 
 
 def test_going_back_past_newer_checkpoints_is_refused_until_they_are_gone(tmp_path, synthetic_archive):
-    """Else a later start without --resume would go on from one that the run does not descend from."""
+    """Otherwise a later start without --resume would use a checkpoint of the abandoned run."""
     reference = run(tmp_path, synthetic_archive, num_epochs=3)
     earlier, newest = (tmp_path / "checkpoints" / f"checkpoint-{epoch}.pth" for epoch in (1, 2))
     with pytest.raises(SystemExit, match=f"{newest} is newer; move newer checkpoints away"):
@@ -250,7 +250,7 @@ def test_weights_alone_are_refused(tmp_path, synthetic_archive, kept, missing):
         run(tmp_path / "b", synthetic_archive, "--resume", str(tmp_path / "stripped.pth"))
 
 
-def test_a_warm_up_of_the_whole_run_is_told_of(tmp_path, synthetic_archive, caplog):
+def test_a_warm_up_of_the_whole_run_is_reported(tmp_path, synthetic_archive, caplog):
     with caplog.at_level(logging.INFO):
         run(tmp_path, synthetic_archive, num_epochs=1, opt__warmup_epochs=10)
     assert "never reaches its peak: opt.warmup_epochs is 10, num_epochs is 1" in caplog.text
@@ -299,7 +299,7 @@ def test_frequency_first_models_train_on_the_same_archives(tmp_path, synthetic_a
     assert 0.5 < loss < 2
 
 
-def test_a_damaged_config_and_a_file_for_a_folder_are_named(tmp_path, synthetic_archive):
+def test_a_damaged_config_and_a_file_as_workdir_are_reported(tmp_path, synthetic_archive):
     run(tmp_path / "run", synthetic_archive, num_epochs=1)
     (tmp_path / "run" / "config.json").write_text("{\n")
     with pytest.raises(SystemExit, match=r"^train.py: .*run/config.json is damaged \(Expecting"):
@@ -358,7 +358,7 @@ def test_mistakes_get_one_sentence(tmp_path, synthetic_archive, options, overrid
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_bad_sample_is_named_when_training_meets_it(tmp_path, workers):
+def test_a_bad_sample_is_reported_when_training_reaches_it(tmp_path, workers):
     (tmp_path / "archive").mkdir()
     samples = [
         Sample(
@@ -368,7 +368,7 @@ def test_a_bad_sample_is_named_when_training_meets_it(tmp_path, workers):
         )
         for number in range(16)
     ]
-    samples[5].spectrogram[7, 7] = np.nan  # not among the clips that are looked at first
+    samples[5].spectrogram[7, 7] = np.nan  # not one of the clips for the pictures
     write_shard(tmp_path / "archive" / "shard.tar", samples)
     for options, begin in (
         (["--strict-data"], f"train.py: {tmp_path}/archive/shard.tar, sample clip5: "),
@@ -410,7 +410,7 @@ def test_options_out_of_range_are_refused_by_name(tmp_path, capsys, option, valu
     assert not (tmp_path / "w").exists()
 
 
-def test_ruined_weights_are_not_saved(tmp_path, synthetic_archive, monkeypatch):
+def test_nan_weights_are_not_saved(tmp_path, synthetic_archive, monkeypatch):
     run(tmp_path, synthetic_archive, num_epochs=1)
     end_epoch = train.Monitor.end_epoch
 
@@ -441,7 +441,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, synthetic_arc
         run(tmp_path / "b", synthetic_archive, "--resume", other, model__model_args__depth=2)
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, synthetic_archive):
+def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, num_epochs=1)
     with pytest.raises(SystemExit) as ended:
         run(tmp_path, synthetic_archive, opt__weight_decay=0.1, model__model_args__depth=2)

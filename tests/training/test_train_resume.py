@@ -1,4 +1,4 @@
-"""Going on exactly, guards and validation of train.py, in this process."""
+"""Exact resume, guards and validation of train.py, in this process."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ STEPS = 4  # of an epoch: 16 samples in batches of 4
 
 @pytest.fixture(autouse=True)
 def nothing_drawn(monkeypatch):
-    """Rendering would take most of the time of these runs."""
+    """Drawing would take most of the time of these runs."""
     monkeypatch.setattr("audio_mamba.training.figures._save", lambda figure, path: None)
 
 
@@ -37,7 +37,7 @@ def run(workdir, data, *options, **overrides):
 
 
 def spoil(monkeypatch, change):
-    """`change(loss, number)` in place of the loss of the number-th training step."""
+    """Replace the loss of each training step by `change(loss, number)`, counting from 1."""
     plain, steps = train.loss_of, []
 
     def loss_of(run, model, batch):
@@ -60,7 +60,7 @@ def weights(workdir):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 12])
-def test_stopped_after_any_step_and_started_again_it_ends_the_same(tmp_path, synthetic_archive, monkeypatch, step):
+def test_stopped_after_any_step_and_resumed_it_ends_the_same(tmp_path, synthetic_archive, monkeypatch, step):
     options = ["--val-data", str(synthetic_archive), "--print_freq", "3"]
     reference = run(tmp_path / "whole", synthetic_archive, *options)
     with monkeypatch.context() as patch:
@@ -83,7 +83,7 @@ def test_stopped_after_any_step_and_started_again_it_ends_the_same(tmp_path, syn
     assert not (tmp_path / "cut" / "resume").exists()
 
 
-def test_a_shortened_run_keeps_what_lies_beyond_its_end(tmp_path, synthetic_archive, monkeypatch):
+def test_a_shortened_run_keeps_checkpoints_beyond_its_end(tmp_path, synthetic_archive, monkeypatch):
     reference = run(tmp_path / "whole", synthetic_archive, num_epochs=3)
     with monkeypatch.context() as patch:
         stop_at(patch, 2 * STEPS + 1)
@@ -114,8 +114,8 @@ def test_a_stop_during_validation_loses_nothing(tmp_path, synthetic_archive, mon
     ]
 
 
-def test_a_run_can_go_on_with_batches_of_another_size(tmp_path, synthetic_archive, monkeypatch):
-    """The rest of the epoch's order is trained, however it is cut into batches."""
+def test_a_run_can_resume_with_another_batch_size(tmp_path, synthetic_archive, monkeypatch):
+    """The rest of the epoch is trained in the same order of samples."""
     with monkeypatch.context() as patch:
         everything = spoil(patch, lambda loss, number: loss)
         run(tmp_path / "whole", synthetic_archive, num_epochs=1)
@@ -128,14 +128,14 @@ def test_a_run_can_go_on_with_batches_of_another_size(tmp_path, synthetic_archiv
     assert sum(rest, []) == sum(everything[2:], [])
 
 
-def test_the_clock_saves_in_mid_epoch(tmp_path, synthetic_archive, monkeypatch):
+def test_the_timer_saves_within_an_epoch(tmp_path, synthetic_archive, monkeypatch):
     saved = []
     monkeypatch.setattr(train, "save_in_epoch", lambda run, place, monitor: saved.append(place))
     run(tmp_path, synthetic_archive, "--checkpoint-minutes", "1e-6", num_epochs=1)
     assert saved == [(0, step) for step in (1, 2, 3, 4)]
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, synthetic_archive, monkeypatch, caplog):
+def test_a_nan_step_is_skipped_and_reported(tmp_path, synthetic_archive, monkeypatch, caplog):
     steps = spoil(monkeypatch, lambda loss, number: loss * math.nan if number == 2 else loss)
     with caplog.at_level(logging.WARNING):
         (loss,) = run(tmp_path, synthetic_archive, num_epochs=1)
@@ -148,7 +148,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, synthetic_arch
     assert [row["skipped"] for row in read_steps(tmp_path / "steps.csv")] == [0, 1]
 
 
-def test_ten_such_steps_in_a_row_end_the_run_with_its_checkpoint_intact(tmp_path, synthetic_archive, monkeypatch):
+def test_ten_bad_steps_in_a_row_end_the_run_with_an_intact_checkpoint(tmp_path, synthetic_archive, monkeypatch):
     run(tmp_path / "one", synthetic_archive, num_epochs=1)
     spoil(monkeypatch, lambda loss, number: loss * math.inf if number > 4 else loss)
     with pytest.raises(SystemExit, match="10 steps in a row, up to step 2 of epoch 4"):
@@ -156,17 +156,17 @@ def test_ten_such_steps_in_a_row_end_the_run_with_its_checkpoint_intact(tmp_path
     assert resume.load_newest(tmp_path / "two")[1]["epoch"] == 2
     kept = checkpoint.load_checkpoint(tmp_path / "two" / "checkpoints" / "checkpoint-0.pth")["model"]
     last = weights(tmp_path / "two")
-    assert all(torch.equal(last[key], kept[key]) for key in kept)  # no step since was applied
+    assert all(torch.equal(last[key], kept[key]) for key in kept)  # no later step was applied
 
 
 @pytest.mark.filterwarnings("ignore:Error detected in SqrtBackward0")
-def test_detect_anomaly_names_the_operation(tmp_path, synthetic_archive, monkeypatch):
+def test_detect_anomaly_reports_the_operation(tmp_path, synthetic_archive, monkeypatch):
     spoil(monkeypatch, lambda loss, number: (loss * 0).sqrt() * 0)
     with pytest.raises(RuntimeError, match="SqrtBackward0"):
         run(tmp_path, synthetic_archive, "--detect-anomaly", num_epochs=1)
 
 
-def test_the_validation_loss_is_that_of_the_weights_on_fixed_crops_and_masks(tmp_path, synthetic_archive):
+def test_the_validation_loss_uses_the_weights_on_fixed_crops_and_masks(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1)
     config = train_setup.load_config(
         "configs.ssast_tiny_200_16x4", ["model.model_args.depth=1", "model.model_args.embed_dim=48"]
@@ -181,7 +181,7 @@ def test_the_validation_loss_is_that_of_the_weights_on_fixed_crops_and_masks(tmp
     assert line["val_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_change_of_precision_leaves_the_scaler_aside(tmp_path, synthetic_archive):
+def test_the_precision_may_change_between_runs(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, "--precision", "float16", num_epochs=1)
     assert len(run(tmp_path, synthetic_archive, "--precision", "bfloat16", num_epochs=2)) == 2
     assert len(run(tmp_path, synthetic_archive, "--precision", "float16", num_epochs=3)) == 3
@@ -189,8 +189,8 @@ def test_a_change_of_precision_leaves_the_scaler_aside(tmp_path, synthetic_archi
 
 
 @pytest.mark.parametrize("config", ["ssam_tiny_200_16x4", "ssast_tiny_200_16x4"])
-def test_a_published_checkpoint_goes_on_with_each_parameters_own_moments(tmp_path, golden, config):
-    """Its optimizer state is by index, in the order that golden/ has from the published code."""
+def test_a_published_checkpoint_resumes_with_the_moments_of_each_parameter(tmp_path, golden, config):
+    """Its optimizer state is stored by index, in the order of the published code, which golden/ records."""
     order = json.loads((golden / f"{config}_training.json").read_text())
     settings = train_setup.load_config(f"configs.{config}", [])
     model = models.build(settings.model.arch, settings.model.model_args.to_dict())
@@ -257,7 +257,7 @@ def test_a_published_checkpoint_goes_on_with_each_parameters_own_moments(tmp_pat
     assert optimizer.state[parameters[names[3]]]["exp_avg"].unique().tolist() == [pytest.approx(0.9 * 3)]
 
 
-def test_another_kind_of_groups_is_refused(tmp_path, synthetic_archive):
+def test_other_parameter_groups_are_refused(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, num_epochs=1)
     with pytest.raises(SystemExit, match=r"its optimizer has groups of \[\d+, \d+\] parameters instead of \[\d+\]"):
         run(tmp_path, synthetic_archive, "--bias_decay", num_epochs=2)
@@ -269,8 +269,8 @@ def test_another_seed_is_refused(tmp_path, synthetic_archive):
         run(tmp_path, synthetic_archive, "--seed", "3", num_epochs=2)
 
 
-def test_gradients_are_counted_over_an_accumulation(tmp_path, synthetic_archive, monkeypatch):
-    """A stop comes at the end of a window, and its samples are named together."""
+def test_a_stop_waits_for_the_end_of_an_accumulation(tmp_path, synthetic_archive, monkeypatch):
+    """The run stops only at the end of an accumulation window."""
     stop_at(monkeypatch, 1)
     run(tmp_path, synthetic_archive, batch_size=2, opt__grad_accum_steps=4)
     assert resume.checkpoints(tmp_path)[0][0] == (0, 4)

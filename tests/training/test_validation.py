@@ -12,7 +12,7 @@ def test_every_sample_weighs_the_same_whatever_its_batch():
     assert mean_loss(batches, lambda batch: batch["x"].mean(), torch.device("cpu")) == pytest.approx(4.0)
 
 
-def test_it_stops_between_batches_when_told():
+def test_it_stops_between_batches_on_request():
     seen = []
     loss = mean_loss(
         [{"index": torch.arange(1)}] * 3,
