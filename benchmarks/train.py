@@ -21,6 +21,11 @@ samples/s are of all processes together, by the median step. Shares are of the t
 forward with the loss, backward (with the exchange of gradients and, checkpointing, the second forward), optimizer step
 and zero_grad; `outside` is the rest, `data wait` the part of it that the loader is waited for. Peak memory is that of
 the larger process above what it held before the first step.
+
+    git worktree add OLD COMMIT && python -m benchmarks.train --against OLD
+
+compares train.py with the train.py of another checkout instead. Old and new code run in turns, --rounds times each, in
+processes of their own. The median of the ratios counts; the lowest and the highest are printed beside it.
 """
 
 import argparse
@@ -29,7 +34,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean, median
@@ -41,6 +49,7 @@ from audio_mamba.data.prepare import prepare
 from audio_mamba.data.synthetic import write_audio
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.machine import usable_cores
+from benchmarks import train_against
 from benchmarks.train_steps import CHECKPOINTING, PLAIN_SCANS, TRAIN_PY, WORK, Setting
 
 MODELS = {"SSAM-tiny": "configs.ssam_tiny_200_16x4", "SSAST-tiny": "configs.ssast_tiny_200_16x4"}
@@ -101,8 +110,8 @@ def settings(args: argparse.Namespace, archive: Path) -> list[Setting]:
     return found
 
 
-def measure(setting: Setting) -> Row:
-    """Runs a setting in fresh processes. RuntimeError with their last words if one fails."""
+def measure(setting: Setting, root: Path = ROOT) -> Row:
+    """Runs a setting by the code in `root`, in fresh processes. RuntimeError with their last words if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "setting.json").write_text(json.dumps(asdict(setting)))
         launcher = (
@@ -112,7 +121,7 @@ def measure(setting: Setting) -> Row:
         )
         done = subprocess.run(
             [sys.executable, *launcher, "-m", "benchmarks.train_steps", f"{folder}/setting.json", folder],
-            cwd=ROOT,
+            cwd=root,
             capture_output=True,
             text=True,
         )
@@ -151,10 +160,7 @@ def summary(setting: Setting, ranks: list[dict]) -> Row:
 def run(args: argparse.Namespace) -> Report:
     """Measures everything, one setting after the other; the file args.output grows row by row."""
     report = Report(usable_cores(), torch.__version__, os.getloadavg()[0])
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "archive"
-        write_audio(Path(folder) / "audio", args.audio_minutes)
-        prepare(Path(folder) / "audio", archive, workers=usable_cores())
+    with made_archive(args.audio_minutes) as archive:
         for setting in (bar := tqdm(settings(args, archive), unit="row")):
             bar.set_description(f"{setting.model}, {setting.processes} x {setting.precision}, {setting.step}")
             report.rows.append(measure(setting))
@@ -162,6 +168,30 @@ def run(args: argparse.Namespace) -> Report:
             with atomic_write(args.output) as file:
                 file.write(json.dumps(asdict(report), indent=1).encode() + b"\n")
     return report
+
+
+def run_against(args: argparse.Namespace) -> list[train_against.Comparison]:
+    """Compares train.py with that of args.against; the file args.output grows setting by setting."""
+    comparisons, args.steps = [], [TRAIN_PY]
+    with made_archive(args.audio_minutes) as archive:
+        found = train_against.alternate(
+            chosen := settings(args, archive), args.rounds, partial(measure, root=args.against), measure
+        )
+        for comparison in tqdm(found, total=len(chosen), unit="setting"):
+            comparisons.append(comparison)
+            with atomic_write(args.output) as file:
+                file.write(json.dumps([asdict(one) for one in comparisons], indent=1).encode() + b"\n")
+    return comparisons
+
+
+@contextmanager
+def made_archive(minutes: float) -> Iterator[Path]:
+    """An archive of so many minutes of synthetic audio, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "archive"
+        write_audio(Path(folder) / "audio", minutes)
+        prepare(Path(folder) / "audio", archive, workers=usable_cores())
+        yield archive
 
 
 def compare(rows: list[Row]) -> None:
@@ -238,11 +268,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=Path("benchmark_train.json"),
         help="where the numbers are written as JSON, row by row (default: %(default)s)",
     )
-    return parser.parse_args(arguments)
+    add(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="compare train.py with that of another checkout, such as a git worktree of an older commit",
+    )
+    add("--rounds", type=int, default=5, help="of --against, an old and a new run each (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if args.against and not (args.against / "benchmarks" / "train_steps.py").is_file():
+        parser.error(f"--against {args.against}: not a checkout of this project (no benchmarks/train_steps.py)")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
-    print(table(run(parse(arguments))))
+    args = parse(arguments)
+    print(train_against.table(run_against(args)) if args.against else table(run(args)))
 
 
 if __name__ == "__main__":
