@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Scores of the downstream runs -> tables: mean and 95% interval over seeds per task, and the overall score s(m).
+"""Summarise downstream scores: mean and 95% interval over seeds for each task, and the overall score s(m).
 
-    python stats_aggregation_v2.py --base_dir OUTPUT_DIR/todo_audioset --output_dir DIR
+    python stats_aggregation_v2.py --base-dir OUTPUT_DIR/todo_audioset --output-dir DIR
 
-Reads BASE_DIR/<model>_r<pretraining>_<seed>/<task>/test.predicted-scores.json, ours and those of the published scripts.
-Writes all_results.csv (one line per run), summary.csv (one line per model), results.md and results.png.
+Reads BASE_DIR/<model>_r<pretraining>_<seed>/<task>/test.predicted-scores.json, as written by this project or by the
+published scripts. Writes all_results.csv (one line per run), summary.csv (one line per model), results.md and
+results.png.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from audio_mamba import published_names
 from audio_mamba.external_sources import layout
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.terminal import quiet_exit
 
 CONFIDENCE = 0.95
 OVERALL = "s(m)"
@@ -34,7 +36,7 @@ def read_score(path: Path) -> float:
     """Test score of one run: of the test split, or the mean over folds.
 
     Raises:
-        ValueError: the file is not the kit's, naming it.
+        ValueError: the file is not a score file of the evaluation kit; the message names it.
     """
     try:
         scores = json.loads(path.read_text())
@@ -43,22 +45,22 @@ def read_score(path: Path) -> float:
         return float(scores["test"]["test_score"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: neither test.test_score nor aggregated_scores.test_score_mean can be read "
+            f"{path}: cannot read test.test_score or aggregated_scores.test_score_mean "
             f"({type(error).__name__}: {error})"
         ) from None
 
 
 def read_results(base_dir: Path) -> pd.DataFrame:
-    """All runs below BASE_DIR: columns exp, ssl_run, run, dataset, scores. One warning counts the unfinished runs.
+    """All runs in BASE_DIR, with columns exp, ssl_run, run, dataset, scores. One warning counts the unfinished runs.
 
     Raises:
-        ValueError: no finished run.
+        ValueError: there is no finished run.
     """
     rows, unfinished = [], []
     for folder in sorted(base_dir.iterdir()):
         run = layout.parse_run_name(folder.name)
         if run is None or not folder.is_dir():
-            log.warning("skipped %s: not named <model>_r<pretraining>_<seed>", folder)
+            log.warning("skipping %s: its name is not <model>_r<pretraining>_<seed>", folder)
             continue
         for task in layout.task_folders(folder):
             if not (task / layout.SCORES).is_file():
@@ -66,21 +68,23 @@ def read_results(base_dir: Path) -> pd.DataFrame:
             else:
                 rows.append((*run, task.name, read_score(task / layout.SCORES)))
     if not rows:
-        raise ValueError(f"--base-dir: {base_dir} holds no {layout.SCORES}; downstream_experiments.sh makes them")
+        raise ValueError(f"--base-dir: {base_dir} has no {layout.SCORES}; run downstream_experiments.sh first")
     if unfinished:
-        log.warning("left out, no scores yet: %d, the first %s", len(unfinished), unfinished[0])
+        log.warning("skipping %d runs without scores, the first is %s", len(unfinished), unfinished[0])
     return pd.DataFrame(rows, columns=["exp", "ssl_run", "run", "dataset", "scores"])
 
 
 def interval(scores: pd.Series) -> float:
-    """Half width of the 95% interval of the mean: Student's t times the standard error; NaN for a single score."""
+    """Half the width of the 95% confidence interval of the mean, by Student's t; NaN for a single score."""
     n = len(scores)
     return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * scores.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds, half width of its interval and number of seeds: index (model, dataset), where a model is
-    `<exp>_r<ssl_run>`. Seeds that some other run has and this one lacks are warned about."""
+    """Mean over seeds, half the width of its interval, and number of seeds, with index (model, dataset).
+
+    A model is `<exp>_r<ssl_run>`. A warning lists the seeds that a model lacks and another model has.
+    """
     results = results.assign(model=results.exp + "_r" + results.ssl_run.astype(str))
     groups = results.groupby(["model", "dataset"])
     seeds = sorted(results.run.unique())
@@ -89,7 +93,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             found = results.run[(results.model == model) & (results.dataset == dataset)]
             missing = sorted(set(seeds) - set(found))
             if missing:
-                log.warning("%s on %s: no score for the seeds %s", model, dataset, ", ".join(map(str, missing)))
+                log.warning("%s on %s: no scores for seeds %s", model, dataset, ", ".join(map(str, missing)))
     return groups.scores.agg(mean="mean", interval=interval, seeds="count")
 
 
@@ -97,32 +101,33 @@ def overall_scores(means: pd.DataFrame) -> pd.Series:
     """s(m) = 100 * mean over tasks of (x - min) / (max - min), min and max over the models (paper, section 4).
 
     Args:
-        means: seed means, one row per model and one column per task, NaN where absent.
+        means: means over seeds, one row per model and one column per task, NaN if missing.
 
     Returns:
-        One value per model; NaN if no task can be used. A task that is absent for a model or equal for all is left
-        out for all, with a warning.
+        One value per model; NaN if no task can be used. A task that a model lacks, or on which all models score the
+        same, is excluded for all models with a warning.
     """
     for task in means.columns[means.isna().any()]:
-        log.warning("%s: left out of %s, because %s lack it", task, OVERALL, ", ".join(means.index[means[task].isna()]))
+        lacking = ", ".join(means.index[means[task].isna()])
+        log.warning("%s is excluded from %s: no scores for %s", task, OVERALL, lacking)
     complete = means.dropna(axis="columns")
     spread = complete.max() - complete.min()
     for task in complete.columns[spread == 0]:
-        log.warning("%s: left out of %s, because all models score the same", task, OVERALL)
+        log.warning("%s is excluded from %s: all models score the same", task, OVERALL)
     usable = complete.loc[:, spread > 0]
     scaled = (usable - usable.min()) / (usable.max() - usable.min())
     return (100 * scaled.mean(axis="columns")).rename(OVERALL)
 
 
 def wide_table(summary: pd.DataFrame, overall: pd.Series) -> pd.DataFrame:
-    """One line per model: for each task `<task>` and `<task> interval`, then s(m)."""
+    """One row per model: `<task>` and `<task> interval` for each task, then s(m)."""
     means, intervals = summary["mean"].unstack(), summary["interval"].unstack().add_suffix(" interval")
     columns = [name for task in means.columns for name in (task, f"{task} interval")]
     return means.join(intervals)[columns].join(overall)
 
 
 def markdown_table(summary: pd.DataFrame, overall: pd.Series) -> str:
-    """Scores in percent, `mean ± interval`, one line per model."""
+    """Scores in percent as `mean ± interval`, one line per model."""
     tasks = summary.index.unique("dataset").sort_values()
     lines = ["| model | " + " | ".join(tasks) + f" | {OVERALL} |", "|---" * (len(tasks) + 2) + "|"]
     for model in overall.index:
@@ -132,8 +137,8 @@ def markdown_table(summary: pd.DataFrame, overall: pd.Series) -> str:
     counts = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     lines += [
         "",
-        f"Test scores in percent: mean over {counts} downstream seeds ± half width of its 95% interval "
-        "(Student's t); -: not to be had.",
+        f"Test scores in percent: mean over {counts} downstream seeds ± half the width of its 95% interval "
+        "(Student's t); -: not available.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -172,7 +177,7 @@ def draw(summary: pd.DataFrame, overall: pd.Series) -> Figure:
 
 
 def write_tables(results: pd.DataFrame, output_dir: Path) -> str:
-    """Write the four files into `output_dir` and return the markdown table."""
+    """Write the four files to `output_dir`; return the markdown table."""
     summary = summarise(results)
     overall = overall_scores(summary["mean"].unstack())
     markdown, figure = markdown_table(summary, overall), draw(summary, overall)
@@ -190,14 +195,14 @@ def write_tables(results: pd.DataFrame, output_dir: Path) -> str:
     return markdown
 
 
-def main(argv: list[str] | None = None, prog: str = "stats_aggregation_v2.py") -> None:
+def main(arguments: list[str] | None = None, prog: str = "stats_aggregation_v2.py") -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base-dir", type=Path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
-    parser.add_argument("--output-dir", type=Path, required=True, help="folder for the tables; made if absent")
-    args = parser.parse_args(hyphenated(argv))
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for the tables; created if missing")
+    args = parser.parse_args(hyphenated(arguments))
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if not args.base_dir.is_dir():
         raise SystemExit(f"--base-dir: {args.base_dir} is not a folder")
@@ -210,4 +215,5 @@ def main(argv: list[str] | None = None, prog: str = "stats_aggregation_v2.py") -
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

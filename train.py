@@ -1,11 +1,13 @@
-"""Pretrains an encoder by masked spectrogram modelling. The same command trains alone or under torchrun:
+"""Pretrain an encoder by masked spectrogram modelling, in one process or in several under torchrun:
 
     python train.py --config configs.ssam_tiny_200_16x4 --workdir W --data ARCHIVE_DIR
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.ssam_tiny_200_16x4 --workdir W
 
-W gets config.json, log.txt, steps.csv, curves.png, reconstructions.png, checkpoints/ and, until the run has ended,
-resume/. Started again with the same W, training goes on exactly where it stopped. SIGTERM, SIGUSR1 and Ctrl-C make it
-save and end with status 0.
+An installed package runs as `audio-mamba train` or `torchrun ... -m audio_mamba.train`, with the same options.
+
+The run writes config.json, log.txt, steps.csv, curves.png, reconstructions.png and checkpoints/ to W, and resume/ while
+it trains. Run the same command again to resume exactly where it stopped. On SIGTERM, SIGUSR1 and Ctrl-C it saves a
+checkpoint and exits with status 0.
 """
 
 import argparse
@@ -26,12 +28,13 @@ from audio_mamba.data.samples import ArchiveError
 from audio_mamba.models.loss import reconstruction_loss
 from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.training import checkpoint, distributed, figures, optim, resume, validation
 from audio_mamba.training.guards import NonFiniteError, StepGuard, update_ratio
-from audio_mamba.training.interruption import Interruption
+from audio_mamba.training.interruption import Interruption, Shielded
 from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
-from audio_mamba.training.resume import Place
+from audio_mamba.training.resume import Progress
 from audio_mamba.training.trackers import TensorBoard, Tracker, Wandb
 
 logger = logging.getLogger("train")
@@ -41,6 +44,7 @@ if __name__ == "train":  # imported from a checkout
 
 
 def train(run: Run, interruption: Interruption) -> None:
+    """Train from the run's progress to its last epoch, or until it is asked to stop."""
     args, config = run.args, run.config
     if distributed.is_main():
         logger.info(
@@ -57,13 +61,13 @@ def train(run: Run, interruption: Interruption) -> None:
             config.opt.learning_rate,
             config.opt.grad_accum_steps * run.samples_per_step,
         )
-    if distributed.is_main() and run.place.epoch < config.num_epochs:
+    if distributed.is_main() and run.progress.epoch < config.num_epochs:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(json.dumps({"name": args.config, **config.to_dict()}, indent=2).encode())
     monitor = Monitor(
         run.workdir,
-        first_epoch=run.place.epoch,
-        first_step=run.place.step,
+        first_epoch=run.progress.epoch,
+        first_step=run.progress.step,
         num_epochs=config.num_epochs,
         steps_per_epoch=len(run.loader),
         print_freq=args.print_freq,
@@ -74,13 +78,13 @@ def train(run: Run, interruption: Interruption) -> None:
         monitor.load_state_dict(run.monitor_state)
     guard = StepGuard(run.scaler.is_enabled(), name_sample=getattr(run.loader.dataset, "name", "sample {}".format))
 
-    if run.place.epoch >= config.num_epochs:
-        logger.info("all %d epochs are done already", config.num_epochs)
-    for epoch in range(run.place.epoch, config.num_epochs):
+    if run.progress.epoch >= config.num_epochs:
+        logger.info("nothing to do: all %d epochs are complete", config.num_epochs)
+    for epoch in range(run.progress.epoch, config.num_epochs):
         steps = train_epoch(run, epoch, monitor, guard, interruption)
-        val_loss = validate(run, interruption) if run.val_loader and not interruption.stop_now else None
+        val_loss = None if interruption.stop_now else validate(run, interruption)
         if interruption.stop_now:
-            save_in_epoch(run, Place(epoch, steps), monitor)
+            save_in_epoch(run, Progress(epoch, steps), monitor)
             break
         monitor.end_epoch(val_loss)
         if distributed.is_main():
@@ -90,24 +94,28 @@ def train(run: Run, interruption: Interruption) -> None:
             save_after_epoch(run, epoch, monitor)
     monitor.close()
     if distributed.is_main() and not interruption.stop_now:
-        resume.tidy(run.workdir, finished=True)
+        resume.remove_stale(run.workdir, finished=True)
 
 
 def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interruption: Interruption) -> int:
-    """What is left of a pass over the data; returns the steps of the epoch that are done. An incomplete accumulation
-    window at its end is dropped, as in the published code."""
+    """Train the rest of the epoch; return how many of its steps are complete.
+
+    An incomplete accumulation window at the end of the epoch is dropped, as in the published code.
+    """
     config, model, optimizer, scaler = run.config, run.parallel_model, run.optimizer, run.scaler
     accumulation = config.opt.grad_accum_steps
     max_norm = config.opt.clip_grad_value or float("inf")
-    first_step = run.place.step if epoch == run.place.epoch else 0
-    rate, window_loss, window_samples = 0.0, 0.0, []
+    first_step = run.progress.step if epoch == run.progress.epoch else 0
+    rate = 0.0
+    window_losses: list[torch.Tensor] = []  # of one accumulation window, as are the samples
+    window_samples: list[torch.Tensor] = []
     model.train()
     optimizer.zero_grad()
     set_epoch(run.loader, epoch, first_step)
 
-    for step, batch in monitor.epoch(epoch, prefetch(run.loader, run.device), first_step):
+    for step, batch in monitor.epoch(epoch, prefetch(Shielded(run.loader), run.device), first_step):
         window_begins, window_ends = step % accumulation == 0, (step + 1) % accumulation == 0
-        measures = {}
+        measures: dict[str, torch.Tensor | float] = {}
         if window_begins:
             rate = optim.learning_rate_at(
                 epoch + step / len(run.loader),
@@ -117,23 +125,23 @@ def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interr
                 warmup_epochs=config.opt.warmup_epochs,
             )
             optim.set_learning_rate(optimizer, rate)
-            window_loss, window_samples = 0.0, []
+            window_losses, window_samples = [], []
 
         with nullcontext() if window_ends else distributed.no_sync(model):
             loss = loss_of(run, model, batch)
             scaler.scale(loss / accumulation).backward()
-        window_loss = window_loss + loss.detach()
+        window_losses.append(loss.detach())
         window_samples.append(batch["index"])
 
         if window_ends:
             scaler.unscale_(optimizer)
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-            bad = guard.watch(epoch, step, window_loss, grad_norm, torch.cat(window_samples))
+            bad = guard.watch(epoch, step, torch.stack(window_losses).sum(), grad_norm, torch.cat(window_samples))
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             line_follows = any(map(monitor.line_due, range(step, step + accumulation)))
             before = [weight.detach().clone() for weight in weights] if line_follows else None
-            if not scaler.is_enabled():  # which else keeps bad steps out itself
-                optimizer.found_inf = bad
+            if not scaler.is_enabled():  # an enabled GradScaler skips bad steps itself
+                optim.skip_step_if(optimizer, bad)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
@@ -149,13 +157,13 @@ def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interr
             if interruption.ask():
                 return step + 1
             if interruption.save_now:
-                save_in_epoch(run, Place(epoch, step + 1), monitor)
+                save_in_epoch(run, Progress(epoch, step + 1), monitor)
                 interruption.saved()
     return len(run.loader)
 
 
 def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean loss of a batch by `model`, the run's own or its parallel wrapper."""
+    """The mean loss of a batch; `model` is the run's model or its parallel wrapper."""
     spectrogram, mask = to_model_input(run, batch)
     with autocast(run.device, run.args.precision):
         pred, target, mask = model(spectrogram, mask)
@@ -169,25 +177,34 @@ def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch
 
 
 def to_model_input(run: Run, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spectrograms in the layout of the model, [B, 1, T, M] or [B, 1, M, T], and masks [B, L], on its device."""
+    """Spectrograms in the layout of the model, [B, 1, T, M] or [B, 1, M, T], and masks [B, L], on the run's device."""
     spectrogram = batch["spectrogram"].to(run.device, non_blocking=True)
     return run.model.from_time_first(spectrogram), batch["mask"].to(run.device, non_blocking=True)
 
 
 def validate(run: Run, interruption: Interruption) -> float | None:
-    """The validation loss; None, with `interruption.stop_now` set, if the run is to stop."""
+    """The validation loss; None without validation data, and, with `interruption.stop_now` set, if a signal came."""
+    if run.val_loader is None:
+        return None
     run.model.eval()
     loss = validation.mean_loss(
-        run.val_loader, lambda batch: loss_of(run, run.model, batch), run.device, stop=lambda: interruption.requested
+        Shielded(run.val_loader),
+        lambda batch: loss_of(run, run.model, batch),
+        run.device,
+        stop=lambda: interruption.requested,
     )
     interruption.stop_now = loss is None
     return loss
 
 
-def contents(run: Run, monitor: Monitor) -> dict[str, object]:
-    """What every checkpoint holds beside its place. All processes must call it. NonFiniteError for ruined weights."""
+def checkpoint_state(run: Run, monitor: Monitor) -> dict[str, object]:
+    """The content of a checkpoint except for its epoch and step. All processes must call this together.
+
+    Raises:
+        NonFiniteError: a weight is NaN or Inf.
+    """
     if key := checkpoint.first_not_finite(run.model.state_dict()):
-        raise NonFiniteError(f"the weights are not finite any more, the first in {key}; they are not saved")
+        raise NonFiniteError(f"the weights became NaN or Inf, first in {key}; they are not saved")
     processes = distributed.gather({"random": resume.random_states(), "monitor": monitor.state_dict()})
     return {
         "model": run.model.state_dict(),
@@ -199,21 +216,21 @@ def contents(run: Run, monitor: Monitor) -> dict[str, object]:
     }
 
 
-def save_in_epoch(run: Run, place: Place, monitor: Monitor) -> None:
-    state = contents(run, monitor)
+def save_in_epoch(run: Run, progress: Progress, monitor: Monitor) -> None:
+    state = checkpoint_state(run, monitor)
     if distributed.is_main():
-        resume.save_step_checkpoint(run.workdir, place, **state)
-        logger.info("saved at step %d of epoch %d", place.step, place.epoch + 1)
+        resume.save_step_checkpoint(run.workdir, progress, **state)
+        logger.info("saved at step %d of epoch %d", progress.step, progress.epoch + 1)
 
 
 def save_after_epoch(run: Run, epoch: int, monitor: Monitor) -> None:
-    state = contents(run, monitor)
+    state = checkpoint_state(run, monitor)
     if distributed.is_main():
         checkpoint.save_checkpoint(checkpoint.checkpoint_path(run.workdir / "checkpoints", epoch), epoch=epoch, **state)
 
 
 def save_reconstructions(run: Run, epoch: int) -> None:
-    """Writes the picture of the run's fixed clips, with their fixed masks, as the model fills them in now."""
+    """Draw how the model reconstructs the run's fixed clips under their fixed masks."""
     spectrogram, mask = to_model_input(run, run.fixed_clips)
     run.model.eval()
     with autocast(run.device, run.args.precision):
@@ -226,46 +243,51 @@ def save_reconstructions(run: Run, epoch: int) -> None:
 
 
 def start_trackers(run: Run) -> list[Tracker]:
-    """Those that the user wants, on the main process."""
+    """The trackers that the command line asks for; none except on the main process."""
     trackers: list[Tracker] = []
     if distributed.is_main():
+        epoch, step = run.progress
         if run.args.tensorboard:
-            trackers.append(TensorBoard(run.workdir, first_step=run.place.epoch * len(run.loader) + run.place.step))
+            trackers.append(TensorBoard(run.workdir, first_step=epoch * len(run.loader) + step))
         if not run.args.no_wandb:
-            trackers.append(
-                Wandb(run.config.wandb.project, run.workdir, run.config.to_dict(), goes_on=run.place != Place(0, 0))
-            )
+            resumed = run.progress != Progress(0, 0)
+            trackers.append(Wandb(run.config.wandb.project, run.workdir, run.config.to_dict(), resumed))
     return trackers
 
 
 def main(arguments: list[str] | None = None, prog: str = "train.py") -> None:
-    args = parse_arguments(__doc__, arguments, prog)
-    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's, for each loader
-    with ExitStack() as held:
-        pretrain(args, held)
-    distributed.cleanup()
+    """Command line."""
+    with quiet_exit():
+        args = parse_arguments(str(__doc__), arguments, prog)
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # from torchdata, once per loader
+        with ExitStack() as resources:
+            pretrain(args, resources)
+        distributed.cleanup()
 
 
-def pretrain(args: argparse.Namespace, held: ExitStack) -> None:
-    """All of a run, with one sentence for what goes wrong."""
+def pretrain(args: argparse.Namespace, resources: ExitStack) -> None:
+    """Set up and train; report expected errors in one sentence and exit with status 1."""
     try:
-        with distributed.naming_lost_processes():
-            run = set_up(args, held)
+        with distributed.reporting_lost_processes():
+            run = set_up(args, resources)
     except (ValueError, OSError) as error:
         distributed.fail(f"train.py: {error}")
     try:
-        # The signals outermost: torchrun ends the others by SIGTERM where one is lost, before they could say which.
+        # Interruption comes first: when a process is lost, torchrun sends SIGTERM to the others, and they would end
+        # before they could report which one it was.
         with (
             Interruption(args.checkpoint_minutes) as interruption,
-            distributed.naming_lost_processes(),
+            distributed.reporting_lost_processes(),
             torch.autograd.set_detect_anomaly(args.detect_anomaly),
         ):
             train(run, interruption)
-    except ArchiveError as error:  # from a worker, the sentence comes last, after the worker's traceback
+    except ArchiveError as error:  # if a data worker raised it, its traceback comes before the sentence
         message = str(error).splitlines()[-1].removeprefix("audio_mamba.data.samples.ArchiveError: ")
         distributed.fail(f"train.py: {message}")
     except (NonFiniteError, OSError) as error:
-        distributed.fail(f"train.py: {error}; the same command goes on from the newest checkpoint in {args.workdir}")
+        distributed.fail(
+            f"train.py: {error}; run the same command to resume from the newest checkpoint in {args.workdir}"
+        )
     except Exception:
         if distributed.world_size() == 1:
             raise

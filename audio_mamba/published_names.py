@@ -1,15 +1,15 @@
 """Published import names in a checkout: `hear_api`, `configs` and others are the modules of `audio_mamba`, not copies.
 
-The code imports itself as `audio_mamba.hear_api`, while the published scripts say `hear_api` and `configs.poc.<name>`.
-A module that was loaded twice would register its operators twice, and `isinstance` would fail between the two copies.
-So each published name gives the module object of its full name, or is refused.
+The code imports itself as `audio_mamba.hear_api`, while the published scripts import `hear_api` and
+`configs.poc.<name>`. A module that is loaded twice would register its operators twice, and `isinstance` would fail
+between the two copies. So each published name gives the module object of its full name, or is refused.
 """
 
 import importlib
 import importlib.util
 import pkgutil
 import sys
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -20,7 +20,7 @@ REFUSED = ("models", "training")
 
 
 def full_name(name: str) -> str:
-    """The one name of a module: `configs.poc.x`, `configs.x`, `audio_mamba.configs.x` -> `audio_mamba.configs.x`."""
+    """The full name of a module: `configs.poc.x`, `configs.x`, `audio_mamba.configs.x` -> `audio_mamba.configs.x`."""
     name = name if name.startswith(f"{PACKAGE}.") else f"{PACKAGE}.{name}"
     return name.replace(f"{PACKAGE}.configs.poc.", f"{PACKAGE}.configs.")
 
@@ -28,7 +28,7 @@ def full_name(name: str) -> str:
 def stored_name(name: str) -> str:
     """The name of an experiment in files: `x`, `configs.poc.x`, `audio_mamba.configs.x` -> `configs.x`.
 
-    Other modules keep their own names; a name without a dot means an experiment if there is one.
+    Other modules keep their names. A name without a dot is an experiment if there is one of that name.
     """
     path = name if "." in name else f"configs.{name}"
     full = full_name(path)
@@ -38,28 +38,26 @@ def stored_name(name: str) -> str:
 
 
 def experiments() -> list[str]:
-    """The stored names of the project's experiments and of what they share."""
-    folders = importlib.util.find_spec(f"{PACKAGE}.configs").submodule_search_locations
-    return sorted(f"configs.{module.name}" for module in pkgutil.iter_modules(folders))
+    """The stored names of all modules in configs: the experiments and their common base."""
+    package = importlib.import_module(f"{PACKAGE}.configs")
+    return sorted(f"configs.{module.name}" for module in pkgutil.iter_modules(package.__path__))
 
 
 def import_named(name: str) -> ModuleType:
     """Import a module that the user names: an experiment under any of its names, or any other module.
 
-    ModuleNotFoundError if there is none; relative names are not accepted.
+    Raises:
+        ModuleNotFoundError: there is no such module, or the name is relative.
     """
     if name.startswith("."):
-        raise ModuleNotFoundError("a relative name, and nothing that it could be relative to", name=name)
+        raise ModuleNotFoundError("relative names are not accepted", name=name)
     full = full_name(stored_name(name))
     own = full.startswith(f"{PACKAGE}.configs.") and importlib.util.find_spec(full)
     return importlib.import_module(full if own else name)
 
 
 def hyphenated(arguments: list[str] | None) -> list[str]:
-    """Command-line arguments with the published spelling of options, `--num_workers`, as `--num-workers`.
-
-    None stands for those of the process.
-    """
+    """Rewrite published options such as `--num_workers` as `--num-workers`; None for the arguments of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     names = (argument.partition("=") for argument in arguments)
     return [
@@ -83,31 +81,35 @@ class PublishedNames(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(full_name(spec.name))
-        spec.loader_state = module.__spec__  # which importing it by another name replaces
+        spec.loader_state = module.__spec__  # importing under another name replaces it; see exec_module
         return module
 
     def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
 
-    def get_code(self, fullname: str) -> CodeType:
-        """For `python -m hear_api.embed`."""
+    def get_code(self, fullname: str) -> CodeType | None:
+        """The code of a module, which `python -m hear_api.embed` asks for."""
         name = full_name(fullname)
-        return importlib.util.find_spec(name).loader.get_code(name)
+        spec = importlib.util.find_spec(name)
+        if spec is None or not isinstance(spec.loader, InspectLoader):
+            raise ImportError(f"no code for {name}", name=fullname)
+        return spec.loader.get_code(name)
 
 
 def install() -> None:
-    """Let published names be imported from now on; once is enough."""
+    """Make published names importable. Calling it again does nothing."""
     if not any(isinstance(finder, PublishedNames) for finder in sys.meta_path):
         sys.meta_path.insert(0, PublishedNames())
 
 
 def share(name: str) -> None:
-    """Called by a module that is being imported as `name`, one of SHARED: puts the module of the full name there."""
+    """Called by a module of SHARED while it is imported as `name`: replace it by the module of its full name."""
     sys.modules[name] = importlib.import_module(full_name(name))
 
 
 def refuse(name: str) -> None:
-    """Called by a module that is being imported as `name`, one of REFUSED. Always raises ImportError."""
+    """Called by a module of REFUSED while it is imported as `name`. Always raises ImportError."""
     raise ImportError(f"import {full_name(name)} instead of {name}: one module under two names would be loaded twice")
 
 
@@ -116,7 +118,7 @@ def _is_shared(top: str) -> bool:
 
 
 def _is_ours(spec: ModuleSpec | None) -> bool:
-    """Whether a top-level module is a file of the checkout that this package links to."""
+    """Whether a top-level module is a file of this checkout, to which the package links."""
     if spec is None or not spec.origin:
         return False
     linked = Path(__file__).parent / spec.name

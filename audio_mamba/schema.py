@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from audio_mamba.front_end import FrontEnd, FrontEndError
 
-# Every key of a config with its published value; the comments name what is only kept for published config files.
-DEFAULTS = {
+# Every key of a config with its published value. Keys that are "not read" are accepted for published config files.
+DEFAULTS: dict[str, Any] = {
     "model": {
         "arch": "mamba_ssast_tiny",
         "type": "ssast",  # not read
@@ -37,12 +37,12 @@ DEFAULTS = {
         "norm_pix_loss": False,  # normalise each target patch
         "masked_only_loss": False,  # count masked patches alone; published: all
     },
-    "log_every_steps": 100,  # where --print-freq is not given
+    "log_every_steps": 100,  # unless --print-freq is given
     "num_train_steps": -1,  # not read
     "steps_per_eval": -1,  # not read
     "data": {
         "train_dirs": [],
-        "train_samples": [],  # not read where an archive's own count is known
+        "train_samples": [],  # read only for URLs; folders know their count
         "val_dir": "",
         "val_samples": 0,  # not read
         "clip_duration": 2.0,  # not read: num_frames
@@ -52,7 +52,7 @@ DEFAULTS = {
     "batch_size": 256,  # per process
     "shuffle_buffer_multiplier": 250,  # not read: every epoch is fully shuffled
     "half_precision": False,  # not read: --precision
-    "precision": "float32",  # where --precision is not given
+    "precision": "float32",  # unless --precision is given
     "num_epochs": 100,
     "scene_layout": "published",  # or "bands": scene embeddings in true time order, one mean per mel band
     "front_end": FrontEnd().settings(),  # of the archives and of the audio to embed
@@ -65,17 +65,17 @@ LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
 
 
 def check_config(config: ConfigDict, encoders: Mapping[str, Callable[..., Any]], source: str) -> ConfigDict:
-    """A copy of a config with every absent key at its default.
+    """A copy of a config with every missing key at its default.
 
     Args:
-        config: complete or not.
-        encoders: the constructor of each arch, such as `models.ARCHS`; their arguments are the keys of
+        config: complete or partial.
+        encoders: the constructor of each arch, such as `models.ARCHS`; its arguments are the valid keys of
             `model.model_args`.
         source: where the config comes from, for the messages.
 
     Raises:
-        ValueError: an unknown key or arch, with the nearest valid name; a section that is not one; a value out of
-            range.
+        ValueError: a key or arch is unknown (the message suggests the nearest valid name), a section is not a section,
+            or a value is out of range.
     """
     checked = ConfigDict(DEFAULTS, convert_dict=True)
     _merge(checked, config, prefix="", source=source)
@@ -101,7 +101,7 @@ def _check_values(config: ConfigDict, source: str) -> None:
         )
         if value is None and DEFAULTS.get(section, DEFAULTS)[key] is None:
             continue
-        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:
+        if not isinstance(value, kind) or isinstance(value, bool) or not least <= float(value) < math.inf:
             raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
     try:
         FrontEnd.from_settings(config.front_end)
@@ -131,7 +131,7 @@ def _merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
 
 
 def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:
-    """`valid` are the names in the section that the last part of `name` might have meant."""
+    """`valid` are the keys of the section, one of which the last part of `name` may have meant."""
     section, dot, key = name.rpartition(".")
     return ValueError(f"{source}: nothing reads the key {name!r}; {_suggestion(key, valid, section + dot)}")
 
@@ -142,8 +142,8 @@ def _suggestion(name: str, valid: list[str], prefix: str = "") -> str:
 
 
 def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one with dotted keys."""
-    flat = {}
+    """A nested dict as a flat one with dotted keys."""
+    flat: dict[str, Any] = {}
     for key, value in entries.items():
         flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

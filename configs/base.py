@@ -40,6 +40,13 @@ def ssast_config(size: str) -> ConfigDict:
     return paper_config(f"ssast_{size}")
 
 
+def axlstm_config(size: str) -> ConfigDict:
+    """AxLSTM of one size (Yadav, Theodoridis and Tan 2025): the same pretraining with mLSTM blocks."""
+    config = paper_config(f"xlstm_ssast_{size}")
+    config.wandb.project = "ssast-pytorch-xlstm"
+    return config
+
+
 def free_audio_config(config: ConfigDict) -> ConfigDict:
     """The paper's recipe scaled to 32,000 crops on one CPU core (experiments/free_audio); the same for SSAM and SSAST.
 

@@ -1,7 +1,7 @@
 """SSAST-Tiny (ViT blocks, 5.45 M parameters) on AudioSet, as in Yadav and Tan 2024 (arXiv 2406.02178).
 
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.poc.ssast_tiny_200_16x4 \\
-        --workdir RUN --precision float16 --print_freq 50
+        --workdir RUN --precision float16 --print-freq 50
 
 Cost: 100 epochs of 2.05 M clips, 2003 steps of 4 x 256 crops of 2 s each, so about 200,000 steps. Time: not measured.
 """

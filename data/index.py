@@ -24,9 +24,9 @@ from audio_mamba.data.archives import expected_shards, unfinished
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.shard_index import UNKNOWN, fitting_index, index_path, save_index
 from audio_mamba.system.atomic_files import remove_partials
-from audio_mamba.system.folder_lock import FolderInUseError, sole_use
+from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.machine import usable_cores
-from audio_mamba.system.workers import follow_parent
+from audio_mamba.system.workers import exit_with_parent
 
 
 class _Stopped(Exception):
@@ -96,7 +96,7 @@ def index_shards(shards: Sequence[Path], workers: int, tell: Callable[[str], Non
 def _start_worker(stop) -> None:
     global _stop
     _stop = stop
-    follow_parent()
+    exit_with_parent()
 
 
 def _index_shard(shard: Path) -> tuple[tuple[int, int, int], list[str]]:
@@ -157,7 +157,7 @@ def _index_archive(directory: Path, workers: int) -> int:
     if not missing:
         print(f"{directory}: each of its {total} shards has an index already")
         return 0
-    with sole_use(directory):
+    with exclusive_lock(directory):
         for shard in missing:
             remove_partials(index_path(shard))
         shards, samples, whole = index_shards(missing, workers, tell)

@@ -36,7 +36,7 @@ from audio_mamba.data.prepare_job import (
 )
 from audio_mamba.data.prepare_shards import make_shards
 from audio_mamba.front_end import parse_settings
-from audio_mamba.system.folder_lock import FolderInUseError, sole_use
+from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.machine import usable_cores
 
 
@@ -88,7 +88,7 @@ def prepare(
         remove_scaffold(out_dir)  # left there if the last attempt was killed at its very end
         return finished
     out_dir.mkdir(parents=True, exist_ok=True)
-    with sole_use(out_dir, shared=share.world_size > 1):
+    with exclusive_lock(out_dir, shared=share.world_size > 1):
         job = start_or_go_on(out_dir, described, files, settings)
         if job is None:
             return finished_archive(out_dir, described)

@@ -22,7 +22,7 @@ from audio_mamba.data.samples import Sample
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import sha256
-from audio_mamba.system.workers import follow_parent
+from audio_mamba.system.workers import exit_with_parent
 
 SHORTEST_REST = 0.1  # what remains after the last whole clip is kept from this part of a clip on
 
@@ -65,7 +65,7 @@ def _start_worker(files_done, stop) -> None:
     global _files_done, _stop
     _files_done, _stop = files_done, stop
     torch.set_num_threads(1)
-    follow_parent()
+    exit_with_parent()
 
 
 def _make_shard(path: Path, files: list[AudioFile], settings: Settings, audio_dir: Path) -> None:

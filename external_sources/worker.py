@@ -8,8 +8,8 @@ from pathlib import Path
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.origin import read_note
 from audio_mamba.system.atomic_files import atomic_write
-from audio_mamba.system.folder_lock import FolderInUseError, sole_use
-from audio_mamba.system.workers import follow_parent
+from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.workers import exit_with_parent
 
 # In the folder of each task:
 LOG = "downstream.log"
@@ -26,9 +26,9 @@ def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: i
     folder, the status is IN_USE; where one has just finished the head, nothing is done. See `predictions.predict`.
     """
     # Ctrl-C would stop pytorch-lightning's training early, and the kit would go on with a half-trained head.
-    follow_parent()
+    exit_with_parent()
     try:
-        with sole_use(task, patience=PATIENCE):
+        with exclusive_lock(task, patience=PATIENCE):
             if not layout.is_done(task):
                 _train(task, seed, grid, threads, gpu)
     except FolderInUseError:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from audio_mamba.system.atomic_files import atomic_write
-from audio_mamba.system.folder_lock import sole_use
+from audio_mamba.system.folder_lock import exclusive_lock
 
 READ_ROWS = 8192  # held at once when the rows are read again
 
@@ -59,7 +59,7 @@ class Journal:
         self._rows_path, self._entries_path = folder / "rows.f32", folder / "files.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(sole_use(folder))
+            stack.enter_context(exclusive_lock(folder))
             if not folder.exists():
                 raise JournalError(f"{folder}: another run has completed it meanwhile")
             self._check_settings(settings, resume)

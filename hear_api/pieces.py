@@ -14,7 +14,7 @@ from audio_mamba.data.features import LogMelStream, log_mel
 from audio_mamba.data.normalisation import RunningStats, Statistics, clip_statistics, normalise
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.inputs import InputError, check_finite
-from audio_mamba.system.workers import follow_parent
+from audio_mamba.system.workers import exit_with_parent
 
 LONG_SECONDS = 120  # files beyond are read twice: for the statistics, then for the pieces
 
@@ -85,4 +85,4 @@ def start_worker() -> None:
     """Initialises a decoding process."""
     torch.set_num_threads(1)
     os.nice(5)  # the model comes first: workers are ahead of it most of the time
-    follow_parent()
+    exit_with_parent()

@@ -17,6 +17,7 @@ from audio_mamba.schema import check_config
 DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project
 UNTRAINED = "untrained"
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
+AXLSTM_WEIGHTS_VARIABLE = "PT_AXLSTM_MODEL_DIR"  # for experiments whose names begin with "axlstm"
 PUBLISHED_SUFFIX = "_4x256_fp16_r1"  # 4 GPUs x 256 clips, float16, run 1
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -93,16 +94,17 @@ def weights_file(config_name: str, weights: str | Path | None) -> Path | None:
 def default_weights(name: str) -> Path:
     """The folder with an experiment's weights when none are named: $PT_MAMBA_MODEL_DIR/<name>_4x256_fp16_r1, or else
     the one that comes with the project. FileNotFoundError if there is neither."""
-    model_dir, shipped = os.environ.get(WEIGHTS_VARIABLE), SHIPPED_WEIGHTS / name
+    variable = AXLSTM_WEIGHTS_VARIABLE if name.startswith("axlstm") else WEIGHTS_VARIABLE
+    model_dir, shipped = os.environ.get(variable), SHIPPED_WEIGHTS / name
     published = Path(model_dir) / (name + PUBLISHED_SUFFIX) if model_dir else None
     if published and published.is_dir():
         return published
     if shipped.is_dir():
         return shipped
     missing = (
-        f"{WEIGHTS_VARIABLE} has no folder {published}"
+        f"{variable} has no folder {published}"
         if published
-        else f"set {WEIGHTS_VARIABLE} to the folder that holds {name}{PUBLISHED_SUFFIX}"
+        else f"set {variable} to the folder that holds {name}{PUBLISHED_SUFFIX}"
     )
     raise FileNotFoundError(
         f'no weights for {name}: {missing}, or name a checkpoint file, a work folder of train.py, or "{UNTRAINED}": '
@@ -113,7 +115,7 @@ def default_weights(name: str) -> Path:
 def available_models() -> list[str]:
     """Names of the models whose weights are on this machine: shipped ones and those in $PT_MAMBA_MODEL_DIR."""
     names = {folder.name for folder in SHIPPED_WEIGHTS.glob("*") if folder.is_dir()}
-    if model_dir := os.environ.get(WEIGHTS_VARIABLE):
+    for model_dir in filter(None, map(os.environ.get, (WEIGHTS_VARIABLE, AXLSTM_WEIGHTS_VARIABLE))):
         published = Path(model_dir).glob(f"*{PUBLISHED_SUFFIX}")
         names |= {folder.name.removesuffix(PUBLISHED_SUFFIX) for folder in published if folder.is_dir()}
     return sorted(names)

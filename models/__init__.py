@@ -1,13 +1,14 @@
 """The encoders, by the arch names that configs use: `models.build(arch, model_args)`.
 
-`mamba_ssast_<size>` is SSAM, `ssast_<size>` SSAST. The defaults are those of the two classes: frequency-first inputs
-[B, 1, 80, 200]. The paper's configs choose time-first ones.
+`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST, `xlstm_ssast_<size>` AxLSTM. The defaults are frequency-first
+[B, 1, 80, 200] inputs; the paper's configs choose time-first ones.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from audio_mamba.models.axlstm import XLSTMSSAST
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.ops.dispatch import configured_backend
 from audio_mamba.models.ssam import MambaSSAST
@@ -26,6 +27,7 @@ SIZES = {
 ARCHS: dict[str, Callable[..., MaskedSpectrogramEncoder]] = {}
 for _size, (_depth, _width, _heads) in SIZES.items():
     ARCHS[f"mamba_ssast_{_size}"] = partial(MambaSSAST, depth=_depth, embed_dim=_width)
+    ARCHS[f"xlstm_ssast_{_size}"] = partial(XLSTMSSAST, depth=_depth, embed_dim=_width)
     ARCHS[f"ssast_{_size}"] = partial(SSAST, depth=_depth, embed_dim=_width, num_heads=_heads)
 
 
@@ -60,7 +62,7 @@ def build(arch: str, model_args: Mapping[str, Any], backend: str = "auto") -> Ma
     return encoder
 
 
-__all__ = ["ARCHS", "SIZES", "SSAST", "MambaSSAST", "MaskedSpectrogramEncoder", "build"]
+__all__ = ["ARCHS", "SIZES", "SSAST", "XLSTMSSAST", "MambaSSAST", "MaskedSpectrogramEncoder", "build"]
 
 if __name__ == "models":
     from audio_mamba import published_names

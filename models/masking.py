@@ -12,9 +12,8 @@ def draw_mask(rng: np.random.Generator, grid_size: tuple[int, int], ratio: float
         rng: the source of randomness.
         grid_size: (T', M'), the patches along time and along mel.
         ratio: the share to hide, in [0, 1).
-        mode: "unstructured" hides single patches and keeps int(L * (1 - ratio)) of the L = T'*M'; "timestep" hides
-            whole time steps with all their mel bands and keeps int(T' * (1 - ratio)). All masks of that size are
-            equally likely.
+        mode: "unstructured" hides single patches and keeps `kept(L, ratio)` of the L = T'*M'; "timestep" hides whole
+            time steps with all their mel bands and keeps `kept(T', ratio)`. All masks of that size are equally likely.
 
     Raises:
         ValueError: an unknown mode.
@@ -27,7 +26,12 @@ def draw_mask(rng: np.random.Generator, grid_size: tuple[int, int], ratio: float
     raise ValueError(f"unknown masking_mode {mode!r}; choose from {', '.join(MODES)}")
 
 
+def kept(length: int, ratio: float) -> int:
+    """How many of `length` patches or steps stay visible, rounded as in the published code: 50 of 250 at 0.8."""
+    return int(length * (100 - 100 * ratio) / 100)
+
+
 def _mask(rng: np.random.Generator, length: int, ratio: float) -> np.ndarray:
     mask = np.ones(length, dtype=np.float32)
-    mask[rng.permutation(length)[: int(length * (1 - ratio))]] = 0
+    mask[rng.permutation(length)[: kept(length, ratio)]] = 0
     return mask

@@ -10,13 +10,13 @@ import time
 import pytest
 
 from audio_mamba.system import folder_lock
-from audio_mamba.system.folder_lock import FolderInUseError, sole_use
+from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from tests.conftest import ROOT
 
 HOLD = """
 import multiprocessing, sys, time
-from audio_mamba.system.folder_lock import sole_use
-with sole_use(sys.argv[1], shared=sys.argv[2] == "shared"):
+from audio_mamba.system.folder_lock import exclusive_lock
+with exclusive_lock(sys.argv[1], shared=sys.argv[2] == "shared"):
     if sys.argv[2] == "helper":
         multiprocessing.get_context("fork").Process(target=time.sleep, args=(1.5,), daemon=True).start()
     print("held", flush=True)
@@ -48,25 +48,25 @@ def hold(tmp_path):
 def test_a_folder_in_use_is_refused_by_name(tmp_path, hold, monkeypatch, theirs, ours):
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.3)
     hold(theirs)
-    with pytest.raises(FolderInUseError, match=f"{tmp_path}: another process works in this folder"):  # noqa: SIM117
-        with sole_use(tmp_path, shared=ours):
+    with pytest.raises(FolderInUseError, match=f"{tmp_path}: another process is using this folder"):  # noqa: SIM117
+        with exclusive_lock(tmp_path, shared=ours):
             raise AssertionError("two are inside")
     assert not list(tmp_path.iterdir())
 
 
 def test_those_who_share_work_side_by_side(tmp_path, hold):
     hold("shared")
-    with sole_use(tmp_path, shared=True):
+    with exclusive_lock(tmp_path, shared=True):
         pass
 
 
 def test_it_is_free_again_after_the_block_an_error_and_a_kill(tmp_path, hold):
-    with pytest.raises(ZeroDivisionError), sole_use(tmp_path):
+    with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path):
         raise ZeroDivisionError
     process = hold()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with sole_use(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
 
 
@@ -74,17 +74,17 @@ def test_helpers_that_outlive_a_killed_process_are_waited_for(tmp_path, hold):
     process = hold("helper")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with sole_use(tmp_path):  # the helper ends within two seconds
+    with exclusive_lock(tmp_path):  # the helper ends within two seconds
         pass
 
 
 def test_helpers_that_outlive_the_block_hold_nothing(tmp_path):
-    with sole_use(tmp_path):
+    with exclusive_lock(tmp_path):
         helper = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
         helper.start()
     try:
         begin = time.monotonic()
-        with sole_use(tmp_path):
+        with exclusive_lock(tmp_path):
             assert time.monotonic() - begin < folder_lock.PATIENCE / 2
     finally:
         helper.kill()
@@ -96,5 +96,5 @@ def test_a_file_system_without_locks_keeps_nobody_from_working(tmp_path, monkeyp
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with sole_use(tmp_path):
+    with exclusive_lock(tmp_path):
         pass

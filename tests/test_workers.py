@@ -8,10 +8,10 @@ from tests.conftest import ROOT
 # A worker that sends itself Ctrl-C and lives on; it holds stdout until it ends.
 MAIN = """
 import multiprocessing, os, signal, sys, time
-from audio_mamba.system.workers import follow_parent
+from audio_mamba.system.workers import exit_with_parent
 
 def work():
-    follow_parent()
+    exit_with_parent()
     os.kill(os.getpid(), signal.SIGINT)
     print("lives on", flush=True)
     time.sleep(60)

@@ -1,4 +1,4 @@
-"""Pretraining: optimizer, schedule, processes, checkpoints and what a run shows. The loop is in train.py."""
+"""What the training loop in train.py uses: optimizer, schedule, processes, checkpoints, logs and figures."""
 
 if __name__ == "training":
     from audio_mamba import published_names

@@ -1,24 +1,25 @@
-"""The geometry of line charts for the report: curves become SVG paths and ticks, and the page decides how they look.
+"""Line charts for the report: curves become SVG paths and ticks; report.html decides how they look.
 
-Paths lie in a square of SIZE units, y downwards, which the page stretches to any shape; ticks stand at percentages.
+Paths use a square of SIZE units with y pointing down, which the page stretches to any shape. Tick positions are in
+percent.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 SIZE = 1000
-MOST_POINTS = 250  # of a line; more are averaged, and a band shows how far they reach
-MOST_DOTS = 30  # of a line whose single points are shown
+MOST_POINTS = 250  # per line; more are averaged, and a band shows their range
+MOST_DOTS = 30  # lines with at most this many points show each point
 MARGIN = 0.04  # of the y axis, above and below the curves
 
 
 @dataclass(frozen=True)
 class Curve:
-    """y over x, of which points that are not finite are left out; `run` is the number of its run."""
+    """y over x; points with NaN or Inf are left out. `run` is the number of its run."""
 
     run: int
     name: str
@@ -29,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve as it is drawn: paths of the line and its band, and (path, text) of its dots."""
+    """A curve as drawn: the paths of its line and band, and (path, text) for each dot."""
 
     curve: Curve
     path: str
@@ -39,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines between ticks of (percent, label); `summary` tells in words what they show."""
+    """Lines and ticks, which are (percent, label); `summary` describes the chart in words."""
 
     title: str
     x_label: str
@@ -52,20 +53,21 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of values on a linear or logarithmic scale."""
+    """A range of values, on a linear or logarithmic scale."""
 
     low: float
     high: float
     log_scale: bool = False
 
-    def place(self, values: np.ndarray | float) -> np.ndarray:
-        """Where values lie between 0 and 1; what lies outside comes to the edge."""
-        scale = np.log10 if self.log_scale else np.asarray
+    def position(self, values: np.ndarray | float) -> np.ndarray:
+        """Positions of values along the axis, from 0 to 1; values outside the range are clipped to it."""
+        scale: Callable = np.log10 if self.log_scale else np.asarray
         with np.errstate(divide="ignore"):
             return np.clip((scale(values) - scale(self.low)) / (scale(self.high) - scale(self.low)), 0, 1)
 
     def ticks(self, most: int, integer: bool = False) -> list[tuple[float, str]]:
-        """About `most` round values as (percent, label)."""
+        """About `most` round values, each as (percent, label)."""
+        locator: Locator
         if self.log_scale:
             decades = math.log10(self.high / self.low)
             locator = LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0), numticks=most + 2)
@@ -76,29 +78,31 @@ class Axis:
             for value in locator.tick_values(self.low, self.high)
             if self.low <= value <= self.high and (self.log_scale or abs(value) > 1e-15 or self.low <= 0)
         ]
-        return [(round(100 * float(self.place(value)), 2), short_number(value)) for value in values]
+        return [(round(100 * float(self.position(value)), 2), short_number(value)) for value in values]
 
 
 def draw(title: str, x_label: str, curves: Sequence[Curve], log_scale: bool = False, from_zero: bool = False) -> Chart:
-    """A chart of curves; without a finite point, one without lines. On a log scale only positive values count."""
-    thinned = []
+    """A chart of the curves. It has no lines if no point is finite; on a log scale only positive values are drawn."""
+    thinned: list[tuple[Curve, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for curve in curves:
         seen = np.isfinite(curve.x) & np.isfinite(curve.y) & ((curve.y > 0) | (not log_scale))
         if seen.any():
             thinned.append((curve, *thin(curve.x[seen], curve.y[seen])))
     if not thinned:
-        return Chart(title, x_label, [], [], [], log_scale, f"{title}: nothing yet.")
+        return Chart(title, x_label, [], [], [], log_scale, f"{title}: no data yet.")
 
     x_axis = _axis(np.concatenate([x for _, x, *_ in thinned]), margin=0.0)
-    y_axis = _axis(np.concatenate([_extent(*values, log_scale) for _, _, *values in thinned]), MARGIN, log_scale)
+    extents = [_extent(mean, low, high, log_scale) for _, _, mean, low, high in thinned]
+    y_axis = _axis(np.concatenate(extents), MARGIN, log_scale)
     if from_zero:
         y_axis = Axis(0.0, y_axis.high)
-    lines, told = [], []
+    lines, summaries = [], []
     for curve, x, mean, low, high in thinned:
-        across, up = x_axis.place(x), y_axis.place(mean)
+        across, up = x_axis.position(x), y_axis.position(mean)
         band = ""
         if (high > low).any():
-            band = _path(np.append(across, across[::-1]), np.append(y_axis.place(high), y_axis.place(low)[::-1])) + "Z"
+            outline = np.append(y_axis.position(high), y_axis.position(low)[::-1])
+            band = _path(np.append(across, across[::-1]), outline) + "Z"
         dots = []
         if len(x) <= MOST_DOTS:
             dots = [
@@ -106,7 +110,7 @@ def draw(title: str, x_label: str, curves: Sequence[Curve], log_scale: bool = Fa
                 for i in range(len(x))
             ]
         lines.append(Line(curve, _path(across, up), band, dots))
-        told.append(f"{curve.name} goes from {mean[0]:.4g} to {mean[-1]:.4g}")
+        summaries.append(f"{curve.name} goes from {mean[0]:.4g} to {mean[-1]:.4g}")
     return Chart(
         title,
         x_label,
@@ -114,12 +118,16 @@ def draw(title: str, x_label: str, curves: Sequence[Curve], log_scale: bool = Fa
         x_axis.ticks(8, integer=True),
         y_axis.ticks(6),
         log_scale,
-        f"{title} by {x_label}. " + "; ".join(told) + ".",
+        f"{title} by {x_label}. " + "; ".join(summaries) + ".",
     )
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """x, mean, lowest and highest y of at most MOST_POINTS stretches of equally many points."""
+    """Average at most MOST_POINTS groups of consecutive points, all of nearly the same size.
+
+    Returns:
+        Mean x, mean y, lowest y and highest y of each group.
+    """
     bounds = np.linspace(0, len(x), min(len(x), MOST_POINTS) + 1).astype(int)[:-1]
     counts = np.diff(np.append(bounds, len(x)))
     return (
@@ -131,7 +139,7 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def short_number(value: float) -> str:
-    """A tick's label: 0.25, 1500, 20k, 3M, 1e-4."""
+    """The label of a tick, such as 0.25, 1500, 20k, 3M or 1e-4."""
     if value == 0:
         return "0"
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -153,9 +161,9 @@ def _axis(values: np.ndarray, margin: float, log_scale: bool = False) -> Axis:
 
 
 def _extent(mean: np.ndarray, low: np.ndarray, high: np.ndarray, log_scale: bool) -> np.ndarray:
-    """What the y axis has to hold of a curve: the means, and most of the band.
+    """The values of a curve that the y axis must include: the means, and most of the band.
 
-    On a linear scale, rare means far above the others may leave the chart: they would flatten all else.
+    On a linear scale, rare means far above the others are left out, because they would flatten everything else.
     """
     if not log_scale:
         lowest, highest = np.percentile(mean, [2, 98])

@@ -1,11 +1,12 @@
 """Checkpoints in the published layout: a dict with `model`, `optimizer`, `epoch`, `scaler` and `args`.
 
-Reading never runs code from the file. The published `args` hold an `argparse.Namespace` with an
-`ml_collections.ConfigDict`; both are read as plain dicts, without the classes they came from.
+Reading never runs code from the file. The published `args` are an `argparse.Namespace` that holds an
+`ml_collections.ConfigDict`; both are read as plain dicts, without importing their classes.
 """
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +19,38 @@ LAST_EPOCHS_KEPT = 5
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, unsafe or made for another model. The message names the file."""
+    """A checkpoint is missing, damaged, unsafe or belongs to another model. The message names the file."""
 
 
 def is_due(epoch: int, num_epochs: int) -> bool:
-    """Whether a checkpoint is written after `epoch` (counted from 0): every second epoch and each of the last five."""
+    """Whether to save after `epoch`, counted from 0: after every second epoch and each of the last five."""
     return epoch % 2 == 0 or epoch >= num_epochs - LAST_EPOCHS_KEPT
 
 
 def save_checkpoint(path: str | Path, **state: Any) -> None:
-    """Writes `state` (tensors and builtins only, so that it can be read safely) to `path`, whole or not at all.
+    """Write a checkpoint atomically.
 
-    Raises OSError where the disk or a quota is full.
+    Args:
+        path: the file; an existing one is replaced.
+        state: the entries, of tensors and builtins only, so that `load_checkpoint` can read them safely.
+
+    Raises:
+        OSError: the disk or a quota is full.
     """
-    remove_partials(path)  # of an attempt that was killed; they are as large as the checkpoint
+    remove_partials(path)  # left by a killed attempt, and as large as the checkpoint
     try:
         with atomic_write(path) as file:
             torch.save(state, file)
-    except RuntimeError as error:  # how torch.save tells of a write that failed
+    except RuntimeError as error:  # torch.save raises it when a write fails
         free = shutil.disk_usage(Path(path).parent).free
-        raise OSError(f"{path} cannot be written; its disk has {free / 2**20:.0f} MiB free") from error
+        raise OSError(f"cannot write {path}; {free / 2**20:.0f} MiB are free on its disk") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU; `args` and its config come as plain dicts.
+    """The content of a checkpoint on the CPU, with `args` and its config as plain dicts.
 
-    Raises CheckpointError if the file is missing, damaged, has no `model`, or asks to run more than rebuilding tensors.
+    Raises:
+        CheckpointError: the file is missing, damaged, has no `model` entry, or contains more than tensors and builtins.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,7 +59,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_STAND_INS):
             state = torch.load(path, map_location="cpu", weights_only=True)
         state = _as_builtins(state)
-    except Exception as error:  # hostile or torn bytes can break the reader in any way; all mean the same to the caller
+    except Exception as error:  # hostile or damaged bytes can raise anything in the reader
         raise CheckpointError(f"cannot read checkpoint {path}: {_why_unreadable(error)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise CheckpointError(f"{path} is not a checkpoint: it has no 'model' entry with the weights")
@@ -60,22 +67,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _why_unreadable(error: Exception) -> str:
-    """In one sentence, without torch's advice to load the file as one that may run anything."""
+    """One sentence, without torch's advice to load the file unsafely."""
     text = str(error)
     if refused := re.search(r"\bGLOBAL (\S+)", text):
-        return f"it asks for {refused[1]}, which loading weights does not need and which could do anything"
+        return f"it asks for {refused[1]}, which weights do not need and which could run arbitrary code"
     if "WeightsUnpickler error" in text or not text.strip():
-        return "damaged, or not a checkpoint at all"
-    return f"damaged, or not a checkpoint at all ({text.strip().splitlines()[0]})"
+        return "damaged, or not a checkpoint"
+    return f"damaged, or not a checkpoint ({text.strip().splitlines()[0]})"
 
 
 def checkpoint_path(directory: str | Path, epoch: int) -> Path:
-    """The published name of an epoch's checkpoint."""
+    """The file of an epoch's checkpoint, under its published name."""
     return Path(directory) / f"checkpoint-{epoch}.pth"
 
 
 def latest_checkpoint(directory: str | Path) -> tuple[Path, int] | None:
-    """The `checkpoint-<epoch>.pth` of the highest epoch in `directory` and that epoch, or None if there is none."""
+    """The `checkpoint-<epoch>.pth` with the highest epoch in `directory`, and that epoch; None if there is none."""
     found = []
     for path in Path(directory).glob("checkpoint-*.pth"):
         match = re.fullmatch(r"checkpoint-(\d+)\.pth", path.name)
@@ -85,10 +92,11 @@ def latest_checkpoint(directory: str | Path) -> tuple[Path, int] | None:
 
 
 def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Loads the weights `state`, read from `source`, into `model`.
+    """Load the weights `state` into `model`; `source` is where they came from, for the messages.
 
-    Raises CheckpointError naming the first differing keys or shapes if they belong to another architecture, and for
-    weights that are not finite.
+    Raises:
+        CheckpointError: the weights belong to another architecture (the message names the first differing keys or
+            shapes), or some are NaN or Inf.
     """
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
@@ -103,12 +111,12 @@ def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], source: s
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise CheckpointError(f"{source} holds another architecture: {'; '.join(differences[:3])}{more}")
     if key := first_not_finite(state):
-        raise CheckpointError(f"{source} holds weights that are not finite, the first in {key}")
+        raise CheckpointError(f"{source} holds weights that are NaN or Inf, first in {key}")
     model.load_state_dict(state)
 
 
 def first_not_finite(state: dict[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or Inf."""
+    """The name of the first tensor with a NaN or Inf; None if all are finite."""
     return next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
 
 
@@ -120,14 +128,14 @@ class _ConfigDict:
     """Receives the fields of a pickled ml_collections.ConfigDict and nothing else."""
 
 
-_STAND_INS = [
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Namespace, "argparse.Namespace"),
     (_ConfigDict, "ml_collections.config_dict.config_dict.ConfigDict"),
 ]
 
 
 def _as_builtins(value: Any) -> Any:
-    """`value` with every stand-in, at any depth, replaced by the dict of its entries."""
+    """`value` with every stand-in at any depth replaced by a dict of its entries."""
     if isinstance(value, _Namespace):
         return _as_builtins(vars(value))
     if isinstance(value, _ConfigDict):

@@ -1,4 +1,4 @@
-"""Several processes under torchrun, or one alone: the same calls serve both, and alone they do nothing."""
+"""The same calls for one process and for several under torchrun. In a single process they do nothing."""
 
 import ctypes
 import logging
@@ -22,21 +22,25 @@ from audio_mamba.system.machine import bound_threads, usable_cores
 
 logger = logging.getLogger(__name__)
 
-# How long a process waits for the others in one exchange, and how long survivors wait for word of each other.
-PATIENCE = timedelta(minutes=10)
-ROLL_CALL_SECONDS = 5.0
+PATIENCE = timedelta(minutes=10)  # how long a process waits for the others in a collective
+ROLL_CALL_SECONDS = 5.0  # how long survivors wait for each other to report
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
-_store: dist.Store | None = None  # what the processes know of each other while the group cannot be used
+_store: dist.Store | None = None  # used by the processes when the group has failed
 
 
 def init(device_name: str = "auto") -> torch.device:
-    """Joins the processes that torchrun started (nccl on CUDA, gloo on a CPU) and returns the device of this one.
+    """Join the process group if torchrun started this process; return the device of this process.
 
-    Started without torchrun, it only picks the device. On a CPU the cores are shared out among the machine's processes,
-    unless OMP_NUM_THREADS says otherwise.
-    ValueError if the device that is asked for ("auto", "cpu" or "cuda") is not there.
+    The back end is nccl for CUDA and gloo for a CPU. On a CPU, the processes of a machine share its cores equally
+    unless OMP_NUM_THREADS is set.
+
+    Args:
+        device_name: "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: there is no such device for this process.
     """
     device = _pick_device(device_name)
     if device.type == "cpu":
@@ -50,8 +54,8 @@ def init(device_name: str = "auto") -> torch.device:
 
 
 def _share_out_cores(processes: int) -> None:
-    # To several processes torchrun gives one thread each where OMP_NUM_THREADS is not set, which may leave most cores
-    # idle. One process keeps what its user set: threads that outnumber the cores, as of two runs side by side, wait for
+    # If OMP_NUM_THREADS is not set, torchrun gives each of several processes one thread, which may leave most cores
+    # idle. A single process keeps what its user set: more threads than cores, as with two runs in parallel, wait for
     # each other and are many times slower.
     if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, usable_cores() // processes))
@@ -61,10 +65,12 @@ def _pick_device(name: str) -> torch.device:
     if name == "cpu" or name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: PyTorch {torch.__version__} sees no CUDA device on this machine")
+        raise ValueError(f"--device {name}: PyTorch {torch.__version__} finds no CUDA device on this machine")
     device = torch.device("cuda", _from_torchrun("LOCAL_RANK", 0))
     if device.index >= torch.cuda.device_count():
-        raise ValueError(f"process {device.index} on this machine has no GPU: it has {torch.cuda.device_count()}")
+        raise ValueError(
+            f"local process {device.index} needs a GPU of its own, but this machine has {torch.cuda.device_count()}"
+        )
     torch.cuda.set_device(device)
     return device
 
@@ -74,7 +80,7 @@ def _from_torchrun(name: str, alone: int) -> int:
 
 
 def _stop_with_the_launcher() -> None:
-    """A torchrun that was killed would leave its processes running: let the system tell them by SIGTERM."""
+    """Get a SIGTERM when torchrun is killed, which would otherwise leave its processes running."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -82,8 +88,8 @@ def _stop_with_the_launcher() -> None:
 def _join(backend: str) -> None:
     global _store
     store, rank_, world_size_ = next(rendezvous("env://", timeout=PATIENCE))
-    # torchrun hands the same store to the processes of each restart, in which the addresses of those before would be
-    # found. On one machine its count tells them apart; on several, each torchrun counts for itself.
+    # After a restart, torchrun reuses its store, which still holds the addresses of the previous processes. On one
+    # machine the restart count separates them. On several machines each torchrun has its own count.
     if _from_torchrun("LOCAL_WORLD_SIZE", 1) == world_size_:
         store = dist.PrefixStore(f"restart {_from_torchrun('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(
@@ -94,12 +100,12 @@ def _join(backend: str) -> None:
 
 
 def rank() -> int:
-    """The number of this process among all, 0 alone."""
+    """The rank of this process; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together, over all machines."""
+    """The number of processes on all machines."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -109,12 +115,12 @@ def is_main() -> bool:
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean of `value` over the processes, on each of them; `value` itself is not changed."""
+    """The mean of `value` over the processes; `value` itself is not changed."""
     return total(value) / world_size() if dist.is_initialized() else value
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """The sum of `value` over the processes, on each of them; `value` itself is not changed."""
+    """The sum of `value` over the processes; `value` itself is not changed."""
     if not dist.is_initialized():
         return value
     summed = value.detach().clone()
@@ -123,16 +129,16 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 
 def gather(value: Any) -> list[Any]:
-    """The picklable `value` of every process in the order of ranks, on each of them."""
+    """The picklable `value` of every process, in the order of ranks."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 class Agreement:
-    """Yes-or-no questions on which all processes act alike, at the same step and without waiting for each other."""
+    """Yes-or-no questions that all processes answer alike at the same step, without waiting for each other."""
 
     def __init__(self, questions: int):
         self._questions = questions
@@ -140,11 +146,11 @@ class Agreement:
         self._exchange: dist.Work | None = None
 
     def vote(self, *answers: bool) -> list[bool]:
-        """For each question, whether any process said yes: alone in this call, with others in the call before."""
+        """For each question, whether any process voted yes: in this call alone, or with others in the previous call."""
         if not dist.is_initialized():
             return list(answers)
         agreed = [False] * self._questions
-        if self._exchange is not None:
+        if self._exchange is not None and self._answers is not None:
             self._exchange.wait()
             agreed = self._answers.bool().tolist()
         self._answers = torch.tensor(answers, dtype=torch.int32)
@@ -152,46 +158,49 @@ class Agreement:
         return agreed
 
     def finish(self) -> None:
-        """Waits for the exchange under way; call it in all processes when there are no more votes."""
+        """Wait for the last exchange. Call it in all processes after the last vote."""
         if self._exchange is not None:
             self._exchange.wait()
 
 
 @contextmanager
-def naming_lost_processes() -> Iterator[None]:
-    """If an exchange fails inside because another process died or hangs, says which in place of where it broke.
+def reporting_lost_processes() -> Iterator[None]:
+    """Say which process died or hangs, instead of where in this process the communication failed.
 
-    Raises ConnectionError, after a roll call of the survivors.
+    Raises:
+        ConnectionError: a collective failed inside the block; the message lists the lost ranks.
     """
     try:
         yield
     except Exception as error:
-        if not dist.is_initialized() or not _is_of_an_exchange(error):
+        if _store is None or not _is_communication_error(error):
             raise
-        raise ConnectionError(_roll_call()) from error
+        raise ConnectionError(_roll_call(_store)) from error
 
 
-def _is_of_an_exchange(error: Exception) -> bool:
+def _is_communication_error(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
     )
 
 
-def _roll_call() -> str:
+def _roll_call(store: dist.Store) -> str:
     try:
-        _store.set(f"here {rank()}", "")
+        store.set(f"here {rank()}", "")
         time.sleep(ROLL_CALL_SECONDS)
-        lost = [number for number in range(world_size()) if not _store.check([f"here {number}"])]
+        lost = [number for number in range(world_size()) if not store.check([f"here {number}"])]
     except dist.DistError:
-        return f"rank {rank()} of {world_size()} has lost all the others and the launcher's store"
+        return f"rank {rank()} of {world_size()} lost the connection to all other processes and to torchrun"
     if not lost:
-        return "the connection between the processes broke, but all of them are still there"
+        return "the connection between the processes broke, but all of them are still running"
     return f"rank(s) {', '.join(map(str, lost))} of {world_size()} died or do not answer; rank {rank()} stops as well"
 
 
 def fail(message: str) -> NoReturn:
-    """Ends this process with a message and status 1, in company at once: to leave the group in order, with exchanges
-    under way, would mean to wait for processes that may be gone."""
+    """End this process with a message and status 1.
+
+    In a process group it exits at once: leaving the group properly would mean waiting for processes that may be dead.
+    """
     if not dist.is_initialized():
         raise SystemExit(message)
     sys.stderr.write(f"{message}\n")
@@ -201,24 +210,25 @@ def fail(message: str) -> NoReturn:
 
 
 def cleanup() -> None:
-    """Leaves the process group, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
-        # A gloo thread may be about to let go of the last collective's tensor, for which it needs the interpreter
-        # lock. destroy_process_group joins that thread while it holds the lock: a deadlock, seen with torch 2.13 in
-        # one of ten runs. Sleeping releases the lock for long enough.
+        # A gloo thread may be about to release the tensor of the last collective, for which it needs the interpreter
+        # lock. destroy_process_group joins that thread while holding the lock: a deadlock, seen with torch 2.13 in one
+        # run out of ten. Sleeping releases the lock for long enough.
         time.sleep(0.1)
         dist.destroy_process_group()
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with gradients averaged over the processes; alone, `model` itself."""
+    """Wrap `model` so that gradients are averaged over the processes; a single process gets `model` itself."""
     if not dist.is_initialized():
         return model
-    # The gradient of the patch convolution, over one channel, may have either of two equivalent stride patterns.
+    # The gradient of the patch convolution, with one channel, may have either of two equivalent stride patterns.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def no_sync(model: nn.Module) -> AbstractContextManager:
-    """Backward passes inside only add to each process's own gradients: all but the last of an accumulation."""
+    """Inside, backward passes add to the gradients of each process without averaging, as gradient accumulation needs
+    in all passes but the last."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

@@ -1,4 +1,4 @@
-"""Random spectrograms in place of archives, to try a configuration or measure its speed without data."""
+"""Random spectrograms instead of archives, to try a config or measure its speed without data."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 
 class RandomSpectrograms(Dataset):
-    """Samples of white noise, asked for as (epoch, index), that depend on (seed, epoch, index) alone.
+    """White noise, indexed by (epoch, index). A sample depends only on (seed, epoch, index).
 
     An item has spectrogram float32 [1, num_frames, n_mels], index, and mask float32 [L] from `draw_mask(generator)`.
     """

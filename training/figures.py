@@ -1,15 +1,15 @@
-"""Pictures of a run: masked spectrograms with their reconstructions, and the curves of loss and learning rate."""
+"""Pictures of a run: reconstructions of masked spectrograms, and curves of loss and learning rate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import nn
 
 from audio_mamba.system.atomic_files import atomic_write
 
@@ -19,7 +19,7 @@ MASKED_COLOUR, NOTE_COLOUR = "0.8", "0.35"
 
 @dataclass
 class Reconstructions:
-    """N clips as a model sees and predicts them, in normalised log-mel units; all arrays are [N, frames, mels]."""
+    """N clips as a model sees and predicts them, as normalised log-mels; arrays are [N, frames, mels]."""
 
     original: np.ndarray
     masked: np.ndarray  # bool
@@ -29,11 +29,16 @@ class Reconstructions:
 
 @torch.no_grad()
 def reconstruct(
-    model: nn.Module, spectrogram: torch.Tensor, mask: torch.Tensor, normalise_patches: bool = False
+    model: Any, spectrogram: torch.Tensor, mask: torch.Tensor, normalise_patches: bool = False
 ) -> Reconstructions:
-    """Runs `model` on clips in its own input layout ([N, 1, T, M], or [N, 1, M, T] if frequency first), mask [N, L].
+    """Run `model` on masked clips.
 
-    A model of per-patch normalised targets gets each patch's own mean and spread back for the picture.
+    Args:
+        model: an encoder of `audio_mamba.models`.
+        spectrogram: in the model's own input layout: [N, 1, T, M], or [N, 1, M, T] if frequency first.
+        mask: [N, L], 1 for masked patches.
+        normalise_patches: the model predicts patches normalised to zero mean and unit variance; restore each patch's
+            mean and variance for the picture.
     """
     predicted, target, mask = model(spectrogram, mask)  # [N, L, P], [N, L, P], [N, L]
     predicted, target = predicted.float(), target.float()
@@ -50,7 +55,7 @@ def reconstruct(
 
 
 def save_reconstructions(path: str | Path, clips: Reconstructions, title: str) -> None:
-    """Writes a PNG with a row per clip: original | masked | reconstructed, in one colour scale."""
+    """Write a PNG with a row per clip, original | masked | reconstructed, in one colour scale."""
     n, frames, mels = clips.original.shape
     figure = Figure(figsize=(12, 1 + 2 * n), layout="constrained")
     axes = figure.subplots(n, 3, sharex=True, sharey=True, squeeze=False)
@@ -90,19 +95,17 @@ def save_reconstructions(path: str | Path, clips: Reconstructions, title: str) -
 
 
 def save_curves(path: str | Path, log: Sequence[dict[str, float | None]]) -> None:
-    """Writes a PNG of losses and learning rate by epoch, from the lines of a log.txt; what is None is left out."""
+    """Write a PNG of losses and learning rate by epoch, from the lines of a log.txt; None values are left out."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     loss_axis, rate_axis = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    epochs = [line["epoch"] + 1 for line in log]
+    epochs = np.array([line["epoch"] for line in log], dtype=float) + 1
     marker = "." if len(log) < 50 else None
 
-    def plot(axis: Axes, key: str, label: str, **style: str) -> None:
+    def plot(axis: Axes, key: str, label: str, **style: Any) -> None:
         values = np.array([line.get(key) for line in log], dtype=float)  # None becomes NaN
         seen = np.flatnonzero(np.isfinite(values))
         if len(seen):
-            axis.plot(
-                np.array(epochs)[seen], values[seen], label=f"{label} {values[seen[-1]]:.4g}", marker=marker, **style
-            )
+            axis.plot(epochs[seen], values[seen], label=f"{label} {values[seen[-1]]:.4g}", marker=marker, **style)
 
     plot(loss_axis, "train_loss", "training", color="tab:blue")
     plot(loss_axis, "val_loss", "validation", color="tab:red", linestyle="--")

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: never applied, counted, and named with their samples."""
+"""Steps with a NaN or Inf in the loss or gradient: they are skipped, counted, and reported with their samples."""
 
 import logging
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import torch
 logger = logging.getLogger(__name__)
 
 STEPS_IN_A_ROW = 10
-STEPS_IN_A_ROW_SCALED = 40  # float16's loss scale begins at 2^16 and halves at each overflow; this is far below 1
+STEPS_IN_A_ROW_SCALED = 40  # the loss scale of float16 starts at 2^16 and halves at each overflow: far below 1 by then
 SAMPLES_NAMED = 8
 
 
 class NonFiniteError(ArithmeticError):
-    """Too many steps in a row had a loss or a gradient that is not finite, or the weights are not."""
+    """Too many steps in a row had a NaN or Inf in the loss or gradient, or the weights have one."""
 
 
 class _Step(NamedTuple):
@@ -26,35 +26,43 @@ class _Step(NamedTuple):
 
 
 class StepGuard:
-    """Keeps an eye on the steps of one process. What it sees stays on the device until `review`.
+    """Watches the steps of one process. The values stay on the device until `review`.
 
     Args:
-        scaled: whether a GradScaler is at work: it skips overflowing steps by itself, as a matter of course, which is
-            not worth a warning unless the loss itself is not finite.
-        name_sample: the name of a sample by its index.
+        scaled: whether a GradScaler is enabled. It skips steps that overflow, which is normal and gets no warning
+            unless the loss itself is NaN or Inf.
+        name_sample: returns the name of a sample for its index.
     """
 
     def __init__(self, scaled: bool, name_sample: Callable[[int], str]):
         self._scaled, self._name_sample = scaled, name_sample
         self._unread: list[_Step] = []
         self._in_a_row = 0
-        self.skipped = 0  # steps so far
+        self.skipped = 0  # in total
 
     def watch(
         self, epoch: int, step: int, loss: torch.Tensor, grad_norm: torch.Tensor, samples: torch.Tensor
     ) -> torch.Tensor:
-        """Notes a step before the optimizer makes it. Returns 1.0 where it must not, else 0.0, on the device.
+        """Record a step before the optimizer applies it.
 
-        With several processes grad_norm, the norm of the averaged gradient, is the same on each, and so is the answer.
+        Args:
+            epoch, step: both counted from 0.
+            loss: the loss of this process, a scalar on its device.
+            grad_norm: the norm of the gradient, averaged over the processes, so that all of them decide alike.
+            samples: indices of the samples of the step in this process.
+
+        Returns:
+            A float scalar on the device: 1.0 if the step must be skipped, else 0.0.
         """
         bad = ~torch.isfinite(grad_norm)
         self._unread.append(_Step(epoch, step, loss.detach(), bad, samples))
         return bad.float()
 
     def review(self) -> None:
-        """Reads what was noted since the last review, which on CUDA waits for the device.
+        """Read what was recorded since the last review. On CUDA this waits for the device.
 
-        Raises NonFiniteError after 10 bad steps in a row (40 with float16), in every process at the same step.
+        Raises:
+            NonFiniteError: 10 bad steps in a row, or 40 with a GradScaler; in every process at the same step.
         """
         if not self._unread:
             return
@@ -66,17 +74,17 @@ class StepGuard:
             loss_is_finite = torch.isfinite(torch.tensor(loss)).item()
             if bad and not (self._scaled and loss_is_finite):
                 logger.warning(
-                    "epoch %d, step %d skipped: %s; its samples here: %s",
+                    "epoch %d, step %d skipped: %s; its samples in this process: %s",
                     step.epoch + 1,
                     step.step + 1,
-                    "the gradient is not finite" if loss_is_finite else f"the loss is {loss}",
+                    "the gradient is NaN or Inf" if loss_is_finite else f"the loss is {loss}",
                     self._names(step.samples),
                 )
             if self._in_a_row >= (STEPS_IN_A_ROW_SCALED if self._scaled else STEPS_IN_A_ROW):
                 raise NonFiniteError(
                     f"{self._in_a_row} steps in a row, up to step {step.step + 1} of epoch {step.epoch + 1}, had a "
-                    "loss or gradient that is not finite; none was applied. A lower opt.learning_rate, "
-                    "opt.clip_grad_value or --precision float32 may help, --detect-anomaly shows the operation"
+                    "NaN or Inf in the loss or gradient; none was applied. Try a lower opt.learning_rate, "
+                    "opt.clip_grad_value or --precision float32; --detect-anomaly shows the operation"
                 )
 
     def _names(self, samples: torch.Tensor) -> str:
@@ -87,6 +95,6 @@ class StepGuard:
 
 @torch.no_grad()
 def update_ratio(before: list[torch.Tensor], parameters: list[torch.Tensor]) -> torch.Tensor:
-    """The norm of a step's change of the parameters, divided by their norm before it."""
+    """The norm of the change that a step made to the parameters, divided by their norm before the step."""
     change = torch._foreach_norm(torch._foreach_sub(parameters, before))
     return torch.stack(change).norm() / torch.stack(torch._foreach_norm(before)).norm()

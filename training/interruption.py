@@ -1,7 +1,7 @@
-"""When a run saves and when it stops: the clock of the step checkpoints, and the signals that ask it to end.
+"""When a run saves and when it stops: the timer of the step checkpoints, and the signals that ask it to stop.
 
-Schedulers announce an end by SIGTERM or SIGUSR1, a person by Ctrl-C. The run then finishes its step, writes a
-checkpoint and exits with status 0. All processes must do so at the same step, whichever of them was told.
+Schedulers announce the end of a job by SIGTERM or SIGUSR1; a person presses Ctrl-C. The run then finishes its step,
+writes a checkpoint and exits with status 0. All processes do so at the same step, whichever of them got the signal.
 """
 
 import logging
@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from types import FrameType
 
 from audio_mamba.training import distributed
@@ -19,10 +20,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interruption:
-    """A context in which signals do not end the process but are noted. A second Ctrl-C ends it at once.
+    """A context in which signals are recorded instead of ending the process. A second Ctrl-C ends it at once.
 
     Args:
-        minutes: between two step checkpoints; 0 for none but at a stop.
+        minutes: time between two step checkpoints; 0 to write one only on a stop.
     """
 
     def __init__(self, minutes: float):
@@ -50,27 +51,48 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether this process was told to stop; the others may not know it yet."""
+        """Whether this process got a signal to stop. The other processes may not know yet."""
         return self._signal is not None
 
     def ask(self) -> bool:
-        """Call it in every process after the same steps: sets `save_now` and `stop_now`; returns `stop_now`."""
+        """Update `save_now` and `stop_now`; return `stop_now`. Every process must call this after the same steps."""
         if self._signal is not None and not self._announced:
             self._announced = True
-            logger.warning("%s: the run saves and stops", signal.Signals(self._signal).name)
+            logger.warning("%s: saving a checkpoint and stopping", signal.Signals(self._signal).name)
         due = distributed.is_main() and time.monotonic() - self._saved_at > self._seconds
         self.save_now, self.stop_now = self._agreement.vote(due, self._signal is not None)
         return self.stop_now
 
     def saved(self) -> None:
-        """A checkpoint was written: the clock starts again."""
+        """Restart the timer: a checkpoint was written."""
         self._saved_at = time.monotonic()
         self.save_now = False
 
 
+class Shielded:
+    """The batches of a DataLoader whose workers are started with SIGTERM blocked in all their threads.
+
+    `leave_signals_to_the_trainer` alone is too late for threads that a worker starts before it: torch's intra-op pool,
+    once the trainer has called `torch.set_num_threads`. A SIGTERM delivered to one of those would end the worker.
+    """
+
+    def __init__(self, loader: Iterable):
+        self._loader = loader
+
+    def __iter__(self) -> Iterator:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a new process inherits it
+        try:
+            return iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """For data-loading workers: schedulers and terminals send signals to all processes, but the trainer still needs
-    its workers for the steps until it stops. So they end by SIGTERM only where the trainer itself sends it."""
+    """Make a data-loading worker ignore the signals that only the trainer should handle; a `worker_init_fn`.
+
+    Schedulers and terminals send signals to all processes, but the trainer still needs its workers until it stops. A
+    worker ends by SIGTERM only if the trainer itself sent it.
+    """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -81,6 +103,6 @@ def _wait_for_the_trainer(trainer: int) -> None:
     if hasattr(signal, "sigwaitinfo"):
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
             pass
-    else:  # macOS does not say who sent a signal: there a SIGTERM to all processes ends the workers as well
+    else:  # macOS does not tell who sent a signal, so a SIGTERM to all processes ends the workers as well
         signal.sigwait({signal.SIGTERM})
     os._exit(0)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: lines or a progress bar, log.txt, steps.csv, curves and trackers."""
+"""What a run shows while it trains: printed lines or a progress bar, log.txt, steps.csv, curves and trackers."""
 
 import itertools
 import logging
@@ -20,53 +20,56 @@ from audio_mamba.training.records import LOG_NAME, STEPS_NAME, StepTable, read_l
 from audio_mamba.training.trackers import Tracker, Trackers
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-MEASURE = "measure "  # what the names of measures begin with in a state
+MEASURE = "measure "  # prefix of the names of measures in a state dict
 
 logger = logging.getLogger(__name__)
 
 
 def _scalar(value: float) -> torch.Tensor:
-    """On the CPU; what it is added to may be on another device, and so is the sum."""
+    """A float64 scalar on the CPU, which may be added to one on another device."""
     return torch.tensor(value, dtype=torch.float64)
 
 
 @dataclass
-class Part:
-    """What this process has summed up over some steps of an epoch.
+class Totals:
+    """Sums of this process over some steps of an epoch.
 
-    Losses stay on the device until a line is due, so that the GPU need not wait for the CPU at every step.
+    Losses stay on the device until a line is due, so that the GPU does not wait for the CPU at every step.
     """
 
     loss: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # sum of the finite losses
-    finite: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # how many these are
+    finite: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # number of finite losses
     steps: int = 0
     seconds: float = 0.0
-    waited: float = 0.0  # of these seconds, for data
+    waited: float = 0.0  # seconds spent waiting for data
 
-    def __add__(self, other: "Part") -> "Part":
-        return Part(**{name: value + vars(other)[name] for name, value in vars(self).items()})
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(**{name: value + vars(other)[name] for name, value in vars(self).items()})
 
     def over_processes(self) -> tuple[float, int, float]:
-        """Mean loss (NaN of none), count of losses that were not finite, and mean of the seconds waited."""
+        """Mean loss (NaN if none was finite), number of NaN or Inf losses, mean seconds of waiting for data."""
         sums = torch.stack([self.loss, self.finite, _scalar(self.waited).to(self.loss.device)])
         loss, finite, waited = distributed.mean(sums).tolist()
         return loss / finite if finite else math.nan, round((self.steps - finite) * distributed.world_size()), waited
 
 
 class Monitor:
-    """Follows a run that goes on at step `first_step` of `first_epoch`. Every process calls it; the main one writes.
+    """Reports on a run. Every process calls it, and the main process writes.
 
-    Lines, steps.csv and trackers show means over all processes and over the steps since the line before; losses that
-    are not finite are counted, but left out. On a terminal a progress bar takes the place of the lines. What log.txt
-    and steps.csv hold beyond the beginning belongs to an attempt that was killed before its checkpoint: it is dropped,
-    and trained again.
+    Lines, steps.csv and trackers show means over all processes and over the steps since the previous line. NaN and Inf
+    losses are counted but left out of the means. On a terminal a progress bar replaces the lines. Entries of log.txt
+    and steps.csv after the first step come from an attempt that was killed before its next checkpoint; they are
+    dropped, and those steps are trained again.
 
     Args:
         workdir: folder of log.txt, steps.csv and curves.png.
+        first_epoch: epoch at which the run starts or resumes, counted from 0.
+        first_step: step of that epoch at which it starts or resumes.
+        num_epochs: epochs of the whole run.
         steps_per_epoch: batches of each process per epoch.
         samples_per_step: samples of a step, all processes together.
         print_freq: steps between two lines.
-        trackers: get the values of every line; used on the main process only.
+        trackers: get the values of every line; used only on the main process.
     """
 
     def __init__(
@@ -85,8 +88,12 @@ class Monitor:
         self._num_epochs, self._steps, self._samples_per_step = num_epochs, steps_per_epoch, samples_per_step
         self._print_freq = print_freq
         self._epoch, self._step = first_epoch, first_step
-        self._start, self._start_step = None, self._global_step()
-        self._begin()
+        self._start: float | None = None  # seconds on the clock, when this attempt began its first step
+        self._start_step = self._global_step()
+        self._since, self._written = Totals(), Totals()  # since the previous line; in this epoch's lines
+        self._rate = 0.0
+        self._measures: dict[str, torch.Tensor | float] = {}
+        self._clock: float | None = None  # None between epochs
         self._main = distributed.is_main()
         if self._main:
             self._trackers = Trackers(trackers)
@@ -96,10 +103,10 @@ class Monitor:
         self._shows_lines = self._main and not (self._shows_bar and sys.stdout.isatty())
 
     def epoch(self, epoch: int, batches: Iterable, first_step: int = 0) -> Iterator[tuple[int, Any]]:
-        """The batches with their numbers, of which the first is `first_step`. `end_epoch` ends the epoch."""
+        """Yield (step, batch), counting from `first_step`. Call `end_epoch` after the last one."""
         self._epoch, self._step = epoch, first_step
         self._clock = time.perf_counter()
-        self._start = self._start or self._clock
+        self._start = self._clock if self._start is None else self._start
         self._bar = tqdm(
             desc=f"epoch {epoch + 1}/{self._num_epochs}",
             total=self._steps,
@@ -111,7 +118,7 @@ class Monitor:
         )
         with self._bar, logging_redirect_tqdm() if self._shows_bar else nullcontext():
             asked = time.perf_counter()
-            arriving = iter(batches)  # which may start processes
+            arriving = iter(batches)  # may start processes, which counts as waiting
             for step in itertools.count(first_step):
                 try:
                     batch = next(arriving)
@@ -122,7 +129,7 @@ class Monitor:
                 asked = time.perf_counter()
 
     def line_due(self, step: int) -> bool:
-        """Whether the step of this number, as `epoch` gives it, ends with a line: costly measures are wanted then."""
+        """Whether a line is written after this step, so that costly measures are worth computing."""
         return (step + 1) % self._print_freq == 0 or step + 1 == self._steps
 
     def step(
@@ -132,14 +139,14 @@ class Monitor:
         grad_norm: torch.Tensor | float | None = None,
         **measures: torch.Tensor | float,
     ) -> None:
-        """Notes a step.
+        """Record a step.
 
         Args:
             loss: of this process, a scalar on its device.
             rate: the learning rate.
-            grad_norm: the latest gradient norm, before clipping.
-            measures: others by name. Of them and `grad_norm`, numbers or scalars on a device that are alike on all
-                processes, a line shows the latest since the line before.
+            grad_norm: the gradient norm before clipping, the same in all processes.
+            measures: other numbers by name, also the same in all processes. A line shows the latest value of each
+                since the previous line.
         """
         loss = loss.detach().double()
         finite = loss.isfinite()
@@ -155,8 +162,8 @@ class Monitor:
 
     def _end_line(self) -> None:
         loss, non_finite, waited = self._since.over_processes()
-        self._tick()  # only now, when the device has done the steps
-        part, self._since = self._since, Part()
+        self._tick()  # only now has the device finished the steps
+        part, self._since = self._since, Totals()
         self._written += part
         measures, self._measures = self._measures, {}
         if not self._main:
@@ -178,7 +185,7 @@ class Monitor:
         self._bar.set_postfix_str(f"loss {loss:.4f}  {speed}")
         if self._shows_lines:
             shown = "".join(f"  {name.replace('_', ' ')} {float(value):.3g}" for name, value in measures.items())
-            shown += f"  {non_finite} losses not finite" if non_finite else ""
+            shown += f"  NaN or Inf losses {non_finite}" if non_finite else ""
             logger.info(
                 "epoch %d/%d  step %d/%d  loss %.4f  lr %.3g%s  %s",
                 self._epoch + 1,
@@ -192,17 +199,17 @@ class Monitor:
             )
 
     def image(self, name: str, path: Path) -> None:
-        """Shows a picture, a PNG file, to the trackers."""
+        """Give a picture, a PNG file, to the trackers."""
         if self._main:
             self._trackers.image(name, path, self._global_step())
 
     def end_epoch(self, val_loss: float | None = None) -> None:
-        """Writes the epoch to log.txt, with the loss on validation data where there is one, and draws the curves."""
-        if self._since.steps:  # there were fewer batches than promised
+        """Write the epoch to log.txt, with its validation loss if there is one, and draw the curves."""
+        if self._since.steps:  # there were fewer batches than steps_per_epoch
             self._end_line()
         train_loss, *_ = self._written.over_processes()
         seconds, rate = self._written.seconds, self._rate
-        self._begin()
+        self._since, self._written, self._rate, self._measures, self._clock = Totals(), Totals(), 0.0, {}, None
         if not self._main:
             return
         validation = {} if val_loss is None else {"val_loss": val_loss}
@@ -228,16 +235,13 @@ class Monitor:
         )
 
     def close(self) -> None:
-        """Ends the run for the trackers."""
+        """Close the trackers and steps.csv."""
         if self._main:
             self._trackers.close()
             self._table.close()
 
     def state_dict(self) -> dict[str, float | int]:
-        """What this process has summed up of the epoch: with it, a run resumed here writes the same means.
-
-        Between epochs, that is nothing.
-        """
+        """The sums of this process in the current epoch, so that a resumed run writes the same means."""
         self._tick()
         sums = {
             f"{name} {key}": value.item() if isinstance(value, torch.Tensor) else value
@@ -247,24 +251,24 @@ class Monitor:
         return {**sums, "rate": self._rate, **{MEASURE + name: float(value) for name, value in self._measures.items()}}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        """Goes on from a `state_dict` of the same process; call it before `epoch`."""
-        written, since = (
-            Part(
+        """Restore a `state_dict`. Call it before `epoch`."""
+        self._written, self._since = (
+            Totals(
                 _scalar(state[f"{name} loss"]),
                 _scalar(state[f"{name} finite"]),
-                *(state[f"{name} {key}"] for key in ("steps", "seconds", "waited")),
+                int(state[f"{name} steps"]),
+                state[f"{name} seconds"],
+                state[f"{name} waited"],
             )
             for name in ("written", "since")
         )
-        measures = {name.removeprefix(MEASURE): value for name, value in state.items() if name.startswith(MEASURE)}
-        self._written, self._since, self._rate, self._measures = written, since, state["rate"], measures
-
-    def _begin(self) -> None:
-        """Nothing is summed up: neither in written lines nor since the last of them. The clock of an epoch stands."""
-        self._written, self._since, self._rate, self._measures = Part(), Part(), 0.0, {}
-        self._clock = None
+        self._rate = state["rate"]
+        self._measures = {
+            name.removeprefix(MEASURE): value for name, value in state.items() if name.startswith(MEASURE)
+        }
 
     def _tick(self) -> None:
+        """Add the time since the previous call, within an epoch."""
         if self._clock is not None:
             now = time.perf_counter()
             self._since.seconds += now - self._clock
@@ -274,9 +278,9 @@ class Monitor:
         return self._epoch * self._steps + self._step
 
     def _time_left(self) -> str:
-        """Of the whole run, at the mean speed of this attempt."""
-        done, all_steps = self._global_step(), self._num_epochs * self._steps
-        per_step = (time.perf_counter() - self._start) / max(1, done - self._start_step)
+        """Time to the end of the run at the mean speed of this attempt."""
+        now, done, all_steps = time.perf_counter(), self._global_step(), self._num_epochs * self._steps
+        per_step = (now - (now if self._start is None else self._start)) / max(1, done - self._start_step)
         return format_duration((all_steps - done) * per_step)
 
 

@@ -14,24 +14,25 @@ REFERENCE_BATCH = 256
 
 
 def check_names(optimizer: str, schedule: str) -> None:
-    """Raises ValueError where a config asks for anything but the published "Adamw" and "warmupcosine"."""
+    """Raise ValueError if a config names anything but the published "Adamw" and "warmupcosine"."""
     if optimizer.lower() != "adamw":
-        raise ValueError(f"opt.optimizer {optimizer!r} is unknown; the one there is is 'Adamw'")
+        raise ValueError(f"unknown opt.optimizer {optimizer!r}; the only choice is 'Adamw'")
     if schedule.lower() != "warmupcosine":
-        raise ValueError(f"opt.schedule {schedule!r} is unknown; the one there is is 'warmupcosine'")
+        raise ValueError(f"unknown opt.schedule {schedule!r}; the only choice is 'warmupcosine'")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_decay: bool = False) -> list[dict[str, Any]]:
     """The trainable parameters of `model` as AdamW groups, in the published order.
 
-    The first group (biases and every other 1-d tensor) is not decayed, the second (the rest) is; with `bias_decay` one
-    group holds all. Frozen tensors such as pos_embed are in none. Optimizer states are stored by index, so this order
-    is part of the checkpoint format.
+    The first group, biases and all other 1-d tensors, has no weight decay; the second holds the rest. With
+    `bias_decay` there is one group with all parameters. Frozen tensors such as pos_embed are left out. Optimizer states
+    are stored by index, so this order is part of the checkpoint format.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if bias_decay:
         return [{"params": [parameter for _, parameter in trainable], "weight_decay": weight_decay}]
-    no_decay, decay = [], []
+    no_decay: list[nn.Parameter] = []
+    decay: list[nn.Parameter] = []
     for name, parameter in trainable:
         (no_decay if parameter.ndim == 1 or name.endswith(".bias") else decay).append(parameter)
     return [{"params": no_decay, "weight_decay": 0.0}, {"params": decay, "weight_decay": weight_decay}]
@@ -40,16 +41,22 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_decay: bool = F
 def make_optimizer(model: nn.Module, weight_decay: float, bias_decay: bool = False) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, with betas (0.9, 0.95), or (0.9, 0.999) with `bias_decay`.
 
-    Its rate is 0 until `set_learning_rate` is called. A step changes nothing while its attribute `found_inf` is 1.
+    The learning rate is 0 until `set_learning_rate` is called.
     """
     betas = (0.9, 0.999) if bias_decay else (0.9, 0.95)
     return torch.optim.AdamW(parameter_groups(model, weight_decay, bias_decay), lr=0.0, betas=betas, fused=True)
 
 
-def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any], source: str | Path) -> None:
-    """Loads the state of an AdamW with the same groups, read from `source`; whether it was fused does not matter.
+def skip_step_if(optimizer: torch.optim.AdamW, bad: torch.Tensor) -> None:
+    """Make the next step a no-op if `bad`, a float scalar on the device, is 1, without waiting for the device."""
+    optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused step reads it, as it does for GradScaler
 
-    CheckpointError where its groups hold other numbers of parameters.
+
+def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any], source: str | Path) -> None:
+    """Load the state of an AdamW, fused or not, with the same groups.
+
+    Raises:
+        CheckpointError: the groups have other numbers of parameters; the message names `source`.
     """
     sizes, expected = (
         [len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)
@@ -57,27 +64,32 @@ def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any], source: str 
     if sizes != expected:
         raise CheckpointError(
             f"{source}: its optimizer has groups of {sizes} parameters instead of {expected}; "
-            "--bias_decay makes one group, its absence two"
+            "there is one group with --bias-decay, two without"
         )
     groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every group of `optimizer` this rate."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def peak_learning_rate(base_rate: float, global_batch: int) -> float:
-    """The rate at the end of the warm-up; `global_batch` counts samples over all processes and accumulated steps."""
+    """The learning rate at the end of the warm-up.
+
+    Args:
+        base_rate: the rate for REFERENCE_BATCH samples.
+        global_batch: samples of one optimizer step, over all processes and accumulated batches.
+    """
     return base_rate * global_batch / REFERENCE_BATCH
 
 
 def learning_rate_at(
     epoch: float, *, peak: float, num_epochs: float, warmup_epochs: float, min_lr: float = 0.0
 ) -> float:
-    """The rate at a fractional `epoch`: linear from 0 to `peak` over the warm-up, then half a cosine to `min_lr`."""
+    """The learning rate at a fractional epoch: linear from 0 to `peak`, then half a cosine down to `min_lr`."""
     if epoch < warmup_epochs:
         return peak * epoch / warmup_epochs
     angle = math.pi * (epoch - warmup_epochs) / (num_epochs - warmup_epochs)

@@ -1,4 +1,4 @@
-"""Batches copied to the device one step ahead, on a stream of their own, while the step before computes."""
+"""Copy the next batch to the device on a separate stream while the current step computes."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 def prefetch(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """The batches, dicts of tensors, on `device`, in their order; one batch is read ahead of the one in use.
+    """Yield the batches, dicts of tensors, on `device` and in order, copying one batch ahead of the one in use.
 
-    Copies overlap only from pinned memory. On a CPU the batches pass through as they are, none read ahead.
+    Copies overlap with computation only if the batches are in pinned memory. On a CPU the batches are passed through
+    unchanged and nothing is read ahead.
     """
     if device.type != "cuda":
         yield from batches
@@ -25,13 +26,13 @@ def prefetch(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iter
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
         for tensor in batch.values():
-            tensor.record_stream(current)  # its memory is not used again before the step is through
+            tensor.record_stream(current)  # its memory is not reused before the step has finished
         return batch
 
     ahead = None
     for batch in batches:
         if ahead is not None:
-            # Before the next copy is queued: the step must wait for its own batch alone.
+            # Hand over before queueing the next copy, so that the step waits only for its own batch.
             ready = hand_over(ahead)
             ahead = copy(batch)
             yield ready
@@ -43,5 +44,5 @@ def prefetch(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iter
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all epochs: memory that was given to a stream serves no other."""
+    """One stream for all epochs, because memory allocated on a stream is only reused on that stream."""
     return torch.cuda.Stream(device)

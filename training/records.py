@@ -1,4 +1,4 @@
-"""The numbers that a run leaves in its folder: `log.txt`, a JSON object per epoch, and `steps.csv`, a row per line."""
+"""The numbers of a run in its folder: `log.txt`, a JSON object per epoch, and `steps.csv`, a row per printed line."""
 
 import json
 import math
@@ -26,10 +26,12 @@ STEP_COLUMNS = (
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log.txt, one dict per epoch; none if there is no such file.
+    """The lines of a log.txt, one dict per epoch; an empty list if the file does not exist.
 
-    A loss that was not finite is None. A last line without its end, as a killed process leaves it, is left out. Raises
-    ValueError naming the file and the line that is no such object.
+    A loss that was NaN or Inf is None. An incomplete last line, as left by a killed process, is dropped.
+
+    Raises:
+        ValueError: a line is not a JSON object with an epoch; the message names file and line.
     """
     path = Path(path)
     log = []
@@ -45,7 +47,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_log(path: str | Path, log: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a log.txt as a whole. Numbers that are not finite become null, since JSON has none."""
+    """Write a complete log.txt. NaN and Inf, which JSON lacks, become null."""
     with atomic_write(path) as file:
         for entry in log:
             entry = {
@@ -56,17 +58,17 @@ def write_log(path: str | Path, log: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_steps(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a steps.csv, in which what was not measured is NaN; none if there is no such file.
+    """The rows of a steps.csv, with NaN for empty cells; an empty list if the file does not exist.
 
-    Rows that a killed process or machine left torn are left out.
+    Incomplete rows, as left by a killed process or machine, are dropped.
     """
     return [values for _, values in _parse_steps(Path(path))]
 
 
 class StepTable:
-    """A steps.csv to which rows are added, each handed to the system at once.
+    """A steps.csv to append rows to. Each row is flushed at once.
 
-    Rows beyond `last_step` are dropped at the start: the run goes on there and writes them again.
+    Rows after `last_step`, where the run resumes, are dropped at the start; they will be written again.
     """
 
     def __init__(self, path: Path, last_step: int):
@@ -76,7 +78,7 @@ class StepTable:
         self._file = open(path, "a")
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Writes a row; values that have no column are left out, and columns that have no value stay empty."""
+        """Write a row. Values without a column are ignored, columns without a value stay empty."""
         self._file.write(",".join(str(values.get(column, "")) for column in STEP_COLUMNS) + "\n")
         self._file.flush()
 
@@ -85,7 +87,7 @@ class StepTable:
 
 
 def _parse_steps(path: Path) -> list[tuple[list[str], dict[str, float]]]:
-    """The whole rows of a steps.csv, in the order of STEP_COLUMNS: as they are written, and as numbers."""
+    """The complete rows of a steps.csv: their cells in the order of STEP_COLUMNS, and their values by column."""
     lines = _whole_lines(path)
     header = lines[0].split(",") if lines else []
     rows = []

@@ -1,15 +1,15 @@
-"""Compares runs of train.py in one HTML page that needs no network:
+"""Compare training runs in one self-contained HTML page:
 
-    python -m training.report WORKDIR... [--out report.html]
+    audio-mamba report WORKDIR... [--out report.html]
 
-The page shows what the work folders hold now, so runs may still be going on, and may lack files.
+The page shows the current state of the work folders. Runs may still be in progress, and files may be missing.
 """
 
 import argparse
 import base64
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from audio_mamba.published_names import stored_name
 from audio_mamba.schema import flattened
 from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.training.charts import Chart, Curve, draw
 from audio_mamba.training.records import LOG_NAME, STEPS_NAME, read_log, read_steps
 
@@ -29,12 +31,12 @@ TEMPLATE = "report.html"
 
 
 class ReportError(ValueError):
-    """A folder of which no report can be made."""
+    """A folder is not the work folder of a run."""
 
 
 @dataclass
 class Run:
-    """What the work folder of a run holds; `notes` say what it lacks."""
+    """The content of a work folder; `notes` list what is missing."""
 
     folder: Path
     name: str
@@ -47,18 +49,20 @@ class Run:
 
     @property
     def config_name(self) -> str:
-        """Of the config module; of the architecture, where an older run did not note the module."""
+        """The experiment without its `configs.`, or the architecture if an old run did not store the experiment."""
         model = self.config.get("model")
-        name = self.config.get("name") or (model.get("arch") if isinstance(model, dict) else None)
-        return str(name or "").removeprefix("configs.")
+        name = self.config.get("name")
+        if isinstance(name, str) and name:
+            return stored_name(name).removeprefix("configs.")
+        return str((model.get("arch") if isinstance(model, dict) else None) or "")
 
     def by_epoch(self, key: str) -> np.ndarray:
-        """A value of each line of log.txt; NaN where there is none."""
+        """The values of a key of log.txt by line; NaN where it is missing."""
         values = (entry.get(key) for entry in self.log)
         return np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=float)
 
     def by_line(self, key: str) -> np.ndarray:
-        """A value of each row of steps.csv; NaN where there is none."""
+        """The values of a column of steps.csv by row; NaN where it is empty."""
         return np.array([row[key] for row in self.steps], dtype=float)
 
     def last(self, key: str) -> float | None:
@@ -68,43 +72,43 @@ class Run:
         return _finite(np.fmin.reduce(self.by_epoch(key), initial=np.nan, keepdims=True))
 
     def typical(self, key: str) -> float | None:
-        """The median over the rows of steps.csv."""
+        """The median of a column of steps.csv."""
         values = self.by_line(key)
         values = values[np.isfinite(values)]
         return float(np.median(values)) if len(values) else None
 
     @property
     def share_waited(self) -> float | None:
-        """Percent of the time that went into waiting for data, typically."""
+        """The median percentage of the time spent waiting for data."""
         share = self.typical("data_wait")
         return None if share is None else 100 * share
 
     @property
     def hours(self) -> float | None:
-        """Of training, the epoch that is under way included."""
+        """Hours of training, including the current epoch."""
         running = self.by_line("seconds")[self.by_line("epoch") >= (self.log[-1]["epoch"] + 1 if self.log else 0)]
         seconds = np.append(self.by_epoch("seconds"), running)
         return float(np.nansum(seconds)) / 3600 if np.isfinite(seconds).any() else None
 
 
 def read_run(folder: Path) -> Run:
-    """What `folder` holds of a run. Raises ReportError if it is no work folder of train.py."""
+    """Read a work folder. Raises ReportError if `folder` is not one."""
     if not folder.is_dir():
-        raise ReportError(f"{folder} is no folder; name work folders of train.py")
+        raise ReportError(f"{folder} is not a folder; expected work folders of train.py")
     if not any((folder / name).is_file() for name in (CONFIG_NAME, LOG_NAME, STEPS_NAME)):
         raise ReportError(
-            f"{folder} is no work folder of train.py: it has neither {CONFIG_NAME}, {LOG_NAME} nor {STEPS_NAME}"
+            f"{folder} is not a work folder of train.py: it has no {CONFIG_NAME}, {LOG_NAME} or {STEPS_NAME}"
         )
-    notes = []
+    notes: list[str] = []
 
-    def read(name: str, reader, missing: Any) -> Any:
+    def read(name: str, reader: Callable[[Path], Any], missing: Any) -> Any:
         if not (folder / name).is_file():
             notes.append(f"no {name} yet")
             return missing
         try:
             return reader(folder / name)
         except (ValueError, OSError) as error:
-            notes.append(f"{name} cannot be read: {error}")
+            notes.append(f"cannot read {name}: {error}")
             return missing
 
     def read_config(path: Path) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def read_run(folder: Path) -> Run:
     def read_picture(path: Path) -> bytes:
         data = path.read_bytes()
         if not data.startswith(PNG_SIGNATURE):
-            raise ValueError("no PNG file")
+            raise ValueError("not a PNG file")
         return data
 
     written = [(folder / name).stat().st_mtime for name in (LOG_NAME, STEPS_NAME) if (folder / name).is_file()]
@@ -133,9 +137,9 @@ def read_run(folder: Path) -> Run:
 
 
 def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """The config keys, such as opt.learning_rate, in which runs differ, with the value of each run as JSON.
+    """The config keys, such as opt.learning_rate, that differ between runs, with each run's value as JSON.
 
-    It is empty where a config lacks the key. A run without a config differs in nothing.
+    The value is empty if a config lacks the key. A run without a config is not compared.
     """
     flat = [{key: json.dumps(value) for key, value in flattened(config).items() if key != "name"} for config in configs]
     keys = sorted({key for config in flat for key in config})
@@ -148,7 +152,7 @@ def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def make_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Losses by epoch and step, learning rate and gradient norm, with a curve per run that has the numbers."""
+    """Charts of losses by epoch and by step, learning rate and gradient norm, with a curve per run that has data."""
     losses = [
         Curve(number, label, run.by_epoch("epoch") + 1, run.by_epoch(key), dashed=key == "val_loss")
         for number, run in enumerate(runs)
@@ -179,7 +183,7 @@ def make_charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page."""
+    """The HTML page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -197,7 +201,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
-    """Writes the page about the runs in `folders`. Raises ReportError naming a folder that holds no run."""
+    """Write the page about the runs in `folders`. Raises ReportError for a folder that is not a work folder."""
     runs = [read_run(Path(folder)) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
@@ -217,14 +221,15 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work folders of train.py")
-    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page to write (default: %(default)s)")
     args = parser.parse_args(arguments)
     try:
         write_report(args.workdirs, args.out)
     except (ReportError, OSError) as error:
-        raise SystemExit(f"training.report: {error}")
+        raise SystemExit(f"report: {error}")
     print(f"{args.out}: {len(args.workdirs)} run(s)")
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -1,11 +1,11 @@
-"""Where the numbers and pictures of a run are shown besides its folder: TensorBoard and Weights & Biases."""
+"""Trackers that show the numbers and pictures of a run: TensorBoard and Weights & Biases."""
 
 import logging
 import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import matplotlib.image
 
@@ -13,27 +13,28 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """What the monitor asks of a tracker. `step` counts the steps of the whole run and never decreases."""
+    """What the monitor expects of a tracker. `step` counts the steps of the whole run and never decreases."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Takes numbers by name."""
+        """Record numbers by name."""
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """Takes a picture, a PNG file."""
+        """Record a picture, a PNG file."""
 
     def close(self) -> None:
-        """Called once, at the end of the run."""
+        """Finish; called once, at the end of the run."""
 
 
 class TensorBoard:
     """Writes event files to `workdir`/tensorboard, for `tensorboard --logdir`.
 
     Args:
-        first_step: step at which the run goes on; what an earlier attempt wrote beyond it is hidden.
+        workdir: the work folder of the run.
+        first_step: the step at which the run resumes; what an earlier attempt wrote after it is hidden.
     """
 
     def __init__(self, workdir: Path, first_step: int = 0):
-        from torch.utils.tensorboard import SummaryWriter  # seconds of import time that others save
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
@@ -52,25 +53,29 @@ class TensorBoard:
 
 
 class Wandb:
-    """A wandb run named after `workdir`: online where an account is set up, else offline in `workdir`/wandb.
+    """A wandb run named after `workdir`: online if an account is set up, else offline in `workdir`/wandb.
 
-    `$WANDB_MODE` goes first. A run that goes on online stays the same run there, by its id in `workdir`/wandb-id.
+    `$WANDB_MODE` overrides this. An online run that is resumed stays the same run, by its id in `workdir`/wandb-id.
 
     Args:
-        goes_on: whether training goes on from a checkpoint.
+        project: name of the wandb project.
+        workdir: the work folder of the run.
+        config: the run's config, which wandb shows.
+        resumed: whether training resumes from a checkpoint.
     """
 
-    def __init__(self, project: str, workdir: Path, config: dict[str, Any], goes_on: bool = False):
-        import wandb  # a second of import time that --no_wandb saves
+    def __init__(self, project: str, workdir: Path, config: dict[str, Any], resumed: bool = False):
+        import wandb  # takes a second to import
 
         def start(mode: str) -> Any:
-            same_run = {"id": _run_id(workdir / "wandb-id", goes_on), "resume": "allow", "allow_val_change": True}
+            run_id = _run_id(workdir / "wandb-id", resumed)
+            same_run: dict[str, Any] = {"id": run_id, "resume": "allow", "allow_val_change": True}
             return wandb.init(
                 project=project,
                 name=workdir.name,
                 dir=workdir,
                 config=config,
-                mode=mode,
+                mode=cast(Literal["online", "offline", "disabled", "shared"], mode),
                 **(same_run if mode == "online" else {}),
             )
 
@@ -78,15 +83,15 @@ class Wandb:
         try:
             mode = mode or ("online" if wandb.login(prompt=False) else "offline")
             self._run = start(mode)
-        except wandb.errors.Error as error:  # a key, but no way to the server
-            logger.warning("wandb cannot be reached: %s", error)
+        except wandb.errors.Error as error:  # there is a key, but the server cannot be reached
+            logger.warning("cannot reach wandb: %s", error)
             mode = "offline"
             self._run = start(mode)
         self._make_image = wandb.Image
         self._run.define_metric("*", step_metric="step")
         if mode == "offline":
             logger.info(
-                "wandb logs offline in %s; `wandb sync` with this folder uploads it", Path(self._run.dir).parent
+                "wandb logs offline to %s; upload it with `wandb sync` and this folder", Path(self._run.dir).parent
             )
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -99,15 +104,15 @@ class Wandb:
         self._run.finish()
 
 
-def _run_id(path: Path, goes_on: bool) -> str:
-    """The id of the run in a file, which is written anew where a run begins."""
-    if not (goes_on and path.is_file()):
+def _run_id(path: Path, resumed: bool) -> str:
+    """The wandb id of the run. It is kept in a file, which a new run overwrites."""
+    if not (resumed and path.is_file()):
         path.write_text(secrets.token_hex(8))
     return path.read_text()
 
 
 class Trackers:
-    """Several trackers as one. A tracker that fails gets one warning and is dropped: training goes on without it."""
+    """Several trackers as one. If a tracker fails, it is disabled with a warning, and training continues."""
 
     def __init__(self, trackers: Sequence[Tracker]):
         self._trackers = list(trackers)
@@ -126,10 +131,10 @@ class Trackers:
         for tracker in self._trackers[:]:
             try:
                 getattr(tracker, method)(*arguments)
-            except Exception as error:  # nobody can list what libraries raise when a network or a disk fails them
+            except Exception as error:  # the libraries raise anything when a network or disk fails
                 self._trackers.remove(tracker)
                 logger.warning(
-                    "%s failed and gets nothing more of this run: %s: %s",
+                    "%s failed; disabled for the rest of this run: %s: %s",
                     type(tracker).__name__,
                     type(error).__name__,
                     error,

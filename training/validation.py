@@ -1,6 +1,6 @@
-"""The loss on samples that training does not see, always with the same crops and masks."""
+"""The loss on held-out samples, always with the same crops and masks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -9,16 +9,20 @@ from audio_mamba.training import distributed
 
 @torch.no_grad()
 def mean_loss(
-    batches: Iterator[dict[str, torch.Tensor]],
+    batches: Iterable[dict[str, torch.Tensor]],
     loss_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
 ) -> float | None:
-    """The mean over the samples of all processes of `loss_of(batch)`, a batch's mean; None if `stop` said so before.
+    """The mean loss over the samples of all processes. Every process must call this.
 
-    `stop` must depend on this process alone: the others are told by the sum at the end.
+    Args:
+        batches: of this process; "index" has one entry per sample.
+        loss_of: returns the mean loss of a batch.
+        device: where the losses are.
+        stop: asked before each batch of this process; if any process stops, all return None.
     """
-    total = torch.zeros(3, dtype=torch.float64, device=device)  # losses, samples, whether a process stopped
+    total = torch.zeros(3, dtype=torch.float64, device=device)  # sum of losses, samples, processes that stopped
     for batch in batches:
         if stop():
             total[2] = 1

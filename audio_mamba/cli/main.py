@@ -1,6 +1,6 @@
 """The command `audio-mamba`: one front for the commands of the project.
 
-Each is also a module with the same options, such as `python -m audio_mamba.hear_api.embed`.
+Each command is also a module with the same options, such as `python -m audio_mamba.hear_api.embed`.
 """
 
 import argparse
@@ -8,30 +8,34 @@ import sys
 from collections.abc import Callable
 
 from audio_mamba import __version__
+from audio_mamba.system.terminal import quiet_exit
 
 COMMANDS = {
     "embed": "audio files -> embeddings",
     "listen": "live audio -> embeddings",
     "export": "a model -> safetensors, torch.export program or ONNX",
     "prepare": "audio folder -> archive of log-mels",
-    "index": "write the indexes that archives from elsewhere lack",
+    "index": "index archives that were made by other tools",
     "verify": "check every sample of an archive",
-    "inspect": "what an archive holds: counts, hours, labels, statistics",
+    "inspect": "summarise an archive: counts, hours, labels, statistics",
     "train": "pretrain an encoder on archives",
-    "report": "compare trainings in one HTML page",
+    "report": "compare training runs in one HTML page",
     "hear": "HEAR evaluation: extract, heads, table, validate",
 }
 
 HEAR_COMMANDS = {
-    "extract": "embeddings of every task (extract_features.sh)",
-    "heads": "downstream heads on ten seeds (downstream_experiments.sh)",
+    "extract": "embed every task (extract_features.sh)",
+    "heads": "train downstream heads with ten seeds (downstream_experiments.sh)",
     "table": "scores -> tables and figure (stats_aggregation_v2.py)",
     "validate": "check a module against the HEAR API",
 }
 
+Main = Callable[[list[str], str], None]  # main(arguments, prog)
 
-def load(command: str) -> Callable[[list[str], str], None]:
-    """The `main(arguments, prog)` of a command; only its own module is imported."""
+
+def load(command: str) -> Main:
+    """The main function of a command. Only the module of that command is imported."""
+    main: Main
     match command:
         case "embed":
             from audio_mamba.hear_api.embed import main
@@ -51,14 +55,14 @@ def load(command: str) -> Callable[[list[str], str], None]:
             from audio_mamba.train import main
         case "report":
             from audio_mamba.training.report import main
-        case "hear":
+        case _:
             main = hear
     return main
 
 
-def hear(arguments: list[str], prog: str) -> None:
-    """HEAR evaluation: the Python of the three published scripts, and hear-validator."""
-    command, rest = choose(HEAR_COMMANDS, prog, hear.__doc__, arguments)
+def load_hear(command: str) -> Main:
+    """The main function of a command of `audio-mamba hear`."""
+    main: Main
     match command:
         case "extract":
             from audio_mamba.external_sources.embeddings import main
@@ -66,13 +70,19 @@ def hear(arguments: list[str], prog: str) -> None:
             from audio_mamba.external_sources.downstream import main
         case "table":
             from audio_mamba.stats_aggregation_v2 import main
-        case "validate":
+        case _:
             from audio_mamba.external_sources.validate import main
-    main(rest, f"{prog} {command}")
+    return main
+
+
+def hear(arguments: list[str], prog: str) -> None:
+    """HEAR evaluation, with the same code as the three published scripts, and hear-validator."""
+    command, rest = choose(HEAR_COMMANDS, prog, str(hear.__doc__), arguments)
+    load_hear(command)(rest, f"{prog} {command}")
 
 
 def choose(commands: dict[str, str], prog: str, description: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """The command that the first argument names, and the other arguments. Exits with a list of commands on --help."""
+    """Split `arguments` into the command that comes first and the rest. Exits on --help and for unknown commands."""
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} COMMAND ...",
@@ -80,7 +90,7 @@ def choose(commands: dict[str, str], prog: str, description: str, arguments: lis
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
         + "\n".join(f"  {name:<10}{text}" for name, text in commands.items())
-        + f"\n\n{prog} COMMAND --help explains each.",
+        + f"\n\nRun {prog} COMMAND --help for the options of a command.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", metavar="COMMAND", choices=commands, help=argparse.SUPPRESS)
@@ -89,9 +99,10 @@ def choose(commands: dict[str, str], prog: str, description: str, arguments: lis
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command that the first argument names with the other arguments."""
-    description, prog = __doc__.splitlines()[0], "audio-mamba"
-    command, rest = choose(COMMANDS, prog, description, sys.argv[1:] if arguments is None else arguments)
-    load(command)(rest, f"{prog} {command}")
+    description, prog = str(__doc__).splitlines()[0], "audio-mamba"
+    with quiet_exit():
+        command, rest = choose(COMMANDS, prog, description, sys.argv[1:] if arguments is None else arguments)
+        load(command)(rest, f"{prog} {command}")
 
 
 if __name__ == "__main__":

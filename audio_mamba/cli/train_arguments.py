@@ -1,4 +1,4 @@
-"""The command line of train.py."""
+"""The command-line options of train.py."""
 
 import argparse
 import math
@@ -12,30 +12,31 @@ FAKE_SAMPLES = 1024
 
 
 def parse_arguments(description: str, arguments: list[str] | None = None, prog: str = "train.py") -> argparse.Namespace:
+    """The options; `arguments` defaults to those of the process. Exits on --help and on a mistake."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--config", required=True, metavar="MODULE", help="config module, such as configs.ssam_tiny_200_16x4")
-    add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; made where missing")
+    add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; created if missing")
     add(
         "--data",
         nargs="+",
         action="extend",
         metavar="DIR",
-        help="archive folders (default: data.train_dirs of the config), or addresses of shards such as "
-        "http://host/shard-{000000..000099}.tar, with their samples in data.train_samples of the config",
+        help="archive folders, or URLs of shards such as http://host/shard-{000000..000099}.tar together with "
+        "data.train_samples in the config (default: data.train_dirs of the config)",
     )
     add(
         "--val-data",
         metavar="DIR",
-        help="archive folder for the validation loss (default: data.val_dir of the config, where --data is not given)",
+        help="archive folder for the validation loss (default: data.val_dir of the config, unless --data is given)",
     )
     add("--fake-data", action="store_true", help=f"train on {FAKE_SAMPLES} random spectrograms instead of archives")
     add(
         "--strict-data",
         action="store_true",
-        help="stop at the first bad shard or sample (default: skip up to 1%% of them with warnings)",
+        help="stop at the first bad shard or sample (default: skip up to 1%% of the samples with warnings)",
     )
     add(
         "--set",
@@ -44,32 +45,32 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="change entries of the config, such as num_epochs=2 opt.warmup_epochs=0",
+        help="override config entries, such as num_epochs=2 opt.warmup_epochs=0",
     )
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one")
     add(
         "--precision",
         choices=PRECISIONS,
-        help="of the autocast region; float16 also scales the loss (default: precision of the config, float32)",
+        help="autocast precision; float16 also scales the loss (default: precision of the config, float32)",
     )
     add(
         "--resume",
         metavar="PATH",
-        help="checkpoint to begin with where the workdir has none, such as a published one; or one of the workdir, to "
-        "go back to it (default: the newest of the workdir that can be read)",
+        help="checkpoint to start from if the workdir has none, such as a published one; or a checkpoint in the "
+        "workdir to go back to, once newer ones are moved away (default: the newest readable one in the workdir)",
     )
     add(
         "--init",
         metavar="PATH",
-        help="weights to begin a new run with, such as published ones: a checkpoint, a work folder or a saved model. "
-        "Optimizer and schedule begin anew; once the workdir has checkpoints of its own, they are gone on from",
+        help="initial weights of a new run, such as published ones: a checkpoint, a work folder or a saved model. "
+        "Optimizer and schedule start fresh. Once the workdir has checkpoints, training resumes from those",
     )
     add(
         "--checkpoint-minutes",
         type=at_least(0.0),
         default=15.0,
         metavar="MINUTES",
-        help="time between two checkpoints in mid-epoch, in DIR/resume; 0: none but at a stop (default: %(default)g)",
+        help="time between two checkpoints within an epoch; 0: only when stopped (default: %(default)g)",
     )
     add(
         "--min-lr",
@@ -80,46 +81,51 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
     add(
         "--bias-decay",
         action="store_true",
-        help="decay all weights alike, in one group, with betas (0.9, 0.999) instead of (0.9, 0.95)",
+        help="apply weight decay to all parameters, in one group with betas (0.9, 0.999) instead of (0.9, 0.95)",
     )
-    add("--seed", type=at_least(0), default=0, help="of initialisation, order, crops and masks (default: %(default)s)")
+    add(
+        "--seed",
+        type=at_least(0),
+        default=0,
+        help="seed for initialisation, sample order, crops and masks (default: %(default)s)",
+    )
     add(
         "--num-workers",
         type=at_least(0),
         default=min(2, usable_cores()),
-        help="data-loading processes per process (default: %(default)s)",
+        help="data-loading processes per training process (default: %(default)s)",
     )
     add(
         "--tf32",
         action="store_true",
-        help="multiply float32 matrices on a GPU in TF32: several times faster, with 10 bits of mantissa",
+        help="multiply float32 matrices on a GPU in TF32: several times faster, with a 10-bit mantissa",
     )
-    add("--compile", action="store_true", help="run the model through torch.compile: a slow start, then faster steps")
+    add("--compile", action="store_true", help="use torch.compile: a slow start, then faster steps")
     add(
         "--gradient-checkpointing",
         action="store_true",
-        help="keep no activations inside the blocks: less memory, a second forward pass",
+        help="recompute activations in the backward pass: less memory, slower steps",
     )
-    add("--detect-anomaly", action="store_true", help="name the operation that makes a gradient NaN; slow")
+    add("--detect-anomaly", action="store_true", help="report the operation that makes a gradient NaN; slow")
     add(
         "--print-freq",
         type=at_least(1),
         metavar="STEPS",
-        help="steps per line (default: log_every_steps of the config)",
+        help="steps per printed line (default: log_every_steps of the config)",
     )
     add("--no-wandb", action="store_true", help="do not log to wandb")
-    add("--tensorboard", action="store_true", help="log to TensorBoard, in the folder tensorboard of the workdir")
+    add("--tensorboard", action="store_true", help="log to TensorBoard, in WORKDIR/tensorboard")
     return parser.parse_args(hyphenated(arguments))
 
 
 def at_least(least: int | float) -> Callable[[str], int | float]:
-    """For argparse: reads a finite number of the type of `least` that is not below it."""
+    """An argparse type: a finite number of the type of `least` that is at least `least`."""
 
     def parse(text: str) -> int | float:
         value = type(least)(text)
         if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"a finite number of at least {least} is needed, got {text}")
+            raise argparse.ArgumentTypeError(f"must be a finite number of at least {least}, got {text}")
         return value
 
-    parse.__name__ = type(least).__name__  # which argparse shows for what is no number at all
+    parse.__name__ = type(least).__name__  # argparse shows this name for a value that is not a number
     return parse

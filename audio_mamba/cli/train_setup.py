@@ -1,14 +1,13 @@
-"""What train.py does before its first step: checks, and everything that the loop needs."""
+"""Set-up of train.py: check the arguments and build everything that the loop needs."""
 
 import argparse
 import ast
 import json
 import logging
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,18 +23,20 @@ from audio_mamba.data.remote import RemoteShards, is_remote
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api import resolve
 from audio_mamba.hear_api.weights import find_checkpoint, load_weights
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.published_names import stored_name
 from audio_mamba.schema import DEFAULTS, check_config, flattened
-from audio_mamba.system.folder_lock import sole_use
+from audio_mamba.system.folder_lock import exclusive_lock
+from audio_mamba.system.terminal import OutputHandler
 from audio_mamba.training import checkpoint, distributed, optim, resume
 from audio_mamba.training.fake_data import RandomSpectrograms
 from audio_mamba.training.interruption import leave_signals_to_the_trainer
-from audio_mamba.training.resume import Place
+from audio_mamba.training.resume import Progress
 
 CLIPS_SHOWN = 3
 
-# Keys that may change between two parts of one run: none of them changes what the weights so far were trained to do.
+# Keys, or their beginnings, that may change when a run is resumed: none of them changes the training objective.
 FREE_KEYS = (
     "name",
     "data.train_",
@@ -57,7 +58,7 @@ logger = logging.getLogger("train")
 
 
 def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
-    """The config of a module with KEY=VALUE entries replaced. Raises ValueError naming what is wrong."""
+    """The config of a module with KEY=VALUE overrides. Raises ValueError for an unknown module, key or value."""
     config = resolve.load_config(module_name)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -66,47 +67,53 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            value = text  # a plain word is a string
+            value = text  # an unquoted string
         try:
             config.update_from_flattened_dict({key: value})
         except KeyError as error:
             raise ValueError(f"--set {override}: {error.args[0]}") from error
         except TypeError as error:
             now = flattened(config.to_dict()).get(key)
-            expected = f"expected a value like {now!r}" if now is not None else f"name an entry of it, {key}.NAME=VALUE"
+            expected = f"expected a value like {now!r}" if now is not None else f"set its entries, as {key}.NAME=VALUE"
             raise ValueError(f"--set {override}: {expected}") from error
     return check_config(config, models.ARCHS, source="--set")
 
 
 @dataclass
 class Run:
-    """Everything that the loop needs, ready to go on at `place`."""
+    """Everything that the loop needs to start or resume at `progress`."""
 
     args: argparse.Namespace
     config: ConfigDict
     workdir: Path
     device: torch.device
-    model: nn.Module
+    model: MaskedSpectrogramEncoder
     parallel_model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     loader: StatefulDataLoader
     val_loader: StatefulDataLoader | None
-    fixed_clips: dict[str, torch.Tensor]
+    fixed_clips: dict[str, torch.Tensor]  # a batch for the pictures
     peak_rate: float
-    place: Place
+    progress: Progress
     monitor_state: dict[str, Any] | None
 
     @property
     def samples_per_step(self) -> int:
-        """Of all processes together."""
+        """Samples of a step, all processes together."""
         return self.config.batch_size * distributed.world_size()
 
 
-def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
-    """Builds the run. Whatever the user got wrong raises ValueError or OSError here, on every process alike.
+def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
+    """Build the run. Every process must call this together.
 
-    held: keeps other runs out of the workdir until it is closed."""
+    Args:
+        args: the command line; defaults that the config decides are filled in.
+        resources: takes the lock of the workdir, which keeps other runs out until it is closed.
+
+    Raises:
+        ValueError, OSError: a mistake of the user, in one sentence; raised in every process alike.
+    """
     args.config = stored_name(args.config)
     config = load_config(args.config, args.overrides)
     name_data(config, args)
@@ -114,40 +121,41 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
     args.print_freq = args.print_freq or config.log_every_steps
     args.precision = args.precision or config.precision
     if args.precision not in PRECISIONS:
-        raise ValueError(f"precision {args.precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+        raise ValueError(f"unknown precision {args.precision!r}; choose from {', '.join(PRECISIONS)}")
     device = distributed.init(args.device)
     if args.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} cannot compute in it; take float16")
+        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
     if args.tf32 and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     logging.basicConfig(
         level=logging.INFO if distributed.is_main() else logging.WARNING,
-        stream=sys.stdout,
+        handlers=[OutputHandler()],
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
     )
     if args.init and args.resume:
-        raise ValueError("--init and --resume: begin a new run with weights, or go on with a run")
+        raise ValueError("--init and --resume exclude each other: --init starts a new run, --resume continues one")
     workdir = Path(args.workdir)
     if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir {workdir} is a file; name a folder")
+        raise ValueError(f"--workdir {workdir} is a file; expected a folder")
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
-        held.enter_context(sole_use(workdir))
+        resources.enter_context(exclusive_lock(workdir))
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)
     model = models.build(config.model.arch, config.model.model_args.to_dict(), config.model.backend).to(device)
     model.gradient_checkpointing = args.gradient_checkpointing
     if distributed.is_main():
-        resume.tidy(workdir)
+        resume.remove_stale(workdir)
     resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
     loader, val_loader = build_loaders(args, config, model, device)
     check_schedule(config, len(loader))
     optimizer = optim.make_optimizer(model, config.opt.weight_decay, args.bias_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
-    place, monitor_state = load_state(args, config, workdir, model, optimizer, scaler)
-    parallel_model = distributed.parallel(torch.compile(model) if args.compile else model, device)
+    progress, monitor_state = load_state(args, config, workdir, model, optimizer, scaler)
+    compiled = cast(nn.Module, torch.compile(model)) if args.compile else model
+    parallel_model = distributed.parallel(compiled, device)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
         args,
@@ -162,15 +170,15 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Run:
         val_loader,
         clips_to_show(loader),
         optim.peak_learning_rate(config.opt.learning_rate, global_batch),
-        place,
+        progress,
         monitor_state,
     )
 
 
 def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
-    """Puts the data that the command line names into the config. Raises ValueError for --data beside --fake-data."""
+    """Put the data of the command line into the config. Raises ValueError for --data with --fake-data."""
     if args.data and args.fake_data:
-        raise ValueError("--data and --fake-data: name the data or train on random ones")
+        raise ValueError("--data and --fake-data exclude each other: one names archives, the other replaces them")
     if args.data or args.fake_data:
         config.data.train_dirs, config.data.val_dir = args.data or [], ""
     if args.val_data:
@@ -178,35 +186,37 @@ def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
 
 
 def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
-    """Raises ValueError where no step would be made; says so where the learning rate stays below its peak."""
+    """Raise ValueError if an epoch is too short for a single step; warn if the learning rate never reaches its peak."""
     accumulation, warmup, epochs = config.opt.grad_accum_steps, config.opt.warmup_epochs, config.num_epochs
     if accumulation > steps_per_epoch:
         raise ValueError(
-            f"opt.grad_accum_steps is {accumulation}, but an epoch has {steps_per_epoch} batches only: "
-            "no step would be made"
+            f"opt.grad_accum_steps is {accumulation}, but an epoch has only {steps_per_epoch} batches: "
+            "the optimizer would never make a step"
         )
     if warmup >= epochs:
-        logger.info("the learning rate never reaches its peak: opt.warmup_epochs is %g, num_epochs %d", warmup, epochs)
+        logger.info(
+            "the learning rate never reaches its peak: opt.warmup_epochs is %g, num_epochs is %d", warmup, epochs
+        )
 
 
 def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
-    """Raises ValueError where checkpoints in `workdir` were trained by a config that differs in more than FREE_KEYS."""
+    """Raise ValueError if the checkpoints in `workdir` belong to a config that differs in more than FREE_KEYS."""
     if not (workdir / "config.json").exists() or not resume.checkpoints(workdir):
         return
     try:
         written = json.loads((workdir / "config.json").read_text())
-        theirs = flattened(DEFAULTS) | flattened(written)  # it may be older than some of the keys
+        theirs = flattened(DEFAULTS) | flattened(written)  # the file may be older than some keys
     except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"{workdir / 'config.json'} is damaged ({error}), so it cannot be told whether this run may "
-            "go on there; remove the file where you are sure"
+            f"{workdir / 'config.json'} is damaged ({error}), so this run cannot be checked against it; "
+            "delete the file if you are sure that the config is the same"
         ) from error
     ours = flattened(json.loads(json.dumps(config.to_dict())))
     if theirs.get("data.train_dirs") != ours["data.train_dirs"]:
         logger.info(
-            "%s names other data so far: %s",
-            workdir / "config.json",
-            ", ".join(theirs.get("data.train_dirs") or ["random ones"]),
+            "until now %s was trained on other data: %s",
+            workdir,
+            ", ".join(theirs.get("data.train_dirs") or ["random spectrograms"]),
         )
     differences = [
         f"{key} is {theirs.get(key)} there and {ours.get(key)} here"
@@ -218,9 +228,9 @@ def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
 
 
 def build_loaders(
-    args: argparse.Namespace, config: ConfigDict, model: nn.Module, device: torch.device
+    args: argparse.Namespace, config: ConfigDict, model: MaskedSpectrogramEncoder, device: torch.device
 ) -> tuple[StatefulDataLoader, StatefulDataLoader | None]:
-    """The loaders of training and, where there is a folder for it, of validation."""
+    """The loaders for training and, if its folder exists, for validation. Raises ValueError if they do not fit."""
     frames, mels = model.num_frames, model.n_mels
     if config.data.num_frames != frames:
         raise ValueError(
@@ -250,8 +260,8 @@ def build_loaders(
     val_dir = config.data.val_dir
     if val_dir and not Path(val_dir).is_dir():
         if args.val_data:
-            raise ValueError(f"no data folder {val_dir}, named by --val-data")
-        logger.info("no validation loss: there is no folder %s (data.val_dir)", val_dir)
+            raise ValueError(f"--val-data: {val_dir} is not a folder")
+        logger.info("no validation loss: %s (data.val_dir) does not exist", val_dir)
         val_dir = ""
     val_loader = make_validation_loader(val_dir, **options) if val_dir else None
     if args.fake_data:
@@ -266,20 +276,22 @@ def build_loaders(
         ), val_loader
     directories = config.data.train_dirs
     if not directories:
-        raise ValueError("no training data: name archive folders with --data, or set data.train_dirs")
+        raise ValueError("no training data: pass archive folders with --data, or set data.train_dirs")
     addresses = [directory for directory in directories if is_remote(directory)]
     if addresses and len(addresses) < len(directories):
-        raise ValueError(f"--data mixes folders with addresses such as {addresses[0]}; name data of one kind")
+        raise ValueError(f"--data mixes folders with URLs such as {addresses[0]}; use one kind")
     if addresses:
         return make_remote_loader(directories, samples=sum(config.data.train_samples), **options), val_loader
     for directory in directories:
         if not Path(directory).is_dir():
-            raise ValueError(f"no data folder {directory}; name archive folders with --data, or set $DATASETS_BASE_DIR")
+            raise ValueError(
+                f"{directory} is not a folder; pass archive folders with --data, or set $DATASETS_BASE_DIR"
+            )
     return make_loader(directories, **options), val_loader
 
 
 def clips_to_show(loader: StatefulDataLoader) -> dict[str, torch.Tensor]:
-    """A batch of clips for the pictures, from all over the data: data that do not fit the model are found here."""
+    """A batch of clips for the pictures, spread over the data. Data that do not fit the model fail here, early."""
     if isinstance(loader.dataset, RemoteShards):
         return loader.dataset.first(CLIPS_SHOWN)
     shown = np.linspace(0, len(loader.dataset) - 1, CLIPS_SHOWN, dtype=int).tolist()
@@ -287,20 +299,23 @@ def clips_to_show(loader: StatefulDataLoader) -> dict[str, torch.Tensor]:
 
 
 def find_state(named: str | None, workdir: Path) -> tuple[str | Path | None, dict[str, Any] | None]:
-    """The path and contents of the checkpoint to go on from; None where there is none.
+    """The path and content of the checkpoint to resume from; (None, None) if there is none.
 
-    The same command must go on where the run was stopped, so a checkpoint `named` from elsewhere only begins it.
-    ValueError where it is one of the workdir itself and newer ones lie there, which later would be taken for its own.
+    Running the same command again must resume where the run stopped, so a checkpoint `named` by --resume from another
+    folder is used only at the start of the run.
+
+    Raises:
+        ValueError: `named` is in the workdir beside newer checkpoints, from which a later start would resume instead.
     """
     own = [path.resolve() for _, path in resume.checkpoints(workdir)]  # the newest first
     if named and own and Path(named).resolve() not in own:
-        logger.info("--resume %s is not read again: %s has checkpoints of its own", named, workdir)
+        logger.info("--resume %s is ignored: %s has its own checkpoints by now", named, workdir)
         named = None
     if not named:
         return resume.load_newest(workdir) or (None, None)
     if own and Path(named).resolve() != own[0]:
         raise ValueError(
-            f"--resume {named}: {own[0]} is newer; move what is newer away to go back, or leave --resume out to go on"
+            f"--resume {named}: {own[0]} is newer; move newer checkpoints away to go back, or drop --resume to continue"
         )
     return named, checkpoint.load_checkpoint(named)
 
@@ -310,26 +325,31 @@ def load_state(
     config: ConfigDict,
     workdir: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
-) -> tuple[Place, dict[str, Any] | None]:
-    """Loads the checkpoint to go on from, if there is one, or else the weights to begin with.
+) -> tuple[Progress, dict[str, Any] | None]:
+    """Load the checkpoint to resume from or, without one, the weights of --init.
 
-    Returns the place to go on at, and the state of the monitor there."""
+    Returns:
+        The progress at which training starts or resumes, and the state of the monitor in the middle of an epoch.
+
+    Raises:
+        ValueError: the checkpoint is damaged, incomplete or belongs to another run.
+    """
     path, state = find_state(args.resume, workdir)
     found = distributed.gather(str(path))
     if len(set(found)) > 1:
         raise ValueError(
-            f"the processes see different checkpoints in {workdir} ({', '.join(sorted(set(found)))}): it "
-            "must be one folder for all machines"
+            f"the processes see different checkpoints in {workdir} ({', '.join(sorted(set(found)))}): "
+            "all machines must share this folder"
         )
     front_end = FrontEnd.from_settings(config.front_end)
-    if path is None:
+    if path is None or state is None:
         if args.init:
             source = find_checkpoint(args.init)
             front_end.check_same(resolve.trained_front_end(source), f"--init {source}")
-            logger.info("the weights begin as those of %s", load_weights(model, args.init))
-        return Place(0, 0), None
+            logger.info("initial weights from %s", load_weights(model, args.init))
+        return Progress(0, 0), None
     if "processes" in state and state["args"]["seed"] != args.seed:
         raise ValueError(f"{path} was trained with --seed {state['args']['seed']}, not {args.seed}")
     trained = (state.get("args") or {}).get("config")  # a dict in our checkpoints, a name in published ones
@@ -337,14 +357,15 @@ def load_state(
     front_end.check_same(FrontEnd.from_settings(settings), str(path))
     missing = [key for key in ("optimizer", "epoch") if key not in state]
     if missing:
-        raise ValueError(f"{path} has weights, but no {' and no '.join(missing)}: training cannot go on from it")
+        raise ValueError(
+            f"{path} has weights, but no {' and no '.join(missing)}: it cannot be resumed; start a new run with --init"
+        )
     checkpoint.load_model_state(model, state["model"], source=path)
     optim.load_state(optimizer, state["optimizer"], source=path)
-    if scaler.is_enabled() and state.get("scaler"):  # one of a run in another precision is of no use
+    if scaler.is_enabled() and state.get("scaler"):  # it is empty if the precision was not float16
         scaler.load_state_dict(state["scaler"])
     samples_per_step = config.batch_size * distributed.world_size()
-    place, monitor_state = resume.restore_process(state, samples_per_step, config.opt.grad_accum_steps)
-    logger.info(
-        "going on from %s: %d epoch(s)%s are done", path, place.epoch, f" and {place.step} steps" if place.step else ""
-    )
-    return place, monitor_state
+    progress, monitor_state = resume.restore_process(state, samples_per_step, config.opt.grad_accum_steps)
+    steps = f" and {progress.step} steps" if progress.step else ""
+    logger.info("resuming from %s: %d epoch(s)%s are complete", path, progress.epoch, steps)
+    return progress, monitor_state

@@ -1,1 +1,1 @@
-"""What every part of the project needs of the operating system: files, locks, processes, cores."""
+"""Helpers around the operating system that every folder uses: atomic files, folder locks, worker processes, cores."""

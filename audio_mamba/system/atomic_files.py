@@ -1,4 +1,9 @@
-"""Files that are either whole or not there, whatever happens while they are written, and their checksums."""
+"""Files that are complete or absent, never half-written, and their checksums.
+
+What `atomic_write` promises: a reader sees the old content or the new one, whatever happens to the writer. An error in
+the block leaves the old file as it was. Once the block has ended without an error, the new content is on the disk and
+survives a power failure. Concurrent writers, also on several machines, do not mix: the last one to finish wins.
+"""
 
 import contextlib
 import glob
@@ -14,10 +19,13 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write `path` through: it appears under its name only when the block has ended without error.
+    """Open a binary file that becomes `path` when the block ends without an error.
 
-    The bytes go to `<name>.<random>.partial` in the same folder, so processes of several machines do not meet in one
-    file. Only a killed process leaves that behind: see `remove_partials`.
+    The bytes go to `<name>.<random>.partial` in the same folder. Only a killed process leaves that file behind; see
+    `remove_partials`.
+
+    Raises:
+        OSError: the folder does not exist or is not writable, or the disk is full.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
@@ -29,7 +37,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    # The rename itself reaches the disk with the folder that holds the name.
+    # The rename reaches the disk only when the folder is flushed as well.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -38,13 +46,13 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def remove_partials(path: str | Path) -> None:
-    """Remove what killed processes left of a file that they were writing; call it where no other process writes it."""
+    """Remove the partial files that killed writers of `path` left. No other process may be writing it now."""
     path = Path(path)
     for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hex digits. Raises OSError where it cannot be read."""
+    """The SHA-256 checksum of a file in hex digits. Raises OSError if it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

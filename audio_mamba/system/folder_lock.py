@@ -1,4 +1,10 @@
-"""One process at a time in a folder that two would spoil for each other."""
+"""A lock on a folder, so that two processes do not write into it at the same time.
+
+What it promises: while one process is inside `exclusive_lock(folder)`, every other process that asks for the same
+folder waits, and gets a `FolderInUseError` once its patience has run out. The lock is an advisory flock on the folder
+itself, so it creates no file, and the system releases it when the process ends, even by `kill -9`. It binds only those
+who ask for it, and protects nothing on file systems without flock (some network ones).
+"""
 
 import fcntl
 import logging
@@ -10,21 +16,26 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds: the helpers of a killed process, which hold what it held, end a little after it
+PATIENCE = 10.0  # seconds; the children of a killed process inherit its lock and end a little later
 POLL = 0.1  # seconds
 
 
 class FolderInUseError(OSError):
-    """Another process works in the folder; the message names it and says what to do."""
+    """Another process is using the folder. The message names the folder and says what to do."""
 
 
 @contextmanager
-def sole_use(folder: str | Path, shared: bool = False, patience: float | None = None) -> Iterator[None]:
-    """Keep processes that call this too out of an existing folder for the length of the block.
+def exclusive_lock(folder: str | Path, shared: bool = False, patience: float | None = None) -> Iterator[None]:
+    """Hold the lock of an existing folder for the length of the block.
 
-    shared: let in those that ask for shared use as well. The lock is one of the open folder (flock), so it writes no
-    file and ends with the process, however that ends. Where a file system knows no such locks (some network ones),
-    nothing is kept out. FolderInUseError if the folder is still taken after `patience` seconds (None: PATIENCE).
+    Args:
+        folder: the folder to lock.
+        shared: lock out only those who ask for an exclusive lock; other shared locks are compatible with this one.
+        patience: seconds to wait for the lock; None for PATIENCE.
+
+    Raises:
+        FolderInUseError: the folder is still locked after `patience` seconds.
+        OSError: the folder does not exist or cannot be opened.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -34,13 +45,14 @@ def sole_use(folder: str | Path, shared: bool = False, patience: float | None = 
         try:
             yield
         finally:
-            if locked:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # for processes forked meanwhile, too, which hold it as well
+            if locked:  # closing is not enough: processes forked inside the block still have the folder open
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: str | Path, kind: int, patience: float) -> bool:
+    """Whether the folder is locked now; False if its file system has no locks."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -49,9 +61,9 @@ def _lock(descriptor: int, folder: str | Path, kind: int, patience: float) -> bo
         except BlockingIOError as error:
             if time.monotonic() > end:
                 raise FolderInUseError(
-                    f"{folder}: another process works in this folder; wait until it has ended, or choose another folder"
+                    f"{folder}: another process is using this folder; wait until it has ended, or choose another folder"
                 ) from error
         except OSError as error:
-            logger.info("%s: its file system cannot lock (%s)", folder, error.strerror)
+            logger.info("%s: this file system does not support locks (%s)", folder, error.strerror)
             return False
         time.sleep(POLL)

@@ -1,20 +1,21 @@
-"""How much of this machine is free for processes side by side."""
+"""How many cores and how much memory this process may use, inside a container too."""
 
 import os
 from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those it is bound to, or the share that its container is given of them."""
+    """Cores that this process may use: its CPU affinity, limited by the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")  # microseconds of time, or "max"
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")  # microseconds, or "max"
     return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
 
 
 def bound_threads() -> None:
-    """Take from torch the threads beyond the usable cores, unless OMP_NUM_THREADS says how many it shall have.
+    """Limit torch to the usable cores, unless OMP_NUM_THREADS is set.
 
-    torch counts the machine's cores, and with more threads than a container's share each waits for the others.
+    By default torch starts a thread for each core of the machine. With more threads than the container's share of
+    cores, they spend their time waiting for each other.
     """
     import torch
 
@@ -23,7 +24,7 @@ def bound_threads() -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be taken: of the machine, or of the container's limit; None where nothing tells."""
+    """Free memory in bytes, of the machine or within the container's limit; None if the system does not say."""
     limits = []
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -35,7 +36,7 @@ def available_memory() -> int | None:
 
 
 def processes_that_fit(memory_each: int) -> int:
-    """Processes that the machine bears side by side, at least 1: one a core, `memory_each` bytes each."""
+    """How many processes of `memory_each` bytes can run in parallel: at most one per core, and at least 1."""
     memory = available_memory()
     return max(1, usable_cores() if memory is None else min(usable_cores(), memory // memory_each))
 

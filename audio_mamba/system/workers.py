@@ -1,21 +1,25 @@
-"""What every worker process owes to the process that started it."""
+"""Worker processes that exit with their parent."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing.process import BaseProcess
 
 
-def follow_parent() -> None:
-    """End with the parent, however that ends, and leave Ctrl-C to it; a worker process calls this first.
+def exit_with_parent() -> None:
+    """Make this worker process exit when its parent does, and ignore Ctrl-C. Call it first in a worker.
 
-    Ctrl-C reaches all processes of a terminal, and the main one knows how to end its workers. A killed one cannot tell
-    anybody anything, so a thread of the worker waits for that.
+    A terminal sends Ctrl-C to all processes, but ending the workers is the parent's task. A killed parent cannot do
+    that, so a thread of the worker waits for the parent's end.
     """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("exit_with_parent is for processes that multiprocessing has started")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
     os._exit(1)

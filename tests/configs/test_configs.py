@@ -16,13 +16,13 @@ from audio_mamba.hear_api.resolve import load_config
 from audio_mamba.models import ARCHS
 from audio_mamba.schema import check_config
 
-NAMES = [f"{model}_{size}_200_16x4" for model in ("ssam", "ssast") for size in ("tiny", "small", "base")]
+NAMES = [f"{model}_{size}_200_16x4" for model in ("ssam", "ssast", "axlstm") for size in ("tiny", "small", "base")]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_values(name):
     config = load_config(f"configs.{name}")
-    prefix = "mamba_ssast" if name.startswith("ssam") else "ssast"
+    prefix = {"ssam": "mamba_ssast", "ssast": "ssast", "axlstm": "xlstm_ssast"}[name.split("_")[0]]
     assert config.model.arch == f"{prefix}_{name.split('_')[1]}"
     args = config.model.model_args.to_dict()
     expected = {"img_size": (200, 80), "patch_size": (4, 16), "mask_ratio": 0.5, "frequency_first": False}
@@ -37,7 +37,7 @@ def test_published_values(name):
         "unbalanced_train",
         "unbalanced_train_2",
     ]
-    assert config.wandb.project == "ssast-pytorch-mamba"
+    assert config.wandb.project == f"ssast-pytorch-{'xlstm' if prefix == 'xlstm_ssast' else 'mamba'}"
 
 
 @pytest.mark.parametrize("name", NAMES)

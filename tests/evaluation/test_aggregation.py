@@ -71,8 +71,8 @@ def test_overall_score_leaves_out_absent_and_equal_tasks_for_all(caplog):
     with caplog.at_level(logging.WARNING):
         overall = aggregation.overall_scores(means)
     assert overall.tolist() == [100.0, 0.0]
-    assert "vox: left out of s(m), because b lack it" in caplog.text
-    assert "same: left out of s(m), because all models score the same" in caplog.text
+    assert "vox is excluded from s(m): no scores for b" in caplog.text
+    assert "same is excluded from s(m): all models score the same" in caplog.text
 
 
 def test_one_seed_has_no_interval(tmp_path):
@@ -87,8 +87,8 @@ def test_missing_seeds_and_tasks_are_warned_about(base_dir, tmp_path, caplog):
     (base_dir / "configs.ssam_r1_02" / "vox" / "test.predicted-scores.json").unlink()
     with caplog.at_level(logging.WARNING):
         summary = aggregation.summarise(aggregation.read_results(base_dir))
-    assert "left out, no scores yet: 1, the first configs.ssam_r1_02/vox" in caplog.text
-    assert "configs.ssam_r1 on vox: no score for the seeds 2" in caplog.text
+    assert "skipping 1 runs without scores, the first is configs.ssam_r1_02/vox" in caplog.text
+    assert "configs.ssam_r1 on vox: no scores for seeds 2" in caplog.text
     assert summary.loc[("configs.ssam_r1", "vox"), "seeds"] == 2
     assert summary.loc[("configs.ssam_r1", "vox"), "interval"] == pytest.approx(interval(VOX["ssam"][:2]))
 
@@ -108,5 +108,5 @@ def test_an_unreadable_score_file_is_named(base_dir):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(SystemExit, match="holds no test.predicted-scores.json"):
+    with pytest.raises(SystemExit, match="has no test.predicted-scores.json"):
         aggregation.main(["--base_dir", str(tmp_path), "--output_dir", str(tmp_path / "tables")])

@@ -71,7 +71,7 @@ def run_worker(job):
 def test_a_head_that_another_process_trains_is_left_to_it(output_dir, monkeypatch):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
     monkeypatch.setattr(worker, "PATIENCE", 0.1)
-    with folder_lock.sole_use(job.task):
+    with folder_lock.exclusive_lock(job.task):
         process = run_worker(job)
         process.join()
     assert process.exitcode == worker.IN_USE
@@ -83,7 +83,7 @@ def test_a_head_that_another_process_trains_is_left_to_it(output_dir, monkeypatc
 
 def test_a_head_that_was_finished_meanwhile_stays_as_it_is(output_dir):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
-    with folder_lock.sole_use(job.task):
+    with folder_lock.exclusive_lock(job.task):
         process = run_worker(job)
         (job.task / layout.SCORES).write_text("{}")
         (job.task / layout.DONE_PREDICTIONS).write_text("{}")

@@ -327,7 +327,7 @@ def test_a_long_file_that_fails_at_its_second_reading_is_listed(
 def test_two_runs_do_not_write_one_journal(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
     journal = Journal(tmp_path / "j", {}, width=2, resume=False)
-    with pytest.raises(folder_lock.FolderInUseError, match="j: another process works in this folder"):
+    with pytest.raises(folder_lock.FolderInUseError, match="j: another process is using this folder"):
         Journal(tmp_path / "j", {}, width=2, resume=True)
     journal.close()
     Journal(tmp_path / "j", {}, width=2, resume=True).close()
@@ -345,15 +345,15 @@ def test_what_another_run_completes_meanwhile_is_not_made_again(audio, tmp_path,
         main([str(audio), *MODEL, "--out", str(out)])
     assert out.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [out]
 
-    sole_use = journal.sole_use
+    exclusive_lock = journal.exclusive_lock
 
     @contextlib.contextmanager
     def while_the_folder_goes(folder):
-        with sole_use(folder):
+        with exclusive_lock(folder):
             folder.rmdir()
             yield
 
-    monkeypatch.setattr(journal, "sole_use", while_the_folder_goes)
+    monkeypatch.setattr(journal, "exclusive_lock", while_the_folder_goes)
     with pytest.raises(JournalError, match="j: another run has completed it meanwhile"):
         Journal(tmp_path / "j", {}, width=2, resume=True)
 

@@ -17,9 +17,11 @@ def small(arch, **args):
     )
 
 
-def test_there_are_six_sizes_of_both_models():
+def test_arch_table_has_six_sizes_of_each_model():
     sizes = ("tiny", "small", "medium", "base", "large", "huge")
-    assert set(models.ARCHS) == {prefix + size for prefix in ("ssast_", "mamba_ssast_") for size in sizes}
+    assert set(models.ARCHS) == {
+        prefix + size for prefix in ("ssast_", "mamba_ssast_", "xlstm_ssast_") for size in sizes
+    }
     for size, (depth, width) in zip(sizes, [(12, 192), (12, 384), (12, 512), (12, 768), (24, 1024), (32, 1280)]):
         with torch.device("meta"):
             model = models.SSAST(depth=1, embed_dim=width, num_heads=models.SIZES[size][2])
@@ -90,6 +92,14 @@ def test_unstructured_masks_keep_the_published_number_and_are_uniform():
     np.testing.assert_allclose(masks.mean(0), 0.5, atol=0.06)
     odd = masking.draw_mask(rng, (5, 5), 0.3, "unstructured")
     assert odd.sum() == 25 - int(25 * 0.7)
+
+
+@pytest.mark.parametrize("ratio, visible", [(0.5, 125), (0.65, 87), (0.75, 62), (0.8, 50), (0.9, 25), (0.0, 250)])
+def test_the_published_number_of_patches_stays_visible(ratio, visible):
+    rng = np.random.default_rng(0)
+    assert (masking.draw_mask(rng, (50, 5), ratio, "unstructured") == 0).sum() == visible
+    if ratio in (0.8, 0.9):  # whole steps, and as many tokens
+        assert (masking.draw_mask(rng, (50, 5), ratio, "timestep") == 0).sum() == visible
 
 
 def test_timestep_masks_hide_whole_time_steps():

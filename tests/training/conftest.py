@@ -1,11 +1,16 @@
-"""Archives that the tests of training share."""
+"""Archives and undisturbed runs that the tests of training share."""
+
+import functools
 
 import pytest
+
+from audio_mamba.training import checkpoint
+from tests.training.runs import finish, losses, start_checkpointing
 
 
 @pytest.fixture(scope="session")
 def synthetic_archive(tmp_path_factory):
-    from audio_mamba.data.prepare import prepare  # here, so that tests of the GPU need no libraries for audio
+    from audio_mamba.data.prepare import prepare  # not above, so that GPU tests need no audio libraries
     from audio_mamba.data.synthetic import write_audio
 
     folder = tmp_path_factory.mktemp("synthetic")
@@ -38,3 +43,18 @@ def real_archive(tmp_path_factory, shared_tasks):
     manifest = prepare(folder / "audio", folder / "archive")
     assert manifest["samples"] == 48
     return folder / "archive"
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory, larger_archive):
+    """Losses and last checkpoint of an undisturbed run on `larger_archive`, by the number of its processes."""
+
+    @functools.cache
+    def undisturbed(processes):
+        workdir = tmp_path_factory.mktemp(f"undisturbed{processes}")
+        run = start_checkpointing(processes, workdir, larger_archive)
+        output = finish(run)
+        assert run.returncode == 0, output
+        return losses(workdir), checkpoint.load_checkpoint(workdir / "checkpoints" / "checkpoint-7.pth")
+
+    return undisturbed

@@ -1,4 +1,4 @@
-"""Starting, following and ending train.py as its users do, for the tests."""
+"""Start, follow and end train.py as its users do, for the tests."""
 
 import contextlib
 import os
@@ -13,6 +13,7 @@ from audio_mamba.training.records import read_log
 from tests.conftest import ROOT
 
 EPOCHS = 8
+STANDALONE = ("--standalone", "--nnodes=1")
 TINY = ["opt.warmup_epochs=1", "model.model_args.depth=1", "model.model_args.embed_dim=48"]
 
 
@@ -40,10 +41,10 @@ def losses(workdir):
     return [line["train_loss"] for line in read_log(workdir / "log.txt")]
 
 
-def start(processes, train_arguments, launcher_options=("--standalone", "--nnodes=1")):
-    """train.py, by torchrun if there is more than one process."""
+def start(processes, train_arguments, launcher_options=STANDALONE):
+    """Start train.py, under torchrun if there is more than one process."""
     launcher = ["-m", "torch.distributed.run", *launcher_options, f"--nproc-per-node={processes}"]
-    alone = processes == 1 and launcher_options == ("--standalone", "--nnodes=1")
+    alone = processes == 1 and launcher_options == STANDALONE
     return subprocess.Popen(
         [sys.executable, *([] if alone else launcher), "train.py", *train_arguments],
         cwd=ROOT,
@@ -55,7 +56,7 @@ def start(processes, train_arguments, launcher_options=("--standalone", "--nnode
 
 
 def children(process):
-    """The processes that a launcher started."""
+    """The process ids that a launcher started."""
     listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in listing.read_text().split()] if listing.exists() else []
 
@@ -65,18 +66,18 @@ def rank_of(pid):
 
 
 def kill(process):
-    """SIGKILL for the launcher and for its workers, which have sessions of their own."""
+    """Send SIGKILL to the launcher and to its workers, which have their own sessions."""
     for pid in (process.pid, *children(process)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def finish(process, timeout=120):
-    """Waits for its end, which comes by SIGKILL after `timeout` seconds, and returns what it printed since `follow`."""
+    """Wait for the end and return what was printed since `follow`; kill the process after `timeout` seconds."""
     late = threading.Timer(timeout, kill, [process])
     late.start()
     try:
-        output = process.stdout.read()  # not communicate(), which would miss what `follow` has read ahead
+        output = process.stdout.read()  # communicate() would miss what `follow` has buffered
         process.wait()
         return output
     finally:
@@ -84,15 +85,25 @@ def finish(process, timeout=120):
 
 
 def run_undisturbed(workdir, data):
-    """Eight epochs by two processes, 4 samples each; returns what they printed."""
+    """Train eight epochs in two processes, 4 samples each; return what they printed."""
     process = start(2, arguments(workdir, data, num_epochs=EPOCHS, batch_size=4))
     output = finish(process)
     assert process.returncode == 0, output
     return output
 
 
+def start_checkpointing(processes, workdir, data, launcher_options=STANDALONE):
+    """Start eight epochs in steps of 8 samples, with a printed line per step and a checkpoint at nearly every step."""
+    options = ["--print_freq", "1", "--checkpoint-minutes", "0.0005"]
+    return start(
+        processes,
+        arguments(workdir, data, *options, num_epochs=EPOCHS, batch_size=8 // processes),
+        launcher_options,
+    )
+
+
 def follow(process, steps):
-    """Reads what it prints up to the line of its `steps`-th step (one line per step), and returns that."""
+    """Read and return the output up to the line of step number `steps`, with one line per step."""
     seen, text = 0, ""
     while line := process.stdout.readline():
         text += line

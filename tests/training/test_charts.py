@@ -43,7 +43,7 @@ def test_points_that_are_not_finite_are_left_out():
 @pytest.mark.parametrize("curves", [[], [curve([])], [curve([np.nan, np.inf])]])
 def test_a_chart_of_nothing_has_no_lines(curves):
     chart = draw("Loss", "step", curves)
-    assert chart.lines == [] and chart.summary == "Loss: nothing yet."
+    assert chart.lines == [] and chart.summary == "Loss: no data yet."
 
 
 @pytest.mark.parametrize("y", [[2.0], [2.0, 2.0], [0.0]])

@@ -84,7 +84,7 @@ def test_a_malicious_file_is_refused_unrun(tmp_path, write):
 @pytest.mark.parametrize("data", [b"# a text", b"RIFF....WAVEfmt", pickle.dumps([1], 4), b"{}", b"PK\3\4 no zip"])
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, data):
     (tmp_path / "file.pth").write_bytes(data)
-    with pytest.raises(CheckpointError, match="file.pth: damaged, or not a checkpoint at all") as caught:
+    with pytest.raises(CheckpointError, match="file.pth: damaged, or not a checkpoint") as caught:
         checkpoint.load_checkpoint(tmp_path / "file.pth")
     assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
 
@@ -129,7 +129,7 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(value):
     model = models.ssast_tiny(depth=1)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     state["blocks.0.norm1.weight"][3] = value
-    with pytest.raises(CheckpointError, match=r"W.pth holds weights that are not finite, the first in blocks"):
+    with pytest.raises(CheckpointError, match=r"W.pth holds weights that are NaN or Inf, first in blocks"):
         checkpoint.load_model_state(model, state, "W.pth")
 
 
@@ -148,11 +148,11 @@ save_checkpoint(kept, model={"weight": torch.randn(1000)}, epoch=0)
 try:
     save_checkpoint(path, model={"weight": torch.randn(100000)}, epoch=1)
 except OSError as error:
-    assert str(error).startswith(path + " cannot be written; its disk has 0 MiB free"), error
+    assert str(error).startswith("cannot write " + path + "; 0 MiB are free on its disk"), error
     assert os.listdir(sys.argv[1]) == ["checkpoint-0.pth"]
     load_checkpoint(kept)
 else:
-    raise AssertionError("there was room after all")
+    raise AssertionError("there was enough space after all")
 """
 
 

@@ -1,9 +1,8 @@
-"""A small real training, hurt at a random step in one of five ways and started again: it always ends the same.
+"""A small training run is disturbed at a random step in one of five ways and started again; it always ends the same.
 
-The first cases are part of every test run, all thirty of the slow one.
+The first two cases are part of the default suite, all thirty are part of the slow one.
 """
 
-import functools
 import os
 import resource
 import signal
@@ -13,43 +12,11 @@ import pytest
 import torch
 
 from audio_mamba.training import checkpoint, resume
-from tests.training.runs import EPOCHS, arguments, children, finish, follow, kill, losses, rank_of, start
+from tests.training.runs import children, finish, follow, kill, losses, rank_of, start_checkpointing
 
 CASES, SHORT = 30, 2
 STEPS = 48
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
-
-
-def begin(processes, workdir, archive):
-    """A line and a checkpoint at nearly every step; steps of 8 samples."""
-    return start(
-        processes,
-        arguments(
-            workdir,
-            archive,
-            "--print_freq",
-            "1",
-            "--checkpoint-minutes",
-            "0.0005",
-            num_epochs=EPOCHS,
-            batch_size=8 // processes,
-        ),
-    )
-
-
-@pytest.fixture(scope="module")
-def references(tmp_path_factory, larger_archive):
-    """Losses and last checkpoint of an undisturbed run by the number of its processes."""
-
-    @functools.cache
-    def undisturbed(processes):
-        workdir = tmp_path_factory.mktemp(f"undisturbed{processes}")
-        run = begin(processes, workdir, larger_archive)
-        output = finish(run)
-        assert run.returncode == 0, output
-        return losses(workdir), checkpoint.load_checkpoint(workdir / "checkpoints" / "checkpoint-7.pth")
-
-    return undisturbed
 
 
 def sigkill(run, workdir):
@@ -61,7 +28,7 @@ def sigterm(run, workdir):
     run.send_signal(signal.SIGTERM)
     output = finish(run, timeout=30)
     assert run.returncode == 0, output
-    assert "SIGTERM: the run saves and stops" in output and "saved at step" in output
+    assert "SIGTERM: saving a checkpoint and stopping" in output and "saved at step" in output
 
 
 def full_disk(run, workdir):
@@ -70,7 +37,7 @@ def full_disk(run, workdir):
     output = finish(run)
     assert run.returncode == 1, output
     (message,) = [line for line in output.splitlines() if line.startswith("train.py: ")]
-    assert str(workdir) in message and "the same command goes on from the newest checkpoint" in message
+    assert str(workdir) in message and "run the same command to resume from the newest checkpoint" in message
 
 
 def truncated_newest(run, workdir):
@@ -98,7 +65,7 @@ def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, refe
     hurt, processes = FAULTS[case % len(FAULTS)]
     # Not among the first, before there are two checkpoints, nor the last, when the run would end by itself.
     at_step = int(np.random.default_rng(case).integers(4, STEPS - 12))
-    run = begin(processes, tmp_path, larger_archive)
+    run = start_checkpointing(processes, tmp_path, larger_archive)
     follow(run, at_step)
     hurt(run, tmp_path)
 
@@ -108,13 +75,13 @@ def test_a_run_that_is_hurt_ends_as_if_nothing_had_happened(case, tmp_path, refe
     for _, path in intact:
         checkpoint.load_checkpoint(path)
 
-    run = begin(processes, tmp_path, larger_archive)
+    run = start_checkpointing(processes, tmp_path, larger_archive)
     output = finish(run)
     assert run.returncode == 0, output
     if hurt is truncated_newest:
         assert f"cannot read checkpoint {found[0][1]}" in output
         found = found[1:]
-    assert f"going on from {found[0][1]}" in output  # nothing was lost
+    assert f"resuming from {found[0][1]}" in output  # nothing was lost
     expected_losses, expected = references(processes)
     assert losses(tmp_path) == expected_losses
     ended = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "checkpoint-7.pth")

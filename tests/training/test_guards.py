@@ -23,8 +23,8 @@ def test_bad_steps_are_flagged_counted_and_named(caplog):
     guard.review()
     assert guard.skipped == 2
     assert [record.getMessage() for record in caplog.records] == [
-        "epoch 1, step 2 skipped: the loss is nan; its samples here: clip 10; clip 11",
-        "epoch 1, step 3 skipped: the gradient is not finite; its samples here: clip 20; clip 21",
+        "epoch 1, step 2 skipped: the loss is nan; its samples in this process: clip 10; clip 11",
+        "epoch 1, step 3 skipped: the gradient is NaN or Inf; its samples in this process: clip 20; clip 21",
     ]
 
 
@@ -58,7 +58,7 @@ def test_a_flagged_step_changes_neither_weights_nor_moments():
     def step(gradient, bad):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, gradient)
-        optimizer.found_inf = torch.tensor(bad)
+        optim.skip_step_if(optimizer, torch.tensor(bad))
         optimizer.step()
         return (
             [parameter.detach().clone() for parameter in model.parameters()],

@@ -1,15 +1,17 @@
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from audio_mamba.training import interruption
-from audio_mamba.training.interruption import SIGNALS, Interruption, leave_signals_to_the_trainer
+from audio_mamba.training.interruption import SIGNALS, Interruption, Shielded, leave_signals_to_the_trainer
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -57,19 +59,43 @@ class Numbers(Dataset):
         return torch.tensor(index)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_workers_outlive_the_signals_of_a_scheduler(number):
-    """Each comes from another process here, as from a scheduler."""
+def threads_open_to_sigterm(pid):
+    """Threads of a process that do not block SIGTERM, to any of which the system may deliver it."""
+    masks = [
+        int(re.search(r"SigBlk:\s*(\w+)", path.read_text())[1], 16)
+        for path in Path(f"/proc/{pid}/task").glob("*/status")
+    ]
+    return sum(not mask >> (signal.SIGTERM - 1) & 1 for mask in masks)
+
+
+def send_to_a_worker(number):
+    """The signal comes from another process, as from a scheduler; the worker must do the rest of its work."""
     loader = DataLoader(
         Numbers(), batch_size=1, num_workers=1, persistent_workers=True, worker_init_fn=leave_signals_to_the_trainer
     )
-    batches = iter(loader)
+    batches = iter(Shielded(loader))
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # the trainer itself still gets it
     seen = [next(batches).item()]
     (worker,) = batches._workers
-    subprocess.run(["/bin/sh", "-c", f"kill -{number.value} {worker.pid}"], check=True)
+    assert threads_open_to_sigterm(worker.pid) <= 1, "a thread beside the waiting one may end the worker"
+    subprocess.run(["/bin/sh", "-c", f"kill -{number} {worker.pid}"], check=True)
     time.sleep(0.1)
     assert seen + [batch.item() for batch in batches] == list(range(8))
     assert worker.is_alive()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_workers_outlive_the_signals_of_a_scheduler(number):
+    send_to_a_worker(number.value)
+
+
+def test_workers_with_a_thread_pool_outlive_sigterm_as_well():
+    """Once the trainer has set the number of threads, torch starts that many in every worker."""
+    script = (
+        "import torch; torch.set_num_threads(3)\n"
+        "from tests.training.test_interruption import send_to_a_worker; send_to_a_worker(15)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("system", ["pass", "import signal; del signal.sigwaitinfo"], ids=["Linux", "macOS"])
@@ -80,9 +106,9 @@ def test_workers_end_when_the_trainer_ends_them(system):
         + """
 from torch.utils.data import DataLoader
 from tests.training.test_interruption import Numbers
-from audio_mamba.training.interruption import leave_signals_to_the_trainer
-batches = iter(DataLoader(Numbers(), num_workers=2, persistent_workers=True,
-                          worker_init_fn=leave_signals_to_the_trainer))
+from audio_mamba.training.interruption import Shielded, leave_signals_to_the_trainer
+batches = iter(Shielded(DataLoader(Numbers(), num_workers=2, persistent_workers=True,
+                                   worker_init_fn=leave_signals_to_the_trainer)))
 next(batches)
 for worker in batches._workers:
     worker.terminate()

@@ -125,7 +125,7 @@ def test_a_loss_that_is_not_finite_is_counted_and_left_out(tmp_path, lines, bad)
     rows = read_steps(tmp_path / "steps.csv")
     assert [(row["train_loss"], row["non_finite"]) for row in rows[:2]] == [(1.0, 1), (4.0, 0)]
     assert math.isnan(rows[2]["train_loss"]) and rows[2]["non_finite"] == 2
-    assert "  1 losses not finite  " in lines()[0] and "not finite" not in lines()[1]
+    assert "  NaN or Inf losses 1  " in lines()[0] and "NaN or Inf" not in lines()[1]
     assert [line["train_loss"] for line in read_log(tmp_path / "log.txt")] == [3.0, 2.0]
 
 

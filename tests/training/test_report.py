@@ -110,7 +110,7 @@ def test_the_table_tells_each_run_in_numbers(runs, tmp_path):
         "Samples/s",
         "Data wait",
         "Hours",
-        "Last line, UTC",
+        "Last update, UTC",
     ]
     # Three logged epochs of half an hour, and 10 lines of 3 minutes in the fourth.
     assert rows[1][:-1] == ["first", "ssam_tiny_200_16x4", "3 of 4", "0.3333", "0.2500", "120", "25%", "2.00"]
@@ -192,9 +192,9 @@ def test_runs_that_have_just_begun_or_lack_files_are_shown_with_notes(runs, tmp_
     (new / "config.json").write_text("{}")
     rows = page([*runs, new], tmp_path).rows
     assert rows[1][0] == "first no log.txt yet" and rows[1][2] == "0 of 4"
-    assert rows[2][0].startswith("second config.json cannot be read: ") and rows[2][2] == "3"
-    assert "third log.txt cannot be read: " in rows[3][0] and "log.txt, line 1: " in rows[3][0]
-    assert rows[3][0].endswith("reconstructions.png cannot be read: no PNG file")
+    assert rows[2][0].startswith("second cannot read config.json: ") and rows[2][2] == "3"
+    assert "third cannot read log.txt: " in rows[3][0] and "log.txt, line 1: " in rows[3][0]
+    assert rows[3][0].endswith("cannot read reconstructions.png: not a PNG file")
     assert rows[4][0] == "new no log.txt yet no steps.csv yet no reconstructions.png yet"
 
 
@@ -215,17 +215,17 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda folder: None, "is no folder"),
-        (lambda folder: folder.write_text("x"), "is no folder"),
+        (lambda folder: None, "is not a folder"),
+        (lambda folder: folder.write_text("x"), "is not a folder"),
         (
             lambda folder: folder.mkdir(),
-            "is no work folder of train.py: it has neither config.json, log.txt nor steps.csv",
+            "is not a work folder of train.py: it has no config.json, log.txt or steps.csv",
         ),
     ],
 )
 def test_a_folder_that_holds_no_run_is_named_and_nothing_written(runs, tmp_path, make, message):
     make(tmp_path / "other")
-    with pytest.raises(SystemExit, match=f"^training.report: {re.escape(str(tmp_path / 'other'))} {message}"):
+    with pytest.raises(SystemExit, match=f"^report: {re.escape(str(tmp_path / 'other'))} {message}"):
         report.main([str(runs[0]), str(tmp_path / "other"), "--out", str(tmp_path / "report.html")])
     assert not list(tmp_path.glob("report.html*"))
 

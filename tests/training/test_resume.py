@@ -6,7 +6,7 @@ import torch
 
 from audio_mamba.training import resume
 from audio_mamba.training.checkpoint import CheckpointError, save_checkpoint
-from audio_mamba.training.resume import Place
+from audio_mamba.training.resume import Progress
 
 
 def save(workdir, place, after_epoch=False, **state):
@@ -20,19 +20,19 @@ def save(workdir, place, after_epoch=False, **state):
 
 
 def test_the_newest_comes_first_whichever_folder_it_is_in(tmp_path):
-    save(tmp_path, Place(0, 0), after_epoch=True)
-    save(tmp_path, Place(9, 0), after_epoch=True)
-    save(tmp_path, Place(10, 3))
-    save(tmp_path, Place(2, 70))
+    save(tmp_path, Progress(0, 0), after_epoch=True)
+    save(tmp_path, Progress(9, 0), after_epoch=True)
+    save(tmp_path, Progress(10, 3))
+    save(tmp_path, Progress(2, 70))
     assert [place for place, _ in resume.checkpoints(tmp_path)] == [(10, 3), (10, 0), (2, 70), (1, 0)]
     path, state = resume.load_newest(tmp_path)
-    assert path.name == "checkpoint-10-3.pth" and resume.place_of(state) == Place(10, 3)
+    assert path.name == "checkpoint-10-3.pth" and resume.progress_of(state) == Progress(10, 3)
 
 
 def test_the_last_two_of_mid_epoch_are_kept(tmp_path):
     for step in (2, 9, 10):
-        save(tmp_path, Place(1, step))
-    save(tmp_path, Place(2, 1))
+        save(tmp_path, Progress(1, step))
+    save(tmp_path, Progress(2, 1))
     assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == [
         "checkpoint-1-10.pth",
         "checkpoint-2-1.pth",
@@ -41,8 +41,8 @@ def test_the_last_two_of_mid_epoch_are_kept(tmp_path):
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 500])
 def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, damage, caplog):
-    save(tmp_path, Place(4, 0), after_epoch=True)
-    newest = save(tmp_path, Place(5, 7))
+    save(tmp_path, Progress(4, 0), after_epoch=True)
+    newest = save(tmp_path, Progress(5, 7))
     newest.write_bytes(damage(newest.read_bytes()))
     path, _ = resume.load_newest(tmp_path)
     assert path.name == "checkpoint-4.pth"
@@ -51,13 +51,13 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, damage, ca
 
 def test_a_run_is_not_begun_anew_over_damaged_checkpoints(tmp_path):
     assert resume.load_newest(tmp_path) is None
-    save(tmp_path, Place(0, 5)).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint of .* can be read: move them away"):
+    save(tmp_path, Progress(0, 5)).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot read any checkpoint in .*: move them away"):
         resume.load_newest(tmp_path)
 
 
 def test_a_published_checkpoint_goes_on_with_the_next_epoch():
-    assert resume.place_of({"epoch": 99, "model": {}}) == Place(100, 0)
+    assert resume.progress_of({"epoch": 99, "model": {}}) == Progress(100, 0)
 
 
 def test_random_states_survive_a_safe_file(tmp_path):
@@ -65,10 +65,10 @@ def test_random_states_survive_a_safe_file(tmp_path):
     np.random.seed(2)
     torch.manual_seed(3)
     np.random.normal()
-    save(tmp_path, Place(0, 1), processes=[{"random": resume.random_states(), "monitor": {}}], samples_per_step=8)
+    save(tmp_path, Progress(0, 1), processes=[{"random": resume.random_states(), "monitor": {}}], samples_per_step=8)
     expected = random.random(), np.random.normal(), torch.randn(2).tolist()
     _, state = resume.load_newest(tmp_path)
-    assert resume.restore_process(state, samples_per_step=8, accumulation=1) == (Place(0, 1), {})
+    assert resume.restore_process(state, samples_per_step=8, accumulation=1) == (Progress(0, 1), {})
     assert (random.random(), np.random.normal(), torch.randn(2).tolist()) == expected
 
 
@@ -84,20 +84,20 @@ def test_another_number_of_processes_goes_on_at_the_same_sample(samples_per_step
         "processes": [{"random": None, "monitor": {"loss": 1.0}}, {"random": None, "monitor": {"loss": 2.0}}],
     }
     place, monitor = resume.restore_process(state, samples_per_step, accumulation)
-    assert place == Place(3, step) and monitor == {"loss": 1.5}
+    assert place == Progress(3, step) and monitor == {"loss": 1.5}
     assert ("trained again" in caplog.text) == (step * samples_per_step != 48)
 
 
 def test_what_killed_processes_left_is_removed_and_the_rest_when_all_is_done(tmp_path):
-    kept = save(tmp_path, Place(1, 2))
+    kept = save(tmp_path, Progress(1, 2))
     kept.with_name("checkpoint-1-4.pth.0123.partial").touch()
     (tmp_path / "checkpoints" / "checkpoint-1.pth.0123.partial").touch()
-    resume.tidy(tmp_path)
+    resume.remove_stale(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
-    resume.tidy(tmp_path, finished=True)
+    resume.remove_stale(tmp_path, finished=True)
     assert kept.exists(), "it lies beyond the last epoch with a checkpoint"
     (tmp_path / "checkpoints" / "checkpoint-1.pth").touch()
-    resume.tidy(tmp_path, finished=True)
+    resume.remove_stale(tmp_path, finished=True)
     assert not (tmp_path / "resume").exists()
 
 

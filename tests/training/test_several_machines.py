@@ -1,4 +1,4 @@
-"""torchrun's restarts, two machines in one, and exchanges that a lost process breaks."""
+"""Restarts by torchrun, two simulated machines, and signals to one of several processes."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.training.runs import EPOCHS, arguments, children, finish, follow, losses, rank_of, run_undisturbed, start
+from tests.training.runs import EPOCHS, arguments, children, finish, follow, losses, rank_of, start, start_checkpointing
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
 
@@ -23,7 +23,7 @@ agreement = distributed.Agreement(2)
 rank = distributed.rank()
 answers = []
 for step in range(5):
-    time.sleep(0.05 * rank)                              # one is always late
+    time.sleep(0.05 * rank)                              # one process is always late
     answers.append(agreement.vote(rank == 1 and step == 2, rank == 0 and step == 3))
 assert answers == [[False, False], [False, False], [False, False], [True, False], [False, True]], answers
 assert distributed.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
@@ -46,43 +46,22 @@ def test_all_processes_learn_a_wish_at_the_same_step(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("done.*")) == ["done.0", "done.1"]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, larger_archive):
-    """Losses of two processes, 4 samples each."""
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    run_undisturbed(workdir, larger_archive)
-    return losses(workdir)
-
-
 @pytest.mark.timeout(300)
-def test_torchrun_restarts_a_run_that_lost_a_process(tmp_path, larger_archive, undisturbed):
-    run = start(
-        2,
-        arguments(
-            tmp_path,
-            larger_archive,
-            "--print_freq",
-            "1",
-            "--checkpoint-minutes",
-            "0.0005",
-            num_epochs=EPOCHS,
-            batch_size=4,
-        ),
-        ["--standalone", "--nnodes=1", "--max-restarts=1"],
-    )
+def test_torchrun_restarts_a_run_that_lost_a_process(tmp_path, larger_archive, references):
+    run = start_checkpointing(2, tmp_path, larger_archive, ["--standalone", "--nnodes=1", "--max-restarts=1"])
     follow(run, 14)
     (victim,) = [pid for pid in children(run) if rank_of(pid) == 1]
     os.kill(victim, signal.SIGKILL)
     output = finish(run)
     assert run.returncode == 0, output
     assert "rank(s) 1 of 2 died or do not answer; rank 0 stops as well" in output
-    assert "going on from" in output
-    assert losses(tmp_path) == undisturbed
+    assert "resuming from" in output
+    assert losses(tmp_path) == references(2)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_machines_train_as_one_with_two_processes(tmp_path, larger_archive, undisturbed):
+def test_two_machines_train_as_one_with_two_processes(tmp_path, larger_archive, references):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -96,8 +75,8 @@ def test_two_machines_train_as_one_with_two_processes(tmp_path, larger_archive, 
     ]
     outputs = [finish(node) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
-    # A process that is alone on its machine takes all cores, and matrix products round by the number of threads.
-    assert losses(tmp_path) == pytest.approx(undisturbed, abs=1e-5)
+    # The only process of a machine uses all its cores, and rounding depends on the number of threads.
+    assert losses(tmp_path) == pytest.approx(references(2)[0], abs=1e-5)
 
 
 def test_processes_save_and_stop_when_the_launcher_is_killed(tmp_path, larger_archive):
@@ -120,4 +99,4 @@ def test_a_signal_to_one_process_stops_all_with_status_0(tmp_path, larger_archiv
     os.kill(one, signal.SIGUSR1)
     output = finish(run, timeout=30)
     assert run.returncode == 0, output
-    assert "SIGUSR1: the run saves and stops" in output and "saved at step" in output
+    assert "SIGUSR1: saving a checkpoint and stopping" in output and "saved at step" in output

@@ -92,7 +92,7 @@ class TestWandb:
             "allow_val_change": True,
         }
         for goes_on in (True, True, False):
-            Wandb("project", tmp_path, {}, goes_on=goes_on)
+            Wandb("project", tmp_path, {}, resumed=goes_on)
             assert (started.init["id"] == run_id) == goes_on
 
     def test_without_a_key_it_is_offline_and_says_where(self, tmp_path, started, caplog):
@@ -164,5 +164,5 @@ def test_a_failing_tracker_gets_one_warning_and_is_dropped(tmp_path, caplog, met
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        "Recorder failed and gets nothing more of this run: ConnectionResetError: the network is gone"
+        "Recorder failed; disabled for the rest of this run: ConnectionResetError: the network is gone"
     )

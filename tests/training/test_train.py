@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from audio_mamba import train
+from audio_mamba.cli import train_setup
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.samples import Sample
 from audio_mamba.system import folder_lock
@@ -65,7 +66,7 @@ class TestSeveralProcesses:
         process = start(2, train_arguments)
         output = finish(process)
         assert process.returncode == 0, output
-        assert "going on from" in output
+        assert "resuming from" in output
         _, reference = undisturbed
         assert losses(tmp_path) == losses(reference)
         ended, expected = last_state(tmp_path), last_state(reference)
@@ -89,7 +90,7 @@ class TestSeveralProcesses:
         process = start(2, arguments(tmp_path, tmp_path / "absent"))
         output = finish(process)
         assert process.returncode != 0
-        assert output.count(f"train.py: no data folder {tmp_path / 'absent'}") == 2
+        assert output.count(f"train.py: {tmp_path / 'absent'} is not a folder") == 2
         assert 'train.py", line' not in output  # no traceback but torchrun's own
 
 
@@ -232,7 +233,7 @@ def test_going_back_past_newer_checkpoints_is_refused_until_they_are_gone(tmp_pa
     """Else a later start without --resume would go on from one that the run does not descend from."""
     reference = run(tmp_path, synthetic_archive, num_epochs=3)
     earlier, newest = (tmp_path / "checkpoints" / f"checkpoint-{epoch}.pth" for epoch in (1, 2))
-    with pytest.raises(SystemExit, match=f"{newest} is newer; move what is newer away"):
+    with pytest.raises(SystemExit, match=f"{newest} is newer; move newer checkpoints away"):
         run(tmp_path, synthetic_archive, "--resume", str(earlier), num_epochs=3)
     newest.rename(tmp_path / "set_aside.pth")
     assert run(tmp_path, synthetic_archive, "--resume", str(earlier), num_epochs=3) == reference
@@ -245,14 +246,14 @@ def test_weights_alone_are_refused(tmp_path, synthetic_archive, kept, missing):
     run(tmp_path / "a", synthetic_archive, num_epochs=1)
     state = last_state(tmp_path / "a")
     torch.save({key: state[key] for key in kept}, tmp_path / "stripped.pth")
-    with pytest.raises(SystemExit, match=f"stripped.pth has weights, but {missing}: training cannot go on from it"):
+    with pytest.raises(SystemExit, match=f"stripped.pth has weights, but {missing}: it cannot be resumed"):
         run(tmp_path / "b", synthetic_archive, "--resume", str(tmp_path / "stripped.pth"))
 
 
 def test_a_warm_up_of_the_whole_run_is_told_of(tmp_path, synthetic_archive, caplog):
     with caplog.at_level(logging.INFO):
         run(tmp_path, synthetic_archive, num_epochs=1, opt__warmup_epochs=10)
-    assert "never reaches its peak: opt.warmup_epochs is 10, num_epochs 1" in caplog.text
+    assert "never reaches its peak: opt.warmup_epochs is 10, num_epochs is 1" in caplog.text
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp_path, synthetic_archive):
@@ -262,17 +263,19 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, synthetic_archiv
     assert {path: path.read_bytes() for path in written} == written
 
 
-def test_the_work_folder_notes_the_data_that_were_read(tmp_path, synthetic_archive, caplog):
+def test_the_work_folder_names_the_data_of_the_run(tmp_path, synthetic_archive, caplog, monkeypatch):
+    monkeypatch.setattr(train_setup, "FAKE_SAMPLES", 16)
+
     def noted():
         return json.loads((tmp_path / "config.json").read_text())["data"]
 
     run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1)
     assert noted()["train_dirs"] == [str(synthetic_archive)] and noted()["val_dir"] == str(synthetic_archive)
     with caplog.at_level(logging.INFO):
-        run(tmp_path, None, num_epochs=2, batch_size=512)
-    assert f"config.json names other data so far: {synthetic_archive}" in caplog.text
+        run(tmp_path, None, num_epochs=2)
+    assert f"until now {tmp_path} was trained on other data: {synthetic_archive}" in caplog.text
     assert noted()["train_dirs"] == [] and noted()["val_dir"] == ""
-    run(tmp_path, None, num_epochs=1, batch_size=512)
+    run(tmp_path, None, num_epochs=1)
     assert json.loads((tmp_path / "config.json").read_text())["num_epochs"] == 2, "nothing was trained"
 
 
@@ -280,7 +283,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, synthetic_archive
     run(tmp_path, synthetic_archive, num_epochs=1)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
-    with folder_lock.sole_use(tmp_path), pytest.raises(SystemExit, match=f"{tmp_path}: another process works in"):
+    with folder_lock.exclusive_lock(tmp_path), pytest.raises(SystemExit, match=f"{tmp_path}: another process is using"):
         run(tmp_path, synthetic_archive, num_epochs=2)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     run(tmp_path, synthetic_archive, num_epochs=2)
@@ -302,12 +305,13 @@ def test_a_damaged_config_and_a_file_for_a_folder_are_named(tmp_path, synthetic_
     with pytest.raises(SystemExit, match=r"^train.py: .*run/config.json is damaged \(Expecting"):
         run(tmp_path / "run", synthetic_archive, num_epochs=2)
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=f"^train.py: --workdir {tmp_path / 'file'} is a file; name a folder$"):
+    with pytest.raises(SystemExit, match=f"^train.py: --workdir {tmp_path / 'file'} is a file; expected a folder$"):
         run(tmp_path / "file", synthetic_archive, num_epochs=1)
 
 
-def test_fake_data_needs_no_archive(tmp_path):
-    (loss,) = run(tmp_path, None, "--bias_decay", num_epochs=1, batch_size=128)
+def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_setup, "FAKE_SAMPLES", 64)
+    (loss,) = run(tmp_path, None, "--bias_decay", num_epochs=1, batch_size=16)
     assert 0.9 < loss < 1.5  # white noise of variance 1 cannot be predicted
     (group,) = last_state(tmp_path)["optimizer"]["param_groups"]
     assert group["betas"] == (0.9, 0.999)
@@ -319,16 +323,16 @@ def test_fake_data_needs_no_archive(tmp_path):
         ([], {"config": "configs.nope"}, "configs.nope"),
         ([], {"num_epoch": 2}, "'num_epoch'; did you mean 'num_epochs'"),
         ([], {"batch_size": "many"}, "--set batch_size=many: expected a value like 256"),
-        ([], {"opt": 1}, "--set opt=1: name an entry of it, opt.NAME=VALUE"),
+        ([], {"opt": 1}, "--set opt=1: set its entries, as opt.NAME=VALUE"),
         (
             [],
             {"opt__grad_accum_steps": 9},
-            "opt.grad_accum_steps is 9, but an epoch has 4 batches only: no step would be",
+            "opt.grad_accum_steps is 9, but an epoch has only 4 batches: the optimizer would",
         ),
         ([], {"model__model_args__num_heads": "few"}, "model.model_args: "),
         ([], {"batch_size": 1000}, "16 samples do not fill one batch"),
-        ([], {"precision": "half"}, "precision 'half' is unknown; choose from float32, float16, bfloat16"),
-        ([], {"opt__optimizer": "lion"}, "opt.optimizer 'lion'"),
+        ([], {"precision": "half"}, "unknown precision 'half'; choose from float32, float16, bfloat16"),
+        ([], {"opt__optimizer": "lion"}, "unknown opt.optimizer 'lion'"),
         ([], {"model__arch": "ssast_giant"}, "unknown model.arch 'ssast_giant'; did you mean 'ssast_tiny'?"),
         ([], {"data__num_frames": 100}, "data.num_frames is 100, but the model reads 200 frames"),
         ([], {"model__model_args__img_size": (200, 64)}, "front_end.n_mels is 80, but the model reads 64 mel bands"),
@@ -338,11 +342,11 @@ def test_fake_data_needs_no_archive(tmp_path):
             "has another front end: n_mels is 80 there and 64 here",
         ),
         (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
-        (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume: "),
+        (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume exclude each other: "),
         (["--init", "absent"], {}, "no checkpoint-<epoch>.pth or model.safetensors in absent"),
-        (["--data", "http://host/a.tar"], {}, "--data mixes folders with addresses such as http://host/a.tar"),
-        (["--val-data", "absent"], {}, "no data folder absent, named by --val-data"),
-        (["--fake_data"], {}, "--data and --fake-data: name the data or train on random ones"),
+        (["--data", "http://host/a.tar"], {}, "--data mixes folders with URLs such as http://host/a.tar"),
+        (["--val-data", "absent"], {}, "--val-data: absent is not a folder"),
+        (["--fake_data"], {}, "--data and --fake-data exclude each other"),
         pytest.param(["--device", "cuda"], {}, "--device cuda: PyTorch ", marks=needs_cpu),
     ],
 )
@@ -390,12 +394,12 @@ def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("--min_lr", "nan", "a finite number of at least 0.0 is needed, got nan"),
-        ("--min_lr", "inf", "a finite number"),
-        ("--checkpoint-minutes", "-1", "a finite number of at least 0.0 is needed, got -1"),
-        ("--seed", "-1", "a finite number of at least 0 is needed"),
-        ("--num_workers", "-1", "a finite number"),
-        ("--print_freq", "0", "a finite number of at least 1 is needed, got 0"),
+        ("--min_lr", "nan", "must be a finite number of at least 0.0, got nan"),
+        ("--min_lr", "inf", "must be a finite number"),
+        ("--checkpoint-minutes", "-1", "must be a finite number of at least 0.0, got -1"),
+        ("--seed", "-1", "must be a finite number of at least 0"),
+        ("--num_workers", "-1", "must be a finite number"),
+        ("--print_freq", "0", "must be a finite number of at least 1, got 0"),
         ("--seed", "one", "invalid int value: 'one'"),
     ],
 )
@@ -425,7 +429,7 @@ def test_ruined_weights_are_not_saved(tmp_path, synthetic_archive, monkeypatch):
     model = None
     monkeypatch.setattr(train, "set_up", remember)
     monkeypatch.setattr(train.Monitor, "end_epoch", ruin)
-    with pytest.raises(SystemExit, match="the weights are not finite any more, the first in mask_token; they are not"):
+    with pytest.raises(SystemExit, match="the weights became NaN or Inf, first in mask_token; they are not"):
         run(tmp_path, synthetic_archive, num_epochs=3)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-0.pth"]
 

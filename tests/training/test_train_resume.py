@@ -142,7 +142,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, synthetic_arch
     assert math.isfinite(loss)
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
     (message,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
-    assert message.startswith("epoch 1, step 2 skipped: the loss is nan; its samples here: ")
+    assert message.startswith("epoch 1, step 2 skipped: the loss is nan; its samples in this process: ")
     dataset = train_setup.make_loader([synthetic_archive], num_frames=200, batch_size=4).dataset
     assert all(dataset.name(index) in message for index in steps[1])
     assert [row["skipped"] for row in read_steps(tmp_path / "steps.csv")] == [0, 1]

@@ -1,0 +1,59 @@
+"""Commands that end without a traceback when the user presses Ctrl-C or the reader of their output goes away."""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_exit() -> Iterator[None]:
+    """Wrap the main function of a command: Ctrl-C and a closed output, as by `| head`, end it without a traceback.
+
+    Both end with the status that shells expect: Ctrl-C by SIGINT (130), a closed output by exit status 141.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.excepthook = lambda *_: None  # Python still ends itself by SIGINT, so that scripts around it stop as well
+        raise
+    except BrokenPipeError:
+        if not _output_is_closed():  # another pipe broke, such as one to a worker process
+            raise
+        discard_output()
+        raise SystemExit(128 + signal.SIGPIPE)
+
+
+def discard_output() -> None:
+    """Send everything that is written to standard output from now on to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+class OutputHandler(logging.StreamHandler):
+    """Logs to standard output. If its reader goes away, says so once on stderr and lets the program continue."""
+
+    def __init__(self):
+        super().__init__(sys.stdout)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            return super().handleError(record)
+        discard_output()
+        print("standard output was closed; continuing without it", file=sys.stderr)
+
+
+def _output_is_closed() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
