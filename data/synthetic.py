@@ -9,7 +9,7 @@ kinds apart.
 import argparse
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +48,12 @@ def _repeat(rng: np.random.Generator, seconds: float, period: float, event: Call
 def _harmonics(frequency: float, seconds: float, decay: float) -> np.ndarray:
     """A plucked note: harmonics that fall by 1/k and fade, `decay` times per second for the first."""
     t = _time(seconds)
-    return sum(
+    harmonics = (
         np.sin(2 * np.pi * k * frequency * t) * np.exp(-decay * k * t) / k
         for k in range(1, 6)
         if k * frequency < SAMPLE_RATE / 2
     )
+    return sum(harmonics, start=np.zeros_like(t))
 
 
 def _bandpass(noise: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -126,7 +127,11 @@ def drums(rng: np.random.Generator, seconds: float) -> np.ndarray:
     snare = _bandpass(rng.standard_normal(len(t)), 800, 5000) * np.exp(-20 * t)
     hat = 0.5 * _bandpass(rng.standard_normal(len(t)), 5500, 8000) * np.exp(-50 * t)
     step = rng.uniform(0.1, 0.16)
-    pattern = [(kick, rng.integers(0, 16, 4)), (snare, [4, 12]), (hat, range(0, 16, rng.integers(1, 3)))]
+    pattern: list[tuple[np.ndarray, Iterable[int]]] = [
+        (kick, rng.integers(0, 16, 4)),
+        (snare, [4, 12]),
+        (hat, range(0, 16, rng.integers(1, 3))),
+    ]
     bar = np.zeros(round(16 * step * SAMPLE_RATE) + len(t))
     for sound, hits in pattern:
         for hit in hits:

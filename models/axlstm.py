@@ -156,8 +156,9 @@ class XLSTMSSAST(MaskedSpectrogramEncoder):
 
     def init_weights(self) -> None:
         super().init_weights()
-        for block in self.blocks:
-            block.layer.init_weights()
+        for module in self.blocks.modules():
+            if isinstance(module, MLSTMLayer):
+                module.init_weights()
 
     def forward_blocks(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:

@@ -6,12 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from audio_mamba import models
 from audio_mamba.cli.main import COMMANDS, HEAR_COMMANDS
+from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.models.ops import dispatch, selective_scan
+from audio_mamba.schema import check_config
 from tests.conftest import ROOT
 from tests.training.runs import arguments
 
@@ -117,6 +123,45 @@ def test_every_file_of_the_main_folders_is_in_the_tree_of_the_architecture():
         section = tree.split(f"\n    {folder}/")[1].split("\n\n")[0]
         files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
         assert files <= set(re.findall(r"\w+\.py", section)), (folder, files - set(re.findall(r"\w+\.py", section)))
+
+
+def extending(start):
+    """The namespace of a Python block of docs/extending.md, run."""
+    (block,) = (block for block in code_blocks((ROOT / "docs" / "extending.md").read_text()) if start in block)
+    names = {"__name__": "extending"}
+    exec(compile(block, "docs/extending.md", "exec"), names)
+    return names
+
+
+def test_the_encoder_of_the_extending_page_trains_and_is_causal():
+    names = extending("class GatedSSAST")
+    model = names["GatedSSAST"](embed_dim=32, depth=2, img_size=(200, 80), patch_size=(4, 16), frequency_first=False)
+    x = torch.randn(2, 1, 200, 80)
+    pred, target, mask = model(x)
+    loss = reconstruction_loss(pred, target, mask)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    steps = model.forward_features(x, "bands")
+    torch.testing.assert_close(model.forward_features(x, "bands", steps=7), steps[:, :7], rtol=0, atol=1e-5)
+
+
+def test_the_back_end_of_the_extending_page_equals_the_reference(monkeypatch):
+    names = extending("it runs on the CPU alone")
+    double = types.ModuleType("double")
+    double.selective_scan, double.unsupported_reason = names["selective_scan"], names["unsupported_reason"]
+    monkeypatch.setitem(selective_scan.BACKENDS, "double", double)
+    monkeypatch.setattr(dispatch, "NAMES", (*dispatch.NAMES, "double"))
+    u, delta, B, C = torch.randn(2, 4, 9), torch.rand(2, 4, 9), torch.randn(2, 3, 9), torch.randn(2, 3, 9)
+    arguments = (u, delta, -torch.rand(4, 3), B, C)
+    found = selective_scan.selective_scan(*arguments, backend="double")
+    torch.testing.assert_close(found, selective_scan.selective_scan(*arguments, backend="reference"))
+
+
+@pytest.mark.parametrize("start", ["load_model, get_scene_embeddings", '"n_mels": 128'])
+def test_the_configs_of_the_extending_page_are_valid(start):
+    config = check_config(extending(start)["get_config"](), models.ARCHS, "docs/extending.md")
+    model = models.build(config.model.arch, config.model.model_args.to_dict() | {"depth": 1})
+    assert model.n_mels == config.front_end.n_mels
 
 
 @pytest.fixture(scope="module")

@@ -121,8 +121,7 @@ def read_clips(source: Path, table: Path | None = None) -> Clips:
 
 
 def _of_archive(source: Path) -> Clips:
-    manifest = read_manifest(source)
-    vocabulary = manifest.get("labels") or []
+    vocabulary = (read_manifest(source) or {}).get("labels") or []
     names, labels = [], []
     for path, _ in shard_indices(source):
         for sample in read_shard(path):

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from audio_mamba.data.audio import load_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.normalisation import clip_statistics, normalise
-from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
@@ -82,19 +81,18 @@ def embeddings(model: Model, clips: Clips, folder: Path, device: str | None = No
 
 
 def _rows(runtime: RuntimeSSAST | None, clips: Clips) -> Iterator[np.ndarray]:
-    spectrograms = clips.spectrograms() if clips.paths is None else None
-    front_end, theirs = PUBLISHED if runtime is None else runtime.front_end, clips.front_end()
+    theirs = clips.front_end()
     if theirs is not None and runtime is not None:
-        front_end.check_same(theirs, f"the archive {clips.source}")
+        runtime.front_end.check_same(theirs, f"the archive {clips.source}")
+    spectrograms = [] if clips.paths else clips.spectrograms()
     for start in range(0, len(clips.names), GROUP):
-        if spectrograms is not None:
-            group = spectrograms[start : start + GROUP]
+        if clips.paths and runtime is not None:
+            yield np.asarray(runtime.embed(clips.paths[start : start + GROUP]))
+            continue
+        if clips.paths:
+            group = [log_mel(torch.from_numpy(load_audio(path))) for path in clips.paths[start : start + GROUP]]
         else:
-            paths = clips.paths[start : start + GROUP]
-            if runtime is not None:
-                yield runtime.embed(paths)
-                continue
-            group = [log_mel(torch.from_numpy(load_audio(path))) for path in paths]
+            group = spectrograms[start : start + GROUP]
         if runtime is None:
             yield np.stack([_mean_and_deviation(spectrogram) for spectrogram in group])
         else:

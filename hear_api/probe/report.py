@@ -33,7 +33,7 @@ def compare(results: list[tuple[str, Result]], clips: Clips) -> list[Row]:
     targets, multi = clips.targets()[tested], clips.multi_label
     scores = [result.scores[tested] for _, result in results]
     values = bootstrap(scores, targets, multi)
-    first = {}
+    first: dict[str, int] = {}  # of each classifier, the result that others are compared with
     rows = []
     for number, (model, result) in enumerate(results):
         reference = first.setdefault(result.classifier, number)

@@ -97,8 +97,9 @@ class _Recomputed(torch.autograd.Function):
             part = slice(number * CHUNK, (number + 1) * CHUNK)
             with torch.enable_grad():
                 pieces = [tensor[:, :, part].detach().requires_grad_() for tensor in inputs]
+                q, k, v, i, f = pieces
                 memory = [tensor.detach().requires_grad_() for tensor in memories[3 * number : 3 * number + 3]]
-                h, after = _chunk(*pieces, Memory(*memory))
+                h, after = _chunk(q, k, v, i, f, Memory(*memory))
             outputs, d_outputs = [h], [dh[:, :, part]]
             if d_memory is not None:
                 outputs, d_outputs = [h, *after], [dh[:, :, part], *d_memory]

@@ -38,7 +38,8 @@ def selective_scan(
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
-    A, D, delta_bias = (t if t is None else t.float() for t in (A, D, delta_bias))
+    A = A.float()
+    D, delta_bias = (t if t is None else t.float() for t in (D, delta_bias))
     watched = not unwatched(u, delta, A, B, C, D, z, delta_bias)
     operator = torch.ops.audio_mamba.selective_scan_cpu if watched else _forward_in_c
     y, last = scan_by_group(operator, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
