@@ -21,6 +21,11 @@ samples/s counts all processes together, at the median step. The shares are of t
 forward with the loss; backward, with the exchange of gradients and the second forward of checkpointing; and optimizer
 step with zero_grad. `outside` is the rest, and `data wait` the part of it spent waiting for the loader. Peak memory is
 that of the larger process, minus its memory before the first step.
+
+    git worktree add OLD COMMIT && python -m benchmarks.train --against OLD
+
+compares train.py with the train.py of another checkout instead. Old and new code run in turns, --rounds times each, in
+fresh processes. The median of the ratios counts; the lowest and the highest are printed beside it.
 """
 
 import argparse
@@ -29,7 +34,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean, median
@@ -41,6 +49,7 @@ from audio_mamba.data.prepare import prepare
 from audio_mamba.data.synthetic import write_audio
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.machine import usable_cores
+from benchmarks import train_against
 from benchmarks.train_steps import CHECKPOINTING, PLAIN_SCANS, TRAIN_PY, WORK, Setting
 
 MODELS = {"SSAM-tiny": "configs.ssam_tiny_200_16x4", "SSAST-tiny": "configs.ssast_tiny_200_16x4"}
@@ -101,8 +110,9 @@ def settings(args: argparse.Namespace, archive: Path) -> list[Setting]:
     return found
 
 
-def measure(setting: Setting) -> Row:
-    """Run a setting in fresh processes. Raises RuntimeError with the end of their output if one fails."""
+def measure(setting: Setting, root: Path = ROOT) -> Row:
+    """Run a setting by the code in `root`, in fresh processes. Raises RuntimeError with the end of their output if one
+    fails."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "setting.json").write_text(json.dumps(asdict(setting)))
         launcher = (
@@ -112,7 +122,7 @@ def measure(setting: Setting) -> Row:
         )
         done = subprocess.run(
             [sys.executable, *launcher, "-m", "benchmarks.train_steps", f"{folder}/setting.json", folder],
-            cwd=ROOT,
+            cwd=root,
             capture_output=True,
             text=True,
         )
@@ -151,10 +161,7 @@ def summary(setting: Setting, ranks: list[dict]) -> Row:
 def run(args: argparse.Namespace) -> Report:
     """Measure all settings in turn, writing args.output again after each row."""
     report = Report(usable_cores(), torch.__version__, os.getloadavg()[0])
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "archive"
-        write_audio(Path(folder) / "audio", args.audio_minutes)
-        prepare(Path(folder) / "audio", archive, workers=usable_cores())
+    with made_archive(args.audio_minutes) as archive:
         for setting in (bar := tqdm(settings(args, archive), unit="row")):
             bar.set_description(f"{setting.model}, {setting.processes} x {setting.precision}, {setting.step}")
             report.rows.append(measure(setting))
@@ -162,6 +169,30 @@ def run(args: argparse.Namespace) -> Report:
             with atomic_write(args.output) as file:
                 file.write(json.dumps(asdict(report), indent=1).encode() + b"\n")
     return report
+
+
+def run_against(args: argparse.Namespace) -> list[train_against.Comparison]:
+    """Compares train.py with that of args.against; the file args.output grows setting by setting."""
+    comparisons, args.steps = [], [TRAIN_PY]
+    with made_archive(args.audio_minutes) as archive:
+        found = train_against.alternate(
+            chosen := settings(args, archive), args.rounds, partial(measure, root=args.against), measure
+        )
+        for comparison in tqdm(found, total=len(chosen), unit="setting"):
+            comparisons.append(comparison)
+            with atomic_write(args.output) as file:
+                file.write(json.dumps([asdict(one) for one in comparisons], indent=1).encode() + b"\n")
+    return comparisons
+
+
+@contextmanager
+def made_archive(minutes: float) -> Iterator[Path]:
+    """An archive of so many minutes of synthetic audio, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "archive"
+        write_audio(Path(folder) / "audio", minutes)
+        prepare(Path(folder) / "audio", archive, workers=usable_cores())
+        yield archive
 
 
 def compare(rows: list[Row]) -> None:
@@ -238,11 +269,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=Path("benchmark_train.json"),
         help="JSON file for the numbers (default: %(default)s)",
     )
-    return parser.parse_args(arguments)
+    add(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="compare train.py with that of another checkout, such as a git worktree of an older commit",
+    )
+    add("--rounds", type=int, default=5, help="of --against, an old and a new run each (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if args.against and not (args.against / "benchmarks" / "train_steps.py").is_file():
+        parser.error(f"--against {args.against}: not a checkout of this project (no benchmarks/train_steps.py)")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
-    print(table(run(parse(arguments))))
+    args = parse(arguments)
+    print(train_against.table(run_against(args)) if args.against else table(run(args)))
 
 
 if __name__ == "__main__":

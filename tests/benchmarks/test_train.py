@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from audio_mamba import models
 from audio_mamba.models.ops import native
-from benchmarks import train, train_steps
+from benchmarks import train, train_against, train_steps
 from benchmarks.measure import without_kernels
+from tests.conftest import ROOT
 
 SETTING = train_steps.Setting("SSAM-tiny", "configs.ssam_tiny_200_16x4", 2, "float32", "train.py", 8, 1.0, "", [])
 
@@ -53,6 +54,47 @@ def test_it_measures_two_processes_of_train_py_and_of_the_plain_loop(tmp_path, c
     assert ours["data_wait"] > 0 and plain["data_wait"] == 0
     assert plain["speed_up"] == pytest.approx(ours["samples_per_second"] / plain["samples_per_second"])
     assert capsys.readouterr().out.count("| SSAM-tiny | 2 | bfloat16 |") == 2
+
+
+@pytest.mark.slow
+def test_two_checkouts_are_compared(tmp_path, capsys):
+    """Here with itself, so the ratio may be anything."""
+    train.main(
+        [
+            "--against",
+            str(ROOT),
+            *("--rounds", "2", "--models", "SSAM-tiny", "--processes", "1", "--precisions", "float32"),
+            *("--batch", "4", "--seconds", "0.1", "--audio-minutes", "4"),
+            *("--set", "model.model_args.depth=1", "model.model_args.embed_dim=48"),
+            *("--output", str(tmp_path / "rows.json")),
+        ]
+    )
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert len(row["old"]) == len(row["new"]) == 2 and min(*row["old"], *row["new"], row["new_peak_mib"]) > 0
+    assert capsys.readouterr().out.count("| SSAM-tiny | 1 | float32 | 4 |") == 1
+
+
+def test_old_and_new_code_run_in_turns():
+    turns = []
+
+    def measure(name, rates):
+        return lambda setting: turns.append(name) or row(rate=rates.pop(0))
+
+    old, new = measure("old", [1.0, 2.0, 4.0]), measure("new", [3.0, 3.0, 8.0])
+    (found,) = train_against.alternate([SETTING], 3, old, new)
+    assert turns == ["old", "new"] * 3
+    assert (found.old, found.new, found.ratios()) == ([1.0, 2.0, 4.0], [3.0, 3.0, 8.0], [3.0, 1.5, 2.0])
+    other = train_against.Comparison("SSAST-tiny", 2, "float32", 8, [6.0], [6.0], 1.0, 1.0)
+    text = train_against.table([found, other])
+    assert "| SSAM-tiny | 2 | float32 | 8 | 2.00 | 3.00 | 2.00 | 1.50 to 3.00 | 1000 | 1000 |" in text
+    assert "SSAM-tiny makes 0.50 times the samples/s of SSAST-tiny (2 processes, float32)" in text
+
+
+@pytest.mark.parametrize("wrong", [["--against", "/nowhere"], ["--rounds", "0"]])
+def test_wrong_comparisons_are_refused(capsys, wrong):
+    with pytest.raises(SystemExit):
+        train.parse(wrong)
+    assert wrong[0] in capsys.readouterr().err
 
 
 def test_the_clock_leaves_out_the_first_step_of_an_epoch_and_counts_everything_else(monkeypatch):
