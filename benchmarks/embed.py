@@ -2,12 +2,12 @@
 
     python -m benchmarks.embed [--out embed.json]
 
-"published" takes one 2 s unit after another, every unit whole, for `--batch` clips at once or one at a time. "fast" is
-`RuntimeSSAST.encode`: all units of all clips together, with the last ones cut or not. Procedures take turns and the
-best of `--repeats` counts, so that other work on the machine disturbs all of them alike.
+"published" encodes one segment (2 s) after another, always whole, for `--batch` clips at once or one at a time. "fast"
+is `RuntimeSSAST.embed`: the segments of all clips are batched, with or without skipping the padding at the end.
+Procedures take turns and the best of `--repeats` counts, so that other work on the machine affects all of them equally.
 
-At the end the whole command `hear_api.embed`, from its start to its end, on `--files` flac files of mixed lengths,
-against the time that the model alone takes for their log-mels.
+At the end, the whole embed command on `--files` flac files of mixed lengths is compared with the time that the model
+alone needs for their log-mels.
 """
 
 import argparse
@@ -34,35 +34,35 @@ from audio_mamba.models.encoder import LAYOUTS
 from audio_mamba.system.atomic_files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
-UNIT_FRAMES = 200
-MOST_OF_COMMAND = 1.3  # the target, in times of the model alone
+SEGMENT_FRAMES = 200
+COMMAND_TARGET = 1.3  # times of the model alone
 CLIP_SECONDS = {"2.0 s": [2.0], "4.0 s": [4.0], "10 s": [10.0], "mixed": [0.5, 1.3, 2.0, 2.7, 4.0, 5.5, 10.0]}
 
 
 def published(runtime: RuntimeSSAST, clips: list[Tensor], batch: int, layout: str) -> Tensor:
-    """Scene embeddings [clips, width] unit by unit; only clips of one length share a batch."""
+    """Scene embeddings [clips, width] segment by segment; only clips of equal length share a batch."""
     model, scenes = runtime.model, []
     equal = len({len(clip) for clip in clips}) == 1
     for group in torch.stack(clips).split(batch) if equal else (clip[None] for clip in clips):
         spectrogram = runtime.spectrogram(group)
         kept = -(-spectrogram.shape[1] // runtime.frames_per_step)
         features = []
-        for unit in spectrogram.split(UNIT_FRAMES, dim=1):
-            unit = F.pad(unit, (0, 0, 0, UNIT_FRAMES - unit.shape[1]))[:, None]  # [batch, 1, 200, 80]
+        for segment in spectrogram.split(SEGMENT_FRAMES, dim=1):
+            segment = F.pad(segment, (0, 0, 0, SEGMENT_FRAMES - segment.shape[1]))[:, None]  # [batch, 1, 200, 80]
             with runtime.autocast():
-                features.append(model.forward_features(unit, layout))
+                features.append(model.forward_features(segment, layout))
         scenes.append(torch.cat(features, dim=1)[:, :kept].mean(dim=1))
     return torch.cat(scenes)
 
 
 def fast(runtime: RuntimeSSAST, clips: list[Tensor], layout: str) -> Tensor:
-    """Scene embeddings [clips, width] as `RuntimeSSAST.embed` makes them."""
+    """Scene embeddings [clips, width] by `RuntimeSSAST.embed`."""
     runtime.scene_layout = layout
     return runtime.embed(clips, output="torch")
 
 
 def procedures(runtime: RuntimeSSAST, batch: int) -> dict[str, Callable[[list[Tensor]], None]]:
-    """What is compared, by the names in the table."""
+    """The procedures to compare, by their names in the table."""
     causal = type(runtime.model).causal
 
     def run(function: Callable, *arguments, cut: bool = False) -> Callable[[list[Tensor]], None]:
@@ -76,7 +76,7 @@ def procedures(runtime: RuntimeSSAST, batch: int) -> dict[str, Callable[[list[Te
     table = {
         "published, batch 1": run(published, 1, "published"),
         f"published, batch {batch}": run(published, batch, "published"),
-        "fast, whole units": run(fast, "published"),
+        "fast, whole segments": run(fast, "published"),
     }
     if causal:
         table |= {f"fast, cut, {layout}": run(fast, layout, cut=True) for layout in LAYOUTS}
@@ -84,7 +84,7 @@ def procedures(runtime: RuntimeSSAST, batch: int) -> dict[str, Callable[[list[Te
 
 
 def measure(calls: dict[str, Callable], clips: list[Tensor], repeats: int, synchronise: Callable[[], None]) -> dict:
-    """Best clips per second of each procedure."""
+    """The best rate of each procedure, in clips per second."""
     best = dict.fromkeys(calls, float("inf"))
     for repeat in range(repeats + 1):
         for name, call in calls.items():
@@ -97,7 +97,7 @@ def measure(calls: dict[str, Callable], clips: list[Tensor], repeats: int, synch
 
 
 def measure_command(config: str, device: str, precision: str, count: int) -> dict[str, float]:
-    """Seconds of the command for `count` files, of the model alone for their log-mels, and their ratio."""
+    """Seconds that the command takes for `count` files and the model alone for their log-mels, and the ratio."""
     runtime = load_model(config, "untrained", device, precision=precision)
     clips = make_clips(CLIP_SECONDS["mixed"], count)
     spectrograms = [runtime.spectrogram(clip[None])[0] for clip in clips]
@@ -114,7 +114,7 @@ def measure_command(config: str, device: str, precision: str, count: int) -> dic
             [
                 sys.executable,
                 "-m",
-                "hear_api.embed",
+                "audio_mamba.hear_api.embed",
                 folder,
                 "--config",
                 config,
@@ -136,7 +136,7 @@ def measure_command(config: str, device: str, precision: str, count: int) -> dic
 
 
 def make_clips(lengths: Iterable[float], count: int) -> list[Tensor]:
-    """`count` clips of noise whose lengths go through `lengths` in turn."""
+    """`count` clips of noise, with the given lengths in turn."""
     rng, lengths = np.random.default_rng(0), list(lengths)
     samples = [round(lengths[i % len(lengths)] * PUBLISHED.sample_rate) for i in range(count)]
     return [torch.from_numpy(rng.uniform(-0.5, 0.5, n).astype(np.float32)) for n in samples]
@@ -154,7 +154,7 @@ def print_table(results: list[dict]) -> None:
 def print_command(config: str, found: dict[str, float]) -> None:
     print(
         f"{config}: the command takes {found['command_seconds']:.1f} s for {found['files']} files, the model alone "
-        f"{found['model_seconds']:.1f} s: {found['ratio']:.2f} times that (target: at most {MOST_OF_COMMAND})"
+        f"{found['model_seconds']:.1f} s: {found['ratio']:.2f} times that (target: at most {COMMAND_TARGET})"
     )
 
 
@@ -169,14 +169,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--clips", nargs="+", choices=CLIP_SECONDS, default=list(CLIP_SECONDS), help="kinds of clips")
     parser.add_argument("--count", type=int, default=16, help="clips of each kind")
-    parser.add_argument(
-        "--batch", type=int, default=16, help="of the published procedure, as the HEAR kit would choose"
-    )
+    parser.add_argument("--batch", type=int, default=16, help="clips in a batch of the published procedure")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
-    parser.add_argument("--files", type=int, default=400, help="for the command; 0 leaves it out")
+    parser.add_argument("--files", type=int, default=400, help="for the command; 0 skips it")
     parser.add_argument("--precision", default="auto", help="as for RuntimeSSAST")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
+    parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     args = parser.parse_args(arguments)
     synchronise = partial(torch.cuda.synchronize, args.device) if args.device.startswith("cuda") else lambda: None
 

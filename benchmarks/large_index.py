@@ -14,9 +14,11 @@ import numpy as np
 
 from audio_mamba.data.archives import SHARD_PATTERN, write_manifest
 from audio_mamba.data.loader import make_loader
-from audio_mamba.data.shard_index import PLACE, index_path
+from audio_mamba.data.shard_index import PLACE, index_path, short_digest
+from audio_mamba.front_end import FrontEnd
 
 SHARD_CLIPS, FRAMES, MELS = 512, 1000, 80
+ZEROS_ARE_SILENCE = FrontEnd(log_offset=1.0)  # else the loader takes the zeros of a sparse file for a hole
 MB = 2**20
 
 
@@ -38,21 +40,27 @@ def measure_large_index(directory: Path, clips: int) -> dict[str, float]:
 def write_sparse_archive(directory: Path, shards: int) -> None:
     directory.mkdir(parents=True)
     places = np.zeros(SHARD_CLIPS, PLACE)
-    places["data_size"] = places["frames"] = FRAMES
+    places["frames"] = FRAMES
     places["mels"], places["value_bytes"], places["std"] = MELS, 2, 1
-    clip_bytes = FRAMES * MELS * 2
+    places["data_size"] = clip_bytes = FRAMES * MELS * 2
     places["data_offset"] = places["values_offset"] = np.arange(SHARD_CLIPS) * clip_bytes
     keys = np.array([f"{i:08d}_00000_a_name_of_usual_length".encode() for i in range(SHARD_CLIPS)])
     names = [SHARD_PATTERN.format(i) for i in range(shards)]
     for name in names:
         with open(directory / name, "wb") as file:
             file.truncate(SHARD_CLIPS * clip_bytes)
-        np.savez(index_path(directory / name), shard_bytes=SHARD_CLIPS * clip_bytes, keys=keys, places=places)
+        np.savez(
+            index_path(directory / name),
+            shard_bytes=SHARD_CLIPS * clip_bytes,
+            shard_digest=short_digest(directory / name),
+            keys=keys,
+            places=places,
+        )
     write_manifest(
         directory,
         {
             "samples": shards * SHARD_CLIPS,
-            "settings": {},
+            "settings": ZEROS_ARE_SILENCE.settings(),
             "shards": [{"name": name, "samples": SHARD_CLIPS} for name in names],
         },
     )
@@ -70,7 +78,7 @@ def memory_mb(pid: int) -> dict[str, float]:
 
 def main(directory: str) -> None:
     start = time.perf_counter()
-    loader = make_loader([directory], num_frames=200, batch_size=64, num_workers=2)
+    loader = make_loader([directory], num_frames=200, batch_size=64, front_end=ZEROS_ARE_SILENCE, num_workers=2)
     batches = iter(loader)
     next(batches)
     started = time.perf_counter() - start

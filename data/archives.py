@@ -1,7 +1,7 @@
 """Archives of log-mel spectrograms: folders of webdataset tar shards, each written whole or not at all.
 
-A sample is two tar members (see `data.samples`). Beside each shard of ours lies its index (see `data.shard_index`), and
-`manifest.json`, written last, lists the shards with their checksums.
+A sample is two tar members (see `data.samples`). `data.prepare` writes an index beside each shard (see
+`data.shard_index`), and last `manifest.json`, which lists the shards with their checksums.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
+from audio_mamba.data.manifest import MANIFEST_NAME, read_manifest
 from audio_mamba.data.samples import ArchiveError, Sample, decode_labels, decode_spectrogram, encode_members
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.data.shard_index import ShardIndex, read_index, save_index
@@ -21,7 +22,6 @@ from audio_mamba.system.atomic_files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished"  # what data.prepare keeps in a folder until the archive is complete
 SHARD_PATTERN = "shard-{:06d}.tar"
 
@@ -33,10 +33,12 @@ def write_shard(path: Path, samples: Iterable[Sample], as_pickle: bool = False) 
     """Write samples, in the order given, and the index beside them. The same samples give the same bytes.
 
     Args:
-        as_pickle: write members as published archives have them, pickled, instead of as .npy.
+        path: of the tar file.
+        samples: with keys that differ.
+        as_pickle: write the members pickled, as in published archives, instead of as .npy and JSON.
 
     Returns:
-        the number of samples. For none at all, no file is written.
+        the number of samples. If there are none, no file is written.
     """
     count = 0
     with contextlib.ExitStack() as stack:
@@ -62,24 +64,6 @@ def write_manifest(directory: Path, manifest: dict) -> None:
 # ---------------------------------------------------------------- finding
 
 
-def read_manifest(directory: Path) -> dict | None:
-    """The manifest of an archive made by `data.prepare`, or None where there is none.
-
-    Raises:
-        ArchiveError: the file is there but is not a manifest.
-    """
-    path = directory / MANIFEST_NAME
-    if not path.exists():
-        return None
-    try:
-        manifest = json.loads(path.read_text())
-        if {"samples", "settings", "shards"} <= manifest.keys():
-            return manifest
-    except (ValueError, AttributeError):
-        pass
-    raise ArchiveError(f"{path} is not a manifest written by data.prepare")
-
-
 def archive_front_end(directory: Path) -> FrontEnd:
     """The front end that an archive was made with; the published one for archives without a manifest.
 
@@ -89,12 +73,12 @@ def archive_front_end(directory: Path) -> FrontEnd:
     manifest = read_manifest(directory)
     try:
         return FrontEnd.from_settings(manifest["settings"] if manifest else {})
-    except (FrontEndError, AttributeError, TypeError) as error:
+    except (FrontEndError, TypeError) as error:
         raise ArchiveError(f"{directory / MANIFEST_NAME}: {error}") from error
 
 
 def check_front_end(directory: str | Path, front_end: FrontEnd) -> None:
-    """FrontEndError, naming each setting, for an archive that was made with another front end."""
+    """FrontEndError, naming each differing setting, for an archive that was made with another front end."""
     front_end.check_same(archive_front_end(Path(directory)), f"the archive {directory}")
 
 
@@ -103,21 +87,47 @@ def unfinished(directory: Path) -> bool:
     return (directory / UNFINISHED_NAME).exists() and not (directory / MANIFEST_NAME).exists()
 
 
-def expected_shards(directory: Path) -> dict[Path, int | None]:
-    """The shards of an archive folder in order, each with the number of its samples, None where nothing tells it.
+def tar_files(directory: Path) -> list[Path]:
+    """The `*.tar` files of a folder in order, without hidden ones."""
+    return sorted(path for path in directory.glob("*.tar") if not path.name.startswith("."))
 
-    A folder with a manifest has the shards it lists, even those that are lost; any other has all its `*.tar` files.
+
+def unlisted_shards(directory: Path, manifest: dict) -> list[Path]:
+    """The tar files of a folder that its manifest does not list."""
+    listed = {entry["name"] for entry in manifest["shards"]}
+    return [path for path in tar_files(directory) if path.name not in listed]
+
+
+def expected_shards(directory: Path) -> dict[Path, int | None]:
+    """The shards of an archive folder in order, each with the number of its samples, None where it is not known.
+
+    A folder with a manifest has the shards it lists, including lost ones; any other has all its `*.tar` files. A
+    warning counts the tar files that a manifest does not list.
 
     Raises:
         ArchiveError: no shard, or a damaged manifest.
     """
     manifest = read_manifest(directory)
-    if manifest is not None:
-        return {directory / entry["name"]: entry["samples"] for entry in manifest["shards"]}
-    expected = dict.fromkeys(sorted(directory.glob("*.tar")))
+    expected: dict[Path, int | None]
+    if manifest is None:
+        expected = dict.fromkeys(tar_files(directory))
+    else:
+        expected = {directory / entry["name"]: entry["samples"] for entry in manifest["shards"]}
+        warn_of_unlisted(directory, manifest)
     if not expected:
         raise ArchiveError(f"no shards (*.tar) in {directory}; data.prepare makes them from audio files")
     return expected
+
+
+def warn_of_unlisted(directory: Path, manifest: dict) -> None:
+    """One warning for all tar files that the manifest does not list."""
+    if unlisted := unlisted_shards(directory, manifest):
+        logger.warning(
+            "%s does not list %d tar file(s) of its folder, which are not used, such as %s",
+            directory / MANIFEST_NAME,
+            len(unlisted),
+            unlisted[0].name,
+        )
 
 
 def shard_indices(
@@ -126,8 +136,9 @@ def shard_indices(
     """The shards of an archive folder in order, each with its index.
 
     Args:
-        on_fault: called for each shard that is missing, damaged or at odds with the manifest, with its path, what is
-            wrong and how many samples are lost, as far as known; what is left of the shard is used. None raises.
+        directory: archive folder.
+        on_fault: called for each shard that is missing, damaged or contradicts the manifest, with its path, what is
+            wrong and how many samples are lost, as far as known; its good samples are used. None raises instead.
 
     Raises:
         ArchiveError: no shard, or no `on_fault` for a bad one.
@@ -135,9 +146,9 @@ def shard_indices(
     directory = Path(directory)
     expected, shards = expected_shards(directory), []
     if unfinished(directory):
-        logger.warning("%s is not complete: the same data.prepare command goes on with it", directory)
+        logger.warning("%s is not complete: the same data.prepare command continues it", directory)
     for path, count in expected.items():
-        problems = []
+        problems: list[str] = []
         index = read_index(path, problems.append)
         if not problems and count not in (None, len(index)):
             problems.append(f"{path} holds {len(index)} samples, but {MANIFEST_NAME} says {count}")
@@ -154,7 +165,7 @@ def shard_indices(
 
 
 def read_shard(path: str | Path) -> Iterator[Sample]:
-    """All samples of a shard in order. Raises ArchiveError, naming shard and key, at the first bad one."""
+    """All samples of a shard in order. ArchiveError, naming shard and key, at the first bad one."""
     path, files = Path(path), ShardFiles(max_open=1)
     index = read_index(path)
     for key, place in zip(index.keys, index.places):
@@ -162,7 +173,7 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
 
 
 def read_sample(files: ShardFiles, path: Path, key: str, place: np.void) -> Sample:
-    """The sample at a place of the shard's index. Raises ArchiveError, naming shard and key, where it is bad."""
+    """The sample at a place of the shard's index. ArchiveError, naming shard and key, if it is bad."""
     try:
         spectrogram = decode_spectrogram(files.read(path, place["data_offset"], place["data_size"]))
         labels = np.zeros(0, np.int64)

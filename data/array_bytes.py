@@ -1,14 +1,15 @@
-"""Arrays to bytes and back, for bytes that nobody vouches for.
+"""Converts arrays to bytes and back, also for bytes from untrusted sources.
 
-`encode` writes .npy. `decode` reads .npy and the pickled arrays, numbers and lists of published archives. Pickle is a
-small program, and even numpy's own reconstruction functions trust what it hands them; so here every name a pickled
-array mentions (numpy 1 or 2) stands for a small class of this file, which keeps the raw bytes and lets
+`encode` writes .npy. `decode` reads .npy and the pickled arrays, numbers and lists of published archives. A pickle is a
+small program, and even numpy's own reconstruction functions trust its arguments: `_reconstruct` allocates any shape.
+So each name in a pickled array (of numpy 1 or 2) maps to a small class of this file, which keeps the raw bytes and lets
 `np.frombuffer` check them. Any other name is refused before anything is called.
 """
 
 import io
 import pickle
 import struct
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def decode(data: bytes) -> np.ndarray:
         a bool, int or float array in native byte order; a single number gives shape [].
 
     Raises:
-        ValueError: anything else; no code of a pickle is ever executed.
+        ValueError: the bytes hold anything else. No code of a pickle is ever executed.
     """
     try:
         if data.startswith(NPY_MAGIC):
@@ -46,7 +47,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _read_npy(data: bytes) -> np.ndarray:
-    """Unlike np.load, takes no memory for a shape that the bytes do not fill."""
+    """Unlike np.load, allocates nothing for a shape that the bytes do not fill."""
     file = io.BytesIO(data)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
         np.lib.format.read_magic(file)
@@ -73,7 +74,7 @@ def _number(value: object) -> int | float | np.number:
 
 
 class _Dtype:
-    """Stands for numpy.dtype: called with a type code such as "f4", then given its byte order."""
+    """Replaces numpy.dtype: called with a type code such as "f4", then given its byte order."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = True):
         self.dtype = np.dtype(str(code))
@@ -86,9 +87,9 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy's _reconstruct: called with nothing of interest, then given shape, type and bytes."""
+    """Replaces numpy's _reconstruct: called with nothing of interest, then given shape, type and bytes."""
 
-    array = np.zeros(0, np.int8)  # what numpy has too until the state comes
+    array: np.ndarray = np.zeros(0, np.int8)  # as numpy has it until the state is set
 
     def __init__(self, *_):
         pass
@@ -99,9 +100,11 @@ class _Array:
 
 
 class _BufferArray(_Array):
-    """Stands for numpy's _frombuffer (pickle protocol 5)."""
+    """Replaces numpy's _frombuffer (pickle protocol 5)."""
 
-    def __init__(self, raw: bytes, dtype: _Dtype, shape: tuple, order: str, axis_order: tuple | None = None):
+    def __init__(
+        self, raw: bytes, dtype: _Dtype, shape: tuple, order: Literal["C", "F", "K"], axis_order: tuple | None = None
+    ):
         flat = np.frombuffer(raw, dtype.dtype)
         if order == "K":
             self.array = flat.reshape(shape).transpose(axis_order)
@@ -110,14 +113,14 @@ class _BufferArray(_Array):
 
 
 class _Scalar:
-    """Stands for numpy's scalar, a single number with a dtype."""
+    """Replaces numpy's scalar, a single number with a dtype."""
 
     def __init__(self, dtype: _Dtype, raw: bytes):
         (self.value,) = np.frombuffer(raw, dtype.dtype)
 
 
 class _Latin1(bytes):
-    """Stands for _codecs.encode, through which pickle protocols 0 to 2 carry bytes."""
+    """Replaces _codecs.encode, through which pickle protocols 0 to 2 carry bytes."""
 
     def __new__(cls, text: str, encoding: str):
         if encoding != "latin1":
@@ -126,7 +129,7 @@ class _Latin1(bytes):
 
 
 class _NoBytes(bytes):
-    """Stands for bytes called with nothing, which is how those protocols carry empty ones."""
+    """Replaces bytes called without arguments, which is how those protocols carry empty bytes."""
 
     def __new__(cls):
         return super().__new__(cls)
@@ -145,12 +148,12 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
 
 
 class _ArrayUnpickler(pickle._Unpickler):
-    """Knows the stand-ins and nothing else.
+    """Accepts the names of `_STAND_INS` and no others.
 
-    Built on the Python implementation of pickle: in the C one a single damaged byte can ask for gigabytes of memo.
+    Based on the Python implementation of pickle: in the C one, a single damaged byte can allocate gigabytes of memo.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in _STAND_INS:
@@ -158,13 +161,13 @@ class _ArrayUnpickler(pickle._Unpickler):
         return _STAND_INS[module, name]
 
     def load_build(self):
-        """Only instances take state: a class that did would be changed for everybody."""
+        """Only instances accept state: setting it on a class would change all later arrays."""
         if not isinstance(self.stack[-2], (_Dtype, _Array)):
             raise pickle.UnpicklingError("state for something that is not an array")
         super().load_build()
 
     def load_bytearray8(self):
-        """As inherited, but without setting aside whatever length the bytes claim before reading them."""
+        """As inherited, but without allocating the claimed length before reading it."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 

@@ -48,6 +48,17 @@ class AudioError(ValueError):
     """An audio file or folder that cannot be used; the message names it and says why."""
 
 
+class AudioFileError(AudioError):
+    """An audio file that cannot be used: `path` names it, and `reason` says why."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
 def find_audio(directory: str | Path) -> list[Path]:
     """All wav, flac, ogg, opus, mp3 and aiff files below a folder (AUDIO_SUFFIXES, any letter case), sorted by path.
     Links are followed. Folders that cannot be read are passed over with a warning, and so are recordings of other
@@ -109,7 +120,7 @@ def load_audio(
     blocks = list(stream_audio(path, sample_rate))
     audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if len(audio) < min_samples:
-        raise AudioError(f"{path}: too short, {len(audio)} samples at {sample_rate} Hz; {min_samples} are needed")
+        raise AudioFileError(path, f"too short, {len(audio)} samples at {sample_rate} Hz; {min_samples} are needed")
     return audio
 
 
@@ -122,18 +133,18 @@ def stream_audio(path: str | Path, sample_rate: int = PUBLISHED.sample_rate) -> 
     """
     try:
         if not Path(path).is_file():
-            raise AudioError(f"{path}: no such audio file")
+            raise AudioFileError(path, "no such audio file")
         with _open(path) as file:
             if file.frames == 0:
-                raise AudioError(f"{path}: holds no samples")
+                raise AudioFileError(path, "holds no samples")
             if reason := cut_off(file, path):
-                raise AudioError(f"{path}: cut off, {reason}")
+                raise AudioFileError(path, f"cut off, {reason}")
             if file.channels > 2:
                 logger.warning("%s: its %d channels are mixed into one", path, file.channels)
             yield from _resampled(_mono_blocks(file, path), file.samplerate, sample_rate)
     except (soundfile.SoundFileError, OSError) as error:
         reason = (getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)).strip(" .")
-        raise AudioError(f"{path}: cannot be read as audio ({reason})") from error
+        raise AudioFileError(path, f"cannot be read as audio ({reason})") from error
 
 
 def _open(path: str | Path) -> soundfile.SoundFile:
@@ -193,9 +204,9 @@ def _mono_blocks(file: soundfile.SoundFile, path: str | Path) -> Iterator[np.nda
                 if file.error:
                     raise file.error
                 return
-            raise AudioError(f"{path}: cut off, {frames_read} of {file.frames} samples could be read")
+            raise AudioFileError(path, f"cut off, {frames_read} of {file.frames} samples could be read")
         if not np.isfinite(block).all():
-            raise AudioError(f"{path}: holds NaN or Inf samples near second {frames_read // file.samplerate}")
+            raise AudioFileError(path, f"holds NaN or Inf samples near second {frames_read // file.samplerate}")
         frames_read += len(block)
         yield block.mean(axis=1, dtype=np.float32)
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from audio_mamba.data.archives import check_front_end, shard_indices
-from audio_mamba.data.crops import DrawMask, crop_member, crop_place, repeat_to_fill
+from audio_mamba.data.crops import DrawMask, crop_member, crop_place, refuse_constant, repeat_to_fill
 from audio_mamba.data.faults import Fault, Faults
 from audio_mamba.data.normalisation import STD_OFFSET, Statistics, normalise
 from audio_mamba.data.samples import ArchiveError
@@ -20,10 +20,11 @@ from audio_mamba.front_end import PUBLISHED, FrontEnd
 
 MAX_SUBSTITUTES = 20
 MANY_WITHOUT_INDEX = 20_000  # their headers take seconds at every start of every process
-STAND_IN = 1  # sets the generator of substitutes apart from that of crop and mask
+STAND_IN = 1  # makes the generator of substitutes differ from that of crop and mask
 
-# What is kept of a sample: 21 bytes. Either its plain values begin at `offset`, then `extent` is the number of frames
-# and `value_bytes` their width; or a member of `extent` bytes does, which has to be read whole, and `value_bytes` is 0.
+# What is kept of each sample: 21 bytes. If its values can be read in place, `value_bytes` is the width of one, `offset`
+# where they begin and `extent` the number of frames. Else `value_bytes` is 0, and the member, `extent` bytes at
+# `offset`, is read whole.
 RECORD = np.dtype([("offset", "<i8"), ("extent", "<u4"), ("mean", "<f4"), ("std", "<f4"), ("value_bytes", "u1")])
 VALUE_TYPES = {size: np.dtype(f"<f{size}") for size in (2, 4, 8)}
 
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 class LogMelDataset(Dataset):
     """Samples of one or more archive folders, numbered in the order of folders and shards.
 
-    An item is asked for as (epoch, index). Holds 21 bytes per sample, so millions fit every worker.
+    An item is requested as (epoch, index). The data set holds 21 bytes per sample, so millions of samples fit into
+    every worker.
 
     Args:
         directories: archive folders, ours or published.
@@ -41,12 +43,12 @@ class LogMelDataset(Dataset):
         front_end: of the spectrograms; archives that say otherwise are refused.
         seed: seed of crops and masks.
         draw_mask: called with a generator, returns the mask of one sample; None for no masks.
-        strict: raise at the first bad shard or sample. Otherwise bad shards lend what is left of them, and another
-            sample, which depends on (seed, epoch, index) alone, stands in for a bad one.
+        strict: raise at the first bad shard or sample. Otherwise the good samples of a bad shard are used, and a bad
+            sample is replaced by another one, which depends on (seed, epoch, index) alone.
 
     Raises:
         FrontEndError: an archive was made with another front end.
-        ArchiveError: no shards; with strict, a bad one; else more than 1% of the samples lost.
+        ArchiveError: no shards; a bad manifest; with strict, a bad shard; else more than 1% of the samples lost.
     """
 
     def __init__(
@@ -58,9 +60,12 @@ class LogMelDataset(Dataset):
         draw_mask: DrawMask | None = None,
         strict: bool = False,
     ):
-        self.num_frames, self.n_mels, self.seed, self.draw_mask = num_frames, front_end.n_mels, seed, draw_mask
-        self.strict = strict
-        faults, self._paths, records, without_index = [], [], [], 0
+        self.num_frames, self.front_end, self.n_mels = num_frames, front_end, front_end.n_mels
+        self.seed, self.draw_mask, self.strict = seed, draw_mask, strict
+        faults: list[Fault] = []
+        records: list[np.ndarray] = []  # of each shard
+        self._paths: list[Path] = []
+        without_index = 0
         for directory in directories:
             check_front_end(directory, front_end)
             for path, index in shard_indices(directory, None if strict else lambda *fault: faults.append(fault)):
@@ -70,14 +75,14 @@ class LogMelDataset(Dataset):
         if without_index > MANY_WITHOUT_INDEX:
             logger.info(
                 "%d samples have no index, so each start reads all their tar headers, and each crop its whole "
-                "clip; python -m data.index %s, run once, spares both",
+                "clip; python -m data.index %s, run once, avoids both",
                 without_index,
                 shlex.join(map(str, directories)),
             )
         lengths = [len(shard) for shard in records]
         at_start = Faults(sum(lengths) + sum(lost for _, _, lost in faults))
-        for path, problem, lost in faults:
-            at_start.report(path, problem, lost)
+        for shard, problem, lost in faults:
+            at_start.report(shard, problem, lost)
         if not records:
             raise ArchiveError("no archive folder was given")
         self._first = np.cumsum([0] + lengths)  # first sample of each shard, and end
@@ -98,23 +103,28 @@ class LogMelDataset(Dataset):
 
     @property
     def index_bytes(self) -> int:
-        """Memory that the records of the samples take."""
+        """Memory of the records of all samples."""
         return self._samples.nbytes
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Sample `index` as drawn in `epoch`: spectrogram float32 [1, num_frames, n_mels], index, perhaps mask."""
+        """Sample `index` as drawn in `epoch`: spectrogram float32 [1, num_frames, n_mels], index and any mask."""
         batch, _faults = self.__getitems__([item])
         return {name: values[0] for name, values in batch.items()}
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[dict[str, torch.Tensor], list[Fault]]:
-        """A batch of samples: spectrogram float32 [B, 1, num_frames, n_mels], index int64 [B], perhaps mask [B, L];
-        and the faults met on the way. (Data loaders know this method by its name.)
+        """A batch of samples and the faults found. (Data loaders know this method by its name.)
+
+        Returns:
+            spectrogram float32 [B, 1, num_frames, n_mels], index int64 [B] and, with draw_mask, mask [B, L]; and the
+            faults.
 
         Raises:
-            ArchiveError: strict, and a sample is bad; or all of the 20 that might stand in for it are bad as well.
+            ArchiveError: strict, and a sample is bad; or all 20 substitutes for it are bad as well.
         """
         spectrogram = torch.empty(len(items), 1, self.num_frames, self.n_mels)
-        indices, masks, faults = [], [], []
+        indices: list[int] = []
+        masks: list[np.ndarray | None] = []
+        faults: list[Fault] = []
         with np.errstate(over="ignore", invalid="ignore"):  # damaged values, which are then refused
             for out, (epoch, index) in zip(spectrogram[:, 0].numpy(), items):
                 index, mask = self._fill_with_good(out, epoch, index, faults)
@@ -122,25 +132,25 @@ class LogMelDataset(Dataset):
                 masks.append(mask)
         batch = {"spectrogram": spectrogram, "index": torch.tensor(indices)}
         if self.draw_mask is not None:
-            batch["mask"] = torch.from_numpy(np.stack(masks))
+            batch["mask"] = torch.from_numpy(np.stack([mask for mask in masks if mask is not None]))
         return batch, faults
 
     def _fill_with_good(
         self, out: np.ndarray, epoch: int, index: int, faults: list[Fault]
     ) -> tuple[int, np.ndarray | None]:
-        """Fill `out` with sample `index` or one that stands in for it; returns which, and its mask."""
-        substitutes = first_error = None
+        """Fill `out` with sample `index` or a substitute; returns which, and its mask."""
+        substitutes, errors = None, []
         for _ in range(1 + MAX_SUBSTITUTES):
             try:
                 return index, self._fill(out, epoch, index)
             except ArchiveError as error:
                 if self.strict:
                     raise
-                first_error = first_error or error
+                errors.append(error)
                 faults.append((self._paths[self._shard(index)], str(error), 1))
                 substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, STAND_IN))
                 index = int(substitutes.integers(len(self)))
-        raise first_error
+        raise errors[0]
 
     def _fill(self, out: np.ndarray, epoch: int, index: int) -> np.ndarray | None:
         """Fill `out` [num_frames, n_mels] with the crop of a sample, and return its mask."""
@@ -150,7 +160,7 @@ class LogMelDataset(Dataset):
             if self._samples["value_bytes"][index]:
                 self._crop_in_place(out, index, rng)
             else:
-                crop_member(out, self._read_member(index), rng)
+                crop_member(out, self._read_member(index), self.front_end, rng)
         except (OSError, ValueError) as error:
             raise ArchiveError(f"{self.name(index)}: {error}") from error
         return mask
@@ -164,14 +174,15 @@ class LogMelDataset(Dataset):
         stored = crop if dtype == crop.dtype else np.empty_like(crop, dtype)
         row_bytes = self.n_mels * dtype.itemsize
         offset = int(sample["offset"]) + start * row_bytes
-        if self._files.read_into(path, offset, memoryview(stored).cast("B")) != stored.nbytes:
+        if self._files.read_into(path, offset, stored.data.cast("B")) != stored.nbytes:
             raise ValueError(f"the shard ends before byte {offset + stored.nbytes}")
+        refuse_constant(stored, self.front_end)
         if stored is not crop:
             torch.from_numpy(crop).copy_(torch.from_numpy(stored))  # many times faster than numpy with float16
         values = torch.from_numpy(crop)
         normalise(values, Statistics(float(mean), float(std)), out=values)
         # The squares of all normalised values of the clip add up to their number, so those of the crop cannot exceed
-        # it: damage shows without reading the rest, and NaN and Inf do too. The slack is for rounding.
+        # it: this shows damage, NaN and Inf without reading the rest. The slack is for rounding.
         slack = crop.size * (1e-5 / (float(std) + STD_OFFSET)) ** 2
         flat = crop.reshape(-1)
         if not np.dot(flat, flat) <= 1.001 * frames * self.n_mels + slack:
@@ -186,12 +197,12 @@ class LogMelDataset(Dataset):
         return int(np.searchsorted(self._first, index, side="right")) - 1
 
     def name(self, index: int) -> str:
-        """Shard and key of a sample, for messages. Keys are not kept in memory."""
+        """Shard and key of a sample, for messages; keys are not kept in memory but read again."""
         shard = self._shard(index)
         path, number = self._paths[shard], index - self._first[shard]
         try:
             saved = saved_index(path)
-            keys = (saved[1] if saved else index_from_headers(path, report=lambda problem: None)).keys
+            keys = (saved or index_from_headers(path, report=lambda problem: None)).keys
             return f"{path}, sample {keys[number].decode(errors='replace')}"
         except (ArchiveError, IndexError):  # the index, or a shard without one, is gone as well
             return f"{path}, sample number {number}"

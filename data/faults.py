@@ -1,4 +1,4 @@
-"""What becomes of shards and samples that cannot be used: a counted warning, and a stop when there are too many."""
+"""Shards and samples that cannot be used: a counted warning for each, and an error when there are too many."""
 
 import logging
 from collections import Counter
@@ -7,17 +7,17 @@ from pathlib import Path
 from audio_mamba.data.samples import ArchiveError
 
 MAX_SHARE = 0.01  # of the samples of an epoch
-WARNINGS_IN_FULL = 100  # after so many, only each hundredth is told
+WARNINGS_IN_FULL = 100  # after so many, only every hundredth is logged
 
-Fault = tuple[str | Path, str, int]  # shard, what is wrong with it or a sample of it, and how many samples are lost
+Fault = tuple[str | Path, str, int]  # shard, what is wrong with it or with one of its samples, number of samples lost
 
 logger = logging.getLogger(__name__)
 
 
 class Faults:
-    """Counts the bad samples of one pass over `total`, each warned of once however many passes there are.
+    """Counts the bad samples of each pass over `total` samples. A problem is logged once, not in every pass.
 
-    More than 1% of the pass, and more than `allowed`, raise ArchiveError, with a summary.
+    More than 1% of a pass, and more than `allowed` samples, raise ArchiveError with a summary.
     """
 
     def __init__(self, total: int, allowed: int = 0):
@@ -26,14 +26,14 @@ class Faults:
         self.begin_pass()
 
     def begin_pass(self) -> None:
-        self._lost = Counter()  # shard -> samples
-        self._first = None
+        self._lost: Counter[str] = Counter()  # shard -> samples
+        self._first: str | None = None
 
     def report(self, shard: str | Path, problem: str, count: int = 1) -> None:
-        """Note a problem, which names its shard and key, and the number of samples lost by it.
+        """Count a problem, which names its shard and key, and the number of samples lost by it.
 
         Raises:
-            ArchiveError: too many by now.
+            ArchiveError: too many samples are lost.
         """
         self._lost[str(shard)] += count
         self._first = self._first or problem
@@ -46,5 +46,5 @@ class Faults:
             shards = ", ".join(f"{lost} in {shard}" for shard, lost in self._lost.most_common(5))
             raise ArchiveError(
                 f"{lost} of {self.total} samples cannot be used, more than {MAX_SHARE:.0%}: {shards}; "
-                f"the first: {self._first} (python -m data.verify tells of all)"
+                f"the first: {self._first} (python -m data.verify lists all)"
             )

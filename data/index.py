@@ -1,11 +1,10 @@
-"""Indexes archives that data.prepare did not write, such as published ones, for training that starts at once and reads
-no more than its crops.
+"""Indexes archives from other programs, such as published ones, so that training starts at once and reads only crops.
 
     python -m data.index ARCHIVE_DIR... [--workers N]
 
-Reads each shard that has no index, or one that does not fit it, and writes <shard>.index.npz beside it. Stopped at any
-moment, the same command goes on with the shards that are left. Ends with status 1 where samples or shards are bad:
-training meets them as it would have without an index.
+Reads each shard that has no index, or one that does not belong to it, and writes <shard>.index.npz beside it. The
+command may be stopped at any time; started again, it continues with the remaining shards. It exits with status 1 if
+samples or shards are bad: training finds them too, as it would without an index.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +30,23 @@ from audio_mamba.system.workers import exit_with_parent
 
 
 class _Stopped(Exception):
-    """The main process has asked its workers to leave."""
+    """The main process has asked its workers to stop."""
 
 
 def shards_to_index(directory: Path) -> tuple[list[Path], int]:
-    """The shards of an archive folder that have no index or one that does not fit, and the number of all its shards.
+    """The shards of an archive folder without an index that belongs to them, and the number of all its shards.
 
     Raises:
-        ArchiveError: no shards, an archive that data.prepare has not finished, or a folder that cannot be written to.
+        ArchiveError: no shards, an archive that data.prepare has not finished, or a read-only folder.
     """
     shards = list(expected_shards(directory))
     if unfinished(directory):
-        raise ArchiveError(f"{directory} is not complete: the same data.prepare command goes on with it")
+        raise ArchiveError(f"{directory} is not complete: the same data.prepare command continues it")
     missing = [shard for shard in shards if not _has_index(shard)]
     if missing and not os.access(directory, os.W_OK):
         raise ArchiveError(
-            f"{directory} is not writable, but the index of a shard lies beside it; links to the shards "
-            "in a folder of your own can be indexed instead"
+            f"{directory} is read-only, and indexes are written next to the shards; "
+            "symlink the shards into a folder of your own and index that"
         )
     return missing, len(shards)
 
@@ -54,7 +54,7 @@ def shards_to_index(directory: Path) -> tuple[list[Path], int]:
 def _has_index(shard: Path) -> bool:
     try:
         return fitting_index(shard) is not None
-    except ArchiveError:  # a damaged index is none
+    except (ArchiveError, OSError):  # a damaged index is written again; an unreadable shard is reported
         return False
 
 
@@ -66,10 +66,10 @@ def index_shards(shards: Sequence[Path], workers: int, tell: Callable[[str], Non
 
     Args:
         workers: number of processes.
-        tell: called with each problem, which names the shard and perhaps the sample.
+        tell: called with each problem, a sentence that names the shard and, if one is bad, the sample.
 
     Returns:
-        how many shards got an index, the number of their samples, and how many of those are still to be read whole.
+        how many shards got an index, the number of their samples, and how many samples must still be read whole.
 
     Raises:
         OSError: an index cannot be written.
@@ -87,13 +87,17 @@ def index_shards(shards: Sequence[Path], workers: int, tell: Callable[[str], Non
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return tuple(done.tolist())
+    indexed, samples, whole = done.tolist()
+    return indexed, samples, whole
 
 
 # ---------------------------------------------------------------- the workers
 
 
-def _start_worker(stop) -> None:
+_stop: Event  # of each worker, set by _start_worker
+
+
+def _start_worker(stop: Event) -> None:
     global _stop
     _stop = stop
     exit_with_parent()
@@ -101,7 +105,7 @@ def _start_worker(stop) -> None:
 
 def _index_shard(shard: Path) -> tuple[tuple[int, int, int], list[str]]:
     problems: list[str] = []
-    index = save_index(shard, problems.append, before_sample=_go_on)
+    index = save_index(shard, problems.append, before_sample=_check_stop)
     if index is None:
         return (0, 0, 0), problems
     problems += [
@@ -111,7 +115,7 @@ def _index_shard(shard: Path) -> tuple[tuple[int, int, int], list[str]]:
     return (1, len(index), int((index.places["values_offset"] == UNKNOWN).sum())), problems
 
 
-def _go_on() -> None:
+def _check_stop() -> None:
     if _stop.is_set():
         raise _Stopped
 
@@ -124,29 +128,29 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         prog=prog, description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("archive_dirs", metavar="ARCHIVE_DIR", type=Path, nargs="+", help="folder of shards")
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="number of processes")
     args = parser.parse_args(arguments)
     if args.workers < 1:
-        raise SystemExit(f"index: --workers is {args.workers}; at least 1 is needed")
+        raise SystemExit(f"index: --workers must be at least 1, got {args.workers}")
     problems = 0
     try:
         for directory in args.archive_dirs:
             problems += _index_archive(directory, args.workers)
     except KeyboardInterrupt:
-        print("index: interrupted; the same command goes on from here", file=sys.stderr)
+        print("index: interrupted; the same command continues from here", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
-        raise SystemExit("index: a worker process was killed, perhaps for lack of memory; try fewer --workers")
+        raise SystemExit("index: a worker process was killed, probably for lack of memory; try fewer --workers")
     except (ArchiveError, FolderInUseError) as error:
         raise SystemExit(f"index: {error}")
     except OSError as error:
-        raise SystemExit(f"index: {error}; once its cause is removed, the same command goes on")
+        raise SystemExit(f"index: {error}; once the cause is removed, the same command continues")
     if problems:
-        raise SystemExit(f"index: problems found: {problems}; training will meet them and name them as well")
+        raise SystemExit(f"index: problems found: {problems}; training will report them as well")
 
 
 def _index_archive(directory: Path, workers: int) -> int:
-    """Index an archive folder and say so. Returns the number of problems."""
+    """Index an archive folder and print the result. Returns the number of problems."""
     problems: list[str] = []
 
     def tell(problem: str) -> None:
@@ -155,7 +159,7 @@ def _index_archive(directory: Path, workers: int) -> int:
 
     missing, total = shards_to_index(directory)
     if not missing:
-        print(f"{directory}: each of its {total} shards has an index already")
+        print(f"{directory}: all of its {total} shards have an index already")
         return 0
     with exclusive_lock(directory):
         for shard in missing:
@@ -163,7 +167,7 @@ def _index_archive(directory: Path, workers: int) -> int:
         shards, samples, whole = index_shards(missing, workers, tell)
     print(
         f"{directory}: {shards} of {total} shards indexed, {samples} samples"
-        + (f"; {whole} of them must still be read whole" if whole else "")
+        + (f"; {whole} of these must still be read whole" if whole else "")
     )
     return len(problems)
 

@@ -2,7 +2,7 @@
 
     python -m data.inspect ARCHIVE_DIR [--picture FILE.png]
 
-Counts, hours and lengths are of the whole archive; labels and mel statistics of a random sample of its clips.
+Counts, hours and lengths are those of the whole archive; labels and mel statistics come from random clips.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PICTURE_ROWS, PICTURE_COLUMNS = 4, 4
 
 
 class Archive:
-    """An archive folder to look into: its samples are numbered in order."""
+    """An archive folder whose samples are numbered in order."""
 
     def __init__(self, directory: Path):
         self.problems: list[str] = []
@@ -40,7 +40,7 @@ class Archive:
         return int(self._first[-1])
 
     def read(self, numbers: np.ndarray) -> Iterator[Sample]:
-        """The samples with these numbers, in order, but for bad ones, which join `problems`."""
+        """The samples with these numbers, in order. Bad ones are left out and added to `problems`."""
         files = ShardFiles()
         for number in np.sort(numbers):
             shard = int(np.searchsorted(self._first, number, side="right")) - 1
@@ -52,7 +52,7 @@ class Archive:
                 self.problems.append(str(error))
 
     def indexed_frames(self) -> np.ndarray | None:
-        """The number of frames of every clip, int [n], from the indices; None where a shard has none."""
+        """The number of frames of every clip, int [n], from the indexes; None if a shard has no index."""
         frames = np.concatenate([index.places["frames"] for _, index in self.shards])
         return frames if frames.all() else None
 
@@ -61,11 +61,10 @@ class Archive:
 
 
 def describe(archive: Archive, samples: list[Sample]) -> str:
-    """The report in words and bars, from the indices and the samples read."""
-    frames = archive.indexed_frames()
-    known = frames is not None
-    if not known:
-        frames = np.array([len(sample.spectrogram) for sample in samples])
+    """The report in words and bars, from the indexes and the samples read."""
+    indexed = archive.indexed_frames()
+    known = indexed is not None
+    frames = np.array([len(sample.spectrogram) for sample in samples]) if indexed is None else indexed
     hours = frames.mean() * len(archive) / archive.frames_per_second / 3600
     of = f"of {len(samples)} clips" if len(samples) < len(archive) else "of all clips"
     parts = [f"{len(archive)} clips in {len(archive.shards)} shards, {'' if known else 'about '}{hours:.2f} hours"]
@@ -96,8 +95,7 @@ def describe(archive: Archive, samples: list[Sample]) -> str:
     parts.append("\n".join([f"log-mel values ({of})", "    band     mean      std      min      max", *table, whole]))
     if archive.problems:
         parts.append(
-            f"{len(archive.problems)} problems, the first: {archive.problems[0]}\n"
-            "    python -m data.verify tells them all"
+            f"{len(archive.problems)} problems, the first: {archive.problems[0]}\n    python -m data.verify lists all"
         )
     return "\n\n".join(parts)
 
@@ -135,13 +133,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         metavar="PNG",
         type=Path,
         default=Path("contact_sheet.png"),
-        help="where the picture of random clips goes",
+        help="where to write the picture of random clips",
     )
     parser.add_argument("--clips", type=int, default=CLIPS_READ, help="clips to read for labels and mel statistics")
-    parser.add_argument("--seed", type=int, default=0, help="another seed takes other clips")
+    parser.add_argument("--seed", type=int, default=0, help="seed that selects the clips")
     args = parser.parse_args(arguments)
     if args.clips < 1:
-        raise SystemExit(f"inspect: --clips is {args.clips}; at least 1 is needed")
+        raise SystemExit(f"inspect: --clips must be at least 1, got {args.clips}")
     try:
         archive = Archive(args.archive_dir)
         rng = np.random.default_rng(args.seed)

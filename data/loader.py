@@ -1,8 +1,8 @@
 """Training batches from archives.
 
-The order of an epoch depends on (seed, epoch) alone, and what is drawn for a sample on (seed, epoch, sample index)
+The order of an epoch depends on (seed, epoch) alone, and crop and mask of a sample on (seed, epoch, sample index)
 alone; never on rank, worker or place in a batch. So any number of processes and workers sees the same samples, crops
-and masks, and a run can go on from any step of any epoch.
+and masks, and a run can resume at any step of any epoch.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from audio_mamba.front_end import PUBLISHED, FrontEnd
 
 
 def check_enough(samples: int, batch_size: int, world_size: int) -> None:
-    """Raise ValueError where there is not one whole batch for every rank."""
+    """ValueError unless there is one whole batch for every rank."""
     if samples < batch_size * world_size:
         raise ValueError(
             f"{samples} samples do not fill one batch: batch size {batch_size} on {world_size} "
@@ -31,10 +31,10 @@ def check_enough(samples: int, batch_size: int, world_size: int) -> None:
 
 
 class EpochBatches(Sampler):
-    """Batches of (epoch, index) for one rank; every epoch has another order, which all ranks share.
+    """Batches of (epoch, index) for one rank; every epoch has its own order, which all ranks share.
 
-    Step s of rank r takes order[(s * world_size + r) * batch_size:][:batch_size], so that together the ranks see in a
-    step what one process with the whole batch would. The remainder of the order is dropped.
+    Step s of rank r takes order[(s * world_size + r) * batch_size:][:batch_size], so that in each step the ranks
+    together see what one process with the whole batch would. The remainder of the order is dropped.
     """
 
     def __init__(self, n_samples: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0):
@@ -86,7 +86,7 @@ class _EpochIterator(Iterator):
 
 class FixedBatches(Sampler):
     """All samples in stored order as batches of (epoch 0, index), so with the same crops and masks each time; each rank
-    has those of every world_size-th place."""
+    takes every world_size-th sample."""
 
     def __init__(self, n_samples: int, batch_size: int, rank: int, world_size: int):
         self.indices, self._batch_size = range(rank, n_samples, world_size), batch_size
@@ -100,8 +100,10 @@ class FixedBatches(Sampler):
 
 
 class ArchiveLoader(StatefulDataLoader):
-    """Batches from a data set that makes them whole, (batch, faults). The faults, wherever a worker met them, are
-    counted and told of here, out of `samples` that a pass has on this rank; `allowed` may be lost in any case."""
+    """Batches from a data set that yields (batch, faults). The faults of all workers are counted and reported here.
+
+    `samples` is the number of samples per pass on this rank; `allowed` of them may be lost in any case.
+    """
 
     def __init__(self, dataset: LogMelDataset | RemoteShards, samples: int, allowed: int = 0, **options):
         with warnings.catch_warnings():
@@ -121,7 +123,7 @@ class ArchiveLoader(StatefulDataLoader):
 
 
 def _as_it_is(fetched: tuple) -> tuple:
-    """The dataset makes whole batches itself."""
+    """The data set makes whole batches itself."""
     return fetched
 
 
@@ -144,27 +146,27 @@ def make_loader(
     """The batches of one rank; call `set_epoch` before each epoch.
 
     Args:
-        directories: archive folders, ours or published; all their samples are used.
+        directories: archive folders, made by data.prepare or published; all their samples are used.
         num_frames: frames of a crop.
         batch_size: samples per batch on this rank.
-        front_end: of the spectrograms; archives that say otherwise are refused.
-        rank, world_size: this process among those that train together.
-        seed: seed of order, crops and masks; the same on all ranks.
-        num_workers: worker processes; 0 reads in this one. The batches are the same for any number.
+        front_end: of the spectrograms; archives made with another one are refused.
+        rank, world_size: of this process among those that train together.
+        seed: of order, crops and masks; the same on all ranks.
+        num_workers: worker processes; 0 reads in this process. The batches are the same for any number.
         draw_mask: called with a numpy generator, returns one sample's mask, float32 [L]; runs in the workers.
         pin_memory: put batches into page-locked memory, for fast copies to a GPU.
         strict: raise at the first bad shard or sample, instead of skipping up to 1% of them with warnings.
-        multiprocessing_context: how workers start ("fork", "spawn", ...); None is the platform's own way.
+        multiprocessing_context: how workers start ("fork", "spawn", ...); None is the platform's default.
         worker_init_fn: called in each worker with its number, at its start.
 
     Returns:
         a loader of samples // (batch_size * world_size) batches, each a dict of spectrogram float32
         [B, 1, num_frames, n_mels], index int64 [B] and, with draw_mask, mask float32 [B, L]. Its `state_dict` and
-        `load_state_dict` resume in mid-epoch with exactly the batches that were left.
+        `load_state_dict` resume in mid-epoch with exactly the remaining batches.
 
     Raises:
         FrontEndError: an archive was made with another front end.
-        ArchiveError: with strict, a bad shard (here) or sample (while iterating), named; else more than 1% of them.
+        ArchiveError: with strict, a bad shard (here) or sample (while iterating); else more than 1% of them.
         ValueError: fewer samples than one batch on all ranks.
     """
     dataset = LogMelDataset(directories, num_frames, front_end, seed, draw_mask, strict)
@@ -196,7 +198,7 @@ def make_validation_loader(
     strict: bool = False,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> ArchiveLoader:
-    """All samples of an archive folder once, the same crops and masks at each pass; arguments as for `make_loader`."""
+    """All samples of an archive folder, with the same crops and masks in each pass; arguments as for `make_loader`."""
     dataset = LogMelDataset([directory], num_frames, front_end, seed, draw_mask, strict)
     batches = FixedBatches(len(dataset), batch_size, rank, world_size)
     return ArchiveLoader(
@@ -228,21 +230,21 @@ def make_remote_loader(
     """The batches of one rank from shards that can only be read from front to back (see `data.remote`).
 
     Args:
-        urls: shards, as webdataset writes them: `pipe:`, `http:`, `s3:`, `file:` or paths; braces stand for many.
-        samples: how many samples they hold together, which sets the number of steps.
+        urls: shards in the notation of webdataset: `pipe:`, `http:`, `s3:`, `file:` or paths; braces for many.
+        samples: how many samples all shards hold, which sets the number of steps.
         Others as for `make_loader`.
 
     Returns:
-        as `make_loader`; `index` is a number made of shard and key.
+        as `make_loader`; `index` is a hash of shard and key.
 
     Raises:
         ValueError: fewer shards than readers, or fewer samples than one batch on all ranks.
     """
     dataset = RemoteShards(
-        urls, samples, num_frames, batch_size, front_end.n_mels, rank, world_size, seed, num_workers, draw_mask, strict
+        urls, samples, num_frames, batch_size, front_end, rank, world_size, seed, num_workers, draw_mask, strict
     )
     check_enough(samples, batch_size, world_size)
-    # A shard that 1% of the epoch would cover may be more than 1% of what one of several ranks reads.
+    # One shard may be less than 1% of the epoch but more than 1% of what one of several ranks reads.
     one_shard = min(samples // len(dataset.urls), int(MAX_SHARE * samples))
     return ArchiveLoader(
         dataset,
@@ -256,8 +258,10 @@ def make_remote_loader(
 
 
 def set_epoch(loader: StatefulDataLoader, epoch: int, first_step: int = 0) -> None:
-    """The epoch that the next iteration over the loader begins, at any of its steps (one resumed by
-    `load_state_dict` finishes its own epoch first). The batches from there on are those of the whole epoch; from
-    remote shards, if the number of processes and workers is the same."""
+    """Set the epoch and step at which the next iteration over the loader begins.
+
+    A loader resumed by `load_state_dict` finishes its own epoch first. The batches are those of the whole epoch from
+    that step on; from remote shards, only if the number of processes and workers is the same.
+    """
     place = loader.dataset if loader.batch_sampler is None else loader.batch_sampler
     place.epoch, place.first_step = epoch, first_step

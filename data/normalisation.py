@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STD_OFFSET = 1e-8  # of the published code; keeps a constant spectrogram finite
+STD_OFFSET = 1e-8  # from the published code; keeps a constant spectrogram finite
 
 
 class Statistics(NamedTuple):
@@ -20,9 +20,9 @@ def normalise(spectrogram: Tensor, statistics: Statistics, out: Tensor | None = 
     """(x - mean) / (std + 1e-8).
 
     Args:
-        spectrogram: float32 [..., frames, mels], of which the statistics are, or any part of it.
-        statistics: of `clip_statistics` or `RunningStats`.
-        out: where to write, which may be the spectrogram itself.
+        spectrogram: float32 [..., frames, mels]: the clip that the statistics describe, or any part of it.
+        statistics: from `clip_statistics` or `RunningStats`.
+        out: where to write; may be the spectrogram itself.
 
     Returns:
         float32, same shape. A constant spectrogram (digital silence) gives exactly 0.
@@ -34,11 +34,11 @@ def normalise(spectrogram: Tensor, statistics: Statistics, out: Tensor | None = 
 def clip_statistics(spectrogram: Tensor, ddof: int) -> Statistics:
     """Statistics over each whole clip [..., frames, mels], as tensors [..., 1, 1] of its dtype and on its device.
 
-    ddof: 0 divides the variance by the number of values n (training), 1 by n - 1 (published runtime). The bits do not
-    depend on the number of threads.
+    ddof: 0 divides the variance by the number of values n (training), 1 by n - 1 (published runtime). The result is
+    the same to the bit for any number of threads.
     """
     count = spectrogram.shape[-2] * spectrogram.shape[-1]
-    # Relative to one of the values, a constant has mean and deviation of exactly 0, before any rounding.
+    # Relative to one of its values, a constant clip has a mean and deviation of exactly 0, without rounding errors.
     origin = spectrogram[..., :1, :1]
     centred = spectrogram - origin
     shift = _clip_sum(centred) / count
@@ -46,12 +46,12 @@ def clip_statistics(spectrogram: Tensor, ddof: int) -> Statistics:
 
 
 def _clip_sum(x: Tensor) -> Tensor:
-    """[..., frames, mels] -> [..., 1, 1]. Row by row: threads then share rows, never the terms of one sum."""
+    """[..., frames, mels] -> [..., 1, 1]. Row by row, so that threads share the rows but never the terms of one sum."""
     return x.sum(-1, keepdim=True).sum(-2, keepdim=True)
 
 
 class RunningStats:
-    """Statistics in float64 of all frames added so far (joined as in Chan, Golub and LeVeque 1979)."""
+    """Statistics in float64 of all frames added so far (combined as in Chan, Golub and LeVeque 1979)."""
 
     def __init__(self):
         self.frames, self._count, self._mean, self._squares = 0, 0, 0.0, 0.0
@@ -60,7 +60,7 @@ class RunningStats:
         """Frames [n, mels], any n."""
         if not len(frames):
             return
-        # The mean of equal values must be that value: silence has a deviation of exactly 0.
+        # The mean of equal values must be that value, so that silence has a deviation of exactly 0.
         values = frames.double()
         origin = values[0, 0].item()
         mean = origin + (values - origin).mean().item()

@@ -17,7 +17,14 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from audio_mamba.data.archives import MANIFEST_NAME, SHARD_PATTERN, UNFINISHED_NAME, read_manifest, write_manifest
+from audio_mamba.data.archives import (
+    MANIFEST_NAME,
+    SHARD_PATTERN,
+    UNFINISHED_NAME,
+    read_manifest,
+    warn_of_unlisted,
+    write_manifest,
+)
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
@@ -209,6 +216,9 @@ def finished_archive(out_dir: Path, described: dict) -> dict | None:
     manifest = read_manifest(out_dir)
     if manifest is None:
         return None
+    if absent := {"labels", "hours", "files", "files_skipped", "skipped"} - manifest.keys():
+        raise PrepareError(f"{out_dir / MANIFEST_NAME} lacks {', '.join(sorted(absent))}; choose another folder")
+    warn_of_unlisted(out_dir, manifest)
     order = {"labels_sha256": _labels_hash(manifest["labels"])}  # which earlier versions did not note
     _refuse_other(out_dir, "an archive", order | manifest["settings"], described)
     missing = [entry["name"] for entry in manifest["shards"] if not (out_dir / entry["name"]).exists()]

@@ -1,18 +1,16 @@
-"""Sequential reading of shards that have no random access: `pipe:`, http, s3 and all else that webdataset opens.
+"""Sequential reading of shards without random access: `pipe:`, http, s3 and everything else that webdataset opens.
 
 The shards of an epoch, in an order of (seed, epoch), are dealt out to readers, which are the workers of all ranks. Each
-reads its own from front to back through a buffer that shuffles. Every rank makes the same number of batches: a reader
-whose shards run out early begins them again, one with more leaves the rest, another one each epoch.
+reads its own from front to back through a shuffle buffer. Every rank makes the same number of batches: a reader whose
+shards run out early begins them again, and one with more leaves the rest, a different rest in each epoch.
 """
 
 import contextlib
 import copy
 import re
 import shlex
-import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,20 +21,23 @@ from webdataset.tariterators import base_plus_ext
 
 from audio_mamba.data.crops import DrawMask, crop_member
 from audio_mamba.data.faults import MAX_SHARE, Fault
-from audio_mamba.data.samples import DATA_MEMBER, ArchiveError
+from audio_mamba.data.samples import DATA_MEMBERS, ArchiveError
+from audio_mamba.data.tar_members import ForwardFile, tar_members
+from audio_mamba.front_end import FrontEnd
 
 SHUFFLE_BUFFER = 1000  # clips, 160 to 320 MB of log-mels of ten seconds
-BAD_IN_A_ROW = 20  # and more than may be lost: then no good sample is looked for any longer
-BLOCK = 1 << 20
+BAD_IN_A_ROW = 20  # after so many, and more than may be lost, the search for a good sample ends
+
+RawSample = tuple[str, str, bytes]  # shard, key, data member
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place where data lie is an address such as `http://...` or `pipe:...`, rather than a folder."""
-    return re.match(r"[a-z0-9]{2,}:", str(place)) is not None  # one letter and a colon is a disk of Windows
+    """Whether the place of data is an address such as `http://...` or `pipe:...`, rather than a folder."""
+    return re.match(r"[a-z0-9]{2,}:", str(place)) is not None  # one letter and a colon is a Windows drive
 
 
 class RemoteShards(IterableDataset):
-    """Batches of one rank, each with the faults met on the way; the arguments are those of `make_remote_loader`.
+    """Batches of one rank, each with the faults found; the arguments are those of `make_remote_loader`.
 
     A `shuffle_buffer` of 0 leaves shards and samples in stored order.
     """
@@ -47,7 +48,7 @@ class RemoteShards(IterableDataset):
         samples: int,
         num_frames: int,
         batch_size: int,
-        n_mels: int,
+        front_end: FrontEnd,
         rank: int,
         world_size: int,
         seed: int,
@@ -63,7 +64,7 @@ class RemoteShards(IterableDataset):
                 f"{len(self.urls)} shards are too few for {world_size * workers} readers ({world_size} "
                 f"process(es) with {workers} worker(s) each); use fewer workers or smaller shards"
             )
-        self.samples, self.num_frames, self.batch_size, self.n_mels = samples, num_frames, batch_size, n_mels
+        self.samples, self.num_frames, self.batch_size, self.front_end = samples, num_frames, batch_size, front_end
         self.rank, self.world_size, self.seed, self.strict = rank, world_size, seed, strict
         self.draw_mask, self.shuffle_buffer = draw_mask, shuffle_buffer
         self.epoch, self.first_step = 0, 0
@@ -76,8 +77,8 @@ class RemoteShards(IterableDataset):
         return _Reader(self)
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
-        """A batch of the first good samples in stored order, to look at; where they are too few, some come again.
-        Raises ArchiveError where there are none or, strict, where a bad one or a bad shard comes before."""
+        """A batch of the first good samples in stored order, to look at; repeated if there are fewer than `count`.
+        ArchiveError if there are none or, with strict, if a bad sample or shard comes first."""
         few = copy.copy(self)
         few.batch_size, few.shuffle_buffer, few.rank, few.world_size = count, 0, 0, 1
         few.samples = max(count, self.samples)
@@ -86,25 +87,26 @@ class RemoteShards(IterableDataset):
 
 
 class _Reader(Iterator):
-    """The batches of one reader in one epoch. Its state is how far it is; to go on there, it reads up to there."""
+    """The batches of one reader in one epoch. Its state is its position; to resume there, it reads up to it."""
 
     def __init__(self, shards: RemoteShards):
         worker = get_worker_info()
         worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         self._shards = shards
+        self._faults: list[Fault]
         turn = (worker_id + shards.first_step) % workers  # batches are taken from workers in turn
         self._number, self._readers = shards.rank * workers + turn, shards.world_size * workers
         self._batches = len(range(turn, len(shards), workers))
         self._begin(shards.epoch)
-        faults = []
+        faults: list[Fault] = []
         while self._done < len(range(turn, shards.first_step, workers)):
             faults += next(self)[1]
         self._faults = faults  # of the whole epoch, as if it had not been interrupted
 
     def _begin(self, epoch: int) -> None:
         self._epoch, self._done, self._drawn = epoch, 0, 0
-        self._faults: list[Fault] = []
-        self._told: set[str] = set()  # what faults of this epoch are of
+        self._faults = []
+        self._noted: set[str] = set()  # shards and samples with a fault in this epoch
         self._last_problem = "they hold no samples"
         order = np.arange(len(self._shards.urls))
         if self._shards.shuffle_buffer:
@@ -126,20 +128,20 @@ class _Reader(Iterator):
             self.close()
             raise StopIteration
         shards, indices, masks = self._shards, [], []
-        spectrogram = torch.empty(shards.batch_size, 1, shards.num_frames, shards.n_mels)
+        spectrogram = torch.empty(shards.batch_size, 1, shards.num_frames, shards.front_end.n_mels)
         for out in spectrogram[:, 0].numpy():
             index, mask = self._fill(out)
             indices.append(index)
             masks.append(mask)
         batch = {"spectrogram": spectrogram, "index": torch.tensor(indices)}
         if shards.draw_mask is not None:
-            batch["mask"] = torch.from_numpy(np.stack(masks))
+            batch["mask"] = torch.from_numpy(np.stack([mask for mask in masks if mask is not None]))
         self._done += 1
         faults, self._faults = self._faults, []
         return batch, faults
 
     def close(self) -> None:
-        """Leave the shard that is being read, and end the command that it comes from."""
+        """Close the shard that is being read, and end the command that it comes from."""
         self._members.close()
 
     def _fill(self, out: np.ndarray) -> tuple[int, np.ndarray | None]:
@@ -151,21 +153,21 @@ class _Reader(Iterator):
             rng = np.random.default_rng((shards.seed, self._epoch, index))
             mask = None if shards.draw_mask is None else shards.draw_mask(rng)
             try:
-                crop_member(out, member, rng)
+                crop_member(out, member, shards.front_end, rng)
                 return index, mask
             except ValueError as error:
                 self._note(url, f"{url}, sample {key}", str(error), 1)
                 bad += 1
         raise ArchiveError(f"{bad} remote samples in a row cannot be used; the last problem: {self._last_problem}")
 
-    def _draw(self) -> tuple[str, str, bytes]:
+    def _draw(self) -> RawSample:
         """The next sample from the shuffle buffer."""
         self._drawn += 1
         return next(self._members)
 
-    def _shuffled(self, rng: np.random.Generator) -> Iterator[tuple[str, str, bytes]]:
-        """Samples without end, each in place of a random one of the buffer, which is given out."""
-        buffer = []
+    def _shuffled(self, rng: np.random.Generator) -> Generator[RawSample, None, None]:
+        """Endless samples: each new one takes the place of a random one of the buffer, which is given out."""
+        buffer: list[RawSample] = []
         while True:
             found = 0
             for sample in self._one_pass():
@@ -173,81 +175,64 @@ class _Reader(Iterator):
                 buffer.append(sample)
                 if len(buffer) > self._shards.shuffle_buffer:
                     yield _pop(buffer, rng)
-            while buffer:  # emptied, so that none is seen twice before all were seen once
+            while buffer:  # so that no sample is seen twice before all were seen once
                 yield _pop(buffer, rng)
             if not found:
                 raise ArchiveError(
                     f"none of {len(self._urls)} remote shards can be read; the last problem: {self._last_problem}"
                 )
 
-    def _one_pass(self) -> Iterator[tuple[str, str, bytes]]:
-        expected = self._shards.samples // len(self._shards.urls)  # what a shard holds, about
+    def _one_pass(self) -> Iterator[RawSample]:
+        expected = self._shards.samples // len(self._shards.urls)  # in each shard, about
         for url in self._urls:
-            read = 0
+            read, problems = 0, list[str]()
             try:
-                for read, sample in enumerate(read_members(url), start=1):  # noqa: B007 - read is used below
+                for read, sample in enumerate(read_members(url, problems.append), start=1):  # noqa: B007 - used below
                     yield sample
-            except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-                self._note(url, url, f"cannot be read to its end as a tar file ({error})", max(1, expected - read))
+            except (OSError, ValueError, EOFError) as error:
+                problems.append(str(error))
+            if problems:
+                reason = f"cannot be read in full as a tar file ({'; '.join(problems)})"
+                self._note(url, url, reason, max(1, expected - read))
 
     def _note(self, url: str, bad: str, reason: str, lost: int) -> None:
         """Note that `bad`, a shard or a sample of it, cannot be used; once only, though its epoch may read it again."""
         self._last_problem = f"{bad}: {reason}"
         if self._shards.strict:
             raise ArchiveError(self._last_problem)
-        if bad not in self._told:
-            self._told.add(bad)
+        if bad not in self._noted:
+            self._noted.add(bad)
             self._faults.append((url, self._last_problem, lost))
 
 
-def _pop(buffer: list, rng: np.random.Generator) -> tuple[str, str, bytes]:
-    """Take a random entry out, with the last one put in its place."""
+def _pop(buffer: list[RawSample], rng: np.random.Generator) -> RawSample:
+    """Take a random entry out and put the last one in its place."""
     place = rng.integers(len(buffer))
     buffer[place], buffer[-1] = buffer[-1], buffer[place]
     return buffer.pop()
 
 
-def read_members(url: str) -> Iterator[tuple[str, str, bytes]]:
-    """Shard, key and data member of each sample, as they arrive. Raises what the opener and tarfile raise."""
+def read_members(url: str, report: Callable[[str], None]) -> Iterator[RawSample]:
+    """Shard, key and data member of each sample, as they arrive. Raises what the opener raises.
+
+    `report` is called with each damage of the tar file; the samples after it are read all the same.
+    """
     if url.startswith("s3:"):  # webdataset has no opener of its own for it, but takes any command
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
     with gopen(url) as opened:
         try:
-            for key, data in _data_members(_Counted(opened)):
+            for key, data in _data_members(ForwardFile(opened), report):
                 yield url, key, data
         except GeneratorExit:
-            set_options(opened, ignore_errors=True)  # a command whose output nobody reads on may well fail
+            set_options(opened, ignore_errors=True)  # a command whose output nobody reads may well fail
             raise
 
 
-def _data_members(stream: "_Counted") -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
-        for member in tar:
-            key, extension = base_plus_ext(member.name)
-            if member.isreg() and extension == DATA_MEMBER:
-                yield key, tar.extractfile(member).read()
-        stream.read_to_end()
-        # tarfile takes a cut or a damaged header for the end of the archive; after a true end come zeros only.
-        rest = stream.bytes_read - tar.offset
-        if rest < 2 * tarfile.BLOCKSIZE or any(stream.tail[-rest:]):
-            raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
-
-
-class _Counted:
-    """A stream that knows how much of it was read, and the end of that."""
-
-    TAIL = 2 * tarfile.RECORDSIZE  # more than the zeros at the end of a tar file
-
-    def __init__(self, stream: BinaryIO):
-        self._stream = stream
-        self.bytes_read, self.tail = 0, b""
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self.bytes_read += len(data)
-        self.tail = data[-self.TAIL :] if len(data) >= self.TAIL else (self.tail + data)[-self.TAIL :]
-        return data
-
-    def read_to_end(self) -> None:
-        while self.read(BLOCK):
-            pass
+def _data_members(file: ForwardFile, report: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
+    for member in tar_members(file, report):
+        key, extension = base_plus_ext(member.name)
+        if member.isreg() and extension in DATA_MEMBERS:
+            file.seek(member.offset_data)
+            data = file.read(member.size)
+            if len(data) == member.size:  # else the walk reports the end of the file
+                yield key, data

@@ -1,9 +1,15 @@
 """One sample of an archive, and the bytes of its two members.
 
-`<key>.data.pyd` is the log-mel [frames, mels], not normalised, and `<key>.target.pyd` the label ids. Ours hold .npy
-bytes, published ones pickled arrays; both are read, and both can be written.
+The data member is the log-mel [frames, mels], not normalised; the labels member holds the label ids. By format:
+
+    npy         <key>.data.npy, <key>.target.json     plain webdataset decodes both
+    pickle      <key>.data.pyd, <key>.target.pyd      as in published archives
+    older npy   the .pyd names, with .npy bytes       read, but no longer written
+
+Which of them a member is follows from its bytes, not from its name.
 """
 
+import json
 import pickle
 from typing import NamedTuple
 
@@ -11,8 +17,9 @@ import numpy as np
 
 from audio_mamba.data import array_bytes
 
-DATA_MEMBER = "data.pyd"
-LABELS_MEMBER = "target.pyd"
+DATA_MEMBERS = ("data.pyd", "data.npy")
+LABELS_MEMBERS = ("target.pyd", "target.json")
+VALUE_BYTES = (2, 4, 8)  # float16, float32, float64
 
 
 class ArchiveError(ValueError):
@@ -26,29 +33,40 @@ class Sample(NamedTuple):
 
 
 def encode_members(sample: Sample, as_pickle: bool = False) -> dict[str, bytes]:
-    """The two members: .npy bytes or, as in published archives, pickled (an array, and a list of ids)."""
+    """The two members by name: .npy and JSON or, as in published archives, pickled (an array, and a list of ids)."""
+    labels = sample.labels.tolist()
     if as_pickle:
         return {
-            DATA_MEMBER: pickle.dumps(sample.spectrogram, protocol=4),
-            LABELS_MEMBER: pickle.dumps(sample.labels.tolist(), protocol=4),
+            "data.pyd": pickle.dumps(sample.spectrogram, protocol=4),
+            "target.pyd": pickle.dumps(labels, protocol=4),
         }
-    return {DATA_MEMBER: array_bytes.encode(sample.spectrogram), LABELS_MEMBER: array_bytes.encode(sample.labels)}
+    return {"data.npy": array_bytes.encode(sample.spectrogram), "target.json": json.dumps(labels).encode()}
 
 
 def decode_spectrogram(data: bytes) -> np.ndarray:
     """A data member's bytes as a float [frames, mels] array of at least one frame; ValueError for anything else."""
     spectrogram = array_bytes.decode(data)
-    if spectrogram.dtype.kind != "f" or spectrogram.ndim != 2 or 0 in spectrogram.shape:
+    floats = spectrogram.dtype.kind == "f" and spectrogram.itemsize in VALUE_BYTES
+    if not floats or spectrogram.ndim != 2 or 0 in spectrogram.shape:
         raise ValueError(
-            f"a {spectrogram.dtype} array of shape {list(spectrogram.shape)} is not a "
-            "spectrogram (floats of shape [frames, mels])"
+            f"a {spectrogram.dtype} array of shape {list(spectrogram.shape)} is not a spectrogram "
+            "(float16, float32 or float64 of shape [frames, mels])"
         )
     return spectrogram
 
 
 def decode_labels(data: bytes) -> np.ndarray:
     """A labels member's bytes as int64 [number of labels]; ValueError for anything else."""
-    labels = np.atleast_1d(array_bytes.decode(data))
+    is_json = data.lstrip()[:1] in b"[-0123456789"  # no array or pickle begins with any of these
+    array = _json_numbers(data) if is_json else array_bytes.decode(data)
+    labels = np.atleast_1d(array)
     if labels.ndim != 1 or labels.size and labels.dtype.kind not in "iu":
         raise ValueError(f"a {labels.dtype} array of shape {list(labels.shape)} is not a list of label ids")
     return labels.astype(np.int64)
+
+
+def _json_numbers(data: bytes) -> np.ndarray:
+    try:
+        return np.array(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a JSON list of label ids ({error})") from error

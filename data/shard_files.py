@@ -1,10 +1,10 @@
-"""Byte ranges of many files."""
+"""Reads byte ranges of many files."""
 
 import os
 import resource
 from collections import OrderedDict
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 
 class ShardFiles:
@@ -14,16 +14,16 @@ class ShardFiles:
     """
 
     def __init__(self, max_open: int = 512):
-        # Half of what the system allows, which is 256 on some, is left to everybody else.
+        # At most half of the system's limit, which may be only 256, so that the rest of the process has files left.
         self.max_open = min(max_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        self._open: OrderedDict[Path, BinaryIO] = OrderedDict()  # least recently used first
+        self._open: OrderedDict[Path, FileIO] = OrderedDict()  # least recently used first
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; fewer where the file ends before. Raises OSError where it cannot be read."""
+        """`size` bytes from `offset`, fewer if the file ends before. OSError if it cannot be read."""
         return os.pread(self._descriptor(path), size, offset)
 
     def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
-        """Fill a buffer from `offset` on and return the number of bytes read, as `read`."""
+        """Fill a buffer with the bytes from `offset`. Returns how many were read; otherwise as `read`."""
         return os.preadv(self._descriptor(path), [buffer], offset)
 
     def _descriptor(self, path: Path) -> int:
@@ -34,8 +34,5 @@ class ShardFiles:
         self._open.move_to_end(path)
         return self._open[path].fileno()
 
-    def __getstate__(self) -> dict:
-        return {"max_open": self.max_open}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+    def __reduce__(self) -> tuple:
+        return ShardFiles, (self.max_open,)

@@ -2,87 +2,109 @@
 
     python -m data.verify ARCHIVE_DIR
 
-Ends with status 1 and the names of the bad shards and samples where there are any. Archives without a manifest or
-indices, such as published ones, are read through as well.
+Names the bad shards and samples and exits with status 1 if there are any. Archives without a manifest or indexes, such
+as published ones, are read in full as well.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from audio_mamba.data.archives import MANIFEST_NAME, archive_front_end, read_manifest, read_sample, unfinished
-from audio_mamba.data.normalisation import clip_statistics
+from audio_mamba.data.archives import (
+    MANIFEST_NAME,
+    archive_front_end,
+    read_manifest,
+    read_sample,
+    tar_files,
+    unfinished,
+    unlisted_shards,
+)
+from audio_mamba.data.crops import hole_frames, log_floor
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.shard_files import ShardFiles
-from audio_mamba.data.shard_index import ShardIndex, index_from_headers, index_path, saved_index
-from audio_mamba.front_end import PUBLISHED
+from audio_mamba.data.shard_index import (
+    UNKNOWN,
+    ShardIndex,
+    describe_values,
+    index_from_headers,
+    index_path,
+    misfit,
+    saved_index,
+)
+from audio_mamba.front_end import PUBLISHED, FrontEnd, FrontEndError
 from audio_mamba.system.atomic_files import sha256
+
+HOLE_FRAMES = 2  # so many successive frames of one value are not audio
 
 
 def verify_archive(directory: str | Path, n_mels: int | None = None) -> Iterator[tuple[Path, int, list[str]]]:
     """Check an archive shard by shard.
 
-    n_mels: the mel bands that each spectrogram must have; None for those of the manifest.
+    Args:
+        directory: archive folder.
+        n_mels: the mel bands that each spectrogram must have; None for the manifest's number.
 
     Yields:
         the path of a shard, the number of its samples, and what is wrong with it, a sentence each.
 
     Raises:
         ArchiveError: there is nothing to check, the archive is not complete, or its manifest is damaged.
+        FrontEndError: n_mels is not a number of bands.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
-    n_mels = n_mels or archive_front_end(directory).n_mels
-    if manifest is None:
-        paths = sorted(directory.glob("*.tar"))
-        if not paths:
-            raise ArchiveError(f"no shards (*.tar) in {directory}")
-        if unfinished(directory):
-            raise ArchiveError(f"{directory} is not complete: the same data.prepare command goes on with it")
-        for path in paths:
-            yield path, *verify_shard(path, n_mels)
-        return
-    for entry in manifest["shards"]:
+    front_end = archive_front_end(directory)
+    if n_mels is not None:
+        front_end = dataclasses.replace(front_end, n_mels=n_mels)
+    entries: list[dict] = manifest["shards"] if manifest else [{"name": path.name} for path in tar_files(directory)]
+    if not entries:
+        raise ArchiveError(f"no shards (*.tar) in {directory}")
+    if unfinished(directory):
+        raise ArchiveError(f"{directory} is not complete: the same data.prepare command continues it")
+    for entry in entries:
         path = directory / entry["name"]
         if not path.exists():
             yield path, 0, [f"{path}: no such file"]
             continue
         problems = _wrong_checksums(directory, entry.get("sha256", {}))
-        count, found = verify_shard(path, n_mels)
-        if count != entry["samples"]:
+        count, found = verify_shard(path, front_end)
+        if manifest and count != entry["samples"]:
             found.append(f"{path}: holds {count} samples, but {MANIFEST_NAME} says {entry['samples']}")
         yield path, count, problems + found
+    for path in unlisted_shards(directory, manifest) if manifest else []:
+        yield path, 0, [f"{path}: {MANIFEST_NAME} does not list this shard, so it is not used"]
 
 
-def verify_shard(path: Path, n_mels: int = PUBLISHED.n_mels) -> tuple[int, list[str]]:
+def verify_shard(path: Path, front_end: FrontEnd = PUBLISHED) -> tuple[int, list[str]]:
     """The number of samples in a shard, and what is wrong with it."""
     problems: list[str] = []
     index, files = index_from_headers(path, problems.append), ShardFiles(max_open=1)
     try:
         saved = saved_index(path)
-    except ArchiveError as error:
+        if saved is not None and not (saved.belongs_to(path) and _same_members(saved, index)):
+            problems.append(misfit(path))
+            saved = saved if _same_members(saved, index) else None
+    except (ArchiveError, OSError) as error:
         saved = None
         problems.append(str(error))
-    if saved is not None and not _fits(saved[1], index):
-        problems.append(f"{index_path(path)} does not belong to this shard")
-        saved = None
     for number, key in enumerate(index.keys):
-        name = key.decode(errors="replace")
+        place, name = index.places[number], key.decode(errors="replace")
         try:
-            spectrogram = read_sample(files, path, name, index.places[number]).spectrogram
+            spectrogram = read_sample(files, path, name, place).spectrogram
         except ArchiveError as error:
             problems.append(str(error))
             continue
-        if spectrogram.shape[1] != n_mels:
-            problems.append(f"{path}, sample {name}: has {spectrogram.shape[1]} mel bands, but {n_mels} are expected")
-        elif not np.isfinite(spectrogram).all():
-            problems.append(f"{path}, sample {name}: the spectrogram holds NaN or Inf")
-        elif saved is not None and not _statistics_fit(saved[1].places[number], spectrogram):
-            problems.append(f"{path}, sample {name}: the values are not those that {index_path(path).name} describes")
+        problem = _wrong_values(spectrogram, front_end)
+        if problem is None and saved is not None:
+            member = files.read(path, place["data_offset"], place["data_size"])
+            if not _describes(saved.places[number], place, member):
+                problem = f"the values are not those that {index_path(path).name} describes"
+        if problem:
+            problems.append(f"{path}, sample {name}: {problem}")
     return len(index), problems
 
 
@@ -97,18 +119,39 @@ def _wrong_checksums(directory: Path, checksums: dict[str, str]) -> list[str]:
     return problems
 
 
-def _fits(saved: ShardIndex, found: ShardIndex) -> bool:
+def _wrong_values(spectrogram: np.ndarray, front_end: FrontEnd) -> str | None:
+    """What is wrong with a decoded spectrogram [frames, mels], or None."""
+    if spectrogram.shape[1] != front_end.n_mels:
+        return f"has {spectrogram.shape[1]} mel bands, but {front_end.n_mels} are expected"
+    if not np.isfinite(spectrogram).all():
+        return "the spectrogram holds NaN or Inf"
+    frames = hole_frames(spectrogram, front_end)
+    if frames >= min(HOLE_FRAMES, len(spectrogram)):
+        return (
+            f"{frames} successive frames hold one single value, which is not silence "
+            f"({log_floor(front_end):.6g}); they may be a hole in the file"
+        )
+    return None
+
+
+def _same_members(saved: ShardIndex, found: ShardIndex) -> bool:
     columns = ["data_offset", "data_size", "labels_offset", "labels_size"]
     return np.array_equal(saved.keys, found.keys) and all(
         np.array_equal(saved.places[column], found.places[column]) for column in columns
     )
 
 
-def _statistics_fit(place: np.void, spectrogram: np.ndarray) -> bool:
-    expected = [value.item() for value in clip_statistics(torch.from_numpy(spectrogram).double(), ddof=0)]
-    # Both are rounded to float32, which may go either way.
-    close = np.allclose([place["mean"], place["std"]], expected, rtol=1e-6, atol=1e-7)
-    return close and (place["frames"], place["mels"]) == spectrogram.shape
+def _describes(saved: np.void, place: np.void, member: bytes) -> bool:
+    """Whether all that an index says about a sample is true; `place` is what the tar headers say."""
+    expected = place.copy()
+    describe_values(expected, member)
+    columns = ["frames", "mels", "value_bytes"]
+    if saved["values_offset"] != UNKNOWN:
+        columns.append("values_offset")
+    # Mean and deviation are rounded to float32, which may go either way.
+    return all(saved[column] == expected[column] for column in columns) and np.allclose(
+        [saved["mean"], saved["std"]], [expected["mean"], expected["std"]], rtol=1e-6, atol=1e-7
+    )
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.data.verify") -> None:
@@ -117,7 +160,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     )
     parser.add_argument("archive_dir", metavar="ARCHIVE_DIR", type=Path, help="folder of shards")
     parser.add_argument(
-        "--mels", type=int, help="mel bands that each spectrogram must have (default: those of the manifest, else 80)"
+        "--mels", type=int, help="mel bands that each spectrogram must have (default: as in the manifest, else 80)"
     )
     args = parser.parse_args(arguments)
     shards = samples = bad_shards = 0
@@ -126,7 +169,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
             shards, samples, bad_shards = shards + 1, samples + count, bad_shards + bool(problems)
             for problem in problems:
                 tqdm.write(problem)
-    except ArchiveError as error:
+    except (ArchiveError, FrontEndError) as error:
         raise SystemExit(f"verify: {error}")
     if bad_shards:
         raise SystemExit(f"verify: {bad_shards} of {shards} shards are damaged")

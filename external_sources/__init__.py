@@ -1,4 +1,4 @@
-"""The HEAR benchmark's own packages (heareval, hearvalidator), unmodified, on today's libraries. See README.md here."""
+"""Runs the unmodified HEAR evaluation packages (heareval, hearvalidator) on today's libraries. See README.md here."""
 
 if __name__ == "external_sources":  # its published name, in a checkout
     from audio_mamba import published_names

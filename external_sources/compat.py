@@ -1,7 +1,7 @@
-"""What heareval 2021.1.3 and hearvalidator 2021.0.2 expect of other libraries, put in place from outside.
+"""Patches with which heareval 2021.1.3 and hearvalidator 2021.0.2 run on today's libraries.
 
-Their files stay as published; each function here says which expectation it meets. Written against pytorch-lightning
-2.6, torch 2.13, setuptools 84 and dcase_util 0.2.20.
+The files of these packages are not changed; each function here says which of their expectations it meets. Written for
+pytorch-lightning 2.6, torch 2.13, setuptools 84 and dcase_util 0.2.20.
 """
 
 import contextlib
@@ -12,17 +12,18 @@ import importlib.util
 import sys
 import types
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """Empty `tensorflow` and `pkg_resources` modules while the kit is imported, where the real ones are not installed.
+    """Provide empty `tensorflow` and `pkg_resources` modules while the kit is imported, if they are not installed.
 
-    The kit imports tensorflow for `tf.Module` and, where torch sees a GPU, `tf.test.is_gpu_available`. dcase_util
-    imports pkg_resources (gone from setuptools 82), and calls it only in functions that the kit does not use. They
-    leave `sys.modules` afterwards, so that no other library takes them for the real thing.
+    The kit imports tensorflow for `tf.Module` and, if torch sees a GPU, `tf.test.is_gpu_available`. dcase_util imports
+    pkg_resources (removed in setuptools 82) but calls it only in functions that the kit does not use. Afterwards both
+    are removed from `sys.modules`, so that no other library mistakes them for the real ones.
     """
-    tensorflow = types.ModuleType("tensorflow")
+    tensorflow: Any = types.ModuleType("tensorflow")
     tensorflow.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # torch._dynamo looks for it
     tensorflow.Module = type("Module", (), {})
     tensorflow.test = types.SimpleNamespace(is_gpu_available=lambda *args, **kwargs: True)
@@ -40,7 +41,7 @@ def stand_ins() -> Iterator[None]:
 
 
 def patch_predictions() -> None:
-    """Let `heareval.predictions` train and test on pytorch-lightning 2. Call it once, after its import."""
+    """Make `heareval.predictions` train and test on pytorch-lightning 2. Call it once, after its import."""
     from heareval.predictions import task_predictions
 
     _accept_gpus_argument()
@@ -51,7 +52,7 @@ def patch_predictions() -> None:
 
 
 def patch_device_name() -> None:
-    """`heareval.gpu_max_mem.device_name` decodes what today's pynvml already returns as text."""
+    """Replace `heareval.gpu_max_mem.device_name`, which decodes a name that today's pynvml returns as text."""
     import torch
     from heareval import gpu_max_mem
 
@@ -60,7 +61,7 @@ def patch_device_name() -> None:
 
 
 def _accept_gpus_argument() -> None:
-    """`Trainer(gpus=...)` became `accelerator` and `devices`. The bar is left out: it would fill the log files."""
+    """Translate `Trainer(gpus=...)` to `accelerator` and `devices`, without the progress bar, which fills log files."""
     import pytorch_lightning as lightning
 
     original = lightning.Trainer.__init__
@@ -77,21 +78,23 @@ def _accept_gpus_argument() -> None:
             **kwargs,
         )
 
-    lightning.Trainer.__init__ = init
+    lightning.Trainer.__init__ = init  # type: ignore[method-assign]
 
 
 def _make_current_epoch_settable() -> None:
-    """Before its test the kit sets `fit_loop.current_epoch`, to choose the post-processing of the best epoch."""
+    """Make `fit_loop.current_epoch` settable: before testing, the kit sets it to the best epoch."""
     from pytorch_lightning.loops.fit_loop import _FitLoop
 
     def set_epoch(loop: _FitLoop, epoch: int) -> None:
-        loop.epoch_progress.current.completed = loop.epoch_progress.current.processed = epoch
+        progress: Any = loop.epoch_progress.current
+        progress.completed = progress.processed = epoch
 
-    _FitLoop.current_epoch = property(lambda loop: loop.epoch_progress.current.completed, set_epoch)
+    current_epoch = property(lambda loop: loop.epoch_progress.current.completed, set_epoch)
+    _FitLoop.current_epoch = current_epoch  # type: ignore[attr-defined]
 
 
 def _move_epoch_end_to_hook(model_class: type, stage: str) -> None:
-    """`<stage>_epoch_end(outputs)` became a hook without arguments, so the outputs of the steps are kept until then."""
+    """Turn `<stage>_epoch_end(outputs)` into today's hook without arguments, by keeping the outputs of the steps."""
     step, epoch_end = getattr(model_class, f"{stage}_step"), getattr(model_class, f"{stage}_epoch_end")
     kept = f"_{stage}_outputs"
 
@@ -101,29 +104,29 @@ def _move_epoch_end_to_hook(model_class: type, stage: str) -> None:
     def on_epoch_end(self) -> None:
         epoch_end(self, self.__dict__.pop(kept, []))
 
-    delattr(model_class, f"{stage}_epoch_end")  # its presence is an error to pytorch-lightning 2
+    delattr(model_class, f"{stage}_epoch_end")  # pytorch-lightning 2 refuses models that have it
     setattr(model_class, f"{stage}_step", keeping_step)
     setattr(model_class, f"on_{stage}_epoch_end", on_epoch_end)
 
 
 def _filter_events_faster() -> None:
-    """Event scores spend most of their time in one loop of dcase_util; this one gives the same list.
+    """Replace the loop of dcase_util in which event scores spend most of their time; the list is the same.
 
-    The original spells every field name of every item in lower case, for every file of the task. Items of one
-    container share their field names, so here the names are matched once per set of names.
+    The original converts every field name of every item to lower case, for every file of the task. Items of one
+    container share their field names, so this one matches the names once per set of names.
     """
     from dcase_util.containers import ListDictContainer
 
     def filter_items(self, case_insensitive_fields: bool = True, **conditions) -> ListDictContainer:
         fold = str.lower if case_insensitive_fields else str
-        plans = {}  # field names of an item -> [(field, accepted values)]
+        plans: dict[tuple[str, ...], list] = {}  # field names of an item -> [(field, accepted values)]
 
         def plan(names: tuple[str, ...]) -> list:
             by_folded = {fold(name): name for name in names}
             wanted = []
             for field, value in conditions.items():
                 name = by_folded.get(fold(field), by_folded.get(fold(field).replace("_", " ")))
-                if name is not None:  # a field that an item lacks is no condition on it
+                if name is not None:  # a missing field is not a condition
                     wanted.append((name, value if isinstance(value, list) else [value]))
             return wanted
 

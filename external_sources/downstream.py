@@ -1,4 +1,4 @@
-"""Train the downstream heads of one model: every task, ten seeds, side by side (downstream_experiments.sh)."""
+"""Train the downstream heads of one model, for every task and ten seeds, in parallel (downstream_experiments.sh)."""
 
 import argparse
 import json
@@ -6,8 +6,10 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from tqdm import tqdm
 
@@ -17,10 +19,10 @@ from audio_mamba.external_sources.origin import check_heads
 from audio_mamba.published_names import stored_name
 from audio_mamba.system import machine
 
-# Measured: the kit and its libraries take 0.6 GB; it holds a task's embeddings as memory map, rows and stacked.
+# Measured: the kit and its libraries take 0.6 GB; it keeps several copies of a task's embeddings.
 PROCESS_BYTES = 600 * 2**20
 COPIES_OF_EMBEDDINGS = 4
-PROCESSES_PER_GPU = 4  # not measured: each holds a CUDA context of its own
+PROCESSES_PER_GPU = 4  # not measured; each has its own CUDA context
 
 
 class Job(NamedTuple):
@@ -30,7 +32,7 @@ class Job(NamedTuple):
     seed: int
 
     def is_done(self) -> bool:
-        """Whether results are there."""
+        """Whether the results are complete."""
         return layout.is_done(self.task)
 
     def embedding_bytes(self) -> int:
@@ -39,7 +41,7 @@ class Job(NamedTuple):
 
 
 def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "*") -> list[Job]:
-    """All tasks of a model and the given seeds, after linking embeddings that have no downstream folders yet.
+    """All tasks of a model for the given seeds. Embeddings without downstream folders are linked first.
 
     Args:
         directory: OUTPUT_DIR of extract_features.sh, or its todo_audioset.
@@ -57,14 +59,14 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
     module = next((name for name in _module_names(config) if name in known), None)
     if module is None:
         raise SystemExit(
-            f"CONFIG: {runs} has no runs of {config}; it has those of {', '.join(sorted(known)) or 'no model'}"
+            f"CONFIG: {runs} has no runs of {config}; it has runs of {', '.join(sorted(known)) or 'no model'}"
         )
     jobs = []
     for seed in seeds:
         layout.link_run(runs.parent, module, seed)
         folder = runs / layout.run_name(module, seed)
         if not folder.is_dir():
-            raise SystemExit(f"SEEDS: {folder} is absent, and there are no embeddings of {module} to make it from")
+            raise SystemExit(f"SEEDS: {folder} does not exist, and there are no embeddings of {module} to make it from")
         jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder, tasks)]
     if not jobs:
         raise SystemExit(f"TASKS: {tasks} matches no task of {module} in {runs}")
@@ -77,7 +79,7 @@ def _module_names(config: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`10` is the seeds 0 to 9; `0,3,7` (with a comma) is a list of seeds.
+    """`10` means the seeds 0 to 9; `0,3,7` (with a comma) is a list of seeds.
 
     Raises:
         ValueError: anything else.
@@ -92,10 +94,10 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
-    """Refuse to add to results that were trained on another grid, or on other embeddings than are there now.
+    """Refuse to add to results that were trained with another grid, or on other embeddings than the present ones.
 
     Raises:
-        SystemExit: names the first such task. Results of the published scripts, which note nothing, are let pass.
+        SystemExit: names the first such task. Results of the published scripts, which store no settings, are accepted.
     """
     for job in jobs:
         if not (job.task / worker.SETTINGS).is_file():
@@ -103,8 +105,8 @@ def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
         settings = json.loads((job.task / worker.SETTINGS).read_text())
         if settings["grid"] != grid:
             raise SystemExit(
-                f"GRID: {job.task} was trained on another grid (see {worker.SETTINGS} there); "
-                "take another OUTPUT_DIR, or remove its downstream folders"
+                f"GRID: {job.task} was trained with another grid (see {worker.SETTINGS} there); "
+                "choose another OUTPUT_DIR, or remove its downstream folders"
             )
         check_heads(job.task, settings.get("embeddings"))
 
@@ -112,42 +114,53 @@ def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
 def run_jobs(
     jobs: Sequence[Job], grid: str | dict[str, list], at_once: int | None = None
 ) -> tuple[list[Job], list[Job]]:
-    """Run each job in a process of its own, as many side by side as the machine bears.
+    """Run each job in its own process, as many in parallel as cores and memory allow.
 
-    Processes are forked from one that has imported the kit (which takes longer than many a task); on machines with
-    GPUs, where forking is not safe, each starts afresh.
+    Processes are forked from one that has imported the kit, since the import takes longer than many tasks. On machines
+    with GPUs, where forking is not safe, each process starts from scratch.
+
+    Args:
+        jobs: at least one.
+        grid: of `parse_grid`.
+        at_once: processes in parallel, in place of what the machine allows.
 
     Returns:
-        The jobs that failed, and those that another process is at work on.
+        The jobs that failed, and those that another process is working on.
     """
     import torch
 
     gpus = torch.cuda.device_count()
-    # The longest first, so that none is left alone at the end.
+    # The longest first, so that none of them runs alone at the end.
     waiting = sorted(jobs, key=lambda job: (-job.embedding_bytes(), job.seed))
     memory_each = PROCESS_BYTES + COPIES_OF_EMBEDDINGS * waiting[0].embedding_bytes()
     if at_once is None:
         at_once = min(machine.processes_that_fit(memory_each), PROCESSES_PER_GPU * gpus or len(waiting))
     at_once = min(len(waiting), at_once)
     threads = max(1, machine.usable_cores() // at_once)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that follow
-    context = multiprocessing.get_context("spawn" if gpus else "forkserver")
-    if not gpus:
-        context.set_forkserver_preload(["external_sources.predictions"])
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the new processes
+    context: SpawnContext | ForkServerContext
+    if gpus:
+        context = multiprocessing.get_context("spawn")
+    else:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["audio_mamba.external_sources.predictions"])
 
-    slots, running, failed, in_use = list(range(at_once)), {}, [], []
-    print(f"{len(waiting)} runs, {at_once} at once with {threads} threads each")
+    slots = list(range(at_once))
+    running: dict[int, tuple[BaseProcess, Job, int]] = {}
+    failed: list[Job] = []
+    in_use: list[Job] = []
+    print(f"{len(waiting)} runs, {at_once} in parallel with {threads} threads each")
     try:
         with tqdm(total=len(waiting), unit="run", desc="seeds x tasks") as bar:
             while waiting or running:
                 while waiting and slots:
                     job, slot = waiting.pop(0), slots.pop(0)
-                    process = context.Process(
+                    process: BaseProcess = context.Process(
                         target=worker.run, args=(job.task, job.seed, grid, threads, slot % gpus if gpus else None)
                     )
                     process.start()
                     running[process.sentinel] = (process, job, slot)
-                for sentinel in wait(list(running)):
+                for sentinel in cast(list[int], wait(list(running))):
                     process, job, slot = running.pop(sentinel)
                     process.join()
                     slots.append(slot)
@@ -171,7 +184,10 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
         help="model whose embeddings were extracted: X, configs.X, configs.poc.X or the name of another module",
     )
     parser.add_argument(
-        "output_dir", metavar="OUTPUT_DIR", type=Path, help="that of extract_features.sh, or OUTPUT_DIR/todo_audioset"
+        "output_dir",
+        metavar="OUTPUT_DIR",
+        type=Path,
+        help="OUTPUT_DIR of extract_features.sh, or its todo_audioset",
     )
     parser.add_argument(
         "--seeds",
@@ -181,21 +197,20 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     parser.add_argument(
         "--grid",
         default="published",
-        help="published, a grid of heareval (default, fast, faster), a "
-        "JSON file or JSON whose lists replace those of the published grid (environment: GRID); "
-        "default: %(default)s",
+        help="published; a grid of heareval (default, fast, faster); or JSON, in a file or inline, whose lists replace "
+        "those of the published grid (environment: GRID); default: %(default)s",
     )
     parser.add_argument(
         "--jobs",
         type=int,
-        help="runs side by side (environment: JOBS); default: as many as cores and "
-        f"memory bear, and at most {PROCESSES_PER_GPU} on each GPU",
+        help="runs in parallel (environment: JOBS); default: as many as cores and memory allow, and at most "
+        f"{PROCESSES_PER_GPU} on each GPU",
     )
     parser.add_argument(
         "--tasks",
         default="*",
         metavar="PATTERNS",
-        help="only tasks whose names match, such as 'drum* guitar*' (environment: TASKS)",
+        help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
@@ -209,11 +224,11 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     finished = [job for job in jobs if job.is_done()]
     check_settings(finished, grid)
     todo = [job for job in jobs if job not in finished]
-    print(f"{len(finished)} of {len(jobs)} runs were finished before")
+    print(f"{len(finished)} of {len(jobs)} runs are already finished")
     failed, in_use = run_jobs(todo, grid, args.jobs) if todo else ([], [])
     lines = ["failed:", *(str(job.task / worker.LOG) for job in failed)] if failed else []
     if in_use:
-        lines += ["left to another process that is at work there:", *(str(job.task) for job in in_use)]
+        lines += ["skipped, because another process is working there:", *(str(job.task) for job in in_use)]
     if lines:
         raise SystemExit("\n".join(lines))
 
@@ -222,4 +237,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on where it stopped") from None
+        raise SystemExit("interrupted; run the same command to continue") from None

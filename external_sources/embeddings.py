@@ -18,14 +18,14 @@ def resolve_module(name: str) -> str:
     """Import the HEAR module a user means and return its stored name: `configs.<name>` before any other `<name>`.
 
     Raises:
-        SystemExit: nothing of that name can be imported, or it is no HEAR module.
+        SystemExit: nothing of that name can be imported, or it is not a HEAR module.
     """
     module_name = stored_name(name)
     try:
         module = import_named(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
+            raise  # the module exists, but something that it imports does not
     else:
         if not hasattr(module, "load_model"):
             raise SystemExit(
@@ -43,16 +43,17 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
     """Write embeddings_dir/<name>/<task> for every task that has none yet, with the kit's own runner.
 
     Args:
-        origin: of `find_origin`; that of embeddings which are there already is not looked at.
+        origin: of `find_origin`. Check existing embeddings with `check_origin` first.
         tasks: task folders.
-        name: of the folder; default: the module's.
+        embeddings_dir: OUTPUT_DIR/audioset.
+        name: of the folder; default: the module's name.
 
     Returns:
-        One sentence for each task that failed; its traceback has been printed.
+        One sentence for each task that failed; its traceback is printed.
     """
     module, results = origin.module, name or origin.module
     pending = [task for task in tasks if not (embeddings_dir / results / task.name / layout.DONE_EMBEDDINGS).exists()]
-    print(f"{results}: {len(tasks) - len(pending)} of {len(tasks)} tasks were extracted before")
+    print(f"{results}: {len(tasks) - len(pending)} of {len(tasks)} tasks are already extracted")
     if not pending:
         return []
     with stand_ins():
@@ -60,15 +61,14 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
     patch_device_name()
 
     class NamedEmbedding(kit.Embedding):
-        """The kit's model; it names the folder of the results."""
+        """The kit's model; its name is that of the results folder."""
 
         name = results
 
     try:
-        embedding = NamedEmbedding(
-            import_named(module).__name__, origin.file or origin.model
-        )  # this file, even if a newer one appears
-    except (OSError, ValueError, RuntimeError) as error:  # absent or unfit weights; anything else is a defect
+        # By its file, so that all tasks have the same weights even if newer ones appear.
+        embedding = NamedEmbedding(import_named(module).__name__, origin.file or origin.model)
+    except (OSError, ValueError, RuntimeError) as error:  # missing or unsuitable weights; anything else is a bug
         return [f"{module}: the model cannot be loaded: {error}"]
     if origin.scene_layout:
         if not hasattr(embedding.model, "scene_layout"):
@@ -77,11 +77,11 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
     kits_own = kit.Embedding, kit.task_embeddings
 
     def embed_and_note(embedding: NamedEmbedding, task: Path, folder: Path) -> None:
-        """What the kit does before it marks a task as done, so that none is without its note."""
+        """The kit's function, then our note. The kit marks the task as done after this, so a done task has a note."""
         kits_own[1](embedding, task, folder)
         note_origin(folder, origin)
 
-    kit.Embedding = lambda *args: embedding  # loaded once, not once for each task
+    kit.Embedding = lambda *args: embedding  # load the model once, not for each task
     kit.task_embeddings = embed_and_note
     failures = []
     try:
@@ -89,7 +89,7 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
             print(f"{results}: {task.name} ({number} of {len(pending)})")
             audio = task / str(embedding.sample_rate)
             if not audio.is_dir():
-                failures.append(f"{results} on {task.name}: no audio at the model's sample rate, {audio} is absent")
+                failures.append(f"{results} on {task.name}: no audio at the model's sample rate: {audio} is missing")
                 continue
             try:
                 kit.runner(
@@ -104,7 +104,7 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
                     ],
                     standalone_mode=False,
                 )
-            except Exception as error:  # one damaged task must not cost a night's other tasks
+            except Exception as error:  # a damaged task must not stop the others
                 traceback.print_exc()
                 failures.append(f"{results} on {task.name}: {type(error).__name__}: {error}")
     finally:
@@ -114,7 +114,7 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
 
 def _plain_name(text: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be letters, digits, and . _ - within")
+        raise argparse.ArgumentTypeError(f"{text!r} must be letters, digits and . _ -, and not start with . or -")
     return text
 
 
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         "output_dir",
         metavar="OUTPUT_DIR",
         type=Path,
-        help="gets audioset/ (embeddings) and todo_audioset/ (ten downstream runs per model, as links)",
+        help="folder for audioset/ (embeddings) and todo_audioset/ (links to them, for ten downstream runs per model)",
     )
     parser.add_argument(
         "configs",
@@ -139,14 +139,14 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="given to load_model: a checkpoint, or what else the module "
-        "takes (environment: MODEL); default: none, so that a config looks below $PT_MAMBA_MODEL_DIR",
+        help="argument of load_model: a checkpoint, or whatever the module accepts (environment: MODEL); default: "
+        "none, for which a config uses $PT_MAMBA_MODEL_DIR or the weights that come with the project",
     )
     parser.add_argument(
         "--name",
         type=_plain_name,
-        help="of the one CONFIG's results, which lets several weights or "
-        "layouts of it stand side by side (environment: NAME); default: the module's",
+        help="name of the results, for a single CONFIG; keeps several weights or layouts of it apart "
+        "(environment: NAME); default: the module's name",
     )
     parser.add_argument(
         "--layout",
@@ -157,23 +157,23 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         "--tasks",
         default="*",
         metavar="PATTERNS",
-        help="only tasks whose names match, such as 'drum* guitar*' (environment: TASKS)",
+        help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
     args = parser.parse_args(argv)
 
     modules = list(dict.fromkeys(resolve_module(name) for name in args.configs))
     if args.name and len(modules) > 1:
-        raise SystemExit(f"NAME: {args.name} can name the results of one CONFIG only, got {len(modules)}")
+        raise SystemExit(f"NAME: {args.name} needs one CONFIG only, got {len(modules)}")
     if not args.tasks_dir.is_dir():
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is not a folder")
     if (args.tasks_dir / layout.METADATA).is_file():
         raise SystemExit(
-            f"TASKS_DIR: {args.tasks_dir} is itself a task; name its folder, {args.tasks_dir.parent}, "
+            f"TASKS_DIR: {args.tasks_dir} is a task itself; give the folder above it, {args.tasks_dir.parent}, "
             f"with TASKS={args.tasks_dir.name}"
         )
     found = layout.task_folders(args.tasks_dir)
     if not found:
-        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} holds no HEAR task (a folder with {layout.METADATA})")
+        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} contains no HEAR task (a folder with {layout.METADATA})")
     tasks = layout.task_folders(args.tasks_dir, args.tasks)
     if not tasks:
         raise SystemExit(f"TASKS: {args.tasks} matches none of {', '.join(task.name for task in found)}")
@@ -198,4 +198,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on where it stopped") from None
+        raise SystemExit("interrupted; run the same command to continue") from None

@@ -1,4 +1,4 @@
-"""The hyper-parameter grid of the downstream heads: the published one, the kit's own, or the user's."""
+"""Hyper-parameter grids of the downstream heads: the published one, those of the kit, or the user's."""
 
 import difflib
 import json
@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-# The grid of the paper's experiments; names of torch classes and functions stand for these.
-PUBLISHED = {
+# The grid of the paper's experiments; torch classes and functions are given by name.
+PUBLISHED: dict[str, list[Any]] = {
     "hidden_layers": [1],
     "hidden_dim": [1024],
     "dropout": [0.1, 0.25],
@@ -26,17 +26,17 @@ KIT_GRIDS = ("default", "fast", "faster")
 
 
 def parse_grid(text: str) -> str | dict[str, list]:
-    """The grid a user asks for with GRID.
+    """The grid that GRID names.
 
     Args:
-        text: `published`, one of the kit's grids (`default`, `fast`, `faster`), a JSON file, or JSON: an object whose
-            lists of values replace those of the published grid, for example {"max_epochs": [50]}.
+        text: `published`, a grid of the kit (`default`, `fast`, `faster`), a JSON file, or JSON: an object whose lists
+            of values replace those of the published grid, for example {"max_epochs": [50]}.
 
     Returns:
-        The name of a kit's grid, or the whole grid with names of torch objects.
+        The name of a grid of the kit, or a whole grid with torch objects by name.
 
     Raises:
-        ValueError: none of these, an unknown key, or a value that is not a list.
+        ValueError: any other text, an unknown key, or a value that is not a list.
     """
     if text in KIT_GRIDS:
         return text
@@ -63,14 +63,14 @@ def parse_grid(text: str) -> str | dict[str, list]:
 
 
 def torch_objects(grid: dict[str, list]) -> dict[str, list[Any]]:
-    """The grid with torch's classes and functions in place of their names, as the kit takes it.
+    """The grid with torch's classes and functions in place of their names, as the kit expects it.
 
     Raises:
-        ValueError: torch has nothing of that name there.
+        ValueError: torch has no object of that name.
     """
     import torch
 
-    places = {
+    places: dict[str, Any] = {
         "hidden_norm": torch.nn,
         "embedding_norm": torch.nn,
         "initialization": torch.nn.init,
@@ -84,5 +84,5 @@ def torch_objects(grid: dict[str, list]) -> dict[str, list[Any]]:
 
 
 def number_of_points(grid: dict[str, list]) -> int:
-    """Combinations of the grid's values."""
+    """How many combinations of values the grid has."""
     return math.prod(map(len, grid.values()))

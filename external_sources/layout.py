@@ -1,4 +1,4 @@
-"""Where the evaluation keeps its files, as the published scripts do.
+"""Where the evaluation stores its files, in the layout of the published scripts.
 
 OUTPUT_DIR/audioset/<module>/<task>/                    embeddings, and .done.embeddings once they are complete
 OUTPUT_DIR/todo_audioset/<module>_r1_<seed>/<task>/     links to them, and the results of one downstream run
@@ -22,7 +22,7 @@ _RUN = re.compile(r"(?P<module>.+)_r(?P<ssl_run>\d+)_(?P<seed>\d+)")
 
 
 class Run(NamedTuple):
-    """What a folder name of todo_audioset says: which pretraining of which model, and which downstream seed."""
+    """The parts of a folder name in todo_audioset: the model, its pretraining run, and the downstream seed."""
 
     module: str
     ssl_run: int
@@ -41,8 +41,10 @@ def parse_run_name(name: str) -> Run | None:
 
 
 def task_folders(directory: Path, patterns: str = "*") -> list[Path]:
-    """The HEAR tasks in a folder, sorted: its sub-folders that hold a task_metadata.json and whose names match one of
-    the `patterns` ("*", "?" and "[]" as in a shell), which are separated by spaces."""
+    """The HEAR tasks in a folder, sorted: its sub-folders with a task_metadata.json.
+
+    patterns: only tasks whose names match one of these, which are separated by spaces ("*", "?", "[]" as in a shell).
+    """
     return sorted(
         entry
         for entry in directory.iterdir()
@@ -52,8 +54,8 @@ def task_folders(directory: Path, patterns: str = "*") -> list[Path]:
 
 
 def is_done(task: Path) -> bool:
-    """Whether a folder has the results of a downstream run. The kit writes the marker last; it may be empty after a
-    crash."""
+    """Whether a folder has the complete results of a downstream run. The kit writes the marker last; after a crash it
+    may be empty."""
     done = task / DONE_PREDICTIONS
     return (task / SCORES).is_file() and done.is_file() and done.stat().st_size > 0
 
@@ -68,7 +70,7 @@ def embedded_tasks(module_dir: Path) -> list[Path]:
 def link_run(output_dir: Path, module: str, seed: int) -> None:
     """Link every file of the complete embeddings of `module` into the folder of one downstream seed.
 
-    Links are relative, so OUTPUT_DIR can be moved. What exists is left alone. The per-clip folders are linked as a
+    Links are relative, so OUTPUT_DIR can be moved. Existing files are kept. Folders of single clips are linked as a
     whole.
     """
     for task in embedded_tasks(output_dir / EMBEDDINGS / module):

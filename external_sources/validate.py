@@ -1,6 +1,6 @@
 """Check a module against the HEAR API: `python -m external_sources.validate MODULE [-m WEIGHTS] [-d cpu|cuda]`.
 
-This is hear-validator, with its own options; its exit status is non-zero for a module it rejects.
+This runs hear-validator with its own options. The exit status is non-zero if it rejects the module.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What happens inside one process of the downstream runs: one task, one seed."""
+"""One process of the downstream runs: one task, one seed."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from audio_mamba.system.workers import exit_with_parent
 
 # In the folder of each task:
 LOG = "downstream.log"
-SETTINGS = "downstream-settings.json"  # the seed and grid of its results, and what is noted of the embeddings
+SETTINGS = "downstream-settings.json"  # seed and grid of the results, and the note on the embeddings
 
 IN_USE = 3  # exit status
-PATIENCE = 2.0  # seconds for another process to leave the folder
+PATIENCE = 2.0  # seconds to wait for another process to leave the folder
 
 
 def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: int | None) -> None:
-    """Train and test one head; everything printed goes to downstream.log in the folder of the task.
+    """Train and test one head, with all output in downstream.log in the folder of the task.
 
-    An exception ends the process with status 1, and its traceback is in the log. Where another process works in that
-    folder, the status is IN_USE; where one has just finished the head, nothing is done. See `predictions.predict`.
+    An exception ends the process with status 1 and its traceback is in the log. If another process works in that
+    folder, the status is IN_USE; if one has just finished the head, nothing is done. See `predictions.predict`.
     """
-    # Ctrl-C would stop pytorch-lightning's training early, and the kit would go on with a half-trained head.
+    # Ctrl-C would stop pytorch-lightning's training early, and the kit would continue with a half-trained head.
     exit_with_parent()
     try:
         with exclusive_lock(task, patience=PATIENCE):
@@ -42,7 +42,7 @@ def _train(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
-    os.environ["TQDM_DISABLE"] = "1"  # bars of the kit would fill the log
+    os.environ["TQDM_DISABLE"] = "1"  # progress bars of the kit would fill the log
 
     import torch
 

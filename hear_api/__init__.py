@@ -1,4 +1,4 @@
-"""Pretrained encoders as audio embedding models: `RuntimeSSAST` and what surrounds it."""
+"""Pretrained encoders as audio embedding models: `RuntimeSSAST`, its files and its commands."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if __name__ == "hear_api":  # its published name, in a checkout
 
 
 def __getattr__(name: str) -> Any:
-    """Loads torch only when the class is asked for, so that configs can be read without it."""
+    """Import torch only when the class is used, so that configs can be read without it."""
     if name == "RuntimeSSAST":
         from audio_mamba.hear_api.runtime import RuntimeSSAST
 

@@ -1,6 +1,6 @@
-"""The functions that users call: `load_model` and `list_models` of the package, and the HEAR API of a config module.
+"""The public functions: `load_model` and `list_models` of the package, and the HEAR API of a config module.
 
-torch is loaded when a model is, so that `get_config()` of a config module works without it.
+torch is imported when a model is loaded, so `get_config()` of a config module works without it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ def load_model(
         precision: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, float32 elsewhere.
         layout: of scene embeddings, "published" or "bands"; default: the config's.
 
+    Returns:
+        The model, with `embed`, `get_scene_embeddings` and `get_timestamp_embeddings`.
+
     Raises:
         ValueError: unknown model, config, precision, layout or device; weights that do not fit.
-        FileNotFoundError: weights that do not exist.
+        FileNotFoundError: no weights there.
     """
     from audio_mamba.hear_api.resolve import resolve
     from audio_mamba.hear_api.runtime import build_runtime
@@ -47,7 +50,7 @@ def load_model(
 
 
 def list_models() -> list[str]:
-    """Names of the models whose weights are on this machine, for `load_model`: those that come with the project and
+    """Names for `load_model` of the models whose weights are on this machine: those that come with the project and the
     published ones in $PT_MAMBA_MODEL_DIR."""
     from audio_mamba.hear_api.resolve import available_models
 
@@ -60,9 +63,13 @@ def hear_functions(module_name: str) -> tuple[Callable, Callable, Callable]:
     def load_model(model_file_path: str = ""):
         """The pretrained encoder as a HEAR model (`hear_api.RuntimeSSAST`), on the CPU.
 
-        model_file_path: a checkpoint file, a work folder of train.py or its folder `checkpoints` (all with the model as
-        --set changed it), or "untrained" for random weights. Default: the published folder in $PT_MAMBA_MODEL_DIR, or
-        the weights that come with the project. FileNotFoundError if there are none.
+        Args:
+            model_file_path: a checkpoint file, a work folder of train.py or its folder `checkpoints` (all with the
+                model as --set changed it), or "untrained" for random weights. Default: the published folder in
+                $PT_MAMBA_MODEL_DIR, or else the weights that come with the project.
+
+        Raises:
+            FileNotFoundError: no weights there.
         """
         from audio_mamba.hear_api.resolve import resolve
         from audio_mamba.hear_api.runtime import RuntimeSSAST
@@ -71,12 +78,12 @@ def hear_functions(module_name: str) -> tuple[Callable, Callable, Callable]:
         return RuntimeSSAST(source.config, source.weights)
 
     def get_scene_embeddings(audio, model):
-        """One embedding per clip: audio float32 [n_sounds, n_samples] at 16 kHz -> [n_sounds, width]."""
+        """One embedding per clip: audio float32 [n_sounds, n_samples] at the model's rate -> [n_sounds, width]."""
         return model.get_scene_embeddings(audio)
 
     def get_timestamp_embeddings(audio, model):
-        """One embedding per patch step (40 ms in the paper's configs): [n_sounds, n_timestamps, width], and timestamps
-        in ms [n_sounds, n_timestamps]."""
+        """One embedding per patch step (40 ms with the paper's configs): [n_sounds, n_timestamps, width], and
+        timestamps in ms [n_sounds, n_timestamps]."""
         return model.get_timestamp_embeddings(audio)
 
     return load_model, get_scene_embeddings, get_timestamp_embeddings

@@ -1,4 +1,4 @@
-"""Options with which every command names a model and a device."""
+"""Shared options for choosing a model and a device."""
 
 import argparse
 
@@ -8,24 +8,24 @@ from audio_mamba.hear_api.resolve import DEFAULT_MODEL
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model."""
+    """Add --config and --weights."""
     add = parser.add_argument
     add(
         "--config",
         metavar="NAME",
-        help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: the one that the weights "
-        f"were trained with, if their folder has its config.json; without --weights, {DEFAULT_MODEL})",
+        help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: the config.json in "
+        f"the folder of the weights; without --weights, {DEFAULT_MODEL})",
     )
     add(
         "--weights",
         metavar="PATH",
-        help='checkpoint file, work folder of train.py, folder of a saved model, or "untrained" (default: those in '
-        "$PT_MAMBA_MODEL_DIR, else those that come with the project)",
+        help='checkpoint file, work folder of train.py, folder of a saved model, or "untrained" (default: the '
+        "published ones in $PT_MAMBA_MODEL_DIR, or else those that come with the project)",
     )
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """The option that says where the model runs."""
+    """Add --device."""
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (default: %(default)s)"
     )

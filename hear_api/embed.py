@@ -1,44 +1,40 @@
 """Embeddings of audio files, from the command line.
 
-    python -m hear_api.embed INPUT... [--config NAME] [--weights DIR] [--out FILE]
+    audio-mamba embed INPUT... [--config NAME] [--weights PATH] [--out FILE]
 
-Exit status: 0 if every file was embedded, 3 if some could not be (a table at the end says which and why), 1 for a
-command that cannot be carried out, 130 after Ctrl-C. An interrupted run, even a killed one, goes on with --resume.
+Exit status: 0 if every file was embedded, 3 if some failed (a table at the end lists them), 1 if the command cannot
+run, 130 after Ctrl-C. Run the same command with --resume to continue an interrupted run, even after kill -9.
 """
 
 import argparse
 import hashlib
 import os
-import shutil
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.hear_api.ahead import run_ahead
-from audio_mamba.hear_api.bulk import BulkEmbedder
+from audio_mamba.data.audio import AudioError, AudioFileError, printable
+from audio_mamba.hear_api.clips import Clip, Failure, decode, group_clips, prefetch, start_worker
 from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
-from audio_mamba.hear_api.journal import Entry, Journal, check_settings
-from audio_mamba.hear_api.pieces import decode, start_worker
+from audio_mamba.hear_api.inputs import list_audio
+from audio_mamba.hear_api.journal import Entry, Journal
+from audio_mamba.hear_api.output import Output
 from audio_mamba.hear_api.resolve import ModelSource, resolve
 from audio_mamba.hear_api.runtime import KINDS, RuntimeSSAST, build_runtime
-from audio_mamba.hear_api.sources import list_audio
-from audio_mamba.hear_api.writers import failures_path, read_failures, read_settings, write_failures, writer_for
 from audio_mamba.models.encoder import LAYOUTS
 from audio_mamba.models.precision import PRECISIONS
-from audio_mamba.system.atomic_files import remove_partials, sha256
+from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
 
 FAILED_STATUS = 3
 FILES_AHEAD = 8  # per worker
 PROGRESS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-
-
-class StrictError(ValueError):
-    """A file failed and --strict was asked for."""
 
 
 def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
@@ -60,127 +56,141 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         type=Path,
         help=".npz, .parquet, or a name without suffix for a folder of .npy files (default: %(default)s)",
     )
-    add("--kind", choices=KINDS, default="scene", help="one embedding per file (default), or one per 40 ms")
+    add(
+        "--kind",
+        choices=KINDS,
+        default="scene",
+        help="one embedding per file (default), or one per patch step (40 ms with the paper's configs)",
+    )
     add("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
     add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
-    add("--resume", action="store_true", help="take an interrupted run up where it was")
+    add("--resume", action="store_true", help="continue an interrupted run")
     add("--strict", action="store_true", help="stop at the first file that fails")
-    return parser.parse_args(arguments)
-
-
-def embed(args: argparse.Namespace) -> list[Entry]:
-    """The command's work; returns the files that failed."""
-    write = writer_for(args.out)
+    args = parser.parse_args(arguments)
     if args.workers < 1:
-        raise ValueError(f"--workers {args.workers}: at least 1 is needed")
-    if args.out.exists() and not args.resume:
-        raise ValueError(f"{args.out} exists already; remove it or choose another name")
+        raise SystemExit(f"embed: --workers must be at least 1, got {args.workers}")
+    return args
+
+
+def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
+    """Embed the files of a command line; returns the entries of those that failed."""
     files = list_audio(args.inputs)
-    pool = ProcessPoolExecutor(args.workers, initializer=start_worker)
-    pool.submit(int).result()  # the workers start from a process whose threads have not begun to work
-    try:
+    with _decoding_pool(args.workers) as pool:
         source = resolve(args.config, args.weights, args.layout)
         runtime = build_runtime(source, args.precision, args.device)
         settings = _settings(args, files, runtime, source)
-        folder = args.out.with_name(args.out.name + ".partial")
-        if args.out.exists() and args.resume:
-            return _complete_already(args.out, settings, folder)
-        journal = Journal(folder, settings, runtime.scene_embedding_size, args.resume)
-        try:
-            if args.out.exists():
-                journal.remove()
-                raise ValueError(f"{args.out} exists already; another run has completed it meanwhile")
-            _run(args, files, pool, runtime, journal)
-            remove_partials(args.out)  # of a run that was killed while it wrote
-            step = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
-            failed = [entry for entry in journal.entries if entry.error]
-            write_failures(args.out, failed)
-            write(args.out, journal, step, settings)
-            journal.remove()
-        finally:
-            journal.close()
-        return failed
+        if output.is_complete(settings):
+            tqdm.write(f"{output.path} is complete already", file=sys.stderr)
+            return output.read_failures()
+        with output.journal(settings, runtime.scene_embedding_size) as journal:
+            _embed_files(args, files, pool, runtime, journal)
+            return output.finish(journal, runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0)
+
+
+@contextmanager
+def _decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, initializer=start_worker)
+    try:
+        pool.submit(int).result()  # starts the workers now, before the threads of the model exist
+        yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST, source: ModelSource) -> dict:
-    """What the result follows from, the same in every copy of the project: weights are known by their bytes, not by
-    where and since when they lie there."""
+    """What the result depends on. Weights are identified by their bytes, not by path or time, so the settings are the
+    same in every copy of the project."""
     listed = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
     digest = source.weights and f"SHA-256 {sha256(source.weights)[:16]}"
     return {
         "model": source.label,
         "weights file": digest,
         "kind": args.kind,
-        "layout": runtime.scene_layout if args.kind == "scene" else "bands",
+        "layout": runtime.layout_of(args.kind),
         "precision": runtime.working_precision,
         "device": args.device,
         "list of files": f"{len(files)} files, {listed[:16]}",
     }
 
 
-def _complete_already(out: Path, settings: dict, folder: Path) -> list[Entry]:
-    """The files that failed when `out` was made. ValueError where it follows from other settings."""
-    if before := read_settings(out):
-        check_settings(f"{out} was made", before, settings)
-    shutil.rmtree(folder, ignore_errors=True)  # a kill came just before it was done
-    tqdm.write(f"{out} is complete already", file=sys.stderr)
-    return read_failures(out)
-
-
-def _run(
+def _embed_files(
     args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor, runtime: RuntimeSSAST, journal: Journal
 ) -> None:
+    """Embed the files that the journal lacks, group by group; each group is committed before the next one."""
     left = files[len(journal.entries) :]
-    decoded = run_ahead(pool, decode, ((path,) for path in left), FILES_AHEAD * args.workers)
-    started, seconds = time.perf_counter(), 0.0
+    clips: Iterator[Clip | Failure] = prefetch(
+        pool, decode, ((path, runtime.front_end) for path in left), FILES_AHEAD * args.workers
+    )
+    if args.strict:
+        clips = _without_failures(left, clips)
+    names = map(printable, left)
     with tqdm(
         desc="embedding",
         unit="file",
         total=len(files),
-        initial=len(files) - len(left),
+        initial=len(journal.entries),
         smoothing=0.05,
         bar_format=PROGRESS,
     ) as bar:
+        started, seconds = time.perf_counter(), 0.0
+        for group in group_clips(clips):
+            counts = [0] * len(group)
+            try:
+                for number, rows, share in runtime.embed_group(group, args.kind):
+                    journal.append(rows.numpy())
+                    counts[number] += len(rows)
+                    seconds += share * group[number].seconds
+                    bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} s of audio/s", refresh=False)
+                    bar.update(share)
+            except AudioFileError as error:  # a long file that has changed or gone since it was measured
+                if args.strict:
+                    raise _strict_error(error.path, error.reason)
+                journal.drop()
+                group = [Failure(error.reason)]
+            journal.commit(
+                Entry(name, error=clip.reason) if isinstance(clip, Failure) else Entry(name, rows, clip.seconds)
+                for clip, rows, name in zip(group, counts, names)
+            )
+            bar.update(len(journal.entries) - bar.n)
 
-        def progress(new_seconds: float, new_files: float) -> None:
-            nonlocal seconds
-            seconds += new_seconds
-            bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} s of audio per s", refresh=False)
-            bar.update(new_files)
 
-        def fail(entry: Entry) -> None:
-            if args.strict:
-                raise StrictError(f"{entry.path}: {entry.error} (--strict)")
-
-        BulkEmbedder(runtime, args.kind, journal, fail, progress).run(left, decoded)
-        bar.update(len(journal.entries) - bar.n)
+def _without_failures(files: list[Path], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
+    for path, clip in zip(files, clips):
+        if isinstance(clip, Failure):
+            raise _strict_error(path, clip.reason)
+        yield clip
 
 
-def _print_failures(failed: list[Entry], out: Path) -> None:
+def _strict_error(path: str | Path, reason: str) -> AudioError:
+    return AudioError(f"{path}: {reason} (--strict)")
+
+
+def _print_failures(failed: list[Entry], output: Output) -> None:
     width = max(len(entry.path) for entry in failed)
     files = "1 file" if len(failed) == 1 else f"{len(failed)} files"
-    print(f"\n{files} could not be embedded (this list: {failures_path(out)}):", file=sys.stderr)
+    print(f"\n{files} could not be embedded (this list: {output.failures_path}):", file=sys.stderr)
     for entry in failed:
         print(f"  {entry.path:<{width}}  {entry.error}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.embed") -> None:
+    """The embed command."""
     args = _parse(arguments, prog)
     try:
-        failed = embed(args)
+        output = Output(args.out, args.resume)
+        failed = embed(args, output)
     except KeyboardInterrupt:
-        print("embed: interrupted; the same command with --resume goes on", file=sys.stderr)
+        print("embed: interrupted; run the same command with --resume to continue", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
         raise SystemExit(
-            "embed: a decoding process was killed, perhaps for lack of memory; go on with --resume and fewer --workers"
+            "embed: a decoding process was killed, possibly for lack of memory; continue with --resume and fewer "
+            "--workers"
         )
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"embed: {error}")
     if failed:
-        _print_failures(failed, args.out)
+        _print_failures(failed, output)
         sys.exit(FAILED_STATUS)
 
 

@@ -1,16 +1,19 @@
-"""Write an encoder for other programs: a folder, a torch.export program, or ONNX.
+"""Write an encoder for other programs: a folder, a torch.export program, or an ONNX model.
 
-    python -m hear_api.export --config NAME --weights DIR --out FOLDER|FILE.pt2|FILE.onnx
+    audio-mamba export --config NAME --weights PATH --out FOLDER|FILE.pt2|FILE.onnx
 
-FOLDER gets safetensors and a config json (`hear_api.pretrained.from_pretrained` reads it). FILE.pt2 is a torch.export
-program, and FILE.onnx an ONNX model, of the encoder: normalised log-mel units [batch, 1, 200, 80] (or frequency-first
-[batch, 1, 80, 200]) -> features [batch, 50, width] in the layout asked for, for any batch. Both are checked against the
-encoder itself before they are kept. A program of SSAM keeps this project's operators, so that whoever loads it must
-`import models` first; ONNX has none for the selective scan, so it is for SSAST.
+FOLDER gets the weights as safetensors and a config.json, which `hear_api.pretrained.from_pretrained` reads. FILE.pt2
+(torch.export) and FILE.onnx hold the encoder for any batch size. With the paper's configs they map segments of
+normalised log-mel [batch, 1, 200, 80] (frequency-first [batch, 1, 80, 200]) to features [batch, 50, width] in the
+chosen layout. Both are checked against the encoder itself before they are kept. A .pt2 file of SSAM contains this
+project's operators: `import audio_mamba.models` before you load it. ONNX has no operator for the selective scan, so
+SSAM cannot be exported to it; SSAST can.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +22,28 @@ from audio_mamba.hear_api.command_line import add_weights_arguments
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
-from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
 from audio_mamba.models.precision import PRECISIONS
 
-TOLERANCE = 1e-4  # of the check, at features of order 1
+TOLERANCE = 1e-4  # of the check; features are of order 1
 
 
 class ExportError(ValueError):
-    """A model that cannot be exported as asked, or whose exported form gives other numbers."""
+    """A model that cannot be exported as asked, or whose exported form gives different numbers."""
 
 
 class _Features(nn.Module):
-    def __init__(self, model: nn.Module, layout: str):
+    def __init__(self, model: MaskedSpectrogramEncoder, layout: str):
         super().__init__()
-        self.model, self.layout = model, layout
+        self.model: MaskedSpectrogramEncoder = model
+        self.layout = layout
 
-    def forward(self, units: Tensor) -> Tensor:
-        return self.model.forward_features(units, self.layout)
+    def forward(self, segments: Tensor) -> Tensor:
+        return self.model.forward_features(segments, self.layout)
 
 
 def export(runtime: RuntimeSSAST, out: Path, layout: str = "bands", dtype: str = "float32") -> None:
-    """Write `out` in the form that its suffix names. ExportError for an unknown suffix and for a failed check."""
+    """Write `out` in the format of its suffix. ExportError for an unknown suffix and for a failed check."""
     writers = {".pt2": _write_program, ".onnx": _write_onnx}
     if out.suffix == "":
         save_pretrained(runtime, out, dtype)
@@ -48,7 +52,7 @@ def export(runtime: RuntimeSSAST, out: Path, layout: str = "bands", dtype: str =
         temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
         try:
             with torch.no_grad():
-                writers[out.suffix](_Features(runtime.model, layout).eval(), _units(runtime.model, 2), temporary)
+                writers[out.suffix](_Features(runtime.model, layout).eval(), _segments(runtime.model, 2), temporary)
             temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
@@ -56,8 +60,9 @@ def export(runtime: RuntimeSSAST, out: Path, layout: str = "bands", dtype: str =
         raise ExportError(f"--out {out}: write it as .pt2, .onnx, or without a suffix for a folder")
 
 
-def _units(model: nn.Module, batch: int) -> Tensor:
-    return torch.randn(batch, model.in_chans, *model.img_size, generator=torch.Generator().manual_seed(batch))
+def _segments(model: MaskedSpectrogramEncoder, batch: int) -> Tensor:
+    shape = (batch, model.in_chans, *model.img_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(batch))
 
 
 def _program(module: _Features, example: Tensor) -> torch.export.ExportedProgram:
@@ -72,29 +77,32 @@ def _write_program(module: _Features, example: Tensor, path: Path) -> None:
 
 def _write_onnx(module: _Features, example: Tensor, path: Path) -> None:
     if module.model.causal:
-        raise ExportError("ONNX has no operator for the selective scan of SSAM; export it as .pt2, or an SSAST")
+        raise ExportError("ONNX has no operator for the selective scan of SSAM; export it as .pt2, or export an SSAST")
     try:
         import onnx  # noqa: F401 - torch's exporter needs both
         import onnxscript  # noqa: F401
         from onnx.reference import ReferenceEvaluator
     except ImportError as error:
         raise ExportError(f"ONNX needs the packages onnx and onnxscript (requirements-dev.txt): {error}") from error
-    torch.onnx.export(
+    exported = torch.onnx.export(
         _program(module, example), dynamo=True, verbose=False, input_names=["units"], output_names=["features"]
-    ).save(str(path))
-    evaluator = ReferenceEvaluator(str(path))
-    _check(module, lambda units: torch.from_numpy(evaluator.run(None, {"units": units.numpy()})[0]))
+    )
+    assert exported is not None  # with dynamo=True
+    exported.save(str(path))
+    evaluator: Any = ReferenceEvaluator(str(path))
+    _check(module, lambda segments: torch.from_numpy(evaluator.run(None, {"units": segments.numpy()})[0]))
 
 
-def _check(module: _Features, exported) -> None:
+def _check(module: _Features, exported: Callable[[Tensor], Tensor]) -> None:
     for batch in (1, 3):
-        units = _units(module.model, batch)
-        difference = (module(units) - exported(units)).abs().max().item()
+        segments = _segments(module.model, batch)
+        difference = (module(segments) - exported(segments)).abs().max().item()
         if not difference < TOLERANCE:
             raise ExportError(f"the exported program differs from the encoder by {difference:.2g} at batch {batch}")
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.export") -> None:
+    """The export command."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,13 +112,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         "--layout",
         choices=LAYOUTS,
         default="bands",
-        help="of the features of .pt2 and .onnx (default: bands, true time order)",
+        help="of the features in .pt2 and .onnx (default: bands, true time order)",
     )
     parser.add_argument(
         "--dtype",
         choices=PRECISIONS,
         default="float32",
-        help="of the weights in a folder (default: float32; float16 halves it)",
+        help="of the weights in a folder (default: float32; float16 halves the size)",
     )
     args = parser.parse_args(arguments)
     try:

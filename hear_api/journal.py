@@ -1,4 +1,4 @@
-"""What a long run has finished so far, kept on the disk so that the run can be taken up again after a kill."""
+"""The finished part of a long run, kept on disk so that the run can resume after a kill."""
 
 import json
 import os
@@ -7,32 +7,39 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.folder_lock import exclusive_lock
 
-READ_ROWS = 8192  # held at once when the rows are read again
+READ_ROWS = 8192  # rows in memory at once when they are read back
 
 
 class JournalError(ValueError):
-    """A run that cannot be begun or taken up as asked; the message says what to do."""
+    """A run that cannot be started or resumed as asked; the message says what to do."""
 
 
 def check_settings(what: str, before: dict, now: dict) -> None:
-    """JournalError that names the first of the settings which was another one for `what`, such as "x was begun"."""
+    """JournalError that names the first differing setting.
+
+    Args:
+        what: how the message begins, such as "x.npz was made".
+        before: settings of the earlier run.
+        now: settings of this run.
+    """
     if changed := [key for key in now if now[key] != before.get(key)]:
         key = changed[0]
         raise JournalError(
-            f"{what} with another {key} ({before.get(key)!r}, now {now[key]!r}); remove it to begin "
-            "anew, or choose another name"
+            f"{what} with another {key} ({before.get(key)!r}, now {now[key]!r}); remove it to start again, or choose "
+            "another name"
         )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One input file: the rows that it gave, or why it gave none."""
+    """One input file: its number of rows, or the reason why it has none."""
 
     path: str
     rows: int = 0
@@ -43,42 +50,45 @@ class Entry:
 class Journal:
     """Embeddings in the order of their files: `rows.f32`, and `files.jsonl` with an `Entry` per finished file.
 
-    Rows that no entry speaks for, and a torn last entry, are dropped when a run is taken up.
+    When a run resumes, rows without an entry and a torn last entry are dropped.
 
     Args:
-        folder: made here, or the one of an interrupted run.
-        settings: what the rows depend on; a run is taken up only with equal ones.
+        folder: of the journal; made if absent.
+        settings: what the rows depend on; a run resumes only with the same ones.
         width: of a row.
-        resume: take an interrupted run up; without it, finding one is a JournalError.
+        resume: continue an interrupted run.
 
-    Until it is closed no other process can open it: `folder_lock.FolderInUseError`.
+    Raises:
+        JournalError: an interrupted run is there and `resume` is not set, or it has other settings.
+        FolderInUseError: another process has the journal open.
     """
 
     def __init__(self, folder: Path, settings: dict, width: int, resume: bool):
-        self.folder, self.width, self.entries = folder, width, []
+        self.folder, self.settings, self.width = folder, settings, width
+        self.entries: list[Entry] = []
         self._rows_path, self._entries_path = folder / "rows.f32", folder / "files.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(exclusive_lock(folder))
             if not folder.exists():
-                raise JournalError(f"{folder}: another run has completed it meanwhile")
-            self._check_settings(settings, resume)
+                raise JournalError(f"{folder}: another run has just completed it")
+            self._check_settings(resume)
             self._drop_unfinished()
             self._rows = stack.enter_context(open(self._rows_path, "ab"))
             self._lines = stack.enter_context(open(self._entries_path, "a", encoding="utf-8"))
             self._open = stack.pop_all()
 
     def append(self, rows: np.ndarray) -> None:
-        """Rows [n, width] of a file that has not ended yet."""
+        """Add rows [n, width]; they count once their file is committed."""
         self._rows.write(np.ascontiguousarray(rows, "<f4").data)
 
     def drop(self) -> None:
-        """Forget the rows appended since the last commit: their file failed."""
+        """Remove the rows appended since the last commit, because their file failed."""
         self._rows.flush()
         self._rows.truncate(self.count * self.width * 4)
 
     def commit(self, entries: Iterable[Entry]) -> None:
-        """The appended rows are those of these files; from here on a kill loses nothing of them."""
+        """Assign the rows appended since the last commit to these files, in order. A kill no longer loses them."""
         entries = list(entries)
         _to_disk(self._rows)
         self._lines.writelines(json.dumps(asdict(entry)) + "\n" for entry in entries)
@@ -86,7 +96,7 @@ class Journal:
         self.entries += entries
 
     def read_rows(self) -> Iterator[np.ndarray]:
-        """All rows, a bounded number [n, width] at a time."""
+        """All rows, in blocks [n, width] of bounded size."""
         self._rows.flush()
         with open(self._rows_path, "rb") as file:
             while block := file.read(READ_ROWS * self.width * 4):
@@ -98,22 +108,23 @@ class Journal:
         return sum(entry.rows for entry in self.entries)
 
     def close(self) -> None:
+        """Close the files and let other processes open the journal."""
         self._open.close()
 
     def remove(self) -> None:
-        """The run is complete and its result lies elsewhere."""
+        """Delete the journal of a complete run."""
         shutil.rmtree(self.folder)
         self.close()
 
-    def _check_settings(self, settings: dict, resume: bool) -> None:
+    def _check_settings(self, resume: bool) -> None:
         path = self.folder / "settings.json"
         if path.exists() and not resume:
             raise JournalError(f"{self.folder} holds an interrupted run: continue it with --resume, or remove it")
         if path.exists():
-            check_settings(f"{self.folder} was begun", json.loads(path.read_text()), settings)
+            check_settings(f"{self.folder} was started", json.loads(path.read_text()), self.settings)
         else:
             with atomic_write(path) as file:
-                file.write(json.dumps(settings).encode())
+                file.write(json.dumps(self.settings).encode())
 
     def _drop_unfinished(self) -> None:
         text = self._entries_path.read_bytes() if self._entries_path.exists() else b""
@@ -124,6 +135,6 @@ class Journal:
                 file.truncate(size)
 
 
-def _to_disk(file) -> None:
+def _to_disk(file: IO) -> None:
     file.flush()
     os.fsync(file.fileno())

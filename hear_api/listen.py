@@ -1,9 +1,9 @@
-"""Live embeddings of a file or of raw audio on stdin: a line of novelty, and how fast it goes.
+"""Live embeddings of an audio file or of raw audio on stdin, shown as a line of novelty, with the speed at the end.
 
-    python -m hear_api.listen recording.wav --config NAME --weights DIR
-    arecord -t raw -f S16_LE -r 16000 -c 1 | python -m hear_api.listen - --config NAME --weights DIR
+    audio-mamba listen recording.wav --config NAME --weights PATH
+    arecord -t raw -f S16_LE -r 16000 -c 1 | audio-mamba listen - --config NAME --weights PATH
 
-Novelty is the distance of a step's embedding from the average of the last second's. Runs on one CPU core.
+Novelty is the distance of an embedding from the average of the last second. It uses one CPU core.
 """
 
 import argparse
@@ -16,53 +16,62 @@ import torch
 from torch import Tensor
 
 from audio_mamba.data.audio import stream_audio
-from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import build_runtime
 from audio_mamba.hear_api.streaming import MODES, StreamingSSAM
 
-PIECE_SAMPLES = 640  # 40 ms, as a sound card delivers
-MEMORY_STEPS = 25  # of the average that novelty is measured from
+PIECE_SAMPLES = 640  # a typical sound-card buffer, 40 ms at 16 kHz
+RECENT_STEPS = 25  # of the average that novelty is measured from: 1 s with the paper's configs
+LONG_TERM_STEPS = 250
 LEVELS = " .:-=+*#%@"
 LINE_MS = 2000  # of audio per line of output
 
 
 class Novelty:
-    """1 - cosine between an embedding, whose usual value is taken off, and the average of the last ones."""
+    """1 - cosine between an embedding and the average of the recent ones, both relative to the long-term average."""
 
     def __init__(self):
         self._mean = self._recent = None
 
     def __call__(self, embedding: Tensor) -> float:
-        """Of one more embedding [width]: 0 to 2; 0 for the first."""
+        """The novelty of the next embedding [width], from 0 to 2; 0 for the first."""
         if self._mean is None:
             self._mean, self._recent = embedding.clone(), torch.zeros_like(embedding)
-        self._mean += (embedding - self._mean) / 250  # over 10 s
+        self._mean += (embedding - self._mean) / LONG_TERM_STEPS
         centred = embedding - self._mean
         novelty = 1 - torch.cosine_similarity(centred, self._recent, dim=0).item() if self._recent.any() else 0.0
-        self._recent += (centred - self._recent) / MEMORY_STEPS
+        self._recent += (centred - self._recent) / RECENT_STEPS
         return novelty
 
 
-def read_pieces(source: str) -> Iterator[Tensor]:
-    """Float32 samples [n] at 16 kHz, in small pieces: of an audio file, or of "-", 16-bit mono PCM on stdin."""
+def read_pieces(source: str, sample_rate: int) -> Iterator[Tensor]:
+    """Float32 samples [n] at a sample rate, in small pieces, from an audio file or from "-": 16-bit mono PCM on stdin,
+    which must be at that rate."""
     if source == "-":
         while block := sys.stdin.buffer.read(2 * PIECE_SAMPLES):
             yield torch.from_numpy(np.frombuffer(block[: len(block) // 2 * 2], "<i2").astype(np.float32) / 32768)
     else:
-        for block in stream_audio(source):
+        for block in stream_audio(source, sample_rate):
             yield from torch.from_numpy(block).split(PIECE_SAMPLES)
 
 
 def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, float]:
-    """Print the novelty line until the audio ends or Ctrl-C ends it; returns steps, median_ms and p95_ms per step, and
-    the real_time_factor: computing time by duration of the audio."""
-    novelty, latencies, samples, busy, steps = Novelty(), [], 0, 0.0, 0
+    """Print novelty until the audio ends or Ctrl-C stops it.
+
+    Returns:
+        `steps`; `median_ms` and `p95_ms` of computing time per step; `real_time_factor`, computing time divided by the
+        duration of the audio.
+    """
+    novelty, samples, busy, steps = Novelty(), 0, 0.0, 0
+    latencies: list[float] = []
+    line = -1
 
     def show(rows: Tensor, times: Tensor) -> None:
+        nonlocal line
         for row, start in zip(rows, times.tolist()):
-            if start % LINE_MS == 0:
+            if start // LINE_MS > line:
+                line = start // LINE_MS
                 print(f"\n{start / 1000:7.1f} s |", end="")
             print(LEVELS[min(int(novelty(row) / 2 * len(LEVELS)), len(LEVELS) - 1)], end="", flush=True)
 
@@ -81,14 +90,14 @@ def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, floa
         steps += len(rows)
         show(rows, times)
     except KeyboardInterrupt:
-        pass  # how live audio usually ends
+        pass  # the usual way to end live audio
     print()
     latencies = latencies or [float("nan")]
     return {
         "steps": steps,
         "median_ms": float(np.median(latencies)),
         "p95_ms": float(np.percentile(latencies, 95)),
-        "real_time_factor": busy * PUBLISHED.sample_rate / max(samples, 1),
+        "real_time_factor": busy * streaming.runtime.sample_rate / max(samples, 1),
     }
 
 
@@ -103,18 +112,23 @@ def _statistics(text: str) -> str | tuple[float, float]:
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.listen") -> None:
+    """The listen command."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="FILE_OR_-", help="audio file, or - for raw stdin: 16 bits, mono, 16 kHz")
+    parser.add_argument(
+        "source",
+        metavar="FILE_OR_-",
+        help="audio file, or - for raw stdin: 16-bit, mono, at the model's rate (16 kHz)",
+    )
     add_weights_arguments(parser)
     add_device_argument(parser)
     parser.add_argument(
         "--statistics",
         type=_statistics,
         default="running",
-        help="of the log-mel: running (default), "
-        "warmup (those of the first 2 s), or MEAN,STD with an equals sign: --statistics=-8.5,3.2",
+        help="that normalise the log-mel: running (default), warmup (those of the first 2 s), or MEAN,STD after an "
+        "equals sign: --statistics=-8.5,3.2",
     )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -122,14 +136,14 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         source = resolve(args.config, args.weights)
         runtime = build_runtime(source, "float32", args.device)
         print(f"{source.label} on {args.device}, one thread")
-        speed = listen(StreamingSSAM(runtime, args.statistics), read_pieces(args.source))
+        speed = listen(StreamingSSAM(runtime, args.statistics), read_pieces(args.source, runtime.sample_rate))
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:
         raise SystemExit(f"listen: {error}")
     print(
-        f"{speed['steps']} steps of 40 ms; per step {speed['median_ms']:.1f} ms (median), {speed['p95_ms']:.1f} ms "
-        f"(95%); real-time factor {speed['real_time_factor']:.3f}"
+        f"{speed['steps']} steps of {runtime.step_ms:g} ms; computing time per step {speed['median_ms']:.1f} ms "
+        f"(median), {speed['p95_ms']:.1f} ms (95%); real-time factor {speed['real_time_factor']:.3f}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Models as folders that anybody can read: `model.safetensors` and `config.json`."""
+"""Models as folders in open formats: `model.safetensors` and `config.json`."""
 
 import json
 from pathlib import Path
@@ -14,16 +14,24 @@ from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
 
 def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "float32") -> Path:
-    """Write the encoder's weights and what rebuilds it; returns the folder, made where it does not exist.
+    """Write the encoder's weights and what is needed to rebuild it. The config is written last, so a folder with a
+    config is complete.
 
-    dtype: of the weights in the file, a key of PRECISIONS; "float16" halves it. They are float32 again when loaded. The
-    config is written last, so that a folder that has one is complete. ValueError for another dtype, and for a folder
-    that holds something else, such as a training.
+    Args:
+        runtime: the model.
+        folder: created if absent.
+        dtype: of the weights in the file, a key of PRECISIONS; "float16" halves the size. They are loaded as float32.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: unknown dtype, or a folder that holds something else, such as a training run.
     """
     check_precision(dtype)
     folder = Path(folder)
     if (folder / "checkpoints").exists() or (folder / CONFIG_NAME).exists() and not _is_saved_model(folder):
-        raise ValueError(f"{folder} holds something else, such as a training; choose another folder for the model")
+        raise ValueError(f"{folder} holds something else, such as a training run; choose another folder for the model")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     state = {key: value.cpu().to(PRECISIONS[dtype]).contiguous() for key, value in runtime.model.state_dict().items()}
@@ -49,8 +57,12 @@ def _is_saved_model(folder: Path) -> bool:
 
 
 def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST:
-    """The runtime that `save_pretrained` wrote. CheckpointError for a folder that is absent, incomplete or damaged,
-    ValueError for an unknown precision."""
+    """Load what `save_pretrained` wrote.
+
+    Raises:
+        CheckpointError: the folder is absent, incomplete or damaged.
+        ValueError: unknown precision.
+    """
     check_precision(precision, "auto")
     folder = Path(folder)
     try:
@@ -60,7 +72,7 @@ def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: damaged, or not a saved model ({error})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / CONFIG_NAME}: not of the format {FORMAT!r}")
+        raise CheckpointError(f"{folder / CONFIG_NAME}: its format is not {FORMAT!r}")
     try:
         experiment = ConfigDict(
             {

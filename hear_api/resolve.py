@@ -1,4 +1,4 @@
-"""From what a user names to a config and a file of weights: the one place that looks for either."""
+"""Find the config and the weight file that a user names; nothing else in the project looks for them."""
 
 import difflib
 import json
@@ -24,7 +24,7 @@ SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a model is built from: a checked config, a file of weights (None: random ones), and its name for tables."""
+    """What a model is built from: a checked config, a weight file (None: random weights), and its name in tables."""
 
     config: ConfigDict
     weights: Path | None
@@ -32,7 +32,7 @@ class ModelSource:
 
     @property
     def label(self) -> str:
-        """The name with the file of weights, such as "ssam_tiny_200_16x4:checkpoint-99"."""
+        """The name and the weight file, such as "ssam_tiny_200_16x4:checkpoint-99"."""
         return f"{self.name}:{UNTRAINED if self.weights is None else self.weights.stem}"
 
 
@@ -41,16 +41,17 @@ def resolve(config_name: str | None, weights: str | Path | None, layout: str | N
 
     Args:
         config_name: an experiment under any of its names ("ssam_tiny_200_16x4", "configs.ssam_tiny_200_16x4" ...) or
-            another module with `get_config()`; None for the config that the weights were trained with, or without
-            weights DEFAULT_MODEL.
-        weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained"; None for the published
-            folder of the config in $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
+            another module with `get_config()`. None: the config that the weights were trained with, or DEFAULT_MODEL if
+            there are no weights either.
+        weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained". None: the published folder
+            of the config in $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
         layout: of scene embeddings, in place of the config's.
 
     Raises:
         ValueError: unknown config, or weights without a config beside them.
         FileNotFoundError: no weights there.
     """
+    path: Path | None
     if config_name is None and weights and weights != UNTRAINED:
         path = find_checkpoint(weights)
         config, name = _config_beside(path)
@@ -65,9 +66,9 @@ def resolve(config_name: str | None, weights: str | Path | None, layout: str | N
 
 
 def load_config(name: str) -> ConfigDict:
-    """The checked config of a module that is named as for `resolve`.
+    """The checked config of a module, named as for `resolve`.
 
-    ValueError if there is no such module, it has no get_config, or a key or value of it is not valid.
+    ValueError if there is no such module, if it has no get_config, or if a key or value is invalid.
     """
     module_name = stored_name(name)
     try:
@@ -85,15 +86,15 @@ def load_config(name: str) -> ConfigDict:
 
 
 def weights_file(config_name: str, weights: str | Path | None) -> Path | None:
-    """The file of weights that `resolve` takes for a config that is named; None for "untrained"."""
+    """The weight file that `resolve` finds for a named config; None for "untrained"."""
     if weights == UNTRAINED:
         return None
     return find_checkpoint(weights or default_weights(stored_name(config_name).rpartition(".")[2]))
 
 
 def default_weights(name: str) -> Path:
-    """The folder with an experiment's weights when none are named: $PT_MAMBA_MODEL_DIR/<name>_4x256_fp16_r1, or else
-    the one that comes with the project. FileNotFoundError if there is neither."""
+    """The folder of an experiment's weights if none are named: $PT_MAMBA_MODEL_DIR/<name>_4x256_fp16_r1, or else the
+    one that comes with the project. FileNotFoundError if neither exists."""
     variable = AXLSTM_WEIGHTS_VARIABLE if name.startswith("axlstm") else WEIGHTS_VARIABLE
     model_dir, shipped = os.environ.get(variable), SHIPPED_WEIGHTS / name
     published = Path(model_dir) / (name + PUBLISHED_SUFFIX) if model_dir else None
@@ -113,7 +114,7 @@ def default_weights(name: str) -> Path:
 
 
 def available_models() -> list[str]:
-    """Names of the models whose weights are on this machine: shipped ones and those in $PT_MAMBA_MODEL_DIR."""
+    """Names of the models whose weights are on this machine, in the project and in $PT_MAMBA_MODEL_DIR."""
     names = {folder.name for folder in SHIPPED_WEIGHTS.glob("*") if folder.is_dir()}
     for model_dir in filter(None, map(os.environ.get, (WEIGHTS_VARIABLE, AXLSTM_WEIGHTS_VARIABLE))):
         published = Path(model_dir).glob(f"*{PUBLISHED_SUFFIX}")
@@ -122,7 +123,7 @@ def available_models() -> list[str]:
 
 
 def trained_front_end(path: Path) -> FrontEnd:
-    """The front end of the config.json beside a file of weights; the published one if there is none, or no such file.
+    """The front end in the config.json beside a weight file, or the published one if there is none.
 
     FrontEndError for values out of range.
     """
@@ -130,12 +131,12 @@ def trained_front_end(path: Path) -> FrontEnd:
 
 
 def _config_beside(path: Path) -> tuple[ConfigDict, str]:
-    """The config that a file of weights was trained with and its name, from the config.json of its work folder or saved
+    """The config that a weight file was trained with and its name, from the config.json of its work folder or saved
     model. ValueError if there is none."""
     found, entries = _read_config_beside(path)
     name = str(entries.pop("name", "unnamed")).rpartition(".")[2]
     try:
-        if entries.get("format") == FORMAT:
+        if found and entries.get("format") == FORMAT:
             name = found.parent.name
             entries = {
                 "scene_layout": entries["scene_layout"],
@@ -150,8 +151,8 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
 
 
 def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict:
-    """A config with its model as `train.py --set` changed it, if a work folder of the same experiment holds the weights
-    at `path`; otherwise the config itself."""
+    """A config with its model as `train.py --set` changed it, if the weights at `path` are in a work folder of the same
+    experiment; otherwise the config itself."""
     found, entries = _read_config_beside(path) if path else (None, {})
     if "model" not in entries or stored_name(str(entries.get("name"))) != module:
         return config
@@ -161,7 +162,7 @@ def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDic
 
 
 def _read_config_beside(path: Path) -> tuple[Path | None, dict]:
-    """The config.json in the folder of a file or in the one above, and its entries, if it has any."""
+    """The config.json in the folder of a file or in the one above, and its entries, if any."""
     folder = path.absolute().parent
     found = next((place / CONFIG_NAME for place in (folder, folder.parent) if (place / CONFIG_NAME).is_file()), None)
     try:

@@ -1,10 +1,11 @@
-"""The encoder as an embedding model for audio of any length, after the HEAR common API (hearbenchmark.com)."""
+"""The encoder as an embedding model for audio of any length, with the HEAR common API (hearbenchmark.com)."""
 
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,23 +16,37 @@ from audio_mamba import models
 from audio_mamba.data.features import LogMelStream, log_mel
 from audio_mamba.data.normalisation import clip_statistics, normalise
 from audio_mamba.front_end import PUBLISHED, FrontEnd
-from audio_mamba.hear_api.ahead import run_ahead
-from audio_mamba.hear_api.inputs import Clip, as_batch, as_clips, check_sample_rate, load_clip
+from audio_mamba.hear_api.clips import (
+    Clip,
+    Failure,
+    LongFile,
+    ShortClip,
+    group_clips,
+    load_clip,
+    prefetch,
+    prefetch_chunks,
+)
+from audio_mamba.hear_api.inputs import ClipInput, as_batch, as_clips, check_sample_rate
 from audio_mamba.hear_api.resolve import ModelSource
-from audio_mamba.hear_api.units import batch_units, plan_units, stack_units
+from audio_mamba.hear_api.segments import batch_segments, plan_segments, stack_segments
 from audio_mamba.hear_api.weights import load_weights
-from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
 from audio_mamba.models.precision import PRECISIONS, autocast
 from audio_mamba.system.machine import bound_threads
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("scene", "timestamps")
-FRAMES_PER_GROUP = 24_000  # spectrograms that `embed` holds at once: 4 minutes, 8 MB
-READ_AHEAD = 4  # files, by a thread each; an hour of audio is 230 MB
-BLOCK_SAMPLES = (
-    60 * PUBLISHED.sample_rate
-)  # log-mels of long clips are made block by block: a spectrum is 10 x the samples
+READING_THREADS = 4
+BLOCK_SAMPLES = 1_000_000  # of a long array at once, since a spectrum takes 10 times the memory of its samples
+
+
+class Part(NamedTuple):
+    """What the encoder gives for a clip, or for a chunk of a long file."""
+
+    number: int  # of the clip in its group
+    rows: Tensor  # embeddings, float32 [n, width], on the CPU; parts of one clip follow each other
+    share: float  # of the clip that was encoded for this part; the shares of a clip add up to 1
 
 
 class RuntimeSSAST(nn.Module):
@@ -39,17 +54,26 @@ class RuntimeSSAST(nn.Module):
 
     Args:
         config: of the experiment, e.g. `configs.ssam_tiny_200_16x4.get_config()`. Its `scene_layout` is "published"
-            (scene embeddings as the paper's code makes them) or "bands" (one average per mel band).
+            (scene embeddings as in the paper's code) or "bands" (one average per mel band).
         weights_dir: checkpoint file, or folder with `checkpoints/checkpoint-<epoch>.pth`, of which the highest epoch is
-            taken. None leaves the weights untrained, the same ones each time.
+            loaded. None leaves the weights untrained, with the same values each time.
         precision: "float32", "float16", "bfloat16", or "auto": float16 on CUDA as published, float32 elsewhere,
-            decided at each call by where the module is.
+            according to the module's device at each call.
 
-    Embeddings are float32, of width `mel bands of the patch grid * embed_dim` (5 * D). All units of all clips of a call
-    pass the encoder together, and units that are only partly needed are cut where the encoder is causal. Any number of
-    threads may call at once.
-    ValueError for an unknown arch, precision or layout; FileNotFoundError and
-    `training.checkpoint.CheckpointError` for weights that are absent or do not fit.
+    Attributes:
+        sample_rate: of the audio in Hz, 16000 with the published front end.
+        scene_embedding_size, timestamp_embedding_size: width of the embeddings, the number of mel bands of the patch
+            grid times `embed_dim` (5 * D with the paper's configs).
+        step_ms: from one timestamp embedding to the next (40 with the paper's configs).
+        front_end: the log-mel settings, from the config.
+
+    A clip is encoded in segments (2 s with the paper's configs). All segments of a call are batched by length, and
+    causal encoders skip the padding at the end. All methods may be called from several threads at once.
+
+    Raises:
+        ValueError: unknown arch, precision or layout; a front end that does not fit the model.
+        FileNotFoundError: no weights there.
+        training.checkpoint.CheckpointError: damaged weights, or those of another architecture.
     """
 
     sample_rate = PUBLISHED.sample_rate
@@ -67,45 +91,57 @@ class RuntimeSSAST(nn.Module):
         if weights_dir is not None:
             logger.info("weights from %s", load_weights(self.model, weights_dir))
         self.model.eval()
-        self.steps_per_unit, bands = self.model.grid_size()
+        self.steps_per_segment, bands = self.model.grid_size()
         self.scene_embedding_size = self.timestamp_embedding_size = bands * self.model.embed_dim
-        self._unit_frames = self.model.num_frames
-        self.frames_per_step = self._unit_frames // self.steps_per_unit
+        self._segment_frames = self.model.num_frames
+        self.frames_per_step = self._segment_frames // self.steps_per_segment
         self.step_ms = 1000 * self.frames_per_step / self.front_end.frames_per_second
 
     def _check_mel_bands(self) -> None:
-        bands = self.model.img_size[0 if self.model.frequency_first else 1]
+        bands = self.model.n_mels
         if bands != self.front_end.n_mels:
             raise ValueError(f"the model reads {bands} mel bands, but front_end.n_mels is {self.front_end.n_mels}")
 
     @property
     def working_precision(self) -> str:
-        """`precision`, where "auto" is what it means on the module's device."""
+        """The precision in use: `precision`, with "auto" decided by the module's device."""
         on_cuda = self.model.pos_embed.device.type == "cuda"
         return ("float16" if on_cuda else "float32") if self.precision == "auto" else self.precision
 
     def get_scene_embeddings(self, audio: Tensor) -> Tensor:
         """One embedding per clip: the mean over time of its features in the config's `scene_layout`.
 
-        audio: float32 [n, samples] (or [samples], one clip) at 16 kHz, more than 200 samples. Returns float32
-        [n, scene_embedding_size] on the module's device. `hear_api.inputs.InputError` for audio that does not fit.
+        Args:
+            audio: float32 [n, samples], or [samples] for one clip, at `sample_rate`; at least
+                `front_end.min_samples` (201 at 16 kHz).
+
+        Returns:
+            float32 [n, scene_embedding_size] on the module's device.
+
+        Raises:
+            hear_api.inputs.InputError: invalid audio.
         """
         return self.features(audio, self.scene_layout)[0].mean(dim=1)
 
     def get_timestamp_embeddings(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings in true time order, one each 40 ms.
+        """Embeddings in true time order, one per patch step (40 ms with the paper's configs).
 
-        audio: as in `get_scene_embeddings`. Returns float32 embeddings [n, t, timestamp_embedding_size] and their
-        timestamps in ms [n, t]: embedding i reads the patches that start at 40 i ms.
+        Args:
+            audio: as in `get_scene_embeddings`.
+
+        Returns:
+            float32 embeddings [n, t, timestamp_embedding_size] and their timestamps in ms [n, t]. Embedding i is that
+            of the patches that start at `i * step_ms`.
         """
         return self.features(audio, "bands")
 
     @torch.no_grad()
     def features(self, audio: Tensor, layout: str = "bands") -> tuple[Tensor, Tensor]:
-        """Embeddings [n, t, width] and timestamps in ms [n, t] of t = ceil(frames / 4) steps, in either layout.
+        """Embeddings [n, t, width] and timestamps in ms [n, t] in either layout, t = ceil(frames / frames_per_step).
 
-        "bands" is true time order with timestamps 40 i. "published" is the order of the paper's code, whose step i of a
-        2 s unit mixes five moments of one band, with that code's timestamps i * duration / t.
+        "bands" is true time order with timestamps `i * step_ms`. "published" is the order of the paper's code, in which
+        one step of a segment holds patches of several moments of one band, with that code's timestamps
+        `i * duration / t`.
         """
         _check_layout(layout)
         embeddings = torch.stack(self.encode(list(self.spectrogram(audio)), layout))
@@ -116,53 +152,105 @@ class RuntimeSSAST(nn.Module):
 
     def embed(
         self,
-        clips: Clip | Sequence[Clip],
+        clips: ClipInput | Sequence[ClipInput],
         kind: str = "scene",
-        sample_rate: int = PUBLISHED.sample_rate,
+        sample_rate: int | None = None,
         output: str = "numpy",
     ) -> np.ndarray | Tensor | list[tuple]:
-        """Embeddings of clips of unequal lengths, any number of them.
+        """Embeddings of any number of clips of any lengths.
 
-        clips: a list of arrays or tensors [n] and paths of audio files; or one of them; or an array [c, n] of c clips.
-        kind: "scene" -> [clips, width]; "timestamps" -> a list with, for each clip, embeddings [t, width] and their
-            times in ms [t].
-        sample_rate: of the arrays, which are resampled if it is not 16000; files are read at their own.
-        output: "numpy", or "torch" for tensors on the CPU.
-        `hear_api.inputs.InputError` and `data.audio.AudioError`, both ValueErrors, name the clip and the fault.
+        Args:
+            clips: a list of arrays or tensors [n] and paths of audio files; or one of them; or an array [c, n] of c
+                clips. Long files are read chunk by chunk, in bounded memory.
+            kind: "scene" or "timestamps".
+            sample_rate: of the arrays, which are resampled if it is not the model's. Files know their own.
+            output: "numpy", or "torch" for tensors on the CPU.
+
+        Returns:
+            For scenes float32 [clips, width]. For timestamps a list with, for each clip, embeddings [t, width] and
+            their times in ms [t].
+
+        Raises:
+            hear_api.inputs.InputError: an invalid array; the message names the clip.
+            data.audio.AudioFileError: an invalid file.
         """
         for name, value, known in (("kind", kind, KINDS), ("output", output, ("numpy", "torch"))):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+        sample_rate = self.sample_rate if sample_rate is None else sample_rate
         check_sample_rate(sample_rate)
-        layout = self.scene_layout if kind == "scene" else "bands"
-        results = []
-        for group in self._spectrogram_groups(as_clips(clips), sample_rate):
-            for rows in self.encode(group, layout):
-                results.append((rows.mean(dim=0) if kind == "scene" else rows).cpu())
+        results: list[Tensor] = []
+        for group in group_clips(self._read(as_clips(clips), sample_rate)):
+            rows: list[list[Tensor]] = [[] for _ in group]
+            for part in self.embed_group(group, kind):
+                rows[part.number].append(part.rows)
+            results += map(torch.cat, rows)
         convert = Tensor.numpy if output == "numpy" else Tensor.contiguous
         if kind == "scene":
-            return convert(torch.stack(results) if results else torch.zeros(0, self.scene_embedding_size))
+            return convert(torch.cat(results) if results else torch.zeros(0, self.scene_embedding_size))
         return [(convert(rows), convert(torch.arange(len(rows)) * self.step_ms)) for rows in results]
+
+    def _read(self, clips: list[ClipInput], sample_rate: int) -> Iterator[Clip]:
+        calls = (
+            (clip, f"clip {number} of {len(clips)}", sample_rate, self.front_end) for number, clip in enumerate(clips)
+        )
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            for audio in prefetch(pool, load_clip, calls, READING_THREADS):
+                if isinstance(audio, LongFile):
+                    yield audio
+                else:
+                    yield ShortClip(self._spectrogram(audio[None])[0], len(audio) / self.sample_rate)
+
+    def embed_group(self, group: Sequence[Clip | Failure], kind: str) -> Iterator[Part]:
+        """Embeddings of a group of `clips.group_clips`, clip by clip; failures have none.
+
+        For scenes there is one row per clip, with the last part of a long file; for timestamps, one row per step.
+        Raises `data.audio.AudioFileError` if a long file cannot be read a second time.
+        """
+        layout = self.layout_of(kind)
+        if isinstance(group[0], LongFile):
+            yield from self._embed_long(group[0], kind, layout)
+            return
+        short = [(number, clip) for number, clip in enumerate(group) if isinstance(clip, ShortClip)]
+        features = self.encode([torch.as_tensor(clip.spectrogram) for _, clip in short], layout)
+        for (number, _), rows in zip(short, features, strict=True):
+            yield Part(number, (rows.mean(dim=0, keepdim=True) if kind == "scene" else rows).cpu(), 1.0)
+
+    def _embed_long(self, file: LongFile, kind: str, layout: str) -> Iterator[Part]:
+        total, steps = torch.zeros(1, self.scene_embedding_size, dtype=torch.float64), 0
+        for chunk in prefetch_chunks(file.chunks(self._segment_frames)):
+            rows, share = self.encode([chunk], layout)[0].cpu(), len(chunk) / file.frames
+            if kind == "scene":
+                total, steps = total + rows.sum(dim=0, keepdim=True, dtype=torch.float64), steps + len(rows)
+                rows = rows[:0]
+            yield Part(0, rows, share)
+        if kind == "scene":
+            yield Part(0, (total / steps).float(), 0.0)
+
+    def layout_of(self, kind: str) -> str:
+        """The layout of an embedding of a kind: `scene_layout`, or true time order for timestamps."""
+        return self.scene_layout if kind == "scene" else "bands"
 
     @torch.no_grad()
     def encode(self, spectrograms: list[Tensor], layout: str) -> list[Tensor]:
-        """Normalised log-mels [frames, 80] of any lengths -> features [ceil(frames / 4), width] of each, float32."""
+        """Normalised log-mels [frames, mels] of any lengths -> float32 features of each, [t, width] with
+        t = ceil(frames / frames_per_step), on the module's device."""
         steps = [-(-len(spectrogram) // self.frames_per_step) for spectrogram in spectrograms]
-        units = plan_units(steps, self.steps_per_unit, lambda kept: self.model.tokens_read(layout, kept))
+        segments = plan_segments(steps, self.steps_per_segment, lambda kept: self.model.tokens_read(layout, kept))
         device = self.model.pos_embed.device
         results = [torch.empty(count, self.scene_embedding_size, device=device) for count in steps]
-        for batch in batch_units(units, device.type):
-            x = stack_units(batch, spectrograms, self.frames_per_step, self._unit_frames).to(device)
+        for batch in batch_segments(segments, device.type):
+            x = stack_segments(batch, spectrograms, self.frames_per_step, self._segment_frames).to(device)
             x = self.model.from_time_first(x.unsqueeze(1))  # [B, T, M] -> [B, 1, T, M], or [B, 1, M, T]
             with self.autocast():
-                rows = self.model.forward_features(x, layout, steps=max(unit.steps for unit in batch))
-            for unit, row in zip(batch, rows):
-                results[unit.clip][unit.first : unit.first + unit.steps] = row[: unit.steps]
+                rows = self.model.forward_features(x, layout, steps=max(segment.steps for segment in batch))
+            for segment, row in zip(batch, rows):
+                results[segment.clip][segment.first : segment.first + segment.steps] = row[: segment.steps]
         return results
 
     def spectrogram(self, audio: Tensor) -> Tensor:
-        """The normalised log-mel that the encoder reads: [n, samples] -> float32 [n, 1 + samples // 160, 80]."""
-        return self._spectrogram(as_batch(audio))
+        """The normalised log-mel that the encoder reads: [n, samples] -> float32 [n, frames, mels]."""
+        return self._spectrogram(as_batch(audio, self.front_end))
 
     @torch.no_grad()
     def _spectrogram(self, audio: Tensor) -> Tensor:
@@ -173,30 +261,16 @@ class RuntimeSSAST(nn.Module):
             spectrograms = log_mel(audio, self.front_end)
         return normalise(spectrograms, clip_statistics(spectrograms, ddof=1))
 
-    def _spectrogram_groups(self, clips: list, sample_rate: int) -> Iterator[list[Tensor]]:
-        """The clips' log-mels, a bounded number of them at a time, files being read ahead by threads."""
-        group, frames = [], 0
-        with ThreadPoolExecutor(READ_AHEAD) as pool:
-            calls = ((clip, f"clip {number} of {len(clips)}", sample_rate) for number, clip in enumerate(clips))
-            for samples in run_ahead(pool, load_clip, calls, READ_AHEAD):
-                group.append(self._spectrogram(samples[None])[0])
-                frames += len(group[-1])
-                if frames >= FRAMES_PER_GROUP:
-                    yield group
-                    group, frames = [], 0
-        if group:
-            yield group
-
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The precision in which the encoder runs."""
+        """A context that runs the encoder in its precision."""
         return autocast(self.model.pos_embed.device, self.working_precision)
 
 
 def build_runtime(
     source: ModelSource, precision: str = "auto", device: str | torch.device | None = None
 ) -> RuntimeSSAST:
-    """The runtime of a resolved model on a device (default: a GPU if there is one). Keeps torch from using more threads
-    than this process has cores. ValueError for a device that is not there."""
+    """The runtime of a resolved model on a device (default: a GPU if there is one). torch is limited to as many threads
+    as this process has cores. ValueError for a device that is not available."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -207,10 +281,10 @@ def build_runtime(
     return RuntimeSSAST(source.config, source.weights, precision).to(device)
 
 
-def build_model(config: ConfigDict) -> nn.Module:
-    """The untrained encoder of a config, with the same weights each time. ValueError for one that cannot be built."""
-    with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it is
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would set those of all GPUs, too
+def build_model(config: ConfigDict) -> MaskedSpectrogramEncoder:
+    """The untrained encoder of a config, with the same weights each time. ValueError if it cannot be built."""
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it is
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs, too
         return models.build(config.model.arch, config.model.model_args.to_dict(), config.model.get("backend", "auto"))
 
 
@@ -220,7 +294,7 @@ def _log_mel_by_blocks(audio: Tensor, front_end: FrontEnd) -> Tensor:
 
 
 def check_precision(precision: str, *others: str) -> None:
-    """ValueError for what is neither a key of PRECISIONS nor one of the `others`."""
+    """ValueError for anything but a key of PRECISIONS or one of the `others`."""
     if precision not in (*others, *PRECISIONS):
         raise ValueError(f"unknown precision {precision!r}; choose from {', '.join((*others, *PRECISIONS))}")
 

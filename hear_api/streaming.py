@@ -1,6 +1,7 @@
 """Live embeddings: SSAM on audio that arrives in pieces of any length, in constant memory."""
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -9,25 +10,29 @@ from torch import Tensor
 
 from audio_mamba.data.features import LogMelStream
 from audio_mamba.data.normalisation import RunningStats, Statistics, normalise
-from audio_mamba.hear_api.inputs import as_samples, check_finite
+from audio_mamba.hear_api.inputs import as_samples, check_values
 from audio_mamba.hear_api.runtime import RuntimeSSAST
+from audio_mamba.models.mamba import MambaState
+from audio_mamba.models.ssam import MambaSSAST
 
 MODES = ("warmup", "running")
 
 
 class StreamingSSAM:
-    """The timestamp embeddings of an endless clip, each as soon as its 40 ms of frames are complete.
+    """The timestamp embeddings of an endless clip, each as soon as the frames of its patch step are complete.
 
-    The state of the Mamba blocks is carried from step to step and begins anew every 2 s, with each unit, so that the
-    results are those of `RuntimeSSAST.get_timestamp_embeddings` in float32 given the same normalisation statistics.
+    The state of the Mamba blocks is carried from step to step and reset at the start of each segment (every 2 s with
+    the paper's configs). With the same normalisation statistics, the results match those of
+    `RuntimeSSAST.get_timestamp_embeddings` in float32.
 
     Args:
         runtime: a RuntimeSSAST with a causal encoder (SSAM).
-        statistics: of the log-mel, by which it is normalised: (mean, std), fixed; "warmup", those of the first
-            `warmup_seconds`, until whose end nothing comes out; or "running", those of all frames so far.
-        warmup_seconds: see above.
+        statistics: by which the log-mel is normalised. A fixed (mean, std); "warmup": those of the first
+            `warmup_seconds`, before which there is no output; or "running": those of all frames so far.
+        warmup_seconds: see `statistics`.
 
-    ValueError for an encoder that is not causal and for statistics that are none.
+    Raises:
+        ValueError: an encoder that is not causal, or invalid statistics.
     """
 
     def __init__(
@@ -35,37 +40,42 @@ class StreamingSSAM:
     ):
         if not runtime.model.causal:
             raise ValueError(
-                f"{type(runtime.model).__name__} is not causal, so it needs whole units; streaming is for SSAM"
+                f"{type(runtime.model).__name__} is not causal, so it needs whole segments; streaming is for SSAM"
             )
-        if statistics not in MODES:
-            statistics = _check_statistics(statistics)
         if not 0 < warmup_seconds < math.inf:
             raise ValueError(f"warmup_seconds must be positive, got {warmup_seconds}")
-        self._runtime, self._model, self._statistics = runtime, runtime.model, statistics
-        self._warmup_frames = (
-            math.ceil(warmup_seconds * runtime.front_end.frames_per_second) if statistics == "warmup" else 0
-        )
-        self._log_mel, self._moments = LogMelStream(runtime.front_end), RunningStats()
+        self.runtime, self._model = runtime, cast(MambaSSAST, runtime.model)
+        self._mode, self._statistics = _check_statistics(statistics)
+        self._warmup_frames = math.ceil(warmup_seconds * runtime.front_end.frames_per_second)
+        self._log_mel, self._running = LogMelStream(runtime.front_end), RunningStats()
         self._frames = torch.zeros(0, runtime.front_end.n_mels)  # not yet embedded
-        self._step, self._states, self._ended = 0, None, False
+        self._step, self._ended = 0, False
+        self._states: list[MambaState] = []
 
     @torch.inference_mode()
     def feed(self, samples: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-        """Some more samples, floating-point [n] at 16 kHz, any n -> the embeddings [t, width] of the steps that are now
-        complete, perhaps none, and their starts in ms [t].
+        """Take in the next piece of audio.
 
-        `hear_api.inputs.InputError` for other types and shapes, NaN, Inf and unscaled PCM; ValueError after `finish`.
+        Args:
+            samples: floating-point [n] at the runtime's sample rate, any n.
+
+        Returns:
+            The embeddings [t, width] of the steps that are now complete (t may be 0), and their starts in ms [t].
+
+        Raises:
+            hear_api.inputs.InputError: another type or shape, NaN, Inf, or unscaled PCM.
+            ValueError: after `finish`.
         """
         self._check_not_ended()
-        samples = check_finite(as_samples(samples, "the piece"), "the piece")
-        frames = self._log_mel.feed(samples.to(self._model.pos_embed.device))
+        piece = check_values(as_samples(samples, "the piece"), "the piece")
+        frames = self._log_mel.feed(piece.to(self._model.pos_embed.device))
         return self._advance(frames, ended=False)
 
     @torch.inference_mode()
     def finish(self) -> tuple[Tensor, Tensor]:
-        """The audio has ended: the steps that are left, as `feed` returns them, the last one padded as offline.
+        """End the audio. Returns the remaining steps as `feed` does, the last one padded as offline.
 
-        ValueError after fewer than 201 samples in all, and for a second call.
+        ValueError if there were too few samples in total (201 are needed at 16 kHz), and on a second call.
         """
         self._check_not_ended()
         rest = self._log_mel.finish()
@@ -74,51 +84,55 @@ class StreamingSSAM:
 
     def _check_not_ended(self) -> None:
         if self._ended:
-            raise ValueError("this stream has ended; other audio needs another StreamingSSAM")
+            raise ValueError("this stream has ended; create another StreamingSSAM for more audio")
 
     def _advance(self, new: Tensor, ended: bool) -> tuple[Tensor, Tensor]:
         self._frames = torch.cat([self._frames.to(new), new])
-        if self._statistics == "warmup":
-            self._moments.add(new[: self._warmup_frames - self._moments.frames])
-            if ended or self._moments.frames == self._warmup_frames:
-                self._statistics = self._moments.statistics()
+        if self._mode == "warmup" and self._statistics is None:
+            self._running.add(new[: self._warmup_frames - self._running.frames])
+            if ended or self._running.frames == self._warmup_frames:
+                self._statistics = self._running.statistics()
         first, rows = self._step, []
-        while self._statistics != "warmup" and (steps := self._steps_waiting(ended)):
+        while steps := self._steps_ready(ended):
             rows.append(self._embed_steps(steps))
-        times = torch.arange(first, self._step) * self._runtime.step_ms
-        return torch.cat(rows) if rows else new.new_zeros(0, self._runtime.timestamp_embedding_size), times
+        times = torch.arange(first, self._step) * self.runtime.step_ms
+        return torch.cat(rows) if rows else new.new_zeros(0, self.runtime.timestamp_embedding_size), times
 
-    def _steps_waiting(self, ended: bool) -> int:
+    def _steps_ready(self, ended: bool) -> int:
         """How many steps can be embedded at once."""
-        waiting = len(self._frames) / self._runtime.frames_per_step
-        waiting = math.ceil(waiting) if ended else int(waiting)
-        most = self._runtime.steps_per_unit - self._step_of_unit()
-        return min(waiting, 1 if self._statistics == "running" else most)
+        if self._mode == "warmup" and self._statistics is None:
+            return 0
+        waiting = len(self._frames) / self.runtime.frames_per_step
+        left_in_segment = self.runtime.steps_per_segment - self._step_in_segment()
+        return min(math.ceil(waiting) if ended else int(waiting), 1 if self._mode == "running" else left_in_segment)
 
-    def _step_of_unit(self) -> int:
-        return self._step % self._runtime.steps_per_unit
+    def _step_in_segment(self) -> int:
+        return self._step % self.runtime.steps_per_segment
 
     def _embed_steps(self, steps: int) -> Tensor:
-        """The next steps, all of one unit -> [steps, width]."""
-        needed = steps * self._runtime.frames_per_step
+        """The next steps, all of one segment -> [steps, width]."""
+        needed = steps * self.runtime.frames_per_step
         frames, self._frames = self._frames[:needed], self._frames[needed:]
-        if self._statistics == "running":
-            self._moments.add(frames)
-        statistics = self._moments.statistics() if self._statistics == "running" else self._statistics
+        if self._mode == "running":
+            self._running.add(frames)
+        statistics = self._statistics or self._running.statistics()
         frames = F.pad(normalise(frames, statistics), (0, 0, 0, needed - len(frames)))
-        if self._step_of_unit() == 0:
+        if self._step_in_segment() == 0:
             self._states = self._model.init_states(batch=1)
-        tokens = self._model.embed_steps(frames[None, None], first=self._step_of_unit())  # [1, 5 steps, D]
+        tokens = self._model.embed_steps(frames[None, None], first=self._step_in_segment())  # [1, steps * M', D]
         tokens, self._states = self._model.step(tokens, self._states)
         self._step += steps
         return tokens.reshape(steps, -1).float()
 
 
-def _check_statistics(statistics) -> Statistics:
+def _check_statistics(statistics: tuple[float, float] | str) -> tuple[str, Statistics | None]:
+    """The mode, "fixed" or one of MODES, and the statistics of "fixed"."""
+    if isinstance(statistics, str) and statistics in MODES:
+        return statistics, None
     try:
         mean, std = map(float, statistics)
     except (TypeError, ValueError):
         mean = std = math.nan
     if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
         raise ValueError(f"statistics must be (mean, std), or one of {', '.join(MODES)}; got {statistics!r}")
-    return Statistics(mean, std)
+    return "fixed", Statistics(mean, std)

@@ -1,4 +1,4 @@
-"""Files of weights: found in a folder, read safely, loaded into a model."""
+"""Weight files: find them in a folder, read them safely, load them into a model."""
 
 from pathlib import Path
 
@@ -8,16 +8,20 @@ from torch import Tensor, nn
 
 from audio_mamba.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_model_state
 
-CONFIG_NAME = "config.json"  # beside the weights: of a work folder, or of a saved model
+CONFIG_NAME = "config.json"  # beside the weights, in a work folder or a saved model
 WEIGHTS_NAME = "model.safetensors"  # of a saved model
 FORMAT = "audio-mamba 1"  # of a saved model's config.json
 
 
 def find_checkpoint(weights_dir: str | Path) -> Path:
-    """A file of weights: `weights_dir` itself, the one of a saved model, or the highest epoch in the folder
-    `checkpoints` or in `weights_dir`.
+    """The weight file that a path names.
 
-    FileNotFoundError if there is none.
+    Args:
+        weights_dir: a weight file, a saved model, or a folder of checkpoints or with a sub-folder `checkpoints`, of
+            which the highest epoch counts.
+
+    Raises:
+        FileNotFoundError: no weights there.
     """
     weights_dir = Path(weights_dir)
     if weights_dir.is_file():
@@ -33,10 +37,11 @@ def find_checkpoint(weights_dir: str | Path) -> Path:
 
 
 def load_weights(model: nn.Module, weights_dir: str | Path) -> Path:
-    """Load the weights of a saved model or the newest checkpoint in `weights_dir` into a model; returns the file taken.
+    """Load the weights that `find_checkpoint` finds into a model, and return their file.
 
-    FileNotFoundError if there is none, `training.checkpoint.CheckpointError` for a damaged file or another
-    architecture.
+    Raises:
+        FileNotFoundError: no weights there.
+        CheckpointError: a damaged file, or weights of another architecture.
     """
     path = find_checkpoint(weights_dir)
     state = read_safetensors(path) if path.suffix == ".safetensors" else load_checkpoint(path)["model"]
@@ -45,7 +50,7 @@ def load_weights(model: nn.Module, weights_dir: str | Path) -> Path:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name. CheckpointError for a file that is absent or damaged."""
+    """Tensors by name. CheckpointError if the file is absent or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError as error:

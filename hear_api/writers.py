@@ -1,17 +1,17 @@
-"""The result of `hear_api.embed` as .npz, as a folder of .npy files, or as .parquet; whole or not at all.
+"""The formats of the embed command's result: .npz, .parquet, or a folder of .npy files; written atomically.
 
-Embeddings are float32, `start` and `duration` seconds. `settings` is a JSON object of what the embeddings follow from;
-its `model` and `layout` are also named by themselves. The same embeddings of the same settings give the same bytes.
+Embeddings are float32, `start` and `duration` are in seconds. `settings` is a JSON object of what the embeddings depend
+on; its `model` and `layout` are also stored separately. The same embeddings and settings give the same bytes.
 """
 
 import csv
-import io
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -22,50 +22,36 @@ NAME_BYTES = 200
 SETTINGS_NAME, INDEX_NAME = "settings.json", "index.csv"  # in a folder of .npy files
 
 
-def writer_for(out: Path):
-    """The function that writes `out`, by its suffix. ValueError for one that stands for no format."""
-    writers = {".npz": write_npz, ".parquet": write_parquet, "": write_npy_folder}
-    if out.suffix.lower() not in writers:
+class Format(NamedTuple):
+    """How a result is written and how its settings are read back."""
+
+    write: Callable[[Path, Journal, float], None]  # result, journal, seconds from one embedding of a file to the next
+    settings: Callable[[Path], str | bytes | None]  # JSON; None for results of earlier versions
+
+
+def format_of(out: Path) -> Format:
+    """The format of a result, by its suffix. ValueError for an unknown one."""
+    formats = {
+        ".npz": Format(write_npz, _settings_of_npz),
+        ".parquet": Format(write_parquet, _settings_of_parquet),
+        "": Format(write_npy_folder, _settings_of_npy_folder),
+    }
+    if out.suffix.lower() not in formats:
         raise ValueError(f"--out {out}: write it as .npz, .parquet, or without a suffix for a folder of .npy files")
-    return writers[out.suffix.lower()]
-
-
-def failures_path(out: Path) -> Path:
-    """The table of the files that are not in `out`, beside it; it is there if there are any."""
-    return out.with_name(f"{out.name}.failed.csv")
-
-
-def write_failures(out: Path, failed: list[Entry]) -> None:
-    """Columns path and error."""
-    if not failed:
-        failures_path(out).unlink(missing_ok=True)  # of an earlier result of the same name
-        return
-    with atomic_write(failures_path(out)) as file:
-        table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True))
-        table.writerows([("path", "error"), *((entry.path, entry.error) for entry in failed)])
-        text.detach()
-
-
-def read_failures(out: Path) -> list[Entry]:
-    """What `write_failures` wrote beside `out`."""
-    if not failures_path(out).exists():
-        return []
-    with open(failures_path(out), newline="", encoding="utf-8") as file:
-        return [Entry(row["path"], error=row["error"]) for row in csv.DictReader(file)]
+    return formats[out.suffix.lower()]
 
 
 def read_settings(out: Path) -> dict | None:
-    """The settings that `out` was written with; None for a result of earlier versions, which hold none.
+    """The settings of a result; None for a result of earlier versions, which did not store them.
 
-    ValueError for what is no result.
+    ValueError if `out` is not a result.
     """
-    read = {".npz": _settings_of_npz, ".parquet": _settings_of_parquet, "": _settings_of_npy_folder}
     try:
-        text = read[out.suffix.lower()](out)
+        text = format_of(out).settings(out)
         return None if text is None else json.loads(text)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{out} exists already, and cannot be read as a result of this command ({error}); remove it "
+            f"{out} exists already and cannot be read as a result of this command ({error}); remove it "
             "or choose another name"
         ) from error
 
@@ -90,9 +76,9 @@ def _settings_of_npy_folder(out: Path) -> str | None:
     return (out / SETTINGS_NAME).read_text() if (out / SETTINGS_NAME).exists() else None
 
 
-def write_npz(out: Path, journal: Journal, step_seconds: float, settings: dict) -> None:
-    """Arrays path [files], duration [files], offset [files + 1] (rows offset[i] to offset[i + 1] are those of file i),
-    embedding [rows, width], start [rows], and the strings model, layout and settings (JSON)."""
+def write_npz(out: Path, journal: Journal, step_seconds: float) -> None:
+    """Arrays path [files], duration [files], offset [files + 1], embedding [rows, width] and start [rows], and the
+    strings model, layout and settings (JSON). File i has the rows offset[i] to offset[i + 1]."""
     entries = _good(journal)
     counts = np.array([entry.rows for entry in entries], np.int64)
     small = {
@@ -100,8 +86,8 @@ def write_npz(out: Path, journal: Journal, step_seconds: float, settings: dict) 
         "duration": np.array([entry.seconds for entry in entries], np.float64),
         "offset": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "start": _starts(counts, step_seconds),
-        **{name: np.array(settings[name]) for name in ("model", "layout")},
-        "settings": np.array(json.dumps(settings)),
+        **{name: np.array(journal.settings[name]) for name in ("model", "layout")},
+        "settings": np.array(json.dumps(journal.settings)),
     }
     with atomic_write(out) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in small.items():
@@ -111,9 +97,9 @@ def write_npz(out: Path, journal: Journal, step_seconds: float, settings: dict) 
             _write_npy(member, journal.read_rows(), (journal.count, journal.width))
 
 
-def write_parquet(out: Path, journal: Journal, step_seconds: float, settings: dict) -> None:
+def write_parquet(out: Path, journal: Journal, step_seconds: float) -> None:
     """Columns path, start, embedding (a list of fixed size), duration, model, layout; one line per embedding. The
-    schema's metadata has `settings` (JSON)."""
+    metadata of the schema holds `settings` (JSON)."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -127,7 +113,7 @@ def write_parquet(out: Path, journal: Journal, step_seconds: float, settings: di
             ("model", text),
             ("layout", text),
         ],
-        metadata={"settings": json.dumps(settings)},
+        metadata={"settings": json.dumps(journal.settings)},
     )
     with atomic_write(out) as file, parquet.ParquetWriter(file, schema) as writer:
         lines = _lines(journal, step_seconds)
@@ -138,19 +124,19 @@ def write_parquet(out: Path, journal: Journal, step_seconds: float, settings: di
                 pa.array(starts),
                 pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), journal.width),
                 pa.array(durations),
-                *(pa.array([settings[name]] * len(rows)).dictionary_encode() for name in ("model", "layout")),
+                *(pa.array([journal.settings[name]] * len(rows)).dictionary_encode() for name in ("model", "layout")),
             ]
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def write_npy_folder(out: Path, journal: Journal, step_seconds: float, settings: dict) -> None:
-    """`<number>_<name>.npy` per file, [rows, width], index.csv: npy, path, rows, step, duration, model, layout, and
+def write_npy_folder(out: Path, journal: Journal, step_seconds: float) -> None:
+    """One `<number>_<name>.npy` [rows, width] per file, index.csv (npy, path, rows, step, duration, model, layout), and
     settings.json."""
     unfinished = journal.folder / "npy"
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it wrote
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
     unfinished.mkdir()
-    (unfinished / SETTINGS_NAME).write_text(json.dumps(settings))
-    rows = _RowReader(journal)
+    (unfinished / SETTINGS_NAME).write_text(json.dumps(journal.settings))
+    rows, model, layout = _RowReader(journal), journal.settings["model"], journal.settings["layout"]
     with open(unfinished / INDEX_NAME, "w", newline="", encoding="utf-8") as table:
         index = csv.writer(table)
         index.writerow(["npy", "path", "rows", "step", "duration", "model", "layout"])
@@ -158,20 +144,18 @@ def write_npy_folder(out: Path, journal: Journal, step_seconds: float, settings:
             name = f"{number:06d}_{_short(Path(entry.path).stem)}.npy"
             with open(unfinished / name, "wb") as file:
                 _write_npy(file, rows.take(entry.rows), (entry.rows, journal.width))
-            index.writerow(
-                [name, entry.path, entry.rows, step_seconds, entry.seconds, settings["model"], settings["layout"]]
-            )
-    os.sync()  # once: a call for each of many small files takes longer than all else
+            index.writerow([name, entry.path, entry.rows, step_seconds, entry.seconds, model, layout])
+    os.sync()  # once, since a call for each of many small files would take longer than everything else
     unfinished.rename(out)
 
 
 def _short(stem: str) -> str:
-    """Its first NAME_BYTES bytes: a file system allows 255 in a name."""
+    """The first NAME_BYTES bytes of a name, since file systems allow 255."""
     return stem.encode()[:NAME_BYTES].decode(errors="ignore")
 
 
 class _RowReader:
-    """Hands out a journal's rows in portions that need not match those in which they are read."""
+    """Reads the rows of a journal in any portions."""
 
     def __init__(self, journal: Journal):
         self._blocks, self._held = journal.read_rows(), np.zeros((0, journal.width), np.float32)
@@ -190,7 +174,7 @@ def _good(journal: Journal) -> list[Entry]:
 
 
 def _starts(counts: np.ndarray, step_seconds: float) -> np.ndarray:
-    """Seconds at which each row begins, [rows]."""
+    """Start of each row in seconds, [rows]."""
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     return np.round((np.arange(counts.sum()) - firsts) * step_seconds, 6)
 
@@ -202,7 +186,7 @@ def _lines(journal: Journal, step_seconds: float) -> Iterator[tuple[str, float, 
             yield entry.path, round(row * step_seconds, 6), entry.seconds
 
 
-def _write_npy(file, blocks: Iterator[np.ndarray], shape: tuple[int, int]) -> None:
+def _write_npy(file: IO[bytes], blocks: Iterator[np.ndarray], shape: tuple[int, int]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
     for block in blocks:
         file.write(np.ascontiguousarray(block).data)

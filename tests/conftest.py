@@ -24,3 +24,12 @@ def shared_tasks() -> Path:
     if not path.is_dir():
         pytest.skip("the folder of real recordings ../shared/tasks is absent")
     return path
+
+
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Damaged inputs that are too large for the checkout; they are beside it, like the recordings."""
+    path = ROOT.parent / "shared" / "cases"
+    if not path.is_dir():
+        pytest.skip("the folder of damaged inputs ../shared/cases is absent")
+    return path

@@ -1,4 +1,4 @@
-"""The benchmark of embeddings runs, and what it compares gives the same numbers."""
+"""The benchmark of embeddings runs, and the procedures that it compares give the same numbers."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_it_writes_a_rate_for_every_procedure(tmp_path, capsys):
     names = [
         "published, batch 1",
         "published, batch 16",
-        "fast, whole units",
+        "fast, whole segments",
         "fast, cut, published",
         "fast, cut, bands",
     ]

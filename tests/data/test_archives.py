@@ -71,8 +71,8 @@ def test_webdataset_reads_our_shards(tmp_path):
     samples = make_samples(4)
     write_shard(tmp_path / "a.tar", samples)
     found = [
-        Sample(item["__key__"], np.load(io.BytesIO(item["data.pyd"])), np.load(io.BytesIO(item["target.pyd"])))
-        for item in webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
+        Sample(item["__key__"], item["data.npy"], np.array(item["target.json"], np.int64))
+        for item in webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode()
     ]
     assert_same(found, samples)
 
@@ -97,7 +97,7 @@ def test_keys_follow_webdatasets_rule(tmp_path):
     assert all(len(sample.labels) == 0 for sample in samples)
 
 
-def test_the_saved_index_is_that_of_the_headers_and_is_left_when_stale(tmp_path):
+def test_the_saved_index_agrees_with_the_headers_and_is_ignored_when_out_of_date(tmp_path):
     shard = tmp_path / "a.tar"
     write_shard(shard, make_samples(6))
     saved, walked = read_index(shard), index_from_headers(shard)
@@ -108,7 +108,7 @@ def test_the_saved_index_is_that_of_the_headers_and_is_left_when_stale(tmp_path)
     assert len(read_index(shard)) == 3
 
 
-def test_a_failure_in_mid_shard_leaves_nothing(tmp_path):
+def test_a_failure_in_mid_shard_leaves_no_files(tmp_path):
     def failing():
         yield from make_samples(3)
         raise RuntimeError("stop")
@@ -135,7 +135,7 @@ def test_atomic_write_keeps_the_old_file_until_the_new_is_complete(tmp_path):
 
 def test_manifest_round_trip_and_refusal(tmp_path):
     assert read_manifest(tmp_path) is None
-    manifest = {"samples": 3, "settings": {}, "shards": [], "labels": ["Ä"]}
+    manifest = {"samples": 3, "settings": {}, "shards": [{"name": "a.tar", "samples": 3}], "labels": ["Ä"]}
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
     for text in ("{}", "[1]", "not json"):
@@ -144,7 +144,7 @@ def test_manifest_round_trip_and_refusal(tmp_path):
             read_manifest(tmp_path)
 
 
-def test_folders_list_their_shards_and_disagreement_is_an_error(tmp_path):
+def test_the_manifest_decides_which_shards_there_are_and_contradictions_are_errors(tmp_path):
     with pytest.raises(ArchiveError, match="no shards"):
         shard_indices(tmp_path)
     write_shard(tmp_path / "shard-000000.tar", make_samples(3))
@@ -153,7 +153,7 @@ def test_folders_list_their_shards_and_disagreement_is_an_error(tmp_path):
     manifest = {"samples": 3, "settings": {}, "shards": [{"name": "shard-000000.tar", "samples": 3}]}
     write_manifest(tmp_path, manifest)
     assert [path.name for path, _ in shard_indices(tmp_path)] == ["shard-000000.tar"]
-    manifest["shards"][0]["samples"] = 4
+    manifest["shards"][0]["samples"] = manifest["samples"] = 4
     write_manifest(tmp_path, manifest)
     with pytest.raises(ArchiveError, match="shard-000000.tar holds 3 samples, but manifest.json says 4"):
         shard_indices(tmp_path)

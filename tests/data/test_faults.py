@@ -1,4 +1,4 @@
-"""Damaged archives: what is skipped and told of, what stops, and that no byte of them is ever run."""
+"""Damaged archives: what is skipped with a warning, what raises an error; and no code in them is ever executed."""
 
 import logging
 import os
@@ -69,7 +69,7 @@ BAD_CLIPS = {
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("how", BAD_CLIPS)
-def test_a_bad_sample_is_skipped_with_a_warning_and_a_good_one_stands_in(tmp_path, caplog, how, num_workers):
+def test_a_bad_sample_is_skipped_with_a_warning_and_a_good_one_replaces_it(tmp_path, caplog, how, num_workers):
     data = {f"clip{i:03d}": pickle.dumps(clip(i)) for i in range(250)}
     write_published(tmp_path / "a.tar", data | {"clip077": pickle.dumps(BAD_CLIPS[how])})
     loader = make_loader([tmp_path], num_frames=NUM_FRAMES, batch_size=10, num_workers=num_workers)
@@ -106,7 +106,7 @@ def test_the_limit_of_a_rank_is_one_percent_of_what_it_reads(tmp_path):
         list(make_validation_loader(tmp_path, rank=0, world_size=2, **options))
 
 
-def test_faults_count_each_pass_anew_but_warn_once(caplog):
+def test_faults_are_counted_per_pass_but_logged_once(caplog):
     faults = Faults(total=100)
     for _ in range(3):
         faults.begin_pass()
@@ -131,17 +131,17 @@ def test_a_shard_that_vanishes_during_training(tmp_path, num_workers):
         epoch_of(loader)
 
 
-def test_flipped_bytes_among_the_values_are_seen_where_they_matter(tmp_path):
-    write_clips(tmp_path / "a.tar", 3)
-    place = index_from_headers(tmp_path / "a.tar").places[1]
+def test_changed_bytes_among_the_values_of_a_crop_are_detected(tmp_path):
+    write_clips(tmp_path / "a.tar", 60)  # more than the 128 KiB that the index has a digest of
+    place = index_from_headers(tmp_path / "a.tar").places[30]
     middle = int(place["data_offset"] + place["data_size"]) - 14 * 80 * 4 // 2  # any crop of 10 of 14 frames has it
     damage(tmp_path / "a.tar", middle, np.float32(1e20).tobytes())
     dataset = LogMelDataset([tmp_path], NUM_FRAMES, strict=True)
-    with pytest.raises(ArchiveError, match="a.tar, sample clip001: the values do not fit"):
-        dataset[0, 1]
+    with pytest.raises(ArchiveError, match="a.tar, sample clip030: the values do not fit"):
+        dataset[0, 30]
 
 
-def test_a_truncated_shard_lends_what_is_left(tmp_path, caplog):
+def test_the_whole_samples_of_a_truncated_shard_are_used(tmp_path, caplog):
     write_clips(tmp_path / "a.tar", 500)
     write_clips(tmp_path / "b.tar", 4)
     write_manifest(
@@ -163,7 +163,7 @@ def test_a_truncated_shard_lends_what_is_left(tmp_path, caplog):
         LogMelDataset([tmp_path], NUM_FRAMES)
 
 
-def test_a_short_clip_is_repeated_alike_in_place_and_whole(tmp_path):
+def test_a_short_clip_is_repeated_the_same_way_in_place_and_whole(tmp_path):
     (tmp_path / "ours").mkdir()
     (tmp_path / "published").mkdir()
     for dtype in (np.float32, np.float16, np.float64):
@@ -203,7 +203,7 @@ def test_only_the_crop_is_read(tmp_path):
 
 
 def test_fuzz_of_500_damaged_archives(tmp_path):
-    """Whatever the damage: batches, or one error that names a shard; no hang, and no code of a pickle is run."""
+    """Any damage gives batches or one error that names a shard; nothing hangs, and no code of a pickle is executed."""
     templates = tmp_path / "templates"
     for kind in ("npy", "pickle", "published"):
         (templates / kind).mkdir(parents=True)
@@ -302,7 +302,7 @@ def test_verify_names_what_is_wrong(tmp_path, capsys):
         verify_command([str(tmp_path / "none")])
 
 
-def test_inspect_tells_and_draws(tmp_path, capsys):
+def test_inspect_reports_and_draws(tmp_path, capsys):
     write_clips(tmp_path / "a.tar", 30, bad={4: clip(4, frames=1000)})
     write_manifest(
         tmp_path,

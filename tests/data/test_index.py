@@ -1,4 +1,4 @@
-"""The index command on archives that webdataset wrote: training sees the same, and reads less."""
+"""The index command on archives written by webdataset: training reads the same samples, and fewer bytes."""
 
 import logging
 import os
@@ -74,7 +74,7 @@ def written(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_a_published_archive_trains_alike_with_its_index_and_reads_only_crops(archive, capsys, monkeypatch):
+def test_a_published_archive_gives_the_same_batches_with_an_index_and_only_crops_are_read(archive, capsys, monkeypatch):
     before = batches_of(archive)
     main([str(archive), "--workers", "2"])
     assert f"{archive}: 3 of 3 shards indexed, 140 samples\n" in capsys.readouterr().out
@@ -94,11 +94,11 @@ def test_a_published_archive_trains_alike_with_its_index_and_reads_only_crops(ar
     assert not headers_read and len(bytes_read) == 140 and max(bytes_read) == NUM_FRAMES * 80 * 4
 
 
-def test_again_it_does_only_what_is_missing(archive, capsys):
+def test_a_second_run_writes_only_missing_indexes(archive, capsys):
     main([str(archive)])
     first = written(archive)
     main([str(archive)])
-    assert "each of its 3 shards has an index already" in capsys.readouterr().out and written(archive) == first
+    assert "all of its 3 shards have an index already" in capsys.readouterr().out and written(archive) == first
     index_path(archive / "a.tar").unlink()  # lost
     index_path(archive / "b.tar").write_bytes(b"no index")  # damaged
     write_published(archive / "c.tar", published(range(7)))  # belongs to another shard
@@ -116,7 +116,7 @@ def test_again_it_does_only_what_is_missing(archive, capsys):
     }
 
 
-def test_bad_samples_and_shards_are_named_and_met_by_training_as_before(archive, capsys):
+def test_bad_samples_and_shards_are_named_and_training_reports_them_as_before(archive, capsys):
     bad = {
         "cut": pickle.dumps(clip(1))[:200],
         "nan": pickle.dumps(np.full((14, 80), np.nan, np.float32)),
@@ -151,7 +151,7 @@ def test_bad_samples_and_shards_are_named_and_met_by_training_as_before(archive,
         LogMelDataset([archive], NUM_FRAMES, strict=True)
 
 
-def test_values_that_do_not_lie_row_by_row_are_counted_and_read_whole(tmp_path, capsys):
+def test_values_that_are_not_stored_row_by_row_are_counted_and_read_whole(tmp_path, capsys):
     write_published(
         tmp_path / "a.tar",
         {
@@ -162,13 +162,13 @@ def test_values_that_do_not_lie_row_by_row_are_counted_and_read_whole(tmp_path, 
     )
     before = [LogMelDataset([tmp_path], NUM_FRAMES)[0, i]["spectrogram"] for i in range(3)]
     main([str(tmp_path)])
-    assert "1 of 1 shards indexed, 3 samples; 2 of them must still be read whole" in capsys.readouterr().out
+    assert "1 of 1 shards indexed, 3 samples; 2 of these must still be read whole" in capsys.readouterr().out
     for i, expected in enumerate(before):
         found = LogMelDataset([tmp_path], NUM_FRAMES)[0, i]["spectrogram"]
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
-def test_an_index_of_data_prepare_that_was_lost_comes_back_byte_by_byte(tmp_path):
+def test_a_lost_index_of_data_prepare_is_written_again_byte_for_byte(tmp_path):
     write_shard(tmp_path / "shard-000000.tar", [Sample(f"{i}", clip(i), np.array([i])) for i in range(5)])
     write_manifest(tmp_path, {"samples": 5, "settings": {}, "shards": [{"name": "shard-000000.tar", "samples": 5}]})
     original = index_path(tmp_path / "shard-000000.tar").read_bytes()
@@ -178,7 +178,7 @@ def test_an_index_of_data_prepare_that_was_lost_comes_back_byte_by_byte(tmp_path
 
 
 def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
-    with pytest.raises(SystemExit, match="index: --workers is 0; at least 1"):
+    with pytest.raises(SystemExit, match="index: --workers must be at least 1, got 0"):
         main([str(archive), "--workers", "0"])
     with pytest.raises(SystemExit, match="index: no shards"):
         (archive / "empty").mkdir()
@@ -187,7 +187,7 @@ def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
         main([str(archive / "absent")])
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda path, mode: False)
-        with pytest.raises(SystemExit, match=f"^index: {archive} is not writable, but the index of a shard lies"):
+        with pytest.raises(SystemExit, match=f"^index: {archive} is read-only, and indexes are written next to"):
             main([str(archive)])
         links = archive / "links"  # what that sentence advises
         links.mkdir()
@@ -197,15 +197,15 @@ def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
     assert_same(batches_of(links), batches_of(archive))
     assert not list(archive.glob("*.npz"))
     index_path(archive / "a.tar").mkdir()  # so that its file cannot be written
-    with pytest.raises(SystemExit, match="index: .*a.index.npz.*; once its cause is removed, the same command goes on"):
+    with pytest.raises(SystemExit, match="index: .*a.index.npz.*; once the cause is removed, the same command"):
         main([str(archive)])
     assert not list(archive.glob("*.partial"))
     (archive / "unfinished").write_text("{}")
-    with pytest.raises(SystemExit, match="is not complete: the same data.prepare command goes on with it"):
+    with pytest.raises(SystemExit, match="is not complete: the same data.prepare command continues it"):
         main([str(archive)])
 
 
-def test_ctrl_c_ends_it_at_once_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_stops_it_at_once_and_the_same_command_continues(tmp_path):
     members = {f"Y{number:011d}": pickle.dumps(np.ones((4000, 80), np.float32)) for number in range(120)}
     write_published(tmp_path / "b.tar", members)
     write_published(tmp_path / "a.tar", published(range(3)))

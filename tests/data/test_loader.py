@@ -56,7 +56,7 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
 make = functools.partial(make_loader, num_frames=NUM_FRAMES, draw_mask=draw_mask, seed=5, strict=True)
 
 
-def test_batches_have_the_promised_form(archive):
+def test_batches_have_the_documented_form(archive):
     loader = make(archive, batch_size=4)
     batches = epoch_of(loader, 0)
     assert len(batches) == len(loader) == N_SAMPLES // 4

@@ -153,18 +153,18 @@ def test_faults_are_named_by_shard_and_key(archive, server, tmp_path, caplog):
     size = (archive / "shard-0.tar").stat().st_size
     for length in (700, 100000, size // 2, size // 1024 * 512, size - 10240):
         cut = f"pipe:head -c {length} {archive}/shard-0.tar"
-        with pytest.raises(ArchiveError, match=f"head -c {length} .*shard-0.tar: cannot be read to its end as a tar"):
+        with pytest.raises(ArchiveError, match=f"head -c {length} .*shard-0.tar: cannot be read in full as a tar"):
             epoch_of(make([cut], strict=True), 0)
     flipped = bytearray((archive / "shard-0.tar").read_bytes())
     flipped[int(index_from_headers(archive / "shard-0.tar").places["data_offset"][9]) - 400] ^= 1
     (tmp_path / "flipped.tar").write_bytes(flipped)
-    with pytest.raises(ArchiveError, match="flipped.tar: cannot be read to its end as a tar file"):
+    with pytest.raises(ArchiveError, match="flipped.tar: cannot be read in full as a tar file .damaged between byte"):
         epoch_of(make([str(tmp_path / "flipped.tar")], strict=True), 0)
     with pytest.raises(ArchiveError, match="none of 1 remote shards can be read.*absent.tar"):
         epoch_of(make([server + "/absent.tar"]), 0)
 
 
-def test_samples_that_are_all_bad_stop_instead_of_a_search_without_end(archive):
+def test_an_endless_search_for_a_good_sample_is_stopped(archive):
     loader = make([str(archive / "shard-{0..5}.tar")], front_end=FrontEnd(n_mels=64))
     for read in (loader.dataset.first, functools.partial(epoch_of, loader)):
         with pytest.raises(ArchiveError, match="21 remote samples in a row cannot be used; .*tar, sample s.*but 64"):
@@ -179,12 +179,12 @@ def test_a_lost_shard_counts_with_all_its_samples(archive, tmp_path, num_workers
         epoch_of(make(there + absent, num_workers=num_workers), 0)
 
 
-def test_a_shard_that_one_percent_of_the_epoch_covers_stops_no_rank(tmp_path):
+def test_a_lost_shard_of_less_than_one_percent_of_the_epoch_stops_no_rank(tmp_path):
     """Of 150 shards each of two ranks reads 75, of which one is more than 1%."""
     for number in range(149):
         write_shard(
             tmp_path / f"{number}.tar",
-            [Sample(f"s{number}c{clip}", np.ones((30, 80), "float16"), np.array([1])) for clip in range(2)],
+            [Sample(f"s{number}c{clip}", np.eye(30, 80, dtype="float16"), np.array([1])) for clip in range(2)],
         )
     urls = [str(tmp_path / f"{number}.tar") for number in range(150)]
     for rank in (0, 1):
@@ -197,7 +197,7 @@ def test_a_shard_that_one_percent_of_the_epoch_covers_stops_no_rank(tmp_path):
             list(make_remote_loader(urls, samples=300, num_frames=20, batch_size=10, rank=rank, world_size=2))
 
 
-def test_a_shard_that_is_cut_off_counts_with_the_samples_behind_the_cut(archive):
+def test_a_shard_that_is_cut_off_counts_with_the_samples_after_the_cut(archive):
     urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS - 1)]
     places = index_from_headers(archive / "shard-5.tar").places
     cut = f"pipe:head -c {int(places['data_offset'][13]) + 9} {archive}/shard-5.tar"  # 13 of 20 are whole
@@ -281,7 +281,7 @@ def test_a_reader_that_stops_early_ends_its_command_quietly_and_begins_no_other(
     assert len(started()) == 1 and not unraisable
 
 
-def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(archive):
+def test_addresses_are_distinguished_from_folders_and_the_first_samples_can_be_shown(archive):
     assert all(map(is_remote, ["http://h/a.tar", "pipe:cat a.tar", "s3://b/a.tar", "file:/a.tar"]))
     assert not any(map(is_remote, ["archives", "/data/a", "./a:b", "C:\\data"]))
     urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS)]
@@ -293,7 +293,7 @@ def test_addresses_are_told_from_folders_and_the_first_samples_can_be_shown(arch
     assert torch.equal(shown["index"], make(urls, samples=2, batch_size=1).dataset.first(3)["index"])
 
 
-def test_the_first_samples_are_shown_although_the_first_shards_are_bad(archive, tmp_path):
+def test_the_first_good_samples_are_shown_if_the_first_shards_are_bad(archive, tmp_path):
     (tmp_path / "empty.tar").touch()
     bad, good = [str(tmp_path / "absent.tar"), str(tmp_path / "empty.tar")], [str(archive / "shard-{0..5}.tar")]
     shown, expected = make(bad + good).dataset.first(3), make(good).dataset.first(3)

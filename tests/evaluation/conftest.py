@@ -1,4 +1,4 @@
-"""Tiny HEAR tasks made on the spot, and the project's commands run as a user runs them."""
+"""Tiny generated HEAR tasks, and the project's commands run as a user runs them."""
 
 import functools
 import json
@@ -48,14 +48,14 @@ def write_task(folder: Path, splits: dict[str, int], **metadata) -> None:
                 truth[f"{split}{number}.wav"] = [{"start": 1000 * start, "end": 1000 * start + 1000, "label": label}]
             else:
                 truth[f"{split}{number}.wav"] = [label]
-            noise = 0.5 * rng.standard_normal(len(time)) * (rng.random() < 0.7)  # loud enough to cost some clips
+            noise = 0.5 * rng.standard_normal(len(time)) * (rng.random() < 0.7)  # loud enough for some wrong answers
             soundfile.write(audio_dir / f"{split}{number}.wav", np.clip(tone + noise, -1, 1), SAMPLE_RATE)
         (folder / f"{split}.json").write_text(json.dumps(truth))
 
 
 @pytest.fixture(scope="session")
 def tiny_tasks(tmp_path_factory) -> Path:
-    """A scene task, one with folds and one with events, beside things that are no tasks."""
+    """A scene task, one with folds and one with events, beside entries that are not tasks."""
     directory = tmp_path_factory.mktemp("tasks")
     trainvaltest = {"train": 12, "valid": 6, "test": 9}
     multiclass = {"embedding_type": "scene", "prediction_type": "multiclass", "evaluation": ["top1_acc"]}
@@ -75,7 +75,7 @@ def tiny_tasks(tmp_path_factory) -> Path:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment in which the commands run: this interpreter as `python`, the repository importable."""
+    """Environment variables for the commands: this interpreter is `python`, and the repository can be imported."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
 
@@ -101,7 +101,7 @@ def command(tmp_path):
 
 
 def write_scores(folder: Path, scores: dict) -> None:
-    """What the kit leaves of a finished task, as far as the tables need it."""
+    """Write the files of a finished task that the tables need."""
     folder.mkdir(parents=True)
     (folder / "task_metadata.json").write_text("{}")
     (folder / "test.predicted-scores.json").write_text(json.dumps(scores))

@@ -15,7 +15,7 @@ VOX = {"ssam": [0.30, 0.35, 0.31], "ssast": [0.40, 0.41, 0.36]}  # train/valid/t
 
 @pytest.fixture
 def base_dir(tmp_path):
-    """Two models, two tasks, three seeds, one of the models named as the published scripts name it."""
+    """Two models, two tasks, three seeds, one of the models named as in the published scripts."""
     for model, prefix in (("ssam", "configs.ssam"), ("ssast", "hear_configs.ssast")):
         for seed in range(3):
             run = tmp_path / "todo_audioset" / f"{prefix}_r1_{seed:02d}"
@@ -36,7 +36,7 @@ def interval(scores):
     return (high - low) / 2
 
 
-def test_files_hold_what_the_jsons_say(base_dir, tmp_path, capsys):
+def test_the_tables_hold_the_scores_of_the_json_files(base_dir, tmp_path, capsys):
     aggregation.main(["--base_dir", str(base_dir), "--output_dir", str(tmp_path / "tables")])
     results = pd.read_csv(tmp_path / "tables" / "all_results.csv")
     assert list(results.columns) == ["exp", "ssl_run", "run", "dataset", "scores"]
@@ -66,7 +66,7 @@ def test_overall_score_is_the_papers_formula():
     assert overall["c"] == pytest.approx(100 * (1 / 3 + 0.5) / 2)
 
 
-def test_overall_score_leaves_out_absent_and_equal_tasks_for_all(caplog):
+def test_overall_score_leaves_out_missing_and_equal_tasks_for_all_models(caplog):
     means = pd.DataFrame({"esc50": [0.8, 0.5], "vox": [0.2, np.nan], "same": [0.7, 0.7]}, index=["a", "b"])
     with caplog.at_level(logging.WARNING):
         overall = aggregation.overall_scores(means)
@@ -93,7 +93,7 @@ def test_missing_seeds_and_tasks_are_warned_about(base_dir, tmp_path, caplog):
     assert summary.loc[("configs.ssam_r1", "vox"), "interval"] == pytest.approx(interval(VOX["ssam"][:2]))
 
 
-def test_pretraining_runs_are_models_of_their_own(tmp_path):
+def test_each_pretraining_run_is_a_separate_model(tmp_path):
     for ssl_run in (1, 2):
         write_scores(tmp_path / f"configs.x_r{ssl_run}_00" / "vox", {"test": {"test_score": ssl_run / 10}})
     summary = aggregation.summarise(aggregation.read_results(tmp_path))

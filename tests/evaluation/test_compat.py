@@ -9,8 +9,8 @@ from tests.conftest import ROOT
 from tests.evaluation.conftest import environment
 
 
-def test_stand_ins_are_gone_after_the_import_of_the_kit():
-    """In a process of its own, since this one may have imported the kit."""
+def test_stand_ins_are_removed_after_the_kit_is_imported():
+    """In a separate process, since this one may have imported the kit already."""
     code = (
         "import sys\nfrom external_sources.compat import stand_ins\n"
         "with stand_ins():\n    from heareval.embeddings import runner\n    assert runner.tf.Module\n"
@@ -37,7 +37,7 @@ def filters(monkeypatch):
     return fresh.ListDictContainer.filter, ListDictContainer.filter
 
 
-def test_faster_event_filter_finds_what_the_original_finds(filters):
+def test_faster_event_filter_equals_the_original(filters):
     from dcase_util.containers import MetaDataContainer
 
     original, faster = filters

@@ -21,7 +21,7 @@ def test_bad_seeds(text):
 
 @pytest.fixture
 def output_dir(tmp_path):
-    """Seeds 0 and 1 of two models, as extract_features.sh and the published scripts leave them."""
+    """Seeds 0 and 1 of two models, as created by extract_features.sh and by the published scripts."""
     for module in ("configs.ssam", "hear_configs.ssast"):
         for seed in (0, 1):
             task = tmp_path / "todo_audioset" / f"{module}_r1_{seed:02d}" / "esc50"
@@ -35,6 +35,7 @@ def output_dir(tmp_path):
     [
         ("ssam", "configs.ssam"),
         ("configs.poc.ssam", "configs.ssam"),
+        ("audio_mamba.configs.ssam", "configs.ssam"),
         ("configs.ssam", "configs.ssam"),
         ("ssast", "hear_configs.ssast"),
     ],
@@ -46,13 +47,13 @@ def test_a_model_is_found_under_each_of_its_names(output_dir, config, module):
 
 
 def test_unknown_model_and_seed_are_named(output_dir):
-    with pytest.raises(SystemExit, match="no runs of mamba; it has those of configs.ssam, hear_configs.ssast"):
+    with pytest.raises(SystemExit, match="no runs of mamba; it has runs of configs.ssam, hear_configs.ssast"):
         downstream.find_jobs(output_dir, "mamba", [0])
-    with pytest.raises(SystemExit, match="configs.ssam_r1_04 is absent"):
+    with pytest.raises(SystemExit, match="configs.ssam_r1_04 does not exist"):
         downstream.find_jobs(output_dir, "ssam", [4])
 
 
-def test_a_run_is_done_with_its_scores_and_a_whole_marker(output_dir):
+def test_a_run_is_done_once_it_has_scores_and_a_complete_marker(output_dir):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
     assert not job.is_done()
     (job.task / layout.SCORES).write_text("{}")
@@ -68,7 +69,7 @@ def run_worker(job):
     return process
 
 
-def test_a_head_that_another_process_trains_is_left_to_it(output_dir, monkeypatch):
+def test_a_head_that_another_process_trains_is_skipped(output_dir, monkeypatch):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
     monkeypatch.setattr(worker, "PATIENCE", 0.1)
     with folder_lock.exclusive_lock(job.task):
@@ -77,11 +78,11 @@ def test_a_head_that_another_process_trains_is_left_to_it(output_dir, monkeypatc
     assert process.exitcode == worker.IN_USE
     assert not (job.task / worker.LOG).exists() and not (job.task / worker.SETTINGS).exists()
     monkeypatch.setattr(downstream, "run_jobs", lambda todo, grid, at_once: ([], todo[:1]))
-    with pytest.raises(SystemExit, match=f"^left to another process that is at work there:\n{job.task}$"):
+    with pytest.raises(SystemExit, match=f"^skipped, because another process is working there:\n{job.task}$"):
         downstream.main(["ssam", str(output_dir), "--seeds", "1"])
 
 
-def test_a_head_that_was_finished_meanwhile_stays_as_it_is(output_dir):
+def test_a_head_that_another_process_has_finished_is_kept(output_dir):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
     with folder_lock.exclusive_lock(job.task):
         process = run_worker(job)
@@ -93,14 +94,14 @@ def test_a_head_that_was_finished_meanwhile_stays_as_it_is(output_dir):
 
 def test_results_of_another_grid_are_not_mixed(output_dir):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
-    downstream.check_settings([job], "published")  # nothing noted: results of the published scripts
+    downstream.check_settings([job], "published")  # no settings stored: results of the published scripts
     (job.task / worker.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast"}))
     downstream.check_settings([job], "fast")
-    with pytest.raises(SystemExit, match="trained on another grid"):
+    with pytest.raises(SystemExit, match="trained with another grid"):
         downstream.check_settings([job], "default")
 
 
-def test_results_on_embeddings_that_were_replaced_are_not_taken_for_results_on_these(output_dir):
+def test_results_on_replaced_embeddings_are_refused(output_dir):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
     noted = {"module": "configs.ssam", "model": "run", "file": "run/checkpoint-0.pth", "sha256": "0" * 64}
     (job.task / worker.SETTINGS).write_text(json.dumps({"seed": 0, "grid": "fast", "embeddings": noted}))

@@ -28,7 +28,7 @@ def test_json_replaces_values_of_the_published_grid(tmp_path):
     assert number_of_points(parse_grid(json.dumps(changes))) == 4
 
 
-def test_names_of_the_kits_grids_pass():
+def test_grids_of_the_kit_are_accepted_by_name():
     assert parse_grid("fast") == "fast"
 
 
@@ -42,7 +42,7 @@ def test_names_of_the_kits_grids_pass():
         ('{"lr": [', "GRID"),
     ],
 )
-def test_mistakes_get_a_sentence(text, sentence):
+def test_mistakes_get_one_sentence(text, sentence):
     with pytest.raises(ValueError, match="GRID") as error:
         parse_grid(text)
     assert sentence in str(error.value)

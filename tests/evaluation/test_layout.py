@@ -57,12 +57,20 @@ def test_only_folders_with_metadata_are_tasks(tiny_tasks):
     assert [task.name for task in layout.task_folders(tiny_tasks)] == ["event", "folds", "scene"]
 
 
-@pytest.mark.parametrize("name", ["ssam_tiny_200_16x4", "configs.ssam_tiny_200_16x4", "configs.poc.ssam_tiny_200_16x4"])
-def test_a_config_has_one_folder_under_each_of_its_names(name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ssam_tiny_200_16x4",
+        "configs.ssam_tiny_200_16x4",
+        "configs.poc.ssam_tiny_200_16x4",
+        "audio_mamba.configs.ssam_tiny_200_16x4",
+    ],
+)
+def test_a_config_has_one_stored_name(name):
     assert resolve_module(name) == "configs.ssam_tiny_200_16x4"
 
 
-def test_any_module_is_taken_and_its_own_missing_imports_are_not_hidden(tmp_path, monkeypatch):
+def test_any_module_is_accepted_and_its_missing_imports_are_reported(tmp_path, monkeypatch):
     assert resolve_module("benchmarks.log_mel_baseline") == "benchmarks.log_mel_baseline"
     (tmp_path / "needy_hear_module.py").write_text("import a_package_that_is_absent")
     monkeypatch.syspath_prepend(tmp_path)
@@ -77,7 +85,7 @@ def test_tasks_are_chosen_by_patterns(tmp_path):
     for name in ("drum_hits-v1-full", "guitar-v1", "piano-v1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "task_metadata.json").touch()
-    (tmp_path / "drums_of_no_task").mkdir()
+    (tmp_path / "drums_without_metadata").mkdir()
 
     def names(patterns):
         return [task.name for task in layout.task_folders(tmp_path, patterns)]

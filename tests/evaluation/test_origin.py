@@ -1,4 +1,4 @@
-"""Embeddings of other weights, layouts or models are told apart by what is noted beside them."""
+"""The note beside embeddings distinguishes those of other weights, layouts or models."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def embeddings(tmp_path, monkeypatch):
 
 
 def work_folder(tmp_path, **checkpoints):
-    """What stands for a training; its files are never loaded."""
+    """A fake work folder; its files are never loaded."""
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in checkpoints.items():
@@ -39,7 +39,7 @@ def work_folder(tmp_path, **checkpoints):
     return str(folder.parent)
 
 
-def test_random_weights_do_not_pass_for_trained_ones(embeddings, tmp_path):
+def test_embeddings_of_random_weights_are_not_used_for_trained_ones(embeddings, tmp_path):
     run = work_folder(tmp_path, epoch_0="first")
     folder = embeddings(find_origin(CONFIG, "untrained", None))
     check_origin(folder, find_origin(CONFIG, "untrained", None))
@@ -50,26 +50,26 @@ def test_random_weights_do_not_pass_for_trained_ones(embeddings, tmp_path):
     assert "\n" not in sentence and f"OUTPUT_DIR or NAME=..., or remove {folder} and its runs" in sentence
 
 
-def test_a_run_that_trained_on_is_another_model_and_so_is_a_file_written_anew(embeddings, tmp_path):
+def test_newer_and_rewritten_checkpoints_are_other_models(embeddings, tmp_path):
     run = work_folder(tmp_path, epoch_0="first")
     folder = embeddings(find_origin(CONFIG, run, None))
     work_folder(tmp_path, epoch_2="second")
     with pytest.raises(SystemExit, match=r"checkpoint-0.pth \(SHA-256 \w{12}\), not with .*checkpoint-2.pth \(SHA"):
         check_origin(folder, find_origin(CONFIG, run, None))
     check_origin(folder, find_origin(CONFIG, f"{run}/checkpoints/checkpoint-0.pth", None))
-    work_folder(tmp_path, epoch_0="anew")
+    work_folder(tmp_path, epoch_0="rewritten")
     with pytest.raises(SystemExit, match="MODEL"):
         check_origin(folder, find_origin(CONFIG, f"{run}/checkpoints/checkpoint-0.pth", None))
 
 
-def test_the_same_weights_pass_in_another_place_with_another_time(embeddings, tmp_path):
+def test_the_same_weights_are_accepted_in_another_place(embeddings, tmp_path):
     folder = embeddings(find_origin(CONFIG, None, None))
     clone = shutil.copytree(SHIPPED_WEIGHTS / "ssam_tiny_free_audio", tmp_path / "clone", copy_function=shutil.copyfile)
     os.utime(clone / "model.safetensors", (0, 0))
     check_origin(folder, find_origin(CONFIG, str(clone), "bands"))
 
 
-def test_weights_that_are_gone_are_judged_by_their_name(embeddings, tmp_path):
+def test_deleted_weights_are_compared_by_name(embeddings, tmp_path):
     run = work_folder(tmp_path, epoch_0="first")
     folder = embeddings(find_origin(CONFIG, run, None))
     shutil.rmtree(run)
@@ -78,7 +78,7 @@ def test_weights_that_are_gone_are_judged_by_their_name(embeddings, tmp_path):
         check_origin(folder, find_origin(CONFIG, "another", None))
 
 
-def test_another_layout_is_refused_for_scenes_alone(embeddings):
+def test_another_layout_is_refused_only_for_scenes(embeddings):
     folder = embeddings(find_origin(CONFIG, "untrained", None))
     check_origin(folder, find_origin(CONFIG, "untrained", "bands"))  # the config's own
     with pytest.raises(SystemExit, match=f"LAYOUT: {folder / 'scene'} was .* layout bands, not with layout published"):
@@ -93,7 +93,7 @@ def test_another_config_under_the_same_name_is_refused(embeddings):
         check_origin(folder, find_origin("configs.ssast_tiny_free_audio", "untrained", None))
 
 
-def test_embeddings_that_note_nothing_and_unfinished_ones_pass(embeddings):
+def test_embeddings_without_a_note_and_unfinished_ones_are_accepted(embeddings):
     folder = embeddings(find_origin(CONFIG, "untrained", None))
     (folder / "scene" / SETTINGS).unlink()
     (folder / "event" / layout.DONE_EMBEDDINGS).unlink()
@@ -101,7 +101,7 @@ def test_embeddings_that_note_nothing_and_unfinished_ones_pass(embeddings):
     check_origin(folder / "nothing", find_origin(CONFIG, None, None))
 
 
-def test_other_modules_are_known_by_what_they_are_given(embeddings, tmp_path):
+def test_other_modules_are_identified_by_their_argument(embeddings, tmp_path):
     (tmp_path / "weights.pt").write_text("some")
     folder = embeddings(find_origin(BASELINE, str(tmp_path / "weights.pt"), None))
     (tmp_path / "weights.pt").rename(tmp_path / "moved.pt")
@@ -112,12 +112,12 @@ def test_other_modules_are_known_by_what_they_are_given(embeddings, tmp_path):
 
 
 @pytest.mark.parametrize("scene_layout", [None, "bands"])
-def test_a_faulty_config_is_named(tmp_path, monkeypatch, scene_layout):
-    (tmp_path / "faulty_config.py").write_text(
+def test_an_invalid_config_is_named(tmp_path, monkeypatch, scene_layout):
+    (tmp_path / "invalid_config.py").write_text(
         "from audio_mamba.configs.base import ssam_config\nfrom audio_mamba.hear_api.api import hear_functions\n"
         "def get_config():\n    config = ssam_config('tiny')\n    config.num_epochs = 0\n    return config\n"
         "load_model, *_ = hear_functions(__name__)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SystemExit, match="CONFIG: faulty_config: num_epochs must be"):
-        find_origin("faulty_config", "untrained", scene_layout)
+    with pytest.raises(SystemExit, match="CONFIG: invalid_config: num_epochs must be"):
+        find_origin("invalid_config", "untrained", scene_layout)

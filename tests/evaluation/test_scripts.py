@@ -39,7 +39,7 @@ def extracted(extracted_once, tmp_path):
 
 
 def scores(output, seed, task):
-    """A run's scores but for what differs between processes: times and the address of a function."""
+    """The scores of a run without what differs between processes: times and the address of a function."""
     result = json.loads(
         (output / "todo_audioset" / f"{MODULE}_r1_{seed:02d}" / task / "test.predicted-scores.json").read_text()
     )
@@ -71,7 +71,7 @@ def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
         split = "fold00" if task == "folds" else "test"
         assert first[split]["test_loss"] != second[split]["test_loss"], "the seed has no effect"
 
-    # Restart: one task lost its results, another was stopped half-way. Only those two are done again, and alike.
+    # Restart: one task lost its results, another was stopped half-way. Only those two run again, with the same scores.
     before = {task: scores(extracted, 0, task) for task in TASKS}
     lost, stopped = (runs / f"{MODULE}_r1_00" / task for task in ("folds", "scene"))
     for file in ("test.predicted-scores.json", "prediction-done.json"):
@@ -81,7 +81,7 @@ def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
     untouched = list(runs.glob("*/*/prediction-done.json"))
     stamps = [done.stat().st_mtime_ns for done in untouched]
     done = command("downstream_experiments.sh", MODULE, runs, SEEDS="2", GRID=GRID)
-    assert "4 of 6 runs were finished before" in done.stdout
+    assert "4 of 6 runs are already finished" in done.stdout
     assert {task: scores(extracted, 0, task) for task in TASKS} == before
     assert [done.stat().st_mtime_ns for done in untouched] == stamps and len(untouched) == 4
     assert not (stopped / "stale.predictions.pkl").exists()
@@ -101,7 +101,7 @@ def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
     assert (extracted / "audioset" / MODULE / "scene" / "train.embeddings.npy").stat().st_mtime_ns == stamp
 
 
-def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_tasks, tmp_path):
+def test_weights_and_layouts_of_one_config_are_kept_apart_by_name(command, tiny_tasks, tmp_path):
     tasks, output, config = tmp_path / "tasks", tmp_path / "output", "ssam_tiny_free_audio"
     tasks.mkdir()
     (tasks / "scene").symlink_to(tiny_tasks / "scene")
@@ -118,9 +118,11 @@ def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_task
     assert np.abs(own_layout - expected).max() > 0.01
 
     note, marker = (output / "audioset/random_published/scene" / file for file in (SETTINGS, layout.DONE_EMBEDDINGS))
-    assert note.stat().st_mtime_ns <= marker.stat().st_mtime_ns  # a kill leaves none that is done without
+    assert note.stat().st_mtime_ns <= marker.stat().st_mtime_ns  # so a done task has a note even after a kill
     again = {"NAME": "random_published", "LAYOUT": "published", "MODEL": "untrained"}
-    assert "1 of 1 tasks were extracted" in command("extract_features.sh", tasks, output, config, **again).stdout
+    for spelling in (config, f"configs.poc.{config}", f"audio_mamba.configs.{config}"):
+        done = command("extract_features.sh", tasks, output, spelling, **again)
+        assert "1 of 1 tasks are already extracted" in done.stdout
     for variable, value in (("MODEL", str(ROOT / "weights" / config)), ("LAYOUT", "bands")):
         done = command("extract_features.sh", tasks, output, config, status=1, **again | {variable: value})
         assert done.stderr.startswith(f"{variable}: {output / 'audioset/random_published/scene'} was embedded with")
@@ -131,15 +133,15 @@ def test_weights_and_layouts_of_one_config_stand_side_by_side(command, tiny_task
     shutil.rmtree(output / "audioset")
     command("extract_features.sh", tasks, output, config, **again | {"LAYOUT": "bands"})
     done = command("downstream_experiments.sh", "random_published", output, status=1, SEEDS="1", GRID=GRID)
-    assert done.stderr.startswith("LAYOUT: ") and "layout published, and those there now were made" in done.stderr
+    assert done.stderr.startswith("LAYOUT: ") and "layout published, but the present ones were made" in done.stderr
     for arguments, variables, sentence in (
-        ((config, MODULE), {"NAME": "x"}, "one CONFIG only, got 2"),
+        ((config, MODULE), {"NAME": "x"}, "needs one CONFIG only, got 2"),
         ((MODULE,), {"TASKS": "drum* x"}, "TASKS: drum* x matches none of scene"),
     ):
         assert sentence in command("extract_features.sh", tasks, output, *arguments, status=1, **variables).stderr
 
 
-def test_a_failed_run_is_listed_with_its_log_and_the_others_finish(command, extracted):
+def test_a_failed_run_is_listed_and_the_others_finish(command, extracted):
     runs = extracted / "todo_audioset" / f"{MODULE}_r1_00"
     (runs / "scene" / "labelvocabulary.csv").unlink()
     (runs / "scene" / "labelvocabulary.csv").write_text("idx,label\n0,low\n7,mid\n")
@@ -151,7 +153,7 @@ def test_a_failed_run_is_listed_with_its_log_and_the_others_finish(command, extr
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_stopping_leaves_no_process_and_no_half_result(extracted, stop):
+def test_a_stopped_command_leaves_no_process_and_no_partial_result(extracted, stop):
     grid = json.dumps({"max_epochs": [100000], "patience": [100000]})
     process = subprocess.Popen(
         [ROOT / "downstream_experiments.sh", MODULE, extracted],
@@ -161,16 +163,16 @@ def test_stopping_leaves_no_process_and_no_half_result(extracted, stop):
         env=environment(SEEDS="1", GRID=grid, JOBS="2"),
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # ignored where tests run aside
+    )  # it is ignored if the tests run in the background
     logs = extracted / "todo_audioset" / f"{MODULE}_r1_00"
-    wait_for(lambda: len(list(logs.glob("*/lightning_logs/*/metrics.csv"))) == 2, "training has not begun")
+    wait_for(lambda: len(list(logs.glob("*/lightning_logs/*/metrics.csv"))) == 2, "training has not started")
     if stop == signal.SIGINT:
-        os.killpg(process.pid, stop)  # as a terminal does it
+        os.killpg(process.pid, stop)  # as a terminal does
     else:
         process.kill()
     _, error = process.communicate(timeout=30)  # its children hold the pipe until they end
     assert process.returncode != 0 and "Traceback" not in error
-    wait_for(lambda: not group_is_alive(process.pid), "processes are left behind")
+    wait_for(lambda: not group_is_alive(process.pid), "processes are still running")
     assert not list(logs.glob("*/prediction-done.json")) and not list(logs.glob("*/test.predicted-scores.json"))
 
 
@@ -192,8 +194,11 @@ def wait_for(condition, complaint, seconds=60):
 def test_mistakes_get_one_sentence(command, tiny_tasks, tmp_path):
     for arguments, sentence in (
         (("extract_features.sh", tmp_path / "none", tmp_path / "o"), "none is not a folder"),
-        (("extract_features.sh", tiny_tasks / "notes", tmp_path / "o"), "holds no HEAR task"),
-        (("extract_features.sh", tiny_tasks / "scene", tmp_path / "o"), "scene is itself a task; name its folder"),
+        (("extract_features.sh", tiny_tasks / "notes", tmp_path / "o"), "contains no HEAR task"),
+        (
+            ("extract_features.sh", tiny_tasks / "scene", tmp_path / "o"),
+            "scene is a task itself; give the folder",
+        ),
         (("extract_features.sh", tiny_tasks, tmp_path / "o", "configs.nothing"), "CONFIG: no module"),
         (("downstream_experiments.sh", "x", tmp_path / "none"), "extract_features.sh makes it"),
     ):
@@ -203,7 +208,7 @@ def test_mistakes_get_one_sentence(command, tiny_tasks, tmp_path):
 
 @pytest.mark.slow
 def test_real_recordings_score_as_measured_before(command, shared_tasks, tmp_path):
-    """The published grid on guitar chords: heareval's own head reaches 0.85 on mean and deviation of log-mel."""
+    """Guitar chords with the published grid: heareval's head scores 0.85 on mean and deviation of log-mels."""
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     (tasks / "guitar").symlink_to(shared_tasks / "guitar_chords-v1-full")

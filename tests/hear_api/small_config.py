@@ -1,4 +1,4 @@
-"""An experiment whose model embeds in no time."""
+"""An experiment with a very small model."""
 
 from audio_mamba.configs.base import ssam_config
 

@@ -1,4 +1,4 @@
-"""The embed command against `RuntimeSSAST.embed`, and its promises: resume, failures, bounded memory."""
+"""The embed command: same numbers as `RuntimeSSAST.embed`, resume after any kill, failures, bounded memory."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import torch
 
-from audio_mamba.hear_api import RuntimeSSAST, journal, pieces
+from audio_mamba.hear_api import RuntimeSSAST, clips, journal
 from audio_mamba.hear_api.embed import main
 from audio_mamba.hear_api.journal import Entry, Journal, JournalError
 from audio_mamba.hear_api.pretrained import save_pretrained
@@ -25,6 +25,7 @@ from audio_mamba.hear_api.runtime import build_runtime
 from audio_mamba.hear_api.writers import read_settings
 from audio_mamba.system import folder_lock
 from tests.conftest import ROOT
+from tests.hear_api import wide_config
 from tests.hear_api.small_config import get_config
 
 LENGTHS = {"a.wav": 16000, "deep/b.flac": 50001, "deep/c.ogg": 33000, "d.mp3": 40000, "e.wav": 4000}
@@ -90,26 +91,41 @@ def test_timestamps_are_the_same_in_every_format(audio, runtime, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["scene", "timestamps"])
-def test_long_files_in_pieces_equal_short_ones_whole(audio, tmp_path, monkeypatch, kind):
+def test_long_files_in_chunks_equal_whole_files(audio, tmp_path, monkeypatch, kind):
     main([str(audio), *MODEL, "--out", str(tmp_path / "whole.npz"), "--kind", kind])
-    monkeypatch.setattr(pieces, "LONG_SECONDS", 2)
+    monkeypatch.setattr(clips, "LONG_SECONDS", 2)
     monkeypatch.setattr("audio_mamba.data.audio.BLOCK_SECONDS", 0.7)
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 200)
     monkeypatch.setattr("soundfile.SoundFile.read", _whole_seconds(soundfile.SoundFile.read))
-    main([str(audio), *MODEL, "--out", str(tmp_path / "pieces.npz"), "--kind", kind])
-    whole, in_pieces = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "pieces.npz")
+    main([str(audio), *MODEL, "--out", str(tmp_path / "chunks.npz"), "--kind", kind])
+    whole, in_chunks = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "chunks.npz")
     for name in whole:
         if whole[name].dtype.kind == "f":
-            np.testing.assert_allclose(in_pieces[name], whole[name], rtol=0, atol=2e-4)
+            np.testing.assert_allclose(in_chunks[name], whole[name], rtol=0, atol=2e-4)
         else:
-            np.testing.assert_array_equal(in_pieces[name], whole[name])
+            np.testing.assert_array_equal(in_chunks[name], whole[name])
 
 
 def _whole_seconds(read):
     return lambda self, frames, **arguments: read(self, int(frames), **arguments)
 
 
-def test_faulty_files_are_listed_and_the_rest_embedded(audio, tmp_path, capsys):
+@pytest.mark.parametrize("long_seconds", [120, 1])
+def test_files_are_read_with_the_front_end_of_the_model(tmp_path, monkeypatch, long_seconds):
+    monkeypatch.setattr(clips, "LONG_SECONDS", long_seconds)
+    samples = 0.1 * np.random.default_rng(0).standard_normal(80_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 32000, subtype="FLOAT")
+    runtime = RuntimeSSAST(wide_config.get_config(), None)
+    expected = runtime.get_timestamp_embeddings(samples)[0][0].numpy()
+    (rows, times), (of_array, _) = runtime.embed([tmp_path / "a.wav", samples], kind="timestamps")
+    model = ["--config", "tests.hear_api.wide_config", *MODEL[2:]]
+    main([str(tmp_path / "a.wav"), *model, "--kind", "timestamps", "--out", str(tmp_path / "out.npz")])
+    for ours in (rows, of_array, np.load(tmp_path / "out.npz")["embedding"]):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-4)
+    assert times[1] == 40 and np.load(tmp_path / "out.npz")["duration"] == 2.5
+
+
+def test_invalid_files_are_listed_and_the_others_embedded(audio, tmp_path, capsys):
     soundfile.write(tmp_path / "short.wav", np.zeros(200), 16000)
     (tmp_path / "text.flac").write_text("not audio")
     soundfile.write(tmp_path / "unscaled.wav", np.full(8000, 20_000.0), 16000, subtype="FLOAT")
@@ -138,8 +154,8 @@ def test_faulty_files_are_listed_and_the_rest_embedded(audio, tmp_path, capsys):
     assert not (tmp_path / "out.npz.failed.csv").exists()
 
 
-def test_an_interrupted_run_gives_the_same_file_when_resumed(audio, tmp_path, monkeypatch):
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.GROUP_FRAMES", 300)
+def test_a_resumed_run_gives_the_same_bytes(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 300)
     arguments = [str(audio), *MODEL, "--kind", "timestamps", "--out"]
     main([*arguments, str(tmp_path / "whole.npz")])
     encode, calls = RuntimeSSAST.encode, []
@@ -157,18 +173,44 @@ def test_an_interrupted_run_gives_the_same_file_when_resumed(audio, tmp_path, mo
     assert exit.value.code == 130 and not out.exists()
     with pytest.raises(SystemExit, match="continue it with --resume"):
         main([*arguments, str(out)])
-    with pytest.raises(SystemExit, match="begun with another kind"):
+    with pytest.raises(SystemExit, match="started with another kind"):
         main([str(audio), *MODEL, "--resume", "--out", str(out)])
     with open(tmp_path / "out.npz.partial" / "files.jsonl", "a") as file:
         file.write('{"path": "torn')
     done_before = len(calls)
     main([*arguments, str(out), "--resume"])
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
-    assert len(calls) - done_before < 4  # and not everything was done again
+    assert len(calls) - done_before < 4  # finished groups are not encoded again
+
+
+def test_a_run_resumes_under_any_name_of_its_config(audio, tmp_path, monkeypatch, capsys):
+    name, out = "ssast_tiny_200_16x4", tmp_path / "out.npz"
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 1)  # one file per group
+    embed_group, groups = RuntimeSSAST.embed_group, []
+
+    def interrupted(self, *arguments):
+        groups.append(arguments)
+        if len(groups) in (2, 4):
+            raise KeyboardInterrupt
+        return embed_group(self, *arguments)
+
+    monkeypatch.setattr(RuntimeSSAST, "embed_group", interrupted)
+    command = [str(audio), "--weights", "untrained", "--workers", "1", "--device", "cpu", "--out", str(out)]
+    for config in (f"configs.poc.{name}", name):
+        with pytest.raises(SystemExit) as exit:
+            main([*command, "--config", config, "--resume"])
+        assert exit.value.code == 130
+    main([*command, "--config", f"audio_mamba.configs.{name}", "--resume"])
+    assert len(groups) == len(LENGTHS) + 2  # each file once, and two interruptions
+    assert str(np.load(out)["model"]) == f"{name}:untrained"
+    main([*command, "--config", f"configs.{name}", "--resume"])
+    assert "is complete already" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="another model"):
+        main([*command, "--config", "configs.poc.ssam_tiny_200_16x4", "--resume"])
 
 
 @pytest.mark.parametrize("suffix", [".npz", ""])
-def test_what_a_kill_in_mid_writing_leaves_is_gone_after_resume(audio, tmp_path, monkeypatch, suffix):
+def test_leftovers_of_a_kill_while_writing_are_gone_after_resume(audio, tmp_path, monkeypatch, suffix):
     out = tmp_path / f"out{suffix}"
 
     def killed(*_):
@@ -187,7 +229,7 @@ def test_what_a_kill_in_mid_writing_leaves_is_gone_after_resume(audio, tmp_path,
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
-def test_a_complete_result_is_that_of_its_settings_alone(audio, tmp_path, capsys, suffix):
+def test_a_complete_result_is_accepted_only_with_its_settings(audio, tmp_path, capsys, suffix):
     out = tmp_path / f"out{suffix}"
     command = [str(audio / "e.wav"), "--out", str(out), *MODEL, "--device", "cpu"]
     main(command)
@@ -195,7 +237,7 @@ def test_a_complete_result_is_that_of_its_settings_alone(audio, tmp_path, capsys
     main([*command, "--resume", "--workers", "2", "--precision", "float32"])
     assert f"{out} is complete already" in capsys.readouterr().err
     for other, sentence in (
-        (["--kind", "timestamps"], "another kind ('scene', now 'timestamps'); remove it to begin anew, or choose"),
+        (["--kind", "timestamps"], "another kind ('scene', now 'timestamps'); remove it to start again, or choose"),
         ([str(audio / "a.wav")], "another list of files ('1 files, "),
         (["--layout", "bands"], "another layout"),
         (["--precision", "bfloat16"], "another precision ('float32', now 'bfloat16')"),
@@ -205,8 +247,8 @@ def test_a_complete_result_is_that_of_its_settings_alone(audio, tmp_path, capsys
         assert exit.value.code.startswith(f"embed: {out} was made with {sentence}")
 
 
-def test_weights_are_known_by_their_bytes(audio, runtime, tmp_path, capsys):
-    """So that a result is the same in every copy of a project; the files' times are others there."""
+def test_weights_are_identified_by_their_bytes(audio, runtime, tmp_path, capsys):
+    """A result is then the same in every copy of a project, though file times differ."""
     save_pretrained(runtime, tmp_path / "model")
     shutil.copytree(tmp_path / "model", tmp_path / "copy" / "model", copy_function=shutil.copyfile)
     os.utime(tmp_path / "copy" / "model" / "model.safetensors", (0, 0))
@@ -237,7 +279,7 @@ def test_weights_are_known_by_their_bytes(audio, runtime, tmp_path, capsys):
         run("other/model", "1.npz", "--resume")
 
 
-def test_a_complete_result_of_earlier_versions_passes(audio, tmp_path, capsys):
+def test_a_complete_result_of_earlier_versions_is_accepted(audio, tmp_path, capsys):
     command = [str(audio / "e.wav"), *MODEL, "--out"]
     for name in ("out.npz", "out.parquet", "out"):
         main([*command, str(tmp_path / name)])
@@ -255,9 +297,9 @@ def test_a_complete_result_of_earlier_versions_passes(audio, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["out.npz", "out.parquet", "out"])
-def test_what_is_no_result_is_not_complete(audio, tmp_path, name):
+def test_another_file_is_not_taken_for_a_result(audio, tmp_path, name):
     (tmp_path / name).write_bytes(b"theirs") if "." in name else (tmp_path / name).mkdir()
-    with pytest.raises(SystemExit, match=f"embed: .*{name} exists already, and cannot be read as a result of this com"):
+    with pytest.raises(SystemExit, match=f"embed: .*{name} exists already and cannot be read as a result of this com"):
         main([str(audio / "e.wav"), *MODEL, "--out", str(tmp_path / name), "--resume"])
 
 
@@ -279,13 +321,13 @@ def test_any_file_name_is_embedded(audio, tmp_path, suffix):
     assert set(read(out)["path"]) == expected
 
 
-def test_the_progress_of_a_long_file_is_seen(audio, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "LONG_SECONDS", 1)
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
+def test_progress_within_a_long_file_is_shown(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "LONG_SECONDS", 1)
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 200)
     seen = []
     monkeypatch.setattr("audio_mamba.hear_api.embed.tqdm.update", lambda bar, n: seen.append(n))
     main([str(audio / "deep/b.flac"), *MODEL, "--out", str(tmp_path / "out.npz")])
-    parts = [n for n in seen if 0 < n < 1]  # the last call brings the rest
+    parts = [n for n in seen if 0 < n < 1]  # the last call adds the rest
     assert len(parts) == 2 and sum(parts) == pytest.approx(1)
 
 
@@ -298,33 +340,31 @@ def test_the_progress_of_a_long_file_is_seen(audio, tmp_path, monkeypatch):
         (lambda path: os.truncate(path, 60000), "cut off"),
     ],
 )
-def test_a_long_file_that_fails_at_its_second_reading_is_listed(
-    audio, tmp_path, monkeypatch, capsys, kind, change, message
-):
+def test_a_long_file_that_fails_when_read_again_is_listed(audio, tmp_path, monkeypatch, capsys, kind, change, message):
     for name in ("1.wav", "2.wav", "3.wav"):
         soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.5, 0.5, 64000), 16000)
-    monkeypatch.setattr(pieces, "LONG_SECONDS", 2)
+    monkeypatch.setattr(clips, "LONG_SECONDS", 2)
     monkeypatch.setattr("audio_mamba.data.audio.BLOCK_SECONDS", 1)
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.PIECE_UNITS", 1)
-    stream_pieces = pieces.stream_pieces
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 200)
+    chunks = clips.LongFile.chunks
 
-    def changed(path, *arguments):
-        if path.name == "2.wav":
-            change(path)
-        return stream_pieces(path, *arguments)
+    def changed(file, *arguments):
+        if file.path.name == "2.wav":
+            change(file.path)
+        return chunks(file, *arguments)
 
-    monkeypatch.setattr("audio_mamba.hear_api.bulk.stream_pieces", changed)
+    monkeypatch.setattr(clips.LongFile, "chunks", changed)
     with pytest.raises(SystemExit) as exit:
         main([str(tmp_path), *MODEL, "--kind", kind, "--out", str(tmp_path / "out.npz")])
     assert exit.value.code == 3
     assert re.search(f"2.wav +{message}", capsys.readouterr().err)
     result = np.load(tmp_path / "out.npz")
-    rows = result["embedding"].reshape(2, -1, result["embedding"].shape[-1])  # of two files alike
+    rows = result["embedding"].reshape(2, -1, result["embedding"].shape[-1])  # two identical files
     np.testing.assert_array_equal(rows[0], rows[1])
     assert [name[-5:] for name in result["path"]] == ["1.wav", "3.wav"]
 
 
-def test_two_runs_do_not_write_one_journal(tmp_path, monkeypatch):
+def test_two_runs_cannot_write_the_same_journal(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
     journal = Journal(tmp_path / "j", {}, width=2, resume=False)
     with pytest.raises(folder_lock.FolderInUseError, match="j: another process is using this folder"):
@@ -333,28 +373,28 @@ def test_two_runs_do_not_write_one_journal(tmp_path, monkeypatch):
     Journal(tmp_path / "j", {}, width=2, resume=True).close()
 
 
-def test_what_another_run_completes_meanwhile_is_not_made_again(audio, tmp_path, monkeypatch):
+def test_a_result_that_another_run_completes_is_kept(audio, tmp_path, monkeypatch):
     out, load = tmp_path / "out.npz", build_runtime
 
-    def while_other_runs_end(*arguments):
+    def while_another_run_ends(*arguments):
         out.write_bytes(b"theirs")
         return load(*arguments)
 
-    monkeypatch.setattr("audio_mamba.hear_api.embed.build_runtime", while_other_runs_end)
-    with pytest.raises(SystemExit, match="out.npz exists already; another run has completed it meanwhile"):
+    monkeypatch.setattr("audio_mamba.hear_api.embed.build_runtime", while_another_run_ends)
+    with pytest.raises(SystemExit, match="out.npz exists already; another run has just completed it"):
         main([str(audio), *MODEL, "--out", str(out)])
     assert out.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [out]
 
-    exclusive_lock = journal.exclusive_lock
+    lock = journal.exclusive_lock
 
     @contextlib.contextmanager
     def while_the_folder_goes(folder):
-        with exclusive_lock(folder):
+        with lock(folder):
             folder.rmdir()
             yield
 
     monkeypatch.setattr(journal, "exclusive_lock", while_the_folder_goes)
-    with pytest.raises(JournalError, match="j: another run has completed it meanwhile"):
+    with pytest.raises(JournalError, match="j: another run has just completed it"):
         Journal(tmp_path / "j", {}, width=2, resume=True)
 
 
@@ -382,16 +422,16 @@ def test_journal_drops_rows_without_an_entry(tmp_path):
         (["AUDIO", "--config", ".ssam_tiny"], "no config module '.ssam_tiny'"),
         (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
         (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
-        (["AUDIO", "--workers", "0"], "--workers 0"),
+        (["AUDIO", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["AUDIO", "--device", "gpu"], "device gpu: "),
         pytest.param(
             ["AUDIO", "--device", "cuda"],
             "device cuda: ",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
         ),
     ],
 )
-def test_commands_that_cannot_be_carried_out(audio, tmp_path, arguments, message):
+def test_invalid_commands_are_refused_and_leave_no_files(audio, tmp_path, arguments, message):
     arguments = [str(audio) if argument == "AUDIO" else argument for argument in arguments]
     with pytest.raises(SystemExit, match=f"embed: .*{message}"):
         main([*MODEL, "--out", str(tmp_path / "out.npz"), *arguments])
@@ -400,7 +440,7 @@ def test_commands_that_cannot_be_carried_out(audio, tmp_path, arguments, message
 
 @pytest.mark.slow
 def test_kill_and_resume_and_memory_of_an_hour(tmp_path):
-    """The process is killed without warning in the middle of a file of an hour; the result is that of one run."""
+    """Killed in the middle of a one-hour file, a resumed run gives the bytes of an uninterrupted one."""
     rng = np.random.default_rng(0)
     with soundfile.SoundFile(tmp_path / "hour.wav", "w", 16000, 1) as file:
         for _ in range(60):

@@ -1,4 +1,4 @@
-"""Folders and programs give the numbers of the model they came from."""
+"""Exported folders, programs and ONNX models give the numbers of the model they came from."""
 
 import json
 
@@ -21,7 +21,7 @@ def runtime(request):
     return runtime
 
 
-def test_a_folder_brings_back_the_same_model(runtime, tmp_path):
+def test_a_saved_folder_loads_as_the_same_model(runtime, tmp_path):
     runtime.scene_layout = "bands"
     again = from_pretrained(save_pretrained(runtime, tmp_path / "saved"))
     assert again.scene_layout == "bands"
@@ -33,14 +33,14 @@ def test_a_folder_brings_back_the_same_model(runtime, tmp_path):
     )
 
 
-def test_a_published_checkpoint_becomes_a_folder(golden, tmp_path):
+def test_a_published_checkpoint_can_be_saved_as_a_folder(golden, tmp_path):
     runtime = RuntimeSSAST(config_of("ssam_tiny_200_16x4", depth=2), golden / "published_layout")
     again = from_pretrained(save_pretrained(runtime, tmp_path))
     for key, value in runtime.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[key])
 
 
-def test_half_precision_halves_the_file_and_comes_back_as_float32(runtime, tmp_path):
+def test_half_precision_halves_the_file_and_loads_as_float32(runtime, tmp_path):
     sizes = [
         (save_pretrained(runtime, tmp_path / dtype, dtype) / "model.safetensors").stat().st_size
         for dtype in ("float32", "float16")
@@ -49,23 +49,23 @@ def test_half_precision_halves_the_file_and_comes_back_as_float32(runtime, tmp_p
     again = from_pretrained(tmp_path / "float16")
     for key, value in runtime.model.state_dict().items():
         assert torch.equal(value.half().float(), again.model.state_dict()[key])
-    by_config = RuntimeSSAST(runtime.config, tmp_path / "float16")  # weights_dir may be such a folder
+    by_config = RuntimeSSAST(runtime.config, tmp_path / "float16")  # weights_dir may be a saved folder
     assert torch.equal(by_config.model.mask_token, again.model.mask_token)
 
 
-def test_the_folder_of_a_training_is_left_alone(runtime, tmp_path):
+def test_the_folder_of_a_training_run_is_not_touched(runtime, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"name": "configs.mine"}')
     for name in ("run", "other"):
         before = list((tmp_path / name).iterdir())
-        with pytest.raises(ValueError, match=f"{name} holds something else, such as a training"):
+        with pytest.raises(ValueError, match=f"{name} holds something else, such as a training run"):
             save_pretrained(runtime, tmp_path / name)
         assert list((tmp_path / name).iterdir()) == before
     save_pretrained(runtime, save_pretrained(runtime, tmp_path / "mine"))
 
 
-def test_damaged_folders_are_named(runtime, tmp_path):
+def test_damaged_folders_are_refused_by_name(runtime, tmp_path):
     with pytest.raises(CheckpointError, match="not a saved model"):
         from_pretrained(tmp_path / "absent")
     folder = save_pretrained(runtime, tmp_path / "saved")
@@ -74,7 +74,7 @@ def test_damaged_folders_are_named(runtime, tmp_path):
     with pytest.raises(CheckpointError, match="another architecture"):
         from_pretrained(folder)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="not of the format"):
+    with pytest.raises(CheckpointError, match="its format is not"):
         from_pretrained(folder)
     (folder / "config.json").unlink()
     save_pretrained(runtime, folder)
@@ -94,14 +94,14 @@ def test_damaged_folders_are_named(runtime, tmp_path):
         {"scene_layout": "mel"},
     ],
 )
-def test_a_config_that_describes_no_model_is_named(runtime, tmp_path, change):
+def test_a_config_that_does_not_describe_a_model_is_refused_by_name(runtime, tmp_path, change):
     path = save_pretrained(runtime, tmp_path / "saved") / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match="config.json: does not describe a model"):
         from_pretrained(tmp_path / "saved")
 
 
-def test_unknown_precisions_are_refused_before_anything_is_touched(runtime, tmp_path):
+def test_unknown_precisions_are_refused_before_anything_is_written(runtime, tmp_path):
     with pytest.raises(ValueError, match="unknown precision 'float64'; choose from float32"):
         save_pretrained(runtime, tmp_path / "saved", "float64")
     assert not (tmp_path / "saved").exists()
@@ -114,9 +114,11 @@ def test_unknown_precisions_are_refused_before_anything_is_touched(runtime, tmp_
 def test_a_program_gives_the_features_for_any_batch(runtime, tmp_path, layout):
     export(runtime, tmp_path / "new" / "model.pt2", layout)
     program = torch.export.load(tmp_path / "new" / "model.pt2").module()
-    units = golden_input().repeat(4, 1, 1, 1)[:7]
+    segments = golden_input().repeat(4, 1, 1, 1)[:7]
     with torch.no_grad():
-        torch.testing.assert_close(program(units), runtime.model.forward_features(units, layout), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            program(segments), runtime.model.forward_features(segments, layout), rtol=0, atol=1e-5
+        )
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.pt2"]
 
 
@@ -125,13 +127,13 @@ def test_onnx_of_ssast(tmp_path):
     evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
     runtime = RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1, embed_dim=96), None)
     export(runtime, tmp_path / "model.onnx")
-    units = golden_input()
-    ours = evaluator(str(tmp_path / "model.onnx")).run(None, {"units": units.numpy()})[0]
+    segments = golden_input()
+    ours = evaluator(str(tmp_path / "model.onnx")).run(None, {"units": segments.numpy()})[0]
     with torch.no_grad():
-        np.testing.assert_allclose(ours, runtime.model.forward_features(units, "bands").numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(ours, runtime.model.forward_features(segments, "bands").numpy(), rtol=0, atol=1e-4)
 
 
-def test_what_cannot_be_exported_is_refused(runtime, tmp_path):
+def test_impossible_exports_are_refused(runtime, tmp_path):
     if runtime.model.causal:
         with pytest.raises(ExportError, match="ONNX has no operator for the selective scan"):
             export(runtime, tmp_path / "model.onnx")

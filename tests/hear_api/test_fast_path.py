@@ -1,14 +1,17 @@
-"""All units of all clips at once, the last ones cut: the numbers of each clip alone and whole."""
+"""Batching the segments of all clips and skipping padding gives the numbers of each clip alone."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from audio_mamba.hear_api import RuntimeSSAST
-from audio_mamba.hear_api.units import TOKENS_PER_BATCH, batch_units, plan_units
+from audio_mamba.data.normalisation import Statistics
+from audio_mamba.front_end import PUBLISHED
+from audio_mamba.hear_api import RuntimeSSAST, clips
+from audio_mamba.hear_api.segments import TOKENS_PER_BATCH, batch_segments, plan_segments
 from tests.golden_weights import fill_by_rule
 from tests.hear_api.test_runtime import config_of
 
@@ -23,17 +26,19 @@ def runtime(request):
     return runtime
 
 
-def unit_by_unit(runtime, clip, layout):
-    """The published procedure: every unit whole, one after another."""
+def segment_by_segment(runtime, clip, layout):
+    """The published procedure: every segment whole, one after another."""
     spectrogram = runtime.spectrogram(torch.from_numpy(clip))[0]
-    units = [torch.nn.functional.pad(part, (0, 0, 0, 200 - len(part)))[None, None] for part in spectrogram.split(200)]
+    segments = [
+        torch.nn.functional.pad(part, (0, 0, 0, 200 - len(part)))[None, None] for part in spectrogram.split(200)
+    ]
     with torch.no_grad():
-        features = torch.cat([whole_features(runtime.model, unit, layout) for unit in units])
+        features = torch.cat([whole_features(runtime.model, segment, layout) for segment in segments])
     return features[: -(-len(spectrogram) // 4)].numpy()
 
 
-def whole_features(model, unit, layout):
-    tokens = model.encode(model.embed(unit))[0]  # [250, D], all of them
+def whole_features(model, segment, layout):
+    tokens = model.encode(model.embed(segment))[0]  # [250, D], all of them
     if layout == "published":
         tokens = tokens.reshape(5, 50, -1).transpose(0, 1)
     return tokens.reshape(50, -1)
@@ -43,7 +48,7 @@ def whole_features(model, unit, layout):
 def test_a_mixed_list_gives_each_clip_its_numbers(runtime, layout):
     features = runtime.encode([runtime.spectrogram(torch.from_numpy(clip))[0] for clip in CLIPS], layout)
     for clip, ours in zip(CLIPS, features, strict=True):
-        np.testing.assert_allclose(ours.numpy(), unit_by_unit(runtime, clip, layout), rtol=0, atol=5e-5)
+        np.testing.assert_allclose(ours.numpy(), segment_by_segment(runtime, clip, layout), rtol=0, atol=5e-5)
 
 
 def test_embed_equals_the_hear_functions(runtime, tmp_path):
@@ -60,14 +65,14 @@ def test_embed_equals_the_hear_functions(runtime, tmp_path):
         torch.testing.assert_close(times, expected_times[0])
 
 
-def test_one_path_one_clip_a_batch_and_nothing(runtime, tmp_path):
+def test_embed_accepts_a_path_an_array_a_batch_and_an_empty_list(runtime, tmp_path):
     soundfile.write(tmp_path / "a.flac", CLIPS[2], 16000)
     assert runtime.embed(tmp_path / "a.flac").shape == runtime.embed(CLIPS[2]).shape == (1, 960)
     assert runtime.embed(np.stack([CLIPS[2]] * 2)).shape == (2, 960)
     assert runtime.embed([]).shape == (0, 960) and runtime.embed([], kind="timestamps") == []
 
 
-def test_another_sample_rate_is_resampled_where_the_caller_names_it(runtime):
+def test_arrays_are_resampled_from_the_given_sample_rate(runtime):
     def tone(rate):
         return 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
 
@@ -76,12 +81,50 @@ def test_another_sample_rate_is_resampled_where_the_caller_names_it(runtime):
     assert np.corrcoef(at_16k[0], runtime.embed(tone(48000))[0])[0, 1] < 0.99
 
 
-def test_groups_and_blocks_of_long_input_change_nothing(runtime, monkeypatch):
+def test_groups_and_blocks_do_not_change_the_numbers(runtime, monkeypatch):
     before = runtime.embed(CLIPS)
-    monkeypatch.setattr("audio_mamba.hear_api.runtime.FRAMES_PER_GROUP", 150)
+    monkeypatch.setattr("audio_mamba.hear_api.clips.GROUP_FRAMES", 150)
     monkeypatch.setattr("audio_mamba.hear_api.runtime.BLOCK_SAMPLES", 5000)
     monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 300)
     np.testing.assert_allclose(runtime.embed(CLIPS), before, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("kind", ["scene", "timestamps"])
+def test_long_files_are_read_in_chunks_and_give_the_same_numbers(runtime, tmp_path, monkeypatch, kind):
+    paths = [tmp_path / f"{len(clip)}.wav" for clip in CLIPS]
+    for path, clip in zip(paths, CLIPS):
+        soundfile.write(path, clip, 16000, subtype="FLOAT")
+    whole = runtime.embed(paths, kind=kind)
+    monkeypatch.setattr(clips, "LONG_SECONDS", 1.5)  # the last four are longer
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 250)
+    chunks, read = clips.LongFile.chunks, []
+    monkeypatch.setattr(clips.LongFile, "chunks", lambda file, n: read.append(file.path) or chunks(file, n))
+    for ours, expected in zip(runtime.embed(paths, kind=kind), whole, strict=True):
+        for array, expected_array in zip(ours, expected, strict=True) if kind == "timestamps" else [(ours, expected)]:
+            np.testing.assert_allclose(array, expected_array, rtol=0, atol=2e-4)
+    assert read == paths[3:]
+
+
+def test_groups_depend_on_the_clips_alone(monkeypatch):
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 10)
+    short, failed = [clips.ShortClip(np.zeros((n, 80)), 0.0) for n in (4, 7, 12, 3)], clips.Failure("damaged")
+    long = clips.LongFile(Path("a.wav"), 10_000, Statistics(0.0, 1.0), PUBLISHED)
+    sequence = [short[0], failed, short[1], short[2], short[3], long, failed, long]
+    groups = list(clips.group_clips(sequence))
+    ends = [sum(map(len, groups[:n])) for n in range(1, len(groups) + 1)]
+    assert ends == [3, 4, 5, 6, 7, 8]
+    for number, end in enumerate(ends, start=1):  # where a run may resume
+        rest = list(clips.group_clips(sequence[end:]))
+        assert [list(map(id, group)) for group in rest] == [list(map(id, group)) for group in groups[number:]]
+
+
+def test_prefetch_keeps_the_order_and_raises_in_turn():
+    with ThreadPoolExecutor(3) as pool:
+        assert list(clips.prefetch(pool, divmod, ((n, 3) for n in range(20)), 4)) == [divmod(n, 3) for n in range(20)]
+        results = clips.prefetch(pool, divmod, ((6, n) for n in (3, 2, 0, 1)), 4)
+        assert [next(results), next(results)] == [(2, 0), (3, 0)]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
 
 
 def test_callers_in_threads_get_their_own_results(runtime):
@@ -93,23 +136,23 @@ def test_callers_in_threads_get_their_own_results(runtime):
 
 
 @pytest.mark.parametrize("layout, tokens", [("bands", 250 + 5 * 1), ("published", 250 + 200 + 1)])
-def test_the_last_unit_of_a_causal_encoder_is_cut(runtime, layout, tokens, monkeypatch):
+def test_a_causal_encoder_skips_the_padding_of_the_last_segment(runtime, layout, tokens, monkeypatch):
     seen, encode = [], runtime.model.encode
     monkeypatch.setattr(runtime.model, "encode", lambda x: seen.append(x.shape[0] * x.shape[1]) or encode(x))
     runtime.encode([torch.zeros(201, 80)], layout)
     if not runtime.model.causal:
         tokens = 500
-    padding = 50 if tokens == 451 else 0  # one token less is not worth a batch of its own
+    padding = 50 if tokens == 451 else 0  # one token less does not justify a separate batch
     assert tokens <= sum(seen) <= tokens + padding
 
 
-def test_batches_hold_every_unit_once_and_pad_little():
+def test_batches_hold_every_segment_once_and_pad_little():
     steps = list(np.random.default_rng(0).integers(1, 400, 300))
-    units = plan_units(steps, 50, lambda kept: 5 * kept)
-    batches = list(batch_units(units, "cpu"))
-    assert sorted((unit.clip, unit.first) for batch in batches for unit in batch) == [
+    segments = plan_segments(steps, 50, lambda kept: 5 * kept)
+    batches = list(batch_segments(segments, "cpu"))
+    assert sorted((segment.clip, segment.first) for batch in batches for segment in batch) == [
         (clip, first) for clip, count in enumerate(steps) for first in range(0, count, 50)
     ]
     assert all(len(batch) * batch[0].tokens <= TOKENS_PER_BATCH["cpu"] for batch in batches)
-    padded = sum(len(batch) * max(unit.tokens for unit in batch) for batch in batches)
-    assert padded < 1.02 * sum(unit.tokens for unit in units)
+    padded = sum(len(batch) * max(segment.tokens for segment in batch) for batch in batches)
+    assert padded < 1.02 * sum(segment.tokens for segment in segments)

@@ -1,4 +1,4 @@
-"""What is audio and what is not: every listed fault has its error, everything else embeds."""
+"""Valid audio embeds, every documented fault has its error, and INPUTs of the embed command name the right files."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from audio_mamba.data.audio import AudioError
 from audio_mamba.hear_api import RuntimeSSAST
-from audio_mamba.hear_api.inputs import InputError
+from audio_mamba.hear_api.inputs import InputError, list_audio
 from tests.hear_api.test_runtime import config_of
 
 FLOATS = ["float16", "float32", "float64", ">f4"]
@@ -22,11 +22,11 @@ def runtime():
 
 @st.composite
 def arrays(draw):
-    """Arrays of any rank, length, dtype and content, and the fault that they have, or None."""
+    """Arrays of any rank, length, dtype and content."""
     shape = draw(st.sampled_from([(), (0,), (1,), (2,), (3,), (0, 2), (1, 2, 2)]).map(list))
     length = draw(st.one_of(st.integers(0, 400), st.integers(0, 40_000)))
     if draw(st.booleans()):
-        shape = draw(st.sampled_from([[], [1], [2], [3]]))  # lean to shapes that are accepted
+        shape = draw(st.sampled_from([[], [1], [2], [3]]))  # favour shapes that are accepted
     shape = (*shape, length)
     dtype = draw(st.sampled_from([*FLOATS, "int16", "int32", "uint8", "bool", "complex64"]))
     scale = draw(st.sampled_from([0.0, 1e-30, 1e-4, 1.0, 50.0, 30_000.0]))
@@ -43,7 +43,7 @@ def arrays(draw):
 
 
 def fault_of(audio):
-    """The documented faults, in the order in which they are looked for."""
+    """The first documented fault of an array, or None."""
     if audio.dtype.kind != "f":
         return "floating-point"
     if audio.ndim not in (1, 2) or audio.ndim == 2 and len(audio) == 0:
@@ -60,7 +60,7 @@ def fault_of(audio):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(audio=arrays())
-def test_valid_audio_embeds_and_only_listed_faults_raise(runtime, audio):
+def test_valid_audio_embeds_and_only_documented_faults_raise(runtime, audio):
     fault = fault_of(audio)
     if fault:
         with pytest.raises(InputError, match=fault.replace("[", r"\[")):
@@ -89,7 +89,7 @@ def test_valid_audio_embeds_and_only_listed_faults_raise(runtime, audio):
         ([[0.0] * 16000], "floating-point samples in .* got list"),
     ],
 )
-def test_bad_audio_is_refused_in_one_sentence(runtime, audio, message):
+def test_invalid_audio_is_refused_in_one_sentence(runtime, audio, message):
     with pytest.raises(ValueError, match=message):
         runtime.get_scene_embeddings(audio)
 
@@ -112,14 +112,14 @@ def test_embed_names_the_clip_and_the_fault(runtime, clips, arguments, message):
         runtime.embed(clips, **arguments)
 
 
-def test_a_clip_may_be_short_as_long_as_it_is_long_enough_at_16_khz(runtime):
+def test_minimum_length_counts_after_resampling(runtime):
     clip = 0.1 * np.sin(np.arange(150))
     assert runtime.embed(clip, sample_rate=np.int64(8000)).shape == (1, 320)
     np.testing.assert_array_equal(runtime.embed(clip, sample_rate=8000), runtime.embed([clip], sample_rate=8000))
 
 
 @pytest.mark.filterwarnings("error")
-def test_read_only_and_huge_samples_bring_no_warnings(runtime):
+def test_read_only_and_huge_samples_cause_no_warnings(runtime):
     clip = np.full(16000, 0.1, np.float32)
     clip.flags.writeable = False
     runtime.embed([clip])
@@ -137,11 +137,11 @@ def test_truncated_and_mislabelled_files(runtime, tmp_path):
         with pytest.raises(AudioError, match=name):
             runtime.embed(tmp_path / name)
     expected = runtime.embed(tmp_path / "wave.wav")
-    (tmp_path / "wave.wav").rename(tmp_path / "mislabelled.mp3")  # its bytes say what it is
+    (tmp_path / "wave.wav").rename(tmp_path / "mislabelled.mp3")  # the content decides, not the suffix
     np.testing.assert_array_equal(runtime.embed(tmp_path / "mislabelled.mp3"), expected)
 
 
-def test_more_than_two_channels_are_mixed_with_a_notice(runtime, tmp_path, caplog):
+def test_more_than_two_channels_are_mixed_with_a_warning(runtime, tmp_path, caplog):
     tone = 0.3 * np.sin(np.arange(16000) / 10)
     for channels in (2, 4):
         soundfile.write(tmp_path / f"{channels}.wav", np.stack([tone] * channels, axis=1), 16000)
@@ -149,3 +149,35 @@ def test_more_than_two_channels_are_mixed_with_a_notice(runtime, tmp_path, caplo
     assert not caplog.records
     np.testing.assert_allclose(runtime.embed(tmp_path / "4.wav"), two, rtol=0, atol=1e-4)
     assert "4.wav: its 4 channels are mixed into one" in caplog.text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.wav", "a.flac", "sub/c.MP3", "notes.txt"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def names(files, folder):
+    return [path.relative_to(folder).as_posix() for path in files]
+
+
+def test_files_folders_and_globs_are_listed_once_in_order(folder):
+    files = list_audio([str(folder / "b.wav"), str(folder), str(folder / "**" / "*.MP3"), str(folder / "notes.txt")])
+    assert names(files, folder) == ["b.wav", "a.flac", "sub/c.MP3", "notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "text", ["path,label\nb.wav,1\nsub/c.MP3,2\n", "label,File\n1,b.wav\n2, sub/c.MP3\n\n", "b.wav\nsub/c.MP3\n"]
+)
+def test_csv_lists(folder, text):
+    (folder / "list.csv").write_text(text)
+    assert names(list_audio([str(folder / "list.csv")]), folder) == ["b.wav", "sub/c.MP3"]
+
+
+def test_inputs_that_name_no_file_are_refused(folder):
+    (folder / "empty.csv").touch()
+    for name, message in (("x.wav", "no such file"), ("*.ogg", "matches no file"), ("empty.csv", "list is empty")):
+        with pytest.raises(AudioError, match=message):
+            list_audio([str(folder / name)])

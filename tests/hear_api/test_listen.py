@@ -17,7 +17,7 @@ MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "-
 
 @pytest.fixture
 def one_thread():
-    """The command sets the number of threads of its process, which is this one here."""
+    """Restores the number of threads, which the command sets for this process."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -36,7 +36,7 @@ def test_a_file(tmp_path, capsys, one_thread):
     assert int(steps) == 76 and 0 < float(factor) < 5  # ceil(301 frames / 4)
 
 
-def test_raw_stdin_in_a_process_of_its_own():
+def test_raw_stdin_in_a_separate_process():
     raw = (tone(440, 1) * 32767).astype("<i2").tobytes() + b"\0"  # with half a sample at the end
     command = [sys.executable, "-m", "hear_api.listen", "-", *MODEL]
     done = subprocess.run(command, cwd=ROOT, input=raw, capture_output=True)
@@ -44,8 +44,8 @@ def test_raw_stdin_in_a_process_of_its_own():
     assert b"26 steps of 40 ms" in done.stdout
 
 
-def test_ctrl_c_ends_live_audio_with_the_measurements(monkeypatch, capsys, one_thread):
-    def pieces(source):
+def test_ctrl_c_ends_live_audio_and_prints_the_measurements(monkeypatch, capsys, one_thread):
+    def pieces(source, sample_rate):
         yield from torch.tensor(tone(440, 1), dtype=torch.float32).split(640)
         raise KeyboardInterrupt
 
@@ -54,7 +54,7 @@ def test_ctrl_c_ends_live_audio_with_the_measurements(monkeypatch, capsys, one_t
     assert re.search(r"\n24 steps of 40 ms.*real-time factor 0?[\d.]+\n", capsys.readouterr().out)
 
 
-def test_statistics_that_are_none(capsys):
+def test_invalid_statistics_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["a.wav", "--statistics", "mean"])
     assert "'mean' is neither MEAN,STD nor one of warmup, running" in capsys.readouterr().err

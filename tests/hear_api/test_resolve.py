@@ -1,4 +1,4 @@
-"""Which model the commands take for the names that they are given."""
+"""The model that the commands find for a config name and weights."""
 
 import importlib
 import shutil
@@ -22,13 +22,13 @@ def load_runtime(config_name, weights):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Of a training with another depth, width and layout than its config module says."""
+    """Work folder of a training with another depth, width and layout than in its config module."""
     workdir = tmp_path_factory.mktemp("run")
     train.main(arguments(workdir, num_epochs=1, batch_size=512, scene_layout="bands"))
     return workdir
 
 
-def test_a_work_folder_says_what_was_trained_in_it(workdir):
+def test_a_work_folder_has_the_config_of_its_training(workdir):
     runtime, name = load_runtime(None, str(workdir))
     assert name == "ssast_tiny_200_16x4:checkpoint-0"
     assert (runtime.model.depth, runtime.model.embed_dim, runtime.scene_layout) == (1, 48, "bands")
@@ -37,13 +37,13 @@ def test_a_work_folder_says_what_was_trained_in_it(workdir):
         assert torch.equal(again.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
 
 
-def test_so_it_does_from_within(workdir, monkeypatch):
+def test_a_work_folder_is_found_from_inside(workdir, monkeypatch):
     monkeypatch.chdir(workdir / "checkpoints")
     for weights in (".", "checkpoint-0.pth"):
         assert load_runtime(None, weights)[0].model.depth == 1
 
 
-def test_so_does_a_saved_model(workdir, tmp_path):
+def test_a_saved_model_has_its_config(workdir, tmp_path):
     runtime, _ = load_runtime(None, str(workdir))
     again, name = load_runtime(None, str(save_pretrained(runtime, tmp_path / "mine_1.5")))
     assert name == "mine_1.5:model" and again.scene_layout == "bands"
@@ -51,8 +51,8 @@ def test_so_does_a_saved_model(workdir, tmp_path):
 
 
 @pytest.mark.parametrize("named", ["configs.ssast_tiny_200_16x4", "configs.poc.ssast_tiny_200_16x4"])
-def test_a_config_that_is_named_has_the_model_that_was_trained(workdir, named):
-    """The weights need it; all else is as the module says."""
+def test_a_named_config_gets_the_model_that_was_trained(workdir, named):
+    """Since the weights fit no other model. Everything else is as in the module."""
     runtime, name = load_runtime(named, str(workdir))
     assert name == "ssast_tiny_200_16x4:checkpoint-0"
     assert (runtime.model.depth, runtime.scene_layout) == (1, "published")
@@ -61,22 +61,22 @@ def test_a_config_that_is_named_has_the_model_that_was_trained(workdir, named):
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"name": null}', '{"name": "configs.ssast_tiny_200_16x4"}'])
-def test_a_config_that_is_named_needs_no_file(workdir, tmp_path, text):
-    """Here the weights do not fit it, which is what the sentence says."""
+def test_a_named_config_needs_no_config_json(workdir, tmp_path, text):
+    """Here the weights do not fit it, and the message says so."""
     shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="checkpoint-0.pth holds another architecture"):
         load_runtime("ssast_tiny_200_16x4", str(tmp_path))
 
 
-def test_another_config_than_that_of_the_weights(workdir):
+def test_a_config_that_does_not_fit_the_weights_is_refused(workdir):
     with pytest.raises(ValueError, match="holds another architecture"):
         load_runtime("ssam_tiny_200_16x4", str(workdir))
     runtime, name = load_runtime("tests.hear_api.small_config", "untrained")
     assert name == "small_config:untrained" and runtime.scene_layout == "published"
 
 
-def test_without_weights_it_is_the_small_model_that_came_with_the_project():
+def test_the_default_is_the_small_model_that_comes_with_the_project():
     assert load_runtime(None, None)[1] == "ssam_tiny_free_audio:model"
     assert load_runtime(None, "untrained")[1] == "ssam_tiny_free_audio:untrained"
 
@@ -89,7 +89,7 @@ def test_without_weights_it_is_the_small_model_that_came_with_the_project():
     ],
 )
 @pytest.mark.parametrize("weights", [None, "nowhere"])
-def test_a_config_that_is_none_is_told_of_before_weights_that_are_none(monkeypatch, named, message, weights):
+def test_an_invalid_config_is_reported_before_missing_weights(monkeypatch, named, message, weights):
     monkeypatch.delenv("PT_MAMBA_MODEL_DIR", raising=False)
     with pytest.raises(ValueError, match=message):
         load_runtime(named, weights)
@@ -107,7 +107,7 @@ def test_a_config_that_is_none_is_told_of_before_weights_that_are_none(monkeypat
         ('{"model": {"arch": "x"}, "depth": 1}', "nothing reads the key 'depth'"),
     ],
 )
-def test_weights_that_do_not_tell_need_a_config(workdir, tmp_path, text, message):
+def test_weights_without_a_usable_config_json_need_a_named_config(workdir, tmp_path, text, message):
     shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
     if text is not None:
         (tmp_path / "config.json").write_text(text)

@@ -1,4 +1,4 @@
-"""The runtime against the published model's numbers, and HEAR's rules."""
+"""The runtime gives the published model's numbers and follows the HEAR API."""
 
 import importlib
 
@@ -70,9 +70,9 @@ def test_timestamps_are_the_starts_of_the_patches_within_the_clip(small_runtime)
 
 
 def test_timestamp_embeddings_are_local_in_time(small_runtime):
-    """A click at 1.2 s changes the causal encoder's embeddings from there on, and none before.
+    """A click at 1.2 s changes the causal encoder's embeddings from there on, but none before.
 
-    The statistics of the whole clip would spread it everywhere, so both clips get the same ones.
+    Both clips are normalised by the same statistics; their own would spread the click everywhere.
     """
     spectrogram = small_runtime.spectrogram(golden_audio(31840)[:1])
     clicked = spectrogram.clone()
@@ -109,7 +109,7 @@ def test_lower_precision_is_near_float32(small_runtime, precision):
     assert 0 < (full - low).abs().max() < 0.05
 
 
-def test_published_checkpoint_loads_and_the_highest_epoch_is_taken(golden, tmp_path):
+def test_published_checkpoint_loads_and_the_highest_epoch_is_chosen(golden, tmp_path):
     config = config_of("ssam_tiny_200_16x4", depth=2)
     runtime = RuntimeSSAST(config, golden / "published_layout")
     expected = fill_by_rule(RuntimeSSAST(config, None).model).state_dict()
@@ -126,7 +126,7 @@ def test_weights_of_another_architecture_are_refused_by_key(golden):
         RuntimeSSAST(config_of("ssam_tiny_200_16x4"), golden / "published_layout")
 
 
-def test_untrained_weights_are_the_same_each_time_and_leave_the_generator_alone():
+def test_untrained_weights_are_the_same_each_time_and_do_not_touch_the_generator():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first, second = (RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1), None).model for _ in range(2))

@@ -1,4 +1,4 @@
-"""Live embeddings against those of the whole clip, given the same statistics."""
+"""Live embeddings equal those of the whole clip, given the same statistics."""
 
 import numpy as np
 import pytest
@@ -43,21 +43,21 @@ def test_streaming_equals_offline_given_the_statistics(runtime, piece, samples):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", [1, 160, 1000, 32000])
-def test_the_published_size_too(piece):
+def test_streaming_equals_offline_at_the_published_size(piece):
     runtime, audio = RuntimeSSAST(config_of("ssam_tiny_200_16x4"), None), golden_audio(80000)[0]
     fill_by_rule(runtime.model)
     rows, _ = stream(StreamingSSAM(runtime, statistics_of(audio)), audio, piece)
     torch.testing.assert_close(rows, runtime.get_timestamp_embeddings(audio)[0][0], rtol=0, atol=1e-4)
 
 
-def test_a_step_comes_out_as_soon_as_its_frames_are_complete(runtime):
+def test_a_step_is_returned_as_soon_as_its_frames_are_complete(runtime):
     streaming, audio = StreamingSSAM(runtime, (0.0, 1.0)), golden_audio(8000)[0]
     arrivals = [at for at in range(0, 8000, 40) if len(streaming.feed(audio[at : at + 40])[0])]
     # Step i ends with frame 4 i + 3, whose window ends 200 samples after sample 160 (4 i + 3).
     assert [at + 40 for at in arrivals] == [160 * (4 * i + 3) + 200 for i in range(len(arrivals))]
 
 
-def test_warm_up_holds_back_and_then_uses_its_own_statistics(runtime):
+def test_warm_up_returns_nothing_and_then_uses_its_own_statistics(runtime):
     audio = golden_audio(50001)[0]
     statistics = StreamingSSAM(runtime, statistics_of(audio)), StreamingSSAM(runtime, "warmup", 0.5)
     assert len(statistics[1].feed(audio[:7000])[0]) == 0 and len(statistics[1].feed(audio[7000:9000])[0]) == 14
@@ -98,7 +98,7 @@ def test_pieces_are_arrays_or_tensors_of_any_floats(runtime):
         assert torch.equal(StreamingSSAM(runtime).feed(piece)[0], rows)
 
 
-def test_faults_are_named(runtime):
+def test_invalid_input_is_refused(runtime):
     with pytest.raises(InputError, match="the piece holds NaN or Inf"):
         StreamingSSAM(runtime).feed(torch.full((10,), np.nan))
     for piece, message in (
@@ -117,7 +117,7 @@ def test_faults_are_named(runtime):
         StreamingSSAM(RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1), None))
 
 
-def test_nothing_follows_the_end(runtime):
+def test_a_finished_stream_refuses_more(runtime):
     streaming = StreamingSSAM(runtime)
     streaming.feed(torch.zeros(1000))
     streaming.finish()

@@ -1,5 +1,6 @@
 """The choice among back ends: order, names, the user's switch, and errors."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 from ml_collections import ConfigDict
 
 from audio_mamba import models
+from audio_mamba.cli.train_setup import check_same_experiment
 from audio_mamba.models.mamba import Mamba
 from audio_mamba.models.ops import add_norm, causal_conv1d, dispatch, mamba_block, native, selective_scan
 from audio_mamba.models.ops.calls import BlockCall, ConvCall
@@ -141,3 +143,20 @@ class TestSwitch:
             return check_config(ConfigDict({"model": model}), models.ARCHS, source="here")
 
         assert config().model.backend == "auto" and config(backend="cpu").model.backend == "cpu"
+
+    def test_a_run_may_resume_with_other_kernels(self, tmp_path):
+        """And a run whose config.json is older than the key."""
+        config = check_config(ConfigDict(), models.ARCHS, source="here")
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "checkpoint-0.pth").touch()
+        for backend in (None, "cpu"):
+            entries = config.to_dict()
+            if backend is None:
+                del entries["model"]["backend"]
+            else:
+                entries["model"]["backend"] = backend
+            (tmp_path / "config.json").write_text(json.dumps(entries))
+            check_same_experiment(tmp_path, config)
+        (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"opt": {}}))
+        with pytest.raises(ValueError, match="opt.learning_rate is None there"):
+            check_same_experiment(tmp_path, config)

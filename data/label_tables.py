@@ -1,0 +1,119 @@
+"""Reads csv tables of labels and of classes, and names the line of whatever is wrong with them."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+FILE_COLUMNS = ("file", "filename", "fname")  # ours, ESC-50, FSD50K
+YOUTUBE_COLUMN = "YTID"  # AudioSet
+LABEL_COLUMNS = ("label", "labels", "positive_labels", "category")
+ID_COLUMNS = ("index", "idx")
+CLASS_COLUMNS = ("mid", "label")  # AudioSet, HEAR
+
+Row = tuple[int, dict[str, str]]  # line number, cell under each column name
+
+
+class LabelError(ValueError):
+    """A table of labels that cannot be used; the message names the file and, where there is one, the line."""
+
+
+def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
+    """The labels of a table with one row per file; several rows of a file add up.
+
+    Returns:
+        whether files are named by their YouTube ids, and the labels under each file name.
+
+    Raises:
+        LabelError: the table cannot be read, a column is missing or there are two for the labels, or a row does not
+            have one cell per column.
+    """
+    columns, rows = _read_csv(table)
+    file_column = _first_of((*FILE_COLUMNS, YOUTUBE_COLUMN), columns)
+    label_columns = [name for name in LABEL_COLUMNS if name in columns]
+    if file_column is None or not label_columns:
+        raise LabelError(
+            f"{table} has the columns {columns}; it needs one of {[*FILE_COLUMNS, YOUTUBE_COLUMN]} "
+            f"and one of {list(LABEL_COLUMNS)}"
+        )
+    if len(label_columns) > 1:
+        raise LabelError(
+            f"{table} has more than one column of labels, {' and '.join(label_columns)}; rename all but one of them"
+        )
+    labels_under: dict[str, set[str]] = {}
+    for line, row in rows:
+        name = row[file_column].strip()
+        if not name:
+            raise LabelError(f"{table}, line {line}: the cell under {file_column!r} is empty")
+        labels = (label.strip() for label in re.split("[,;]", row[label_columns[0]]))
+        labels_under.setdefault(name, set()).update(label for label in labels if label)
+    return file_column == YOUTUBE_COLUMN, labels_under
+
+
+def read_classes(table: Path) -> list[str]:
+    """All labels in the order of their ids, which must be 0, 1, 2 ... LabelError for anything else."""
+    columns, rows = _read_csv(table)
+    id_column, label_column = _first_of(ID_COLUMNS, columns), _first_of(CLASS_COLUMNS, columns)
+    if id_column is None or label_column is None:
+        raise LabelError(
+            f"{table} has the columns {columns}; it needs one of {list(ID_COLUMNS)} and one of {list(CLASS_COLUMNS)}"
+        )
+    labels = {row[id_column]: row[label_column] for _, row in rows}
+    if labels.keys() != {str(i) for i in range(len(rows))} or len(set(labels.values())) < len(rows):
+        raise LabelError(f"{table}: its {len(rows)} rows must have the ids 0 to {len(rows) - 1} and different labels")
+    return [labels[str(i)] for i in range(len(rows))]
+
+
+def _first_of(accepted: Sequence[str], columns: list[str]) -> str | None:
+    return next((name for name in accepted if name in columns), None)
+
+
+def _read_csv(table: Path) -> tuple[list[str], list[Row]]:
+    """Column names and rows. Each row is one line, so that an open quote cannot swallow the lines after it.
+
+    Empty lines are skipped. AudioSet's own tables have the column names in a comment, the last one at the top.
+    """
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            lines = file.readlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelError(f"{table} cannot be read as a csv table ({error})") from error
+    header = 0
+    while header < len(lines) and not lines[header].strip():
+        header += 1
+    while header + 1 < len(lines) and lines[header].startswith("#") and lines[header + 1].startswith("#"):
+        header += 1
+    if header == len(lines):
+        return [], []
+    columns = [name.strip() for name in _cells(table, header + 1, lines[header].lstrip("# "))]
+    for name in columns:
+        if name and columns.count(name) > 1:
+            raise LabelError(f"{table}, line {header + 1}: {columns.count(name)} columns are named {name!r}")
+    rows = []
+    for number, line in enumerate(lines[header + 1 :], start=header + 2):
+        if line.strip("\r\n"):
+            rows.append((number, _row(table, number, line, columns)))
+    return columns, rows
+
+
+def _row(table: Path, number: int, line: str, columns: list[str]) -> dict[str, str]:
+    if not line.strip():
+        raise LabelError(f"{table}, line {number} holds nothing but blanks; remove the line")
+    cells = _cells(table, number, line)
+    if len(cells) != len(columns):
+        advice = "; put several labels of one file in quotes" if len(cells) > len(columns) else ""
+        raise LabelError(f"{table}, line {number}: {len(columns)} cells are needed, found {len(cells)}{advice}")
+    # Columns without a name are ignored on the left, where other programs put row numbers.
+    last_name = max((place for place, name in enumerate(columns) if name), default=-1)
+    unnamed = [cell for cell in cells[last_name + 1 :] if cell.strip()]
+    if unnamed:
+        raise LabelError(f"{table}, line {number}: {unnamed[0]!r} is in a column without a name")
+    return dict(zip(columns, cells))
+
+
+def _cells(table: Path, number: int, line: str) -> list[str]:
+    try:
+        return next(csv.reader([line.rstrip()], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        problem = "a quote is not closed" if "end of data" in str(error) else str(error)
+        raise LabelError(f"{table}, line {number}: {problem}") from error
