@@ -13,6 +13,7 @@ from audio_mamba.system.terminal import quiet_exit
 COMMANDS = {
     "embed": "audio files -> embeddings",
     "listen": "live audio -> embeddings",
+    "probe": "how good embeddings are for your labels, models side by side",
     "export": "a model -> safetensors, torch.export program or ONNX",
     "prepare": "audio folder -> archive of log-mels",
     "index": "index archives that were made by other tools",
@@ -41,6 +42,8 @@ def load(command: str) -> Main:
             from audio_mamba.hear_api.embed import main
         case "listen":
             from audio_mamba.hear_api.listen import main
+        case "probe":
+            from audio_mamba.hear_api.probe.__main__ import main
         case "export":
             from audio_mamba.hear_api.export import main
         case "prepare":
