@@ -14,7 +14,7 @@ from audio_mamba.system.terminal import quiet_exit
 COMMANDS = {
     "embed": "audio files -> embeddings",
     "listen": "live audio -> embeddings",
-    "probe": "labelled clips -> how well models' embeddings tell them apart",
+    "probe": "how good embeddings are for your labels, models side by side",
     "export": "a model -> safetensors, torch.export program or ONNX",
     "prepare": "audio folder -> archive of log-mels",
     "index": "index archives that were made by other tools",

@@ -1,0 +1,121 @@
+"""The worked examples of docs/extending.md: applied to a copy of the project they work as the page says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+NEW_FILES = dict(re.findall(r"`((?:models|configs)/[\w/]+\.py)`[^`]*:\n\n```python\n(.*?)^```", PAGE, re.M | re.S))
+DIFFS = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
+
+CHECKS = {
+    "encoder": """
+import torch
+import audio_mamba
+from audio_mamba import models
+model = models.build("gru_ssast_tiny", {"depth": 2, "embed_dim": 48, "frequency_first": False, "img_size": (200, 80),
+                                        "patch_size": (4, 16)})
+prediction, target, mask = model(torch.randn(2, 1, 200, 80))
+(prediction - target).square().mean().backward()
+assert prediction.shape == target.shape == (2, 250, 64) and all(p.grad is not None for p in model.blocks.parameters())
+audio = 0.1 * torch.randn(1, 40000)
+embeddings, times = audio_mamba.load_model("gru_tiny_200_16x4", "untrained", "cpu").get_timestamp_embeddings(audio)
+assert embeddings.shape == (1, 63, 960) and times[0, :2].tolist() == [0, 40]
+
+# Causal, as it says: features of a clip do not depend on what follows.
+from audio_mamba.models.gru import GRUSSAST
+model = GRUSSAST(48, 2, img_size=(200, 80), patch_size=(4, 16), frequency_first=False).eval()
+x = torch.randn(1, 1, 200, 80)
+torch.testing.assert_close(model.forward_features(x, "bands")[:, :10], model.forward_features(x, "bands", steps=10))
+""",
+    "front end": """
+import numpy as np
+import torch
+from audio_mamba.data.features import log_mel, mel_filter_bank
+from audio_mamba.front_end import PUBLISHED, FrontEnd, FrontEndError, parse_settings
+from audio_mamba.hear_api.resolve import resolve
+from audio_mamba.hear_api.runtime import build_runtime
+
+audio = 0.1 * np.random.default_rng(0).standard_normal(1600)
+amplitude = parse_settings(["power=1"])
+padded = np.pad(audio, 200, mode="reflect")
+window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+frames = np.stack([padded[160 * i : 160 * i + 400] * window for i in range(11)])
+truth = np.log(np.abs(np.fft.rfft(frames)) @ mel_filter_bank() + PUBLISHED.log_offset)
+np.testing.assert_allclose(log_mel(torch.from_numpy(audio).float(), amplitude).numpy(), truth, rtol=1e-3, atol=1e-3)
+assert FrontEnd.from_settings({}) == FrontEnd.from_settings({"power": 2.0}) == PUBLISHED
+try:
+    amplitude.check_same(PUBLISHED, "the archive a")
+    raise SystemExit("a mismatch was accepted")
+except FrontEndError as error:
+    assert "power is 2 there and 1 here" in str(error)
+
+runtime = build_runtime(resolve("ssam_tiny_32khz", "untrained"), device="cpu")
+embeddings, times = runtime.get_timestamp_embeddings(torch.zeros(1, 32000) + 0.1 * torch.randn(1, 32000))
+assert runtime.sample_rate == 32000 and embeddings.shape == (1, 26, 8 * 192) and times[0, 1] == 40
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the project with the examples of the page."""
+    copy = tmp_path_factory.mktemp("extended")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if os.path.lexists(ROOT / name) and not name.endswith((".npz", ".png", ".pth")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
+    for name, code in NEW_FILES.items():
+        assert not (copy / name).exists()
+        (copy / name).write_text(code)
+    for diff in DIFFS:
+        done = subprocess.run(["git", "apply", "-"], cwd=copy, input=diff, capture_output=True, text=True)
+        assert done.returncode == 0, f"{done.stderr}\n{diff}"
+    return copy
+
+
+def test_the_page_has_all_examples():
+    assert set(NEW_FILES) == {
+        "models/gru.py",
+        "configs/gru_tiny_200_16x4.py",
+        "models/ops/selective_scan/doubling.py",
+        "configs/ssam_tiny_32khz.py",
+    }
+    assert len(DIFFS) == 3 and len(re.findall("^```python", PAGE, re.M)) == len(NEW_FILES)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_example_works(extended, name):
+    done = subprocess.run([sys.executable, "-c", CHECKS[name]], cwd=extended, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_back_end_equals_the_reference(extended):
+    """By the tests that compare all back ends, of which this is now one."""
+    run_tests(extended, "tests/models/ops/test_scan_backends.py", "-k", "doubling and (groups or causality)")
+
+
+@pytest.mark.slow
+def test_the_back_end_passes_the_tests_that_the_page_says(extended):
+    run_tests(extended, "tests/models/ops/test_scan_backends.py", "-k", "doubling and not memory")
+
+
+def test_the_examples_import_downward(extended):
+    run_tests(extended, "tests/test_layers.py", "-k", "gru or doubling or 32khz or circle")
+
+
+def run_tests(copy, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout
