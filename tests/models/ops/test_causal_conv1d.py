@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from audio_mamba.models.ops import native
 from audio_mamba.models.ops.causal_conv1d import causal_conv1d
 
+needs_kernels = pytest.mark.skipif(
+    native.unsupported_reason() is not None, reason="no compiled kernels on this machine"
+)
 SHAPES = [(1, 1, 1, 4), (2, 33, 63, 4), (3, 5, 2, 3), (2, 576, 131, 4), (1, 16, 300, 1), (2, 8, 20, 17)]
 
 
@@ -52,6 +55,22 @@ def test_low_precision_keeps_its_dtype(back_end):
     torch.testing.assert_close(y.double(), expected(x.bfloat16(), weight, None, "silu"), rtol=2e-2, atol=2e-2)
 
 
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("taps", [3, 4])
+def test_low_precision_is_float32_inside(poisoned, dtype, taps):
+    """Outputs and gradients are those in float32 of the same inputs, rounded once."""
+    x, weight, dy = torch.randn(2, 20, 70).to(dtype), torch.randn(20, taps), torch.randn(2, 20, 70).to(dtype)
+    x[0, 0, 5], x[0, 1, 6] = float("nan"), float("inf")
+    results = []
+    for one in (x, x.float()):
+        leaves = one.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = causal_conv1d(*leaves, None, "silu", backend="cpu")
+        results.append([y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
+    for rounded, exact in zip(*results, strict=True):
+        assert torch.equal(rounded.nan_to_num(nan=1.5), exact.to(rounded.dtype).nan_to_num(nan=1.5))
+
+
 def test_unknown_activation():
     with pytest.raises(ValueError, match="'gelu'"):
         causal_conv1d(torch.zeros(1, 1, 1), torch.zeros(1, 1), None, "gelu")
@@ -67,10 +86,7 @@ def test_same_bits_for_any_number_of_threads():
     assert torch.equal(*results)
 
 
-@pytest.mark.skipif(
-    native.unsupported_reason() is not None,
-    reason="no compiled kernels on this machine",
-)
+@needs_kernels
 def test_operator():
     x = torch.randn(2, 9, 20).requires_grad_()  # [B, L, D]
     weight, bias = torch.randn(20, 4).requires_grad_(), torch.randn(20).requires_grad_()

@@ -137,6 +137,22 @@ class TestOperator:
             assert y.shape == (batch, 3, length) and (last == 0).all() and last.shape == (batch, 3, 2)
 
 
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_float32_inside(poisoned, dtype):
+    """Outputs and gradients are those in float32 of the same inputs, rounded once."""
+    low = make_inputs(2, 40, 37, 6, dtype=dtype)
+    results = []
+    for inputs in (low, {name: t.float() for name, t in low.items()}):
+        leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+        y = selective_scan(**leaves, delta_softplus=True, backend="cpu")
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        y.backward(dy.to(y.dtype))
+        results.append([y] + [t.grad for t in leaves.values()])
+    for rounded, exact in zip(*results, strict=True):
+        assert torch.equal(rounded, exact.to(rounded.dtype))
+
+
 @pytest.fixture
 def block():
     torch.manual_seed(0)

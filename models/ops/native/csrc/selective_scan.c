@@ -100,9 +100,12 @@ static void load_A(Block *block, const Problem *p, int64_t first, int vecs) {
 static void load_matrix(float *to, const Problem *p, const View *matrix, int64_t batch, int64_t begin, int steps) {
     int64_t padded = padded_state(p);
     memset(to, 0, sizeof(float) * CHUNK * padded);
+    int most_lanes = matrix->last == 1 ? W : 1;
     for (int t = 0; t < steps; t++)
-        for (int64_t n = 0; n < p->state; n++)
-            to[t * padded + n] = load_at(matrix, batch, begin + t, n, 1)[0];
+        for (int64_t n = 0; n < p->state; n += most_lanes) {
+            int lanes = smaller(most_lanes, p->state - n);
+            store(to + t * padded + n, load_at(matrix, batch, begin + t, n, lanes), lanes);
+        }
 }
 
 static void load_matrices(Block *block, const Problem *p, int64_t batch, int64_t begin, int steps) {
