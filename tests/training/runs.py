@@ -72,7 +72,7 @@ def kill(process):
             os.kill(pid, signal.SIGKILL)
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=200):
     """Wait for the end and return what was printed since `follow`; kill the process after `timeout` seconds."""
     late = threading.Timer(timeout, kill, [process])
     late.start()

@@ -26,7 +26,7 @@ def sigkill(run, workdir):
 
 def sigterm(run, workdir):
     run.send_signal(signal.SIGTERM)
-    output = finish(run, timeout=30)
+    output = finish(run, timeout=90)
     assert run.returncode == 0, output
     assert "SIGTERM: saving a checkpoint and stopping" in output and "saved at step" in output
 
@@ -49,7 +49,7 @@ def truncated_newest(run, workdir):
 def dead_rank(run, workdir):
     (victim,) = [pid for pid in children(run) if rank_of(pid) == 1]
     os.kill(victim, signal.SIGKILL)
-    output = finish(run, timeout=60)
+    output = finish(run, timeout=90)
     assert run.returncode != 0, output
     assert "rank(s) 1 of 2 died or do not answer; rank 0 stops as well" in output
 

@@ -85,7 +85,7 @@ def test_processes_save_and_stop_when_the_launcher_is_killed(tmp_path, larger_ar
     workers = children(run)
     run.kill()
     finish(run)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
@@ -97,6 +97,6 @@ def test_a_signal_to_one_process_stops_all_with_status_0(tmp_path, larger_archiv
     follow(run, 3)
     (one,) = [pid for pid in children(run) if rank_of(pid) == 1]
     os.kill(one, signal.SIGUSR1)
-    output = finish(run, timeout=30)
+    output = finish(run, timeout=90)
     assert run.returncode == 0, output
     assert "SIGUSR1: saving a checkpoint and stopping" in output and "saved at step" in output
