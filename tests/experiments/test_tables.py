@@ -1,5 +1,7 @@
 """The experiment's tables: checked by hand, and equal to those in the documents."""
 
+import re
+
 import pandas as pd
 import pytest
 from scipy import stats
@@ -68,8 +70,34 @@ def test_differences_equal_those_made_by_hand(monkeypatch):
 
 @pytest.mark.parametrize("title", TITLES)
 def test_the_results_page_shows_the_tables_of_the_committed_scores(title):
-    text = tables.all_tables(pd.read_csv(EXPERIMENT / "results" / "all_results.csv"))[title]
+    text = _committed()[title]
     assert text in PAGE.read_text(), f"other numbers than {EXPERIMENT}/results, or none:\n{text}"
+
+
+def test_no_other_document_repeats_a_row():
+    rows = {line for text in _committed().values() for line in text.splitlines() if re.search(r"\d\.\d ", line)}
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/*/README.md")]:
+        if page != PAGE:
+            assert not rows & set(page.read_text().splitlines()), f"{page} repeats results of {PAGE}"
+
+
+def test_the_front_page_shows_the_committed_scores():
+    """The means of the scene tasks, without their intervals."""
+    results = pd.read_csv(EXPERIMENT / "results" / "all_results.csv")
+    means = 100 * results.groupby(["exp", "dataset"]).scores.mean()
+    rows = {
+        "plain log-mels": tables.BASELINE,
+        "`ssam_tiny_free_audio`": "ssam_pretrained_bands",
+        "`ssast_tiny_free_audio`": "ssast_pretrained_bands",
+    }
+    text = (ROOT / "README.md").read_text()
+    for name, exp in rows.items():
+        (row,) = re.findall(rf"^\| {name} \|.*", text, re.M)
+        assert " / ".join(f"{means[exp, task]:.1f}" for task in tables.SCENES) in row
+
+
+def _committed():
+    return tables.all_tables(pd.read_csv(EXPERIMENT / "results" / "all_results.csv"))
 
 
 def test_the_command_prints_them_all(capsys):
