@@ -39,6 +39,11 @@ python train.py --config configs.ssam_tiny_200_16x4 --workdir "$out/ssam_tiny" -
     --print-freq 20 --num-workers 0 \
     --set num_epochs=$epochs batch_size=$batch opt.learning_rate=8e-3 opt.warmup_epochs="$(python -c "print($epochs / 10)")"
 
+if [ ! -f "$out/ssam_tiny/checkpoints/checkpoint-$((epochs - 1)).pth" ]; then  # it was told to stop, and has saved
+    echo "quickstart: pretraining was interrupted; run the same command again to resume" >&2
+    exit 1
+fi
+
 step "HEAR embeddings of the demo task: plain log-mels, the model trained here, and the shipped one"
 NAME=plain_log_mels ./extract_features.sh "$out/tasks" "$out/hear" benchmarks.log_mel_baseline
 NAME=trained_here LAYOUT=bands MODEL=$out/ssam_tiny ./extract_features.sh "$out/tasks" "$out/hear" ssam_tiny_200_16x4
