@@ -49,6 +49,13 @@ def python_example():
     return block
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_of_the_documents_compiles(page):
+    for block in code_blocks(page.read_text()):
+        if re.match(r"(import|from) \w|model\.|scenes = |\"\"\"", block):
+            compile(block, str(page), "exec")
+
+
 def test_the_front_page_is_one_page():
     assert len(README.splitlines()) <= 150 and len(README.split()) <= 1200
     assert len(python_example().splitlines()) == 3
