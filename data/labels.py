@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from audio_mamba.data.audio import find_audio, printable
+from audio_mamba.data.audio_files import find_audio, printable
 from audio_mamba.front_end import PUBLISHED
 
 FILE_COLUMNS = ("file", "filename", "fname")  # ours, ESC-50, FSD50K

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import soxr
 
-from audio_mamba.data.audio import AUDIO_SUFFIXES, OTHER_SUFFIXES, AudioError, find_audio, load_audio, stream_audio
+from audio_mamba.data.audio import AUDIO_SUFFIXES, AudioError, find_audio, load_audio, stream_audio
 
 # How soundfile writes each of the accepted suffixes, and by how much a codec may change two sines.
 FORMATS = {
@@ -26,6 +26,9 @@ FORMATS = {
 }
 
 
+OF_PYAV = set()
+
+
 def sines(rate: int, seconds: float = 3.0) -> np.ndarray:
     """Two sines, well below every codec's and resampler's limit; float32 [n]."""
     t = np.arange(int(rate * seconds)) / rate
@@ -39,7 +42,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_every_accepted_format_is_tested():
-    assert {f".{suffix}" for suffix in FORMATS} == AUDIO_SUFFIXES and not AUDIO_SUFFIXES & OTHER_SUFFIXES
+    assert {f".{suffix}" for suffix in FORMATS} | OF_PYAV == AUDIO_SUFFIXES
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

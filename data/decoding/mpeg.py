@@ -1,0 +1,167 @@
+"""The frames of mp3 and mp2 files (ISO 11172-3, 13818-3), one behind the other: decoders jump over what is none."""
+
+import io
+from typing import BinaryIO, NamedTuple
+
+from audio_mamba.data.decoding.parts import DamageError, Part, only_zeros, read_at, tag_size
+
+KBIT_RATES = {  # MPEG 1 or later, layer -> of each code
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+KBIT_RATES[False, 3] = KBIT_RATES[False, 2]
+RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the code of the version
+DECODER_DELAY = 529  # samples of layer 3, which an encoder that counts its own delay leaves out
+LARGEST_FRAME = 2881  # bytes
+LEADING_BYTES = 1 << 16  # that may be padding or the rest of a frame before the first whole one
+
+
+class Frame(NamedTuple):
+    size: int  # in bytes
+    samples: int
+    kind: tuple[int, int, int, bool]  # version, layer, rate, mono: constant within a part
+    count_place: int  # where a Xing or Info header would be in the first frame
+
+
+class Count(NamedTuple):
+    """What the first frame says about those that follow."""
+
+    frames: int | None
+    trimmed: int  # samples at both ends that are the codec's delay
+
+
+NOT_COUNTED = Count(None, 0)
+
+
+def frame_at(header: bytes) -> Frame | None:
+    """The frame that these 4 bytes begin; None where they begin none, or one of free format."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
+    rate_code, bits_code = header[2] >> 2 & 3, header[2] >> 4
+    if version == 1 or layer == 4 or rate_code == 3 or bits_code in (0, 15):
+        return None
+    first, mono = version == 3, header[3] >> 6 == 3
+    rate, bits, padding = RATES[version][rate_code], 1000 * KBIT_RATES[first, layer][bits_code], header[2] >> 1 & 1
+    samples = 384 if layer == 1 else 1152 if layer == 2 or first else 576
+    size = (12 * bits // rate + padding) * 4 if layer == 1 else samples // 8 * bits // rate + padding
+    side = (17 if mono else 32) if first else (9 if mono else 17)
+    return Frame(size, samples, (version, layer, rate, mono), 4 + side)
+
+
+def first_frame(file: BinaryIO, start: int) -> int | None:
+    """Where two frames follow each other for the first time, near `start`; None where they do not."""
+    data = read_at(file, start, LEADING_BYTES)
+    i = data.find(b"\xff")
+    while i >= 0:
+        frame = frame_at(data[i : i + 4])
+        if frame and (behind := data[i + frame.size : i + frame.size + 4]):
+            following = frame_at(behind)
+            if following and following.kind[:3] == frame.kind[:3]:
+                return start + i
+        i = data.find(b"\xff", i + 1)
+    return None
+
+
+def mpeg_parts(source: BinaryIO, start: int, end: int) -> list[Part]:
+    """The parts of an mp3 or mp2 file between two places, each of one rate and channel count and with one count.
+
+    DamageError where frames are torn, are fewer than a header counts, or something else is between them.
+    """
+    file = io.BufferedReader(source, 1 << 18)  # type: ignore[arg-type]
+    try:
+        return _parts(file, start, end)
+    finally:
+        file.detach()
+
+
+def _parts(file: BinaryIO, place: int, end: int) -> list[Part]:
+    parts: list[Part] = []
+    part_start, frames_end, kind, count, frames, samples = place, place, None, NOT_COUNTED, 0, 0
+    seconds = 0.0
+
+    def finish() -> None:
+        if count.frames is not None and frames < count.frames - 1:  # some count the frame that counts
+            raise DamageError(f"cut off or damaged, {frames} of {count.frames} frames are there")
+        if frames:
+            parts.append(Part(part_start, frames_end, "av", "mp3", samples=max(0, samples - count.trimmed)))
+
+    while place < end:
+        file.seek(place)
+        head = file.read(200)
+        frame = frame_at(head)
+        if frame is None:
+            if size := tag_size(file, place):
+                place += size
+                continue
+            following = _next_chain(file, place + 1, end, kind)
+            if following is not None or not _is_rest(file, place, end, count.frames, frames):
+                raise DamageError(f"damaged, at second {seconds:.1f} something follows that is no frame")
+            break
+        if frame.kind != kind or head[frame.count_place : frame.count_place + 4] in (b"Xing", b"Info"):
+            following = frame_at(read_at(file, place + frame.size, 4))
+            if kind and frame.kind != kind and (following is None or following.kind != frame.kind):
+                raise DamageError(f"damaged, a frame at second {seconds:.1f} is of another kind than those around it")
+            finish()
+            part_start, kind, frames, samples = place, frame.kind, 0, 0
+            count = _count(head, frame)
+            counts_itself = count is not NOT_COUNTED
+        else:
+            counts_itself = False
+            if count.frames is not None and frames == count.frames + 1:  # joined to a file that counts its own
+                finish()
+                part_start, frames, samples, count = place, 0, 0, NOT_COUNTED
+        if place + frame.size > end:
+            raise DamageError("cut off, its last frame is torn")
+        if not counts_itself:
+            frames += 1
+            samples += frame.samples
+            seconds += frame.samples / frame.kind[2]
+        place = frames_end = place + frame.size
+    finish()
+    if not parts:
+        raise DamageError("it holds no frames")
+    return parts
+
+
+def _count(head: bytes, frame: Frame) -> Count:
+    fields = head[frame.count_place :]
+    if fields[:4] not in (b"Xing", b"Info"):
+        return NOT_COUNTED
+    flags, place, frames = fields[7], 8, None
+    if flags & 1:
+        frames, place = int.from_bytes(fields[8:12], "big"), 12
+    place += (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
+    encoder = fields[place : place + 24]
+    if len(encoder) < 24 or not encoder.startswith((b"LAME", b"Lavf", b"Lavc")):
+        return Count(frames, 0)
+    delays = int.from_bytes(encoder[21:24], "big")
+    # The decoder's own delay goes at the front, and so much less at the end.
+    return Count(frames, (delays >> 12) + (delays & 0xFFF))
+
+
+def _next_chain(file: BinaryIO, place: int, end: int, kind) -> int | None:
+    """Where, behind something else, two frames of this kind follow each other; None where they do not."""
+    while place < end:
+        data = read_at(file, place, 1 << 20)
+        i = data.find(b"\xff")
+        while i >= 0:
+            frame = frame_at(data[i : i + 4])
+            if frame and (kind is None or frame.kind == kind):
+                following = frame_at(read_at(file, place + i + frame.size, 4))
+                if following and following.kind == frame.kind:
+                    return place + i
+            i = data.find(b"\xff", i + 1)
+        place += max(1, len(data) - 3)
+    return None
+
+
+def _is_rest(file: BinaryIO, place: int, end: int, counted: int | None, frames: int) -> bool:
+    """Whether what follows the last frame is padding or a tag, and no frames that have become unreadable."""
+    if counted is not None and frames >= counted - 1:
+        return True
+    tail = read_at(file, max(place, end - 160), 160)
+    return only_zeros(file, place, end) or b"TAG" in tail or b"APETAGEX" in tail or end - place < 4
