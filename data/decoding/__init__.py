@@ -32,9 +32,7 @@ def parts_of(file: BinaryIO) -> list[Part]:
     if kind == b"\x1a\x45\xdf\xa3":
         return mp4.matroska_parts(file, start, end)
     if (first := mpeg.first_frame(file, start)) is not None:
-        if first - start <= mpeg.LARGEST_FRAME or not read_at(file, start, first - start).strip(b"\0"):
-            return mpeg.mpeg_parts(file, first, end)
-        raise DamageError(f"damaged, its first {first - start} bytes are no frames")
+        return mpeg.mpeg_parts(file, start, first, end)
     return [Part(start, end, "av")]
 
 

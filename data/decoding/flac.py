@@ -12,6 +12,8 @@ STREAMINFO_END = 42
 BLOCK_SIZES = (
     {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 256 << code - 8 for code in range(8, 16)}
 )
+RATES = dict(enumerate((88200, 176400, 192000, 8000, 16000, 22050, 24000, 32000, 44100, 48000, 96000), 1))
+BITS = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
 HEADER_BYTES = 16  # at most
 READ_BYTES = 1 << 20
 
@@ -20,6 +22,9 @@ class Frame(NamedTuple):
     number: int  # of the frame or, where block sizes vary, of its first sample
     samples: int
     varies: bool
+    rate: int | None  # None where the frame refers to the header of the file
+    channels: int
+    bits: int | None
 
 
 def flac_parts(file: BinaryIO, end: int) -> list[Part]:
@@ -46,11 +51,13 @@ def _part(file: BinaryIO, start: int, end: int) -> Part:
     if len(info) < 34:
         raise DamageError("its header is cut off")
     packed = int.from_bytes(info[10:18], "big")  # rate 20 bits, channels - 1 in 3, bits - 1 in 5, samples in 36
-    rate, total = packed >> 44, packed & (1 << 36) - 1
+    rate, channels, bits, total = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
     found = ahead = 0  # samples of the frames so far; the number of the first frame behind a hole
     frames = 0
-    for frame in _headers(file, _first_frame(file, start), end, rate):
+    for frame in _headers(file, _first_frame(file, start), end):
         if frame.number == (found if frame.varies else frames):
+            if frame.rate not in (None, rate) or frame.channels != channels or frame.bits not in (None, bits):
+                raise DamageError("its header contradicts itself: its frames name another rate or format")
             found, frames, ahead = found + frame.samples, frames + 1, 0
         elif frame.number > (found if frame.varies else frames):
             ahead = ahead or frame.number
@@ -74,7 +81,7 @@ def _first_frame(file: BinaryIO, start: int) -> int:
     return place
 
 
-def _headers(file: BinaryIO, place: int, end: int, rate: int) -> Iterator[Frame]:
+def _headers(file: BinaryIO, place: int, end: int) -> Iterator[Frame]:
     """Everything that has the form and the checksum of a frame's header; a few by chance."""
     while place < end:
         data = read_at(file, place, min(READ_BYTES, end - place))
@@ -83,12 +90,12 @@ def _headers(file: BinaryIO, place: int, end: int, rate: int) -> Iterator[Frame]
             return
         octets = np.frombuffer(data, np.uint8)
         for i in np.flatnonzero((octets[:-1] == 0xFF) & (octets[1:] & 0xFE == 0xF8)).tolist():
-            if i < data_end and (frame := _frame(data[i : i + HEADER_BYTES], rate)):
+            if i < data_end and (frame := _frame(data[i : i + HEADER_BYTES])):
                 yield frame
         place += data_end
 
 
-def _frame(header: bytes, rate: int) -> Frame | None:
+def _frame(header: bytes) -> Frame | None:
     if len(header) < 6 or header[2] >> 4 == 0 or header[2] & 15 == 15 or header[3] >> 4 > 10 or header[3] & 1:
         return None
     lead = header[4]
@@ -104,10 +111,15 @@ def _frame(header: bytes, rate: int) -> Frame | None:
     if size_code in (6, 7):
         samples = int.from_bytes(header[place : place + size_code - 5], "big") + 1
         place += size_code - 5
-    place += {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
+    rate = RATES.get(rate_code)
+    if rate_code in (12, 13, 14):
+        width, unit = {12: (1, 1000), 13: (2, 1), 14: (2, 10)}[rate_code]
+        rate = int.from_bytes(header[place : place + width], "big") * unit
+        place += width
     if place >= len(header) or _crc8(header[:place]) != header[place]:
         return None
-    return Frame(number, samples, bool(header[1] & 1))
+    channels = (header[3] >> 4) + 1 if header[3] < 0x80 else 2  # from 8 on, two that are coded together
+    return Frame(number, samples, bool(header[1] & 1), rate, channels, BITS.get(header[3] >> 1 & 7))
 
 
 def _crc8_table() -> list[int]:

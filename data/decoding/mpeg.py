@@ -15,7 +15,6 @@ KBIT_RATES = {  # MPEG 1 or later, layer -> of each code
 KBIT_RATES[False, 3] = KBIT_RATES[False, 2]
 RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the code of the version
 DECODER_DELAY = 529  # samples of layer 3, which an encoder that counts its own delay leaves out
-LARGEST_FRAME = 2881  # bytes
 LEADING_BYTES = 1 << 16  # that may be padding or the rest of a frame before the first whole one
 
 
@@ -30,10 +29,11 @@ class Count(NamedTuple):
     """What the first frame says about those that follow."""
 
     frames: int | None
+    size: int | None  # in bytes, with the first frame
     trimmed: int  # samples at both ends that are the codec's delay
 
 
-NOT_COUNTED = Count(None, 0)
+NOT_COUNTED = Count(None, None, 0)
 
 
 def frame_at(header: bytes) -> Frame | None:
@@ -66,14 +66,19 @@ def first_frame(file: BinaryIO, start: int) -> int | None:
     return None
 
 
-def mpeg_parts(source: BinaryIO, start: int, end: int) -> list[Part]:
+def mpeg_parts(source: BinaryIO, start: int, first: int, end: int) -> list[Part]:
     """The parts of an mp3 or mp2 file between two places, each of one rate and channel count and with one count.
 
-    DamageError where frames are torn, are fewer than a header counts, or something else is between them.
+    The first frame is at `first`; before it may be padding, or the rest of a frame of which a recorder missed the
+    beginning. DamageError where frames are torn, are fewer than a header counts, or something else is between them.
     """
     file = io.BufferedReader(source, 1 << 18)  # type: ignore[arg-type]
     try:
-        return _parts(file, start, end)
+        frame = frame_at(read_at(file, first, 4))
+        whole = first - start >= (frame.size - 1 if frame else 0) or frame_at(read_at(file, start, 4))
+        if first > start and whole and not only_zeros(file, start, first):
+            raise DamageError(f"damaged, its first {first - start} bytes are no frames")
+        return _parts(file, first, end)
     finally:
         file.detach()
 
@@ -81,7 +86,7 @@ def mpeg_parts(source: BinaryIO, start: int, end: int) -> list[Part]:
 def _parts(file: BinaryIO, place: int, end: int) -> list[Part]:
     parts: list[Part] = []
     part_start, frames_end, kind, count, frames, samples = place, place, None, NOT_COUNTED, 0, 0
-    seconds = 0.0
+    seconds, size_before = 0.0, 0
 
     def finish() -> None:
         if count.frames is not None and frames < count.frames - 1:  # some count the frame that counts
@@ -97,8 +102,10 @@ def _parts(file: BinaryIO, place: int, end: int) -> list[Part]:
             if size := tag_size(file, place):
                 place += size
                 continue
+            if end - place < 4 and head.startswith(b"\xff"):
+                raise DamageError("cut off, its last frame is torn")
             following = _next_chain(file, place + 1, end, kind)
-            if following is not None or not _is_rest(file, place, end, count.frames, frames):
+            if following is not None or not _is_rest(file, place, end, count.frames, frames, size_before):
                 raise DamageError(f"damaged, at second {seconds:.1f} something follows that is no frame")
             break
         if frame.kind != kind or head[frame.count_place : frame.count_place + 4] in (b"Xing", b"Info"):
@@ -111,7 +118,9 @@ def _parts(file: BinaryIO, place: int, end: int) -> list[Part]:
             counts_itself = count is not NOT_COUNTED
         else:
             counts_itself = False
-            if count.frames is not None and frames == count.frames + 1:  # joined to a file that counts its own
+            if count.frames is not None and frames == count.frames:  # joined to a file that counts its own
+                if count.size is not None and abs(count.size - (place - part_start)) > 3 * frame.size:
+                    raise DamageError(f"its header contradicts itself: {count.frames} frames in {count.size} bytes")
                 finish()
                 part_start, frames, samples, count = place, 0, 0, NOT_COUNTED
         if place + frame.size > end:
@@ -120,7 +129,8 @@ def _parts(file: BinaryIO, place: int, end: int) -> list[Part]:
             frames += 1
             samples += frame.samples
             seconds += frame.samples / frame.kind[2]
-        place = frames_end = place + frame.size
+        place, size_before = place + frame.size, frame.size
+        frames_end = place
     finish()
     if not parts:
         raise DamageError("it holds no frames")
@@ -131,16 +141,18 @@ def _count(head: bytes, frame: Frame) -> Count:
     fields = head[frame.count_place :]
     if fields[:4] not in (b"Xing", b"Info"):
         return NOT_COUNTED
-    flags, place, frames = fields[7], 8, None
+    flags, place, frames, size = fields[7], 8, None, None
     if flags & 1:
         frames, place = int.from_bytes(fields[8:12], "big"), 12
-    place += (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
+    if flags & 2:
+        size, place = int.from_bytes(fields[place : place + 4], "big"), place + 4
+    place += (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
     encoder = fields[place : place + 24]
     if len(encoder) < 24 or not encoder.startswith((b"LAME", b"Lavf", b"Lavc")):
-        return Count(frames, 0)
+        return Count(frames, size, 0)
     delays = int.from_bytes(encoder[21:24], "big")
     # The decoder's own delay goes at the front, and so much less at the end.
-    return Count(frames, (delays >> 12) + (delays & 0xFFF))
+    return Count(frames, size, (delays >> 12) + (delays & 0xFFF))
 
 
 def _next_chain(file: BinaryIO, place: int, end: int, kind) -> int | None:
@@ -159,9 +171,10 @@ def _next_chain(file: BinaryIO, place: int, end: int, kind) -> int | None:
     return None
 
 
-def _is_rest(file: BinaryIO, place: int, end: int, counted: int | None, frames: int) -> bool:
+def _is_rest(file: BinaryIO, place: int, end: int, counted: int | None, frames: int, frame_size: int) -> bool:
     """Whether what follows the last frame is padding or a tag, and no frames that have become unreadable."""
     if counted is not None and frames >= counted - 1:
         return True
     tail = read_at(file, max(place, end - 160), 160)
-    return only_zeros(file, place, end) or b"TAG" in tail or b"APETAGEX" in tail or end - place < 4
+    short = end - place < frame_size  # longer ones may be where frames were before a disk was full
+    return short and only_zeros(file, place, end) or b"TAG" in tail or b"APETAGEX" in tail

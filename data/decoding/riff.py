@@ -40,7 +40,7 @@ def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
     tag, channels, rate, byte_rate, _, bits = struct.unpack(order + "HHIIHH", content[:16])
     if tag == 0xFFFE and len(content) >= 26:
         tag = struct.unpack(order + "H", content[24:26])[0]
-    subtype, width = WAV_SUBTYPES.get((tag, bits), (None, 0))
+    subtype, width = WAV_SUBTYPES.get((tag, -(-bits // 8) * 8), (None, 0))
     if subtype and byte_rate not in (0, rate * channels * width):
         raise DamageError(
             f"its header contradicts itself: {rate} samples a second of {channels} channels and {width} bytes "

@@ -79,7 +79,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
                 _check_end(container, stream, clock)
             else:
                 _check_rest(file, part, packet_end)
-            if part.samples is not None and clock.samples < part.samples - STEP_SECONDS * clock.rate:
+            if part.samples is not None and clock.samples < part.samples:
                 raise DamageError(f"damaged, {clock.samples} of {part.samples} samples could be decoded")
     except av.FFmpegError as error:
         where = f" at second {clock.seconds:.1f}" if clock.samples else ""
