@@ -33,6 +33,7 @@ def find_labelled(
     table: str | Path | None = None,
     classes: str | Path | None = None,
     sample_rate: int = PUBLISHED.sample_rate,
+    hidden: bool = False,
 ) -> Labelled:
     """The audio files below a folder, the labels of each, and all labels in the order of their ids.
 
@@ -40,6 +41,7 @@ def find_labelled(
 
     Args:
         sample_rate: of a HEAR task, which may have its audio at several, the nearest is taken.
+        hidden: take hidden and system files and folders too (see `data.audio.find_audio`).
         classes: table with the columns index,mid (AudioSet) or idx,label (HEAR); None sorts the labels found.
 
     Raises:
@@ -49,9 +51,9 @@ def find_labelled(
     directory = Path(directory)
     if table is None and (directory / "task_metadata.json").exists():
         classes = classes or directory / "labelvocabulary.csv"
-        files, labels = _hear_task(directory, sample_rate)
+        files, labels = _hear_task(directory, sample_rate, hidden)
     else:
-        files = find_audio(directory)
+        files = find_audio(directory, hidden)
         labels = labels_of(files, directory, None if table is None else Path(table))
     found = sorted(set().union(*labels))
     if classes is None:
@@ -171,12 +173,12 @@ def _read_csv(table: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise LabelError(f"{table} cannot be read as a csv table ({error})") from error
 
 
-def _hear_task(directory: Path, sample_rate: int) -> tuple[list[Path], list[tuple[str, ...]]]:
+def _hear_task(directory: Path, sample_rate: int, hidden: bool) -> tuple[list[Path], list[tuple[str, ...]]]:
     """Files <rate>/<split>/<name> of a HEAR task at the rate nearest `sample_rate`; labels of <split>.json."""
     rates = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
     if not rates:
         raise LabelError(f"{directory} is a HEAR task without a folder of audio such as {sample_rate}")
-    files = find_audio(directory / str(min(rates, key=lambda rate: abs(rate - sample_rate))))
+    files = find_audio(directory / str(min(rates, key=lambda rate: abs(rate - sample_rate))), hidden)
     tables: dict[str, dict[str, set[str]]] = {}
     labels = []
     for path in files:

@@ -47,15 +47,18 @@ def decoded(
 
     Yields:
         rate in Hz, float32 [n, channels]. Raises DamageError for data that cannot be decoded, are fewer than the
-        container holds, or out of order.
+        container holds, or out of order; where what follows a part is damaged, after its last block.
     """
     if part.warning:
         warn(part.warning)
     if part.decoder == "soundfile":
-        return with_soundfile.blocks(file, part, seconds)
-    from audio_mamba.data.decoding import with_av  # PyAV is loaded for the files that need it
+        yield from with_soundfile.blocks(file, part, seconds)
+    else:
+        from audio_mamba.data.decoding import with_av  # PyAV is loaded for the files that need it
 
-    return with_av.blocks(file, part, seconds, warn)
+        yield from with_av.blocks(file, part, seconds, warn)
+    if part.fault:
+        raise DamageError(part.fault)
 
 
 def seconds_of(file: BinaryIO) -> float:

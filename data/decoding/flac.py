@@ -61,13 +61,16 @@ def _part(file: BinaryIO, start: int, end: int) -> Part:
             found, frames, ahead = found + frame.samples, frames + 1, 0
         elif frame.number > (found if frame.varies else frames):
             ahead = ahead or frame.number
-    second = f"{found / rate:.1f}" if rate else "?"
+    fault = None
     if found < total or total == 0 and ahead:
-        raise DamageError(f"cut off or damaged, frames are missing after second {second}")
-    if 0 < total < found:
+        fault = f"cut off or damaged, frames are missing after second {found / max(rate, 1):.1f}"
+        if not found:
+            raise DamageError(fault)
+    elif 0 < total < found:
         raise DamageError(f"its header counts {total} samples, but its frames hold {found}")
-    patches = {start + 18: (packed | found).to_bytes(8, "big")} if total == 0 else {}
-    return Part(start, end, "soundfile", samples=found, patches=patches)
+    # libFLAC reads as much as the header counts.
+    patches = {} if found == total else {start + 18: (packed >> 36 << 36 | found).to_bytes(8, "big")}
+    return Part(start, end, "soundfile", samples=found, patches=patches, fault=fault)
 
 
 def _first_frame(file: BinaryIO, start: int) -> int:

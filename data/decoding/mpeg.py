@@ -1,6 +1,7 @@
 """The frames of mp3 and mp2 files (ISO 11172-3, 13818-3), one behind the other: decoders jump over what is none."""
 
 import io
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from audio_mamba.data.decoding.parts import DamageError, Part, only_zeros, read_at, tag_size
@@ -83,17 +84,71 @@ def mpeg_parts(source: BinaryIO, start: int, first: int, end: int) -> list[Part]
         file.detach()
 
 
-def _parts(file: BinaryIO, place: int, end: int) -> list[Part]:
+class _PartInProgress:
+    """The frames of one part so far."""
+
+    def __init__(self, start: int, count: "Count"):
+        self.start = self.end = start
+        self.count = count
+        self.frames = self.samples = 0
+
+    def add(self, place: int, frame: Frame) -> None:
+        self.frames += 1
+        self.samples += frame.samples
+        self.end = place + frame.size
+
+    def is_complete(self) -> bool:
+        """Whether all frames are there that its first one counts, if it does. Some count themselves too."""
+        if self.count.frames is None:
+            return True
+        lacking = self.count.frames - self.frames
+        return lacking <= 0 or lacking == 1 and (self.count.size or 0) <= self.end - self.start
+
+    def finished(self, fault: str | None = None) -> list[Part]:
+        """The part; none if there are no frames. DamageError where frames are missing and `fault` does not say so."""
+        if fault is None and not self.is_complete():
+            raise DamageError(f"cut off or damaged, {self.frames} of {self.count.frames} frames are there")
+        samples = max(0, self.samples - self.count.trimmed) if fault is None else None
+        return [Part(self.start, self.end, "av", "mp3", samples=samples, fault=fault)] if self.frames else []
+
+
+def _parts(file: BinaryIO, start: int, end: int) -> list[Part]:
     parts: list[Part] = []
-    part_start, frames_end, kind, count, frames, samples = place, place, None, NOT_COUNTED, 0, 0
-    seconds, size_before = 0.0, 0
+    kind, part = None, _PartInProgress(start, NOT_COUNTED)
+    try:
+        for place, frame, count in _walk(file, start, end):
+            if count is not None or frame.kind != kind:
+                parts += part.finished()
+                kind, part = frame.kind, _PartInProgress(place, count or NOT_COUNTED)
+            elif part.frames == part.count.frames:  # joined to a file that counts its own frames alone
+                if part.count.size is not None and abs(part.count.size - (place - part.start)) > 3 * frame.size:
+                    raise DamageError(f"its header contradicts itself: {part.frames} frames in {part.count.size} bytes")
+                parts += part.finished()
+                part = _PartInProgress(place, NOT_COUNTED)
+            if count is None:
+                part.add(place, frame)
+    except _OddEnd as error:
+        if part.count.frames is None or not part.is_complete():
+            return [*parts, *part.finished(fault=str(error))]
+    except _Break as error:
+        return [*parts, *part.finished(fault=str(error))]
+    parts += part.finished()
+    if not parts:
+        raise DamageError("it holds no frames")
+    return parts
 
-    def finish() -> None:
-        if count.frames is not None and frames < count.frames - 1:  # some count the frame that counts
-            raise DamageError(f"cut off or damaged, {frames} of {count.frames} frames are there")
-        if frames:
-            parts.append(Part(part_start, frames_end, "av", "mp3", samples=max(0, samples - count.trimmed)))
 
+class _Break(DamageError):
+    """What was read so far is whole; behind it something is damaged or missing."""
+
+
+class _OddEnd(DamageError):
+    """The file ends with something that is no frame, tag or padding."""
+
+
+def _walk(file: BinaryIO, place: int, end: int) -> Iterator[tuple[int, Frame, Count | None]]:
+    """Place, frame and what it counts, of one frame after the other."""
+    last, seconds = None, 0.0
     while place < end:
         file.seek(place)
         head = file.read(200)
@@ -103,44 +158,30 @@ def _parts(file: BinaryIO, place: int, end: int) -> list[Part]:
                 place += size
                 continue
             if end - place < 4 and head.startswith(b"\xff"):
-                raise DamageError("cut off, its last frame is torn")
-            following = _next_chain(file, place + 1, end, kind)
-            if following is not None or not _is_rest(file, place, end, count.frames, frames, size_before):
-                raise DamageError(f"damaged, at second {seconds:.1f} something follows that is no frame")
-            break
-        if frame.kind != kind or head[frame.count_place : frame.count_place + 4] in (b"Xing", b"Info"):
-            following = frame_at(read_at(file, place + frame.size, 4))
-            if kind and frame.kind != kind and (following is None or following.kind != frame.kind):
-                raise DamageError(f"damaged, a frame at second {seconds:.1f} is of another kind than those around it")
-            finish()
-            part_start, kind, frames, samples = place, frame.kind, 0, 0
-            count = _count(head, frame)
-            counts_itself = count is not NOT_COUNTED
-        else:
-            counts_itself = False
-            if count.frames is not None and frames == count.frames:  # joined to a file that counts its own
-                if count.size is not None and abs(count.size - (place - part_start)) > 3 * frame.size:
-                    raise DamageError(f"its header contradicts itself: {count.frames} frames in {count.size} bytes")
-                finish()
-                part_start, frames, samples, count = place, 0, 0, NOT_COUNTED
+                raise _Break("cut off, its last frame is torn")
+            text = f"damaged or cut off, at second {seconds:.1f} something follows that is no frame"
+            if last is None or _next_chain(file, place + 1, end, last.kind) is not None:
+                raise _Break(text)
+            if not _is_rest(file, place, end, last.size):
+                raise _OddEnd(text)
+            return
         if place + frame.size > end:
-            raise DamageError("cut off, its last frame is torn")
-        if not counts_itself:
-            frames += 1
-            samples += frame.samples
-            seconds += frame.samples / frame.kind[2]
-        place, size_before = place + frame.size, frame.size
-        frames_end = place
-    finish()
-    if not parts:
-        raise DamageError("it holds no frames")
-    return parts
+            raise _Break("cut off, its last frame is torn")
+        count = _count(head, frame)
+        if last and frame.kind != last.kind and count is None:
+            following = frame_at(read_at(file, place + frame.size, 4))
+            if following is None or following.kind != frame.kind:
+                raise _Break(f"damaged, a frame at second {seconds:.1f} is of another kind than those around it")
+        yield place, frame, count
+        seconds += frame.samples / frame.kind[2] if count is None else 0
+        place, last = place + frame.size, frame
 
 
-def _count(head: bytes, frame: Frame) -> Count:
+def _count(head: bytes, frame: Frame) -> Count | None:
+    """What a frame says of those behind it, if it is such a frame."""
     fields = head[frame.count_place :]
     if fields[:4] not in (b"Xing", b"Info"):
-        return NOT_COUNTED
+        return None
     flags, place, frames, size = fields[7], 8, None, None
     if flags & 1:
         frames, place = int.from_bytes(fields[8:12], "big"), 12
@@ -171,10 +212,8 @@ def _next_chain(file: BinaryIO, place: int, end: int, kind) -> int | None:
     return None
 
 
-def _is_rest(file: BinaryIO, place: int, end: int, counted: int | None, frames: int, frame_size: int) -> bool:
+def _is_rest(file: BinaryIO, place: int, end: int, frame_size: int) -> bool:
     """Whether what follows the last frame is padding or a tag, and no frames that have become unreadable."""
-    if counted is not None and frames >= counted - 1:
-        return True
     tail = read_at(file, max(place, end - 160), 160)
     short = end - place < frame_size  # longer ones may be where frames were before a disk was full
     return short and only_zeros(file, place, end) or b"TAG" in tail or b"APETAGEX" in tail

@@ -24,47 +24,64 @@ class Page(NamedTuple):
     head: bytes  # the first bytes of its content
 
 
-def ogg_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
-    """The chained files, one behind the other, of an Ogg file; DamageError for a page that is torn, lost or changed."""
-    parts: list[Part] = []
-    numbers: dict[int, int] = {}  # of the last page of each stream of the present link
-    granules: dict[int, int] = {}
-    ended: set[int] = set()
-    link, heads, in_headers = start, [], True
+class _Link:
+    """One of the chained files of an Ogg file: one stream, or several at once."""
 
-    def finish(link_end: int) -> None:
-        decoder = "soundfile" if len(heads) == 1 and heads[0].startswith(OF_SOUNDFILE) else "av"
-        missing = "" if set(numbers) <= ended else "its last page is not marked as such; the end may be missing"
-        parts.append(Part(link, link_end, decoder, "ogg" if decoder == "av" else None, warning=missing or None))
+    def __init__(self, start: int):
+        self.start = self.end = start
+        self.heads: list[bytes] = []
+        self.last: dict[int, Page] = {}  # of each stream
+        self.granules: dict[int, int] = {}
+        self.has_content = False
 
-    for page in _pages(file, start, end):
+    def add(self, page: Page) -> None:
+        """DamageError for a page that does not follow the last one of its stream."""
         if page.flags & FIRST:
-            if numbers and not in_headers:
-                finish(page.start)
-                link, heads = page.start, []
-                numbers.clear(), granules.clear(), ended.clear()
-            in_headers = True
-            heads.append(page.head)
+            self.heads.append(page.head)
         else:
-            in_headers = False
-            if page.stream not in numbers:
-                raise DamageError(f"its stream {page.stream} has no first page; pages are missing")
-            if page.number != numbers[page.stream] + 1:
+            before = self.last.get(page.stream)
+            if before is None:
+                raise DamageError(f"damaged, its stream {page.stream} has no first page")
+            if page.number != before.number + 1:
                 raise DamageError(
-                    f"damaged, page {numbers[page.stream] + 1} is missing near byte {page.start}; "
-                    f"page {page.number} follows"
+                    f"damaged, page {before.number + 1} is missing near byte {page.start}; page {page.number} follows"
                 )
             if page.granule != NO_GRANULE:
-                if page.granule < granules.get(page.stream, 0):
-                    raise DamageError(f"its page {page.number} goes back in time")
-                granules[page.stream] = page.granule
-        numbers[page.stream] = page.number
-        if page.flags & LAST:
-            ended.add(page.stream)
-    if not numbers:
-        raise DamageError("it holds no whole page")
-    finish(end)
-    return parts
+                if page.granule < self.granules.get(page.stream, 0):
+                    raise DamageError(f"damaged, its page {page.number} goes back in time")
+                self.granules[page.stream] = page.granule
+            self.has_content = True
+        self.last[page.stream] = page
+        self.end = page.end
+
+    def part(self, fault: str | None = None) -> Part:
+        unmarked = any(not page.flags & LAST for page in self.last.values())
+        warning = "its last page is not marked as such; the end may be missing" if unmarked and not fault else None
+        if len(self.heads) == 1 and self.heads[0].startswith(OF_SOUNDFILE):
+            return Part(self.start, self.end, "soundfile", fault=fault, warning=warning)
+        return Part(self.start, self.end, "av", "ogg", fault=fault, warning=warning)
+
+
+def ogg_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
+    """The chained files, one behind the other, of an Ogg file.
+
+    DamageError, or a part with a fault, where a page is torn, lost or changed.
+    """
+    parts: list[Part] = []
+    link = _Link(start)
+    try:
+        for page in _pages(file, start, end):
+            if page.flags & FIRST and link.has_content:
+                parts.append(link.part())
+                link = _Link(page.start)
+            link.add(page)
+    except DamageError as error:
+        if not any(link.granules.values()):
+            raise
+        return [*parts, link.part(fault=str(error))]
+    if not link.has_content:
+        raise DamageError("it holds no sound")
+    return [*parts, link.part()]
 
 
 def _pages(file: BinaryIO, place: int, end: int) -> Iterator[Page]:

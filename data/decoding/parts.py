@@ -30,6 +30,7 @@ class Part:
     samples: int | None = None  # per channel, that the container holds; None where only the decoder can tell
     raw: RawSamples | None = None
     patches: Mapping[int, bytes] = field(default_factory=dict)  # place in the file -> bytes that replace those there
+    fault: str | None = None  # why nothing behind this part can be read
     warning: str | None = None  # what the user should know about this part
 
 
