@@ -12,12 +12,21 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from audio_mamba.data.audio_files import AUDIO_SUFFIXES, AudioError, find_audio, fingerprint, is_hidden, printable
+from audio_mamba.data.audio_files import (
+    AUDIO_SUFFIXES,
+    OTHER_SUFFIXES,
+    AudioError,
+    find_audio,
+    fingerprint,
+    is_hidden,
+    printable,
+)
 from audio_mamba.data.decoding import DamageError, decoded, parts_of, seconds_of
 from audio_mamba.front_end import PUBLISHED
 
 __all__ = [
     "AUDIO_SUFFIXES",
+    "OTHER_SUFFIXES",
     "AudioError",
     "channel_count",
     "estimated_seconds",

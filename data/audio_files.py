@@ -13,6 +13,23 @@ AUDIO_SUFFIXES = {
     *(".m4a", ".m4b", ".aac", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".wma", ".wmv", ".avi", ".amr", ".caf"),
     *(".au", ".snd", ".w64", ".ape", ".wv", ".ac3", ".sph"),
 }
+# Of recordings that neither decoder reads, or that are not sound alone.
+OTHER_SUFFIXES = {
+    ".aax",
+    ".dff",
+    ".dsf",
+    ".dss",
+    ".flv",
+    ".m4p",
+    ".m4v",
+    ".mid",
+    ".mpg",
+    ".ra",
+    ".rm",
+    ".shn",
+    ".tak",
+    ".ts",
+}
 SYSTEM_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle"}
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
@@ -32,6 +49,7 @@ class Listing(NamedTuple):
     """The audio below a folder, and what is not part of it."""
 
     files: list[Path]  # sorted; with the links that lead nowhere
+    others: list[Path]  # recordings of other formats, OTHER_SUFFIXES
     hidden: list[Path]  # files and whole folders that were left out
     dangling: list[Path]  # links that lead nowhere, as those of annexed files that were not fetched
 
@@ -50,7 +68,8 @@ def is_hidden(name: str) -> bool:
 def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
     """All audio files below a folder (AUDIO_SUFFIXES, any letter case), sorted by path.
 
-    Links are followed. Folders that cannot be read are left out with a warning. Hidden, trash and system files and
+    Links are followed. Folders that cannot be read are left out with a warning, and so are recordings of other formats
+    (OTHER_SUFFIXES), with one for all of them. Hidden, trash and system files and
     folders are counted in one line of the log. Links that lead nowhere are among the files, with a warning, so that
     reading names them like other files that cannot be read.
 
@@ -62,14 +81,18 @@ def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
     """
     directory = Path(directory)
     listing = list_audio_below(directory, hidden)
-    note = ""
-    if listing.hidden:
-        note = f"{len(listing.hidden)} hidden or system files and folders, the first is {printable(listing.hidden[0])}"
+    accepted = f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"
+    left_out = []
+    for what, paths in (
+        ("hidden or system files and folders", listing.hidden),
+        ("recordings of other formats", listing.others),
+    ):
+        if paths:
+            left_out.append(f"left out {what}: {len(paths)}, the first is {printable(paths[0])}")
     if not listing.files:
-        accepted = f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"
-        raise AudioError(f"no audio found below {directory} ({f'left out: {note}; ' if note else ''}{accepted})")
-    if note:
-        logger.warning("left out %s", note)
+        raise AudioError(f"no audio found below {directory} ({'; '.join([*left_out, accepted])})")
+    for note in left_out:
+        logger.warning("%s", note)
     if listing.dangling:
         logger.warning(
             "%d links lead nowhere (files that were not fetched?), the first is %s",
@@ -84,15 +107,16 @@ def list_audio_below(directory: Path, hidden: bool = False) -> Listing:
     if not directory.is_dir():
         raise AudioError(f"{directory} is not a folder of audio files")
     left_out: list[Path] = []
-    files, dangling = [], []
+    files, others, dangling = [], [], []
     for path in _files_below(directory, None if hidden else left_out):
-        if path.suffix.lower() not in AUDIO_SUFFIXES:
+        suffix = path.suffix.lower()
+        if suffix not in AUDIO_SUFFIXES | OTHER_SUFFIXES:
             continue
         if path.is_file():
-            files.append(path)
+            (files if suffix in AUDIO_SUFFIXES else others).append(path)
         elif path.is_symlink() and not path.exists():
             dangling.append(path)
-    return Listing(sorted(files + dangling), sorted(left_out), sorted(dangling))
+    return Listing(sorted(files + dangling), sorted(others), sorted(left_out), sorted(dangling))
 
 
 def _files_below(directory: Path, left_out: list[Path] | None) -> Iterator[Path]:

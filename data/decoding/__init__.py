@@ -21,6 +21,11 @@ def parts_of(file: BinaryIO) -> list[Part]:
     kind, form = head[:4], head[8:12]
     if kind in (b"RIFF", b"RIFX", b"RF64", b"BW64") and form == b"WAVE":
         return riff.wav_parts(file, start, end)
+    if kind == b"RIFF" and form == b"AVI ":
+        missing = start + 8 + int.from_bytes(head[4:8], "little") - end
+        if missing > 1:
+            raise DamageError(f"cut off, its last {missing} bytes are missing")
+        return [Part(start, end, "av", "avi")]
     if kind == b"FORM" and form in (b"AIFF", b"AIFC"):
         return riff.aiff_parts(file, start, end)
     if kind == b"fLaC":

@@ -16,7 +16,8 @@ KBIT_RATES = {  # MPEG 1 or later, layer -> of each code
 KBIT_RATES[False, 3] = KBIT_RATES[False, 2]
 RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the code of the version
 DECODER_DELAY = 529  # samples of layer 3, which an encoder that counts its own delay leaves out
-LEADING_BYTES = 1 << 16  # that may be padding or the rest of a frame before the first whole one
+LARGEST_FRAME = 2881  # bytes
+LEADING_BYTES = 1 << 16  # of padding that may come before the first frame, or the rest of another frame
 
 
 class Frame(NamedTuple):
@@ -54,7 +55,7 @@ def frame_at(header: bytes) -> Frame | None:
 
 
 def first_frame(file: BinaryIO, start: int) -> int | None:
-    """Where two frames follow each other for the first time, near `start`; None where they do not."""
+    """Where two frames follow each other for the first time, near `start` or behind zeros; None where they do not."""
     data = read_at(file, start, LEADING_BYTES)
     i = data.find(b"\xff")
     while i >= 0:
@@ -62,7 +63,8 @@ def first_frame(file: BinaryIO, start: int) -> int | None:
         if frame and (behind := data[i + frame.size : i + frame.size + 4]):
             following = frame_at(behind)
             if following and following.kind[:3] == frame.kind[:3]:
-                return start + i
+                near = i < LARGEST_FRAME or not data[:i].strip(b"\0")
+                return start + i if near else None
         i = data.find(b"\xff", i + 1)
     return None
 

@@ -11,12 +11,11 @@ from audio_mamba.data.decoding.parts import DamageError, Part, Window, file_size
 
 # Containers of sound. FFmpeg also reads lists of other files, pictures and text, which are not for here.
 FORMATS = (
-    "aac,ac3,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpc,mpc8,mpeg,"
+    "aac,ac3,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpc,mpc8,mpeg,"
     "mpegts,nistsphere,ogg,tta,voc,w64,wv"
 )
 # Frame follows frame in these, without a clock or a count. The times of their packets are made up.
 UNTIMED = {"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3", "mp3", "voc"}
-OPTIONS = {"format_whitelist": FORMATS}
 STEP_SECONDS = 0.05  # by which a packet may be early or late: rounding, and the clocks of recorders
 DRIFT = 0.005  # of the time so far, for the same reason
 END_SECONDS = 0.15  # by which a container may count more than there is: the delay of a codec
@@ -50,7 +49,9 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
     clock = _Clock()
     window = Window(file, part)
     try:
-        with av.open(window, format=part.format, container_options=OPTIONS) as container:
+        with av.open(
+            window, format=part.format, container_options={"format_whitelist": part.format or FORMATS}
+        ) as container:
             if not container.streams.audio:
                 raise DamageError("it holds no sound")
             stream = container.streams.audio[0]
@@ -75,15 +76,15 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
                         yield frame.sample_rate, silence
                     clock.tick(frame)
                     yield frame.sample_rate, _samples(frame)
-            if timed:
-                _check_end(container, stream, clock)
-            else:
+            if timed and not container.format.name.startswith("matroska"):  # whose length FFmpeg may have guessed
+                _check_end(stream, clock)
+            elif not timed:
                 _check_rest(file, part, packet_end)
             if part.samples is not None and clock.samples < part.samples:
                 raise DamageError(f"damaged, {clock.samples} of {part.samples} samples could be decoded")
     except av.FFmpegError as error:
-        where = f" at second {clock.seconds:.1f}" if clock.samples else ""
-        raise DamageError(f"cannot be read as audio{where} ({error.strerror})") from error
+        what = f"damaged or cut off at second {clock.seconds:.1f}" if clock.samples else "cannot be read as audio"
+        raise DamageError(f"{what} ({error.strerror})") from error
 
 
 class _Clock:
@@ -136,13 +137,10 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
     return (samples.astype(np.float32) - middle) / FULL_SCALE[frame.format.name.removesuffix("p")]
 
 
-def _check_end(container, stream, clock: _Clock) -> None:
-    if stream.duration is not None:
-        counted = float(stream.duration * stream.time_base)
-    elif container.duration is not None and len(container.streams) == 1:
-        counted = container.duration / av.time_base
-    else:
+def _check_end(stream: av.AudioStream, clock: _Clock) -> None:
+    if stream.duration is None:
         return
+    counted = float(stream.duration * stream.time_base)
     if clock.seconds < counted - END_SECONDS:
         raise DamageError(f"cut off or damaged, {clock.seconds:.2f} of {counted:.2f} s are there")
 
@@ -158,7 +156,9 @@ def _check_rest(file: BinaryIO, part: Part, packet_end: int | None) -> None:
 def seconds_of(file: BinaryIO) -> float:
     """See `decoding.seconds_of`."""
     try:
-        with av.open(Window(file, Part(0, file_size(file), "av")), container_options=OPTIONS) as container:
+        with av.open(
+            Window(file, Part(0, file_size(file), "av")), container_options={"format_whitelist": FORMATS + ",mp3"}
+        ) as container:
             stream = container.streams.audio[0] if container.streams.audio else None
             if stream is not None and stream.duration is not None:
                 return float(stream.duration * stream.time_base)

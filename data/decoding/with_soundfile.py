@@ -12,11 +12,16 @@ from audio_mamba.data.decoding.parts import DamageError, Part, Window, file_size
 
 def blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
     """See `decoding.decoded`."""
+    begun = False
     try:
-        yield from _blocks(file, part, seconds)
+        for block in _blocks(file, part, seconds):
+            begun = True
+            yield block
     except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", None) or str(error)
-        raise DamageError(f"cannot be read as audio ({reason.strip(' .')})") from error
+        reason = (getattr(error, "error_string", None) or str(error)).strip(" .")
+        if "lost sync" in reason or begun:
+            raise DamageError(f"damaged or cut off ({reason})") from error
+        raise DamageError(f"cannot be read as audio ({reason})") from error
 
 
 def _blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
