@@ -101,6 +101,7 @@ def _wav_format(stream: BinaryIO, name: str) -> tuple[int, int, tuple[str, int, 
             if tag == 0xFFFE and len(content) >= 26:
                 tag = struct.unpack("<H", content[24:26])[0]
             found = rate, channels, DECODERS.get((tag, bits))
-    if found is None or found[2] is None or not found[0] or not found[1]:
+    rate, channels, decoder = found or (0, 0, None)
+    if decoder is None or not rate or not channels:
         raise AudioError(f"{name}: a wav header of a kind that is not read from a pipe (8, 16, 32 bits and float are)")
-    return found
+    return rate, channels, decoder

@@ -8,6 +8,8 @@ import multiprocessing
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +64,11 @@ def _watch(futures: list[Future], files_done, total: int) -> None:
 # ---------------------------------------------------------------- the workers
 
 
-def _start_worker(files_done, stop) -> None:
+_files_done: Synchronized  # of this worker, set as it starts
+_stop: Event
+
+
+def _start_worker(files_done: Synchronized, stop: Event) -> None:
     global _files_done, _stop
     _files_done, _stop = files_done, stop
     torch.set_num_threads(1)

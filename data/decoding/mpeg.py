@@ -75,7 +75,7 @@ def mpeg_parts(source: BinaryIO, start: int, first: int, end: int) -> list[Part]
     The first frame is at `first`; before it may be padding, or the rest of a frame of which a recorder missed the
     beginning. DamageError where frames are torn, are fewer than a header counts, or something else is between them.
     """
-    file = io.BufferedReader(source, 1 << 18)  # type: ignore[arg-type]
+    file = io.BufferedReader(source, 1 << 18)  # type: ignore[type-var]
     try:
         frame = frame_at(read_at(file, first, 4))
         whole = first - start >= (frame.size - 1 if frame else 0) or frame_at(read_at(file, start, 4))

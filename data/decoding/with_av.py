@@ -61,7 +61,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
                 stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
             timed = container.format.name not in UNTIMED
             packet_end = None
-            for packet in container.demux(stream):
+            for packet in container.demux(stream):  # type: ignore[union-attr]  # opened for reading
                 if packet.is_corrupt:
                     raise DamageError(f"damaged or cut off at second {clock.seconds:.1f}")
                 if packet.size and not timed and packet.pos is not None:
@@ -140,7 +140,7 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
 def _check_end(stream: av.AudioStream, clock: _Clock) -> None:
     if stream.duration is None:
         return
-    counted = float(stream.duration * stream.time_base)
+    counted = float(stream.duration * (stream.time_base or 0))
     if clock.seconds < counted - END_SECONDS:
         raise DamageError(f"cut off or damaged, {clock.seconds:.2f} of {counted:.2f} s are there")
 
@@ -161,7 +161,7 @@ def seconds_of(file: BinaryIO) -> float:
         ) as container:
             stream = container.streams.audio[0] if container.streams.audio else None
             if stream is not None and stream.duration is not None:
-                return float(stream.duration * stream.time_base)
-            return (container.duration or 0) / av.time_base
+                return float(stream.duration * (stream.time_base or 0))
+            return (container.duration or 0) / av.time_base  # type: ignore[union-attr]  # opened for reading
     except av.FFmpegError as error:
         raise DamageError(str(error)) from error
