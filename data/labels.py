@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from audio_mamba.data.audio import find_audio, printable
+from audio_mamba.data.audio_files import find_audio, printable
 from audio_mamba.data.label_tables import LabelError, read_classes, read_label_table
 from audio_mamba.front_end import PUBLISHED
 
@@ -22,6 +22,7 @@ def find_labelled(
     table: str | Path | None = None,
     classes: str | Path | None = None,
     sample_rate: int = PUBLISHED.sample_rate,
+    hidden: bool = False,
 ) -> Labelled:
     """The audio files below a folder, the labels of each, and all labels in the order of their ids.
 
@@ -33,6 +34,7 @@ def find_labelled(
         table: csv table of labels; see `labels_of`.
         classes: csv table with the columns index,mid (AudioSet) or idx,label (HEAR); None sorts the labels found.
         sample_rate: in Hz; a HEAR task may have its audio at several rates, and the nearest is taken.
+        hidden: take hidden and system files and folders too (see `data.audio_files.find_audio`).
 
     Raises:
         LabelError: a table is missing or damaged, or a label is not among the classes.
@@ -41,9 +43,9 @@ def find_labelled(
     directory = Path(directory)
     if table is None and (directory / "task_metadata.json").exists():
         classes = classes or directory / "labelvocabulary.csv"
-        files, labels = _hear_task(directory, sample_rate)
+        files, labels = _hear_task(directory, sample_rate, hidden)
     else:
-        files = find_audio(directory)
+        files = find_audio(directory, hidden)
         labels = labels_of(files, directory, None if table is None else Path(table))
     found = sorted(set().union(*labels))
     if classes is None:
@@ -118,12 +120,12 @@ def _youtube_ids(path: Path) -> list[str]:
     return ids
 
 
-def _hear_task(directory: Path, sample_rate: int) -> tuple[list[Path], list[tuple[str, ...]]]:
+def _hear_task(directory: Path, sample_rate: int, hidden: bool) -> tuple[list[Path], list[tuple[str, ...]]]:
     """The files <rate>/<split>/<name> of a HEAR task at the rate nearest `sample_rate`, with labels of <split>.json."""
     rates = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
     if not rates:
         raise LabelError(f"{directory} is a HEAR task, but has no folder of audio such as {sample_rate}")
-    files = find_audio(directory / str(min(rates, key=lambda rate: abs(rate - sample_rate))))
+    files = find_audio(directory / str(min(rates, key=lambda rate: abs(rate - sample_rate))), hidden)
     tables: dict[str, dict[str, set[str]]] = {}
     labels = []
     for path in files:

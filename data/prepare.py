@@ -21,6 +21,7 @@ from audio_mamba.data.archives import MANIFEST_NAME
 from audio_mamba.data.audio import printable
 from audio_mamba.data.labels import find_labelled
 from audio_mamba.data.prepare_job import (
+    CHANNELS,
     CLIP_SECONDS,
     DTYPES,
     FORMATS,
@@ -49,11 +50,12 @@ def prepare(
     classes_csv: str | Path | None = None,
     share: Share = Share(),
     keep: Callable[[list[str]], set[int]] | None = None,
+    hidden: bool = False,
 ) -> dict | None:
     """Make an archive (see the module) with a progress bar on stderr.
 
     Args:
-        audio_dir: folder of wav, flac, ogg, opus, mp3 and aiff files, of any depth, or a HEAR task.
+        audio_dir: folder of audio files (`data.audio.AUDIO_SUFFIXES`), of any depth, or a HEAR task.
         out_dir: folder for the shards; made where it does not exist.
         labels_csv, classes_csv: tables of labels and of their order (see `data.labels.find_labelled`).
         workers: number of processes; the result is the same for any.
@@ -61,6 +63,7 @@ def prepare(
             that share let each other in, so that a second start of the same share is not noticed.
         keep: which of the files, given by their paths below audio_dir, go into the archive; None takes all. The
             labels are those of all files.
+        hidden: take hidden, trash and system files and folders too.
 
     Returns:
         the manifest; None where other processes still have shards to make. Where out_dir already holds this very
@@ -75,7 +78,9 @@ def prepare(
     for folder in (out_dir, *out_dir.parents):
         if folder.exists() and not folder.is_dir():
             raise PrepareError(f"{folder} is a file; name a folder for the archive")
-    paths, labels, vocabulary = find_labelled(audio_dir, labels_csv, classes_csv, settings.front_end.sample_rate)
+    paths, labels, vocabulary = find_labelled(
+        audio_dir, labels_csv, classes_csv, settings.front_end.sample_rate, hidden
+    )
     if keep is not None:
         kept = sorted(keep([printable(path.relative_to(audio_dir)) for path in paths]))
         paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
@@ -132,7 +137,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         "audio_dir",
         metavar="AUDIO_DIR",
         type=Path,
-        help="folder of wav, flac, ogg, opus, mp3, aiff, any depth; or a HEAR task",
+        help="folder of audio files (wav, flac, ogg, mp3, m4a, webm and more), any depth; or a HEAR task",
     )
     add("out_dir", metavar="OUT_DIR", type=Path, help="folder for the shards and manifest.json")
     add(
@@ -181,6 +186,13 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help="settings of the log-mel front end other than the published ones, such as sample_rate=32000 n_mels=128 "
         "mel_max_hz=16000; the config that trains on the archive must have the same",
     )
+    add(
+        "--channel",
+        choices=CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels; each: clips of every channel, whose number is in their keys (ch0, ch1)",
+    )
+    add("--hidden", action="store_true", help="take hidden, trash and system files and folders too")
     add("--clip-seconds", type=float, default=CLIP_SECONDS, help="longer files are cut into clips")
     add("--shard-size", type=int, default=SHARD_SIZE, help="clips per shard, about")
     return parser.parse_args(arguments)
@@ -192,10 +204,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     try:
         share = Share.from_environment()
         front_end = parse_settings(args.front_end)
-        settings = Settings(args.dtype, args.clip_seconds, args.shard_size, args.format, front_end)
+        settings = Settings(args.dtype, args.clip_seconds, args.shard_size, args.format, front_end, args.channel)
         for out_dir, keep in _archives(args.out_dir, args.validation):
             existed = (out_dir / MANIFEST_NAME).exists()
-            manifest = prepare(args.audio_dir, out_dir, args.labels, args.workers, settings, args.classes, share, keep)
+            manifest = prepare(
+                args.audio_dir, out_dir, args.labels, args.workers, settings, args.classes, share, keep, args.hidden
+            )
             _print_result(out_dir, manifest, existed, share)
     except KeyboardInterrupt:
         print("prepare: interrupted; the same command goes on from here", file=sys.stderr)

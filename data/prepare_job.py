@@ -14,7 +14,6 @@ import math
 import os
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
 
 from audio_mamba.data.archives import (
@@ -25,6 +24,7 @@ from audio_mamba.data.archives import (
     warn_of_unlisted,
     write_manifest,
 )
+from audio_mamba.data.audio import estimated_seconds
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
@@ -33,6 +33,7 @@ CLIP_SECONDS = 10.0
 SHARD_SIZE = 512  # clips; about 80 MB as float16
 DTYPES = ("float16", "float32")
 FORMATS = ("npy", "pickle")
+CHANNELS = ("mix", "left", "right", "each")
 
 
 class PrepareError(ValueError):
@@ -48,8 +49,11 @@ class Settings:
     shard_size: int = SHARD_SIZE
     format: str = "npy"
     front_end: FrontEnd = PUBLISHED
+    channel: str = "mix"  # or left or right (see `data.audio.stream_audio`), or each: a series of clips per channel
 
     def __post_init__(self):
+        if self.channel not in CHANNELS:
+            raise PrepareError(f"channel is {self.channel!r}; accepted are {', '.join(CHANNELS)}")
         if self.dtype not in DTYPES:
             raise PrepareError(f"dtype is {self.dtype!r}; accepted are {' and '.join(DTYPES)}")
         if self.format not in FORMATS:
@@ -193,7 +197,9 @@ def describe(
     """What the archive follows from, as the manifest keeps it; of the audio, the paths and sizes of its files."""
     inputs = hashlib.sha256()
     for file, names in zip(tqdm(files, desc="looking at files", unit="file", delay=2, leave=False), labels):
-        line = (file.path.relative_to(audio_dir).as_posix(), file.path.stat().st_size, names)
+        # lstat: of a link that leads nowhere there is nothing else; the worker that meets it says so.
+        size = (file.path.stat() if file.path.exists() else file.path.lstat()).st_size
+        line = (file.path.relative_to(audio_dir).as_posix(), size, names)
         inputs.update(repr(line).encode())
     described = dataclasses.asdict(settings)
     described |= described.pop("front_end")  # at the same level, as in every archive so far
@@ -267,6 +273,7 @@ def _begin(out_dir: Path, described: dict, files: list[AudioFile], settings: Set
 
 def _refuse_other(out_dir: Path, what: str, found: dict, described: dict) -> None:
     words = {"inputs_sha256": "files or labels of files", "labels_sha256": "order of labels"}
+    found = {"channel": "mix"} | found  # which earlier versions did not note
     differing = [words.get(key, key) for key in described if found.get(key) != described[key]]
     if differing:
         raise PrepareError(
@@ -285,8 +292,5 @@ def plan_shards(files: list[AudioFile], settings: Settings) -> list[int]:
         if clips >= settings.shard_size:
             first_files.append(file.number)
             clips = 0
-        try:
-            clips += max(1, round(soundfile.info(os.fsencode(file.path)).duration / settings.clip_seconds))
-        except (soundfile.SoundFileError, OSError):
-            clips += 1  # the worker that meets it again says why
+        clips += max(1, round(estimated_seconds(file.path) / settings.clip_seconds))
     return first_files

@@ -6,8 +6,10 @@ however many files there are.
 
 import multiprocessing
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from audio_mamba.data.archives import write_shard
-from audio_mamba.data.audio import AudioError, printable, stream_audio
+from audio_mamba.data.audio import AudioError, channel_count, printable, stream_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
 from audio_mamba.data.samples import Sample
@@ -24,6 +26,7 @@ from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.workers import exit_with_parent
 
+LOUDEST = 1e4  # beyond, samples are not sound, and their power overflows soon
 SHORTEST_REST = 0.1  # what remains after the last whole clip is kept from this part of a clip on
 
 
@@ -61,7 +64,11 @@ def _watch(futures: list[Future], files_done, total: int) -> None:
 # ---------------------------------------------------------------- the workers
 
 
-def _start_worker(files_done, stop) -> None:
+_files_done: Synchronized  # of this worker, set as it starts
+_stop: Event
+
+
+def _start_worker(files_done: Synchronized, stop: Event) -> None:
     global _files_done, _stop
     _files_done, _stop = files_done, stop
     torch.set_num_threads(1)
@@ -82,13 +89,12 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
         stem = re.sub("[^A-Za-z0-9_-]+", "_", file.path.stem)[:40]  # dots end a key, tar names are short
         clips_kept = 0
         try:
-            for clip in cut_clips(file.path, settings.clip_samples, front_end):
+            for name, clip in _clips(file.path, settings):
                 if _stop.is_set():
                     raise _Stopped
-                spectrogram = log_mel(torch.from_numpy(clip), front_end).numpy().astype(settings.dtype)
-                yield Sample(
-                    f"{file.number:08d}_{clips_kept:05d}_{stem}", spectrogram, np.array(file.label_ids, np.int64)
-                )
+                spectrogram = _log_mel(file.path, clip, settings)
+                key = f"{file.number:08d}_{name}_{stem}"
+                yield Sample(key, spectrogram, np.array(file.label_ids, np.int64))
                 clips_kept += 1
                 report.samples += 1
                 report.audio_samples += len(clip)
@@ -104,7 +110,29 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
             _files_done.value += 1
 
 
-def cut_clips(path: Path, clip_samples: int, front_end: FrontEnd = PUBLISHED) -> Iterator[np.ndarray]:
+def _clips(path: Path, settings: Settings) -> Iterator[tuple[str, np.ndarray]]:
+    """The clips of a file, each with its number, behind that of its channel where each channel gives its own."""
+    channels: Iterable[str | int] = [settings.channel]
+    if settings.channel == "each":
+        channels = range(channel_count(path))
+    for channel in channels:
+        prefix = f"ch{channel}_" if settings.channel == "each" else ""
+        for i, clip in enumerate(cut_clips(path, settings.clip_samples, settings.front_end, channel)):
+            yield f"{prefix}{i:05d}", clip
+
+
+def _log_mel(path: Path, clip: np.ndarray, settings: Settings) -> np.ndarray:
+    """The log-mel of a clip; AudioError where the clip is too loud for one."""
+    peak = float(np.abs(clip).max())
+    spectrogram = log_mel(torch.from_numpy(clip), settings.front_end).numpy().astype(settings.dtype)
+    if peak > LOUDEST or not np.isfinite(spectrogram).all():
+        raise AudioError(f"{path}: its samples reach {peak:.3g}; they must be in [-1, 1], or near it")
+    return spectrogram
+
+
+def cut_clips(
+    path: Path, clip_samples: int, front_end: FrontEnd = PUBLISHED, channel: str | int = "mix"
+) -> Iterator[np.ndarray]:
     """A file as successive clips, float32 [clip_samples], read block by block.
 
     The rest at the end is a shorter clip of its own where it is at least a tenth of a clip (a second clip of a few
@@ -112,7 +140,7 @@ def cut_clips(path: Path, clip_samples: int, front_end: FrontEnd = PUBLISHED) ->
     Raises AudioError where the file cannot be read any further.
     """
     held, clips = np.zeros(0, np.float32), 0
-    for block in stream_audio(path, front_end.sample_rate):
+    for block in stream_audio(path, front_end.sample_rate, channel):
         held = np.concatenate([held, block])
         while len(held) >= clip_samples:
             yield held[:clip_samples]

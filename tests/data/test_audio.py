@@ -1,8 +1,8 @@
 """Loading of real file formats, against the samples that went into them."""
 
 import errno
+import io
 import os
-import shutil
 import threading
 
 import numpy as np
@@ -10,7 +10,16 @@ import pytest
 import soundfile
 import soxr
 
-from audio_mamba.data.audio import AUDIO_SUFFIXES, OTHER_SUFFIXES, AudioError, find_audio, load_audio, stream_audio
+from audio_mamba.data.audio import (
+    AUDIO_SUFFIXES,
+    OTHER_SUFFIXES,
+    AudioError,
+    find_audio,
+    fingerprint,
+    load_audio,
+    stream_audio,
+)
+from tests.data.recordings import CODECS
 
 # How soundfile writes each of the accepted suffixes, and by how much a codec may change two sines.
 FORMATS = {
@@ -26,6 +35,10 @@ FORMATS = {
 }
 
 
+# Of what PyAV reads, of which test_recordings.py tests the kinds.
+OF_PYAV = {*(f".{suffix}" for suffix in CODECS), ".m4b", ".wmv", ".snd", ".ape", ".sph"}
+
+
 def sines(rate: int, seconds: float = 3.0) -> np.ndarray:
     """Two sines, well below every codec's and resampler's limit; float32 [n]."""
     t = np.arange(int(rate * seconds)) / rate
@@ -39,7 +52,8 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_every_accepted_format_is_tested():
-    assert {f".{suffix}" for suffix in FORMATS} == AUDIO_SUFFIXES and not AUDIO_SUFFIXES & OTHER_SUFFIXES
+    assert {f".{suffix}" for suffix in FORMATS} | OF_PYAV == AUDIO_SUFFIXES
+    assert not AUDIO_SUFFIXES & OTHER_SUFFIXES
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -210,7 +224,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_passed_over(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert find_audio(tmp_path) == [tmp_path / "open" / "a.wav"]
-    assert f"{tmp_path}/closed: passed over, it cannot be read (Permission denied)" in caplog.text
+    assert f"{tmp_path}/closed: left out, it cannot be read (Permission denied)" in caplog.text
 
 
 def test_an_mp3_whose_disk_fails_in_the_middle_is_refused(tmp_path, monkeypatch):
@@ -219,11 +233,19 @@ def test_an_mp3_whose_disk_fails_in_the_middle_is_refused(tmp_path, monkeypatch)
     frames = content[content.index(content[:2], 40) :]  # as above
     (tmp_path / "a.mp3").write_bytes(frames)
 
-    def half(source, pipe):
-        pipe.write(source.read(frames.index(frames[:2], len(frames) // 2)))  # whole frames, which libsndfile would take
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    half = frames.index(frames[:2], len(frames) // 2)  # whole frames, which a decoder would take for all
 
-    monkeypatch.setattr(shutil, "copyfileobj", half)
+    class Failing(io.FileIO):
+        def readinto(self, buffer):
+            if self.tell() >= half:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(memoryview(buffer)[: half - self.tell()])
+
+    real = open
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda path, *mode: io.BufferedReader(Failing(path)) if str(path).endswith(".mp3") else real(path, *mode),
+    )
     with pytest.raises(AudioError, match="a.mp3: cannot be read as audio .*[Ii]nput/output error"):
         load_audio(tmp_path / "a.mp3")
 
@@ -253,15 +275,14 @@ def test_find_audio_tells_once_of_recordings_that_it_passes_over(tmp_path, caplo
     for name in ("a.wav", "b.txt"):
         (tmp_path / name).touch()
     assert find_audio(tmp_path) and not caplog.records
-    for name in ("z.mp4", "c.M4A", "d.wma"):
+    for name in ("z.ts", "c.SHN", "d.rm"):
         (tmp_path / name).touch()
     assert find_audio(tmp_path) == [tmp_path / "a.wav"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"passed over recordings of other formats: 3, the first is {tmp_path}/c.M4A; "
-        f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"
+        f"left out recordings of other formats: 3, the first is {tmp_path}/c.SHN"
     ]
     (tmp_path / "a.wav").unlink()
-    with pytest.raises(AudioError, match="no audio found below .* formats: 3, the first is .*/c.M4A; accepted: .*flac"):
+    with pytest.raises(AudioError, match="no audio found below .* formats: 3, the first is .*/c.SHN; accepted: .*flac"):
         find_audio(tmp_path)
 
 
@@ -272,6 +293,44 @@ def test_find_audio_follows_links_but_not_in_circles(tmp_path):
     (tmp_path / "audio" / "linked").symlink_to("../disk")
     (tmp_path / "disk" / "back").symlink_to("../audio")
     assert find_audio(tmp_path / "audio") == [tmp_path / "audio" / "linked" / "a.wav"]
+
+
+HIDDEN = (".Trash-1000/files/a.wav", ".ipynb_checkpoints/a.wav", "@eaDir/a.wav", "__MACOSX/b/._a.wav", "b/._c.wav")
+
+
+def test_find_audio_leaves_hidden_and_system_files_out_and_counts_them(tmp_path, caplog):
+    for name in (*HIDDEN, "b/c.wav", "b/.notes", "b/.git/config"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_audio(tmp_path) == [tmp_path / "b" / "c.wav"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out hidden or system files and folders: 6, the first is {tmp_path}/.Trash-1000"
+    ]
+    assert find_audio(tmp_path, hidden=True) == sorted(tmp_path / name for name in (*HIDDEN, "b/c.wav"))
+    with pytest.raises(AudioError, match="no audio found below .*left out hidden .*: 1, the first is .*/._a.wav"):
+        find_audio(tmp_path / "__MACOSX" / "b")
+
+
+def test_find_audio_names_links_that_lead_nowhere_and_reading_names_them_again(tmp_path, caplog):
+    (tmp_path / "a.wav").touch()
+    for name in ("b.wav", "c.flac", "d.txt"):
+        (tmp_path / name).symlink_to("../annex/objects/not fetched")
+    found = find_audio(tmp_path)
+    assert [path.name for path in found] == ["a.wav", "b.wav", "c.flac"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"2 links lead nowhere (files that were not fetched?), the first is {tmp_path}/b.wav"
+    ]
+    with pytest.raises(AudioError, match="b.wav: a link that leads nowhere"):
+        load_audio(found[1])
+
+
+def test_a_fingerprint_changes_with_the_file(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"1234")
+    before = fingerprint(path)
+    assert fingerprint(path) == before == (4, path.stat().st_mtime_ns)
+    os.utime(path, ns=(0, before.mtime_ns + 1))
+    assert fingerprint(path) != before
 
 
 def test_find_audio_names_a_folder_without_audio(tmp_path):

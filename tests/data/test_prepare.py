@@ -260,6 +260,76 @@ def test_a_file_that_breaks_off_keeps_what_was_read(tmp_path):
     assert "cut off" in manifest["skipped"][0]["reason"]
 
 
+@pytest.mark.parametrize("peak", [2e4, 1e19, 1e30, np.nan, np.inf])
+def test_samples_that_are_no_sound_are_skipped_with_a_reason(tmp_path, peak):
+    samples = np.random.default_rng(0).uniform(-1, 1, 32000).astype(np.float32)
+    write_audio(tmp_path / "audio" / "good.wav", 2.0)
+    samples[24000] = peak
+    soundfile.write(tmp_path / "audio" / "bad.wav", samples, 16000, subtype="FLOAT")
+    manifest = prepare(tmp_path / "audio", tmp_path / "out", settings=Settings("float16", 1.0))
+    skipped = manifest["skipped"][0]
+    assert skipped["file"] == "bad.wav" and ("its samples reach" in skipped["reason"]) == bool(np.isfinite(peak))
+    assert all(np.isfinite(sample.spectrogram).all() for sample in all_samples(tmp_path / "out"))
+
+
+def test_each_channel_gives_its_own_clips_with_its_number_in_their_keys(tmp_path, capsys):
+    (tmp_path / "audio").mkdir()
+    left, right = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 24000)).astype(np.float32)
+    soundfile.write(tmp_path / "audio" / "stereo.wav", np.stack([left, right], 1), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "audio" / "mono.wav", left, 16000, subtype="FLOAT")
+    made = {}
+    for channel in ("mix", "left", "right", "each"):
+        out = tmp_path / channel
+        main([str(tmp_path / "audio"), str(out), *f"--channel {channel} --clip-seconds 1 --dtype float32".split()])
+        assert json.loads((out / "manifest.json").read_text())["settings"]["channel"] == channel
+        made[channel] = {sample.key: sample.spectrogram for sample in all_samples(out)}
+    assert sorted(made["each"]) == [
+        f"0000000{file}_ch{channel}_0000{clip}_{stem}"
+        for file, stem, channels in ((0, "mono", 1), (1, "stereo", 2))
+        for channel in range(channels)
+        for clip in range(2)
+    ]
+    expected = {"mix": (left + right) / 2, "left": left, "right": right}
+    for channel, samples in expected.items():
+        clip = log_mel(torch.from_numpy(samples[:16000]))
+        np.testing.assert_allclose(made[channel]["00000001_00000_stereo"], clip, atol=1e-5)
+        np.testing.assert_array_equal(made[channel]["00000000_00000_mono"], made["each"]["00000000_ch0_00000_mono"])
+    for number, channel in enumerate(("left", "right")):
+        np.testing.assert_array_equal(
+            made["each"][f"00000001_ch{number}_00001_stereo"], made[channel]["00000001_00001_stereo"]
+        )
+
+
+def test_another_channel_is_another_archive_and_those_of_versions_that_noted_none_are_known_again(tree, tmp_path):
+    prepare(tree, tmp_path / "out", settings=SMALL)
+    with pytest.raises(PrepareError, match="an archive made with other channel"):
+        prepare(tree, tmp_path / "out", settings=Settings("float32", 1.0, 3, channel="left"))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    del manifest["settings"]["channel"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    assert prepare(tree, tmp_path / "out", settings=SMALL)["samples"] == manifest["samples"]
+
+
+def test_hidden_files_give_no_clips_and_no_labels_unless_asked_for(tree, tmp_path, caplog):
+    before = prepare(tree, tmp_path / "before", settings=SMALL)
+    for name in (".Trash-1000/files/a.wav", "@eaDir/b.wav", "dogs/._long.wav"):
+        write_audio(tree / name, 1.0, seed=9)
+    after = prepare(tree, tmp_path / "after", settings=SMALL)
+    assert contents(tmp_path / "before") == contents(tmp_path / "after") and before == after
+    assert "left out hidden or system files and folders: 3" in caplog.text
+    main([str(tree), str(tmp_path / "all"), "--hidden", "--clip-seconds", "1", "--workers", "1"])
+    manifest = json.loads((tmp_path / "all" / "manifest.json").read_text())
+    assert manifest["labels"] == [".Trash-1000", "@eaDir", "cats", "dogs"] and manifest["samples"] == 12
+
+
+def test_links_that_lead_nowhere_are_listed_like_files_that_cannot_be_read(tree, tmp_path):
+    (tree / "dogs" / "annexed.wav").symlink_to("../.git/annex/objects/absent.wav")
+    manifest = prepare(tree, tmp_path / "out", settings=SMALL)
+    assert (manifest["samples"], manifest["files"], manifest["files_skipped"]) == (9, 9, 4)
+    reasons = {entry["file"]: entry["reason"] for entry in manifest["skipped"]}
+    assert "a link that leads nowhere" in reasons["dogs/annexed.wav"]
+
+
 def test_labels_come_from_a_table(tree, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text('file,labels\ndogs/long.wav,"bark;howl"\nrest,bark\na.b.ogg,"meow, purr"\nabsent.wav,moo\n')

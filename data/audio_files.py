@@ -1,0 +1,162 @@
+"""Which files below a folder are audio, by their suffixes; what hides there, and which links lead nowhere."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
+
+AUDIO_SUFFIXES = {
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc"),
+    *(".m4a", ".m4b", ".aac", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".wma", ".wmv", ".avi", ".amr", ".caf"),
+    *(".au", ".snd", ".w64", ".ape", ".wv", ".ac3", ".sph"),
+}
+# Of recordings that neither decoder reads, or that are not sound alone.
+OTHER_SUFFIXES = {
+    ".aax",
+    ".dff",
+    ".dsf",
+    ".dss",
+    ".flv",
+    ".m4p",
+    ".m4v",
+    ".mid",
+    ".mpg",
+    ".ra",
+    ".rm",
+    ".shn",
+    ".tak",
+    ".ts",
+}
+SYSTEM_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle"}
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+
+
+class AudioError(ValueError):
+    """An audio file or folder that cannot be used; the message names it and says why."""
+
+
+class AudioFileError(AudioError):
+    """An audio file that cannot be used: `path` names it, and `reason` says why."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class Fingerprint(NamedTuple):
+    """What changes when a file is written again."""
+
+    size: int  # in bytes
+    mtime_ns: int
+
+
+class Listing(NamedTuple):
+    """The audio below a folder, and what is not part of it."""
+
+    files: list[Path]  # sorted; with the links that lead nowhere
+    others: list[Path]  # recordings of other formats, OTHER_SUFFIXES
+    hidden: list[Path]  # files and whole folders that were left out
+    dangling: list[Path]  # links that lead nowhere, as those of annexed files that were not fetched
+
+
+def fingerprint(path: str | Path) -> Fingerprint:
+    """Size and time of a file, to see whether it is still the same. OSError where it is missing."""
+    status = os.stat(path)
+    return Fingerprint(status.st_size, status.st_mtime_ns)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to the system: .Trash-1000, ._a.wav, @eaDir, __MACOSX."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS | SYSTEM_FILES
+
+
+def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
+    """All audio files below a folder (AUDIO_SUFFIXES, any letter case), sorted by path.
+
+    Links are followed. Folders that cannot be read are left out with a warning, and so are recordings of other formats
+    (OTHER_SUFFIXES), with one for all of them. Hidden, trash and system files and
+    folders are counted in one line of the log. Links that lead nowhere are among the files, with a warning, so that
+    reading names them like other files that cannot be read.
+
+    Args:
+        hidden: take hidden, trash and system files and folders too.
+
+    Raises:
+        AudioError: the folder does not exist, or holds no such file.
+    """
+    directory = Path(directory)
+    listing = list_audio_below(directory, hidden)
+    accepted = f"accepted: {' '.join(sorted(AUDIO_SUFFIXES))}"
+    left_out = []
+    for what, paths in (
+        ("hidden or system files and folders", listing.hidden),
+        ("recordings of other formats", listing.others),
+    ):
+        if paths:
+            left_out.append(f"left out {what}: {len(paths)}, the first is {printable(paths[0])}")
+    if not listing.files:
+        raise AudioError(f"no audio found below {directory} ({'; '.join([*left_out, accepted])})")
+    for note in left_out:
+        logger.warning("%s", note)
+    if listing.dangling:
+        logger.warning(
+            "%d links lead nowhere (files that were not fetched?), the first is %s",
+            len(listing.dangling),
+            printable(listing.dangling[0]),
+        )
+    return listing.files
+
+
+def list_audio_below(directory: Path, hidden: bool = False) -> Listing:
+    """See `find_audio`; says nothing in the log except of folders that cannot be read."""
+    if not directory.is_dir():
+        raise AudioError(f"{directory} is not a folder of audio files")
+    left_out: list[Path] = []
+    files: list[Path] = []
+    others: list[Path] = []
+    dangling: list[Path] = []
+    for path in _files_below(directory, None if hidden else left_out):
+        suffix = path.suffix.lower()
+        if suffix not in AUDIO_SUFFIXES | OTHER_SUFFIXES:
+            continue
+        if path.is_file():
+            (files if suffix in AUDIO_SUFFIXES else others).append(path)
+        elif path.is_symlink() and not path.exists():
+            dangling.append(path)
+    return Listing(sorted(files + dangling), sorted(others), sorted(left_out), sorted(dangling))
+
+
+def _files_below(directory: Path, left_out: list[Path] | None) -> Iterator[Path]:
+    """All files; hidden ones and hidden folders go to `left_out`, where there is such a list."""
+
+    def warn(error: OSError) -> None:
+        logger.warning("%s: left out, it cannot be read (%s)", error.filename, error.strerror)
+
+    for folder, folders, names in os.walk(directory, onerror=warn, followlinks=True):
+        if left_out is not None:
+            left_out += [Path(folder, name) for name in folders if is_hidden(name)]
+            left_out += [
+                Path(folder, name)
+                for name in names
+                if is_hidden(name) and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+            ]
+            folders[:] = [name for name in folders if not is_hidden(name)]
+            names = [name for name in names if not is_hidden(name)]
+        folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
+        yield from (Path(folder, name) for name in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link to a folder leads to one that contains it, and so round and round."""
+    return folder.is_symlink() and any(parent.samefile(folder) for parent in folder.absolute().parents)
+
+
+def printable(path: str | Path) -> str:
+    """A path with / between its parts, as text for any file or terminal: bytes that are not UTF-8 become \\xff."""
+    return os.fsencode(Path(path).as_posix()).decode(errors="backslashreplace")

@@ -1,0 +1,147 @@
+"""wav and aiff files: whether their headers agree with themselves and with the bytes that follow."""
+
+import struct
+from typing import BinaryIO, NamedTuple
+
+from audio_mamba.data.decoding.parts import DamageError, Part, RawSamples, only_zeros, read_at, tag_size
+
+BYTES_UNKNOWN = 0x7EFFF000  # programs that write to a pipe put about this much or more for a length they do not know
+WRAP = 1 << 32  # sizes of a header are 32 bits
+WAV_SUBTYPES = {  # format tag, bits -> libsndfile's name, bytes of a sample
+    (1, 8): ("PCM_U8", 1),
+    (1, 16): ("PCM_16", 2),
+    (1, 24): ("PCM_24", 3),
+    (1, 32): ("PCM_32", 4),
+    (3, 32): ("FLOAT", 4),
+    (3, 64): ("DOUBLE", 8),
+    (6, 8): ("ALAW", 1),
+    (7, 8): ("ULAW", 1),
+}
+AIFC_PCM = {b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"fl32", b"FL32", b"fl64", b"FL64"}
+
+
+class Chunk(NamedTuple):
+    name: bytes
+    start: int  # of its content
+    size: int
+
+
+def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
+    """The wav files, one behind the other, between two places; DamageError where sizes or rates do not agree."""
+    kind = read_at(file, start, 4)
+    order = ">" if kind == b"RIFX" else "<"
+    chunks = _chunks_until(file, start + 12, end, order, b"data")
+    data = chunks.get(b"data")
+    if data is None or b"fmt " not in chunks:
+        raise DamageError("its header has no format or no samples")
+    content = read_at(file, chunks[b"fmt "].start, min(40, chunks[b"fmt "].size))
+    if len(content) < 16:
+        raise DamageError("its header is cut off")
+    tag, channels, rate, byte_rate, _, bits = struct.unpack(order + "HHIIHH", content[:16])
+    if tag == 0xFFFE and len(content) >= 26:
+        tag = struct.unpack(order + "H", content[24:26])[0]
+    subtype, width = WAV_SUBTYPES.get((tag, -(-bits // 8) * 8), (None, 0))
+    if subtype and byte_rate not in (0, rate * channels * width):
+        raise DamageError(
+            f"its header contradicts itself: {rate} samples a second of {channels} channels and {width} bytes "
+            f"are not {byte_rate} bytes a second"
+        )
+    promised, there = data.size, end - data.start
+    if kind in (b"RF64", b"BW64") and b"ds64" in chunks and promised == WRAP - 1:
+        promised = int.from_bytes(read_at(file, chunks[b"ds64"].start + 8, 8), "little")
+    riff_end = start + 8 + int.from_bytes(read_at(file, start + 4, 4), "big" if order == ">" else "little")
+
+    def raw(warning: str) -> list[Part]:
+        if subtype is None:
+            raise DamageError(f"its header counts {promised} bytes of samples, but {there} follow")
+        samples = there // (channels * width) if channels else 0
+        endian = "BIG" if order == ">" else "LITTLE"
+        layout = RawSamples(subtype, rate, channels, endian)
+        return [Part(data.start, end, "soundfile", samples=samples, raw=layout, warning=warning)]
+
+    if promised > there:
+        if promised < BYTES_UNKNOWN or kind in (b"RF64", b"BW64"):
+            raise DamageError(f"cut off, {there} of {promised} bytes of samples are there")
+        return [Part(start, end, "soundfile")]
+    data_end = data.start + promised
+    next_file = _end_of_file(file, data_end, end, order, (b"WAVE",), riff_end)
+    if promised == 0 and there > 8 and (next_file is None or only_zeros(file, data_end, end)):
+        return raw("its header counts no samples, as when a recorder crashes; all that follows is read as samples")
+    if next_file is None:
+        wraps = range(data_end + WRAP, end + 1, WRAP)
+        if any(_end_of_file(file, place, end, order, (b"WAVE",), place) is not None for place in wraps):
+            return raw("its header cannot count more than 4 GiB; all that follows is read as samples")
+        raise DamageError(f"its header counts {promised} bytes of samples, but {there} follow")
+    return [Part(start, next_file, "soundfile"), *(wav_parts(file, next_file, end) if next_file < end else ())]
+
+
+def aiff_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
+    """As `wav_parts`, for aiff and aifc."""
+    chunks = _chunks_until(file, start + 12, end, ">", b"SSND")
+    samples = chunks.get(b"SSND")
+    if samples is None or b"COMM" not in chunks:
+        return [Part(start, end, "soundfile")]  # what libsndfile makes of it
+    content = read_at(file, chunks[b"COMM"].start, min(22, chunks[b"COMM"].size))
+    if len(content) < 18:
+        raise DamageError("its header is cut off")
+    channels, frames, bits = struct.unpack(">HIH", content[:8])
+    there = end - samples.start
+    if samples.size == 0 or there < samples.size >= BYTES_UNKNOWN:
+        return [Part(start, end, "soundfile")]
+    if samples.size > there:
+        raise DamageError(f"cut off, {max(0, there - 8)} of {samples.size - 8} bytes of samples are there")
+    expected = frames * channels * -(-bits // 8)
+    if (read_at(file, start + 8, 4) == b"AIFF" or content[18:] in AIFC_PCM) and samples.size - 8 != expected:
+        raise DamageError(f"its header contradicts itself: {frames} samples are not {samples.size - 8} bytes")
+    form_end = start + 8 + int.from_bytes(read_at(file, start + 4, 4), "big")
+    next_file = _end_of_file(file, samples.start + samples.size, end, ">", (b"AIFF", b"AIFC"), form_end)
+    if next_file is None:
+        raise DamageError(f"its header counts {samples.size} bytes of samples, but {there} follow")
+    return [Part(start, next_file, "soundfile"), *(aiff_parts(file, next_file, end) if next_file < end else ())]
+
+
+def _chunks_until(file: BinaryIO, place: int, end: int, order: str, last: bytes) -> dict[bytes, Chunk]:
+    chunks: dict[bytes, Chunk] = {}
+    while place + 8 <= end and last not in chunks:
+        name, size = struct.unpack(order + "4sI", read_at(file, place, 8))
+        chunks[name] = Chunk(name, place + 8, size)
+        place = _behind(file, place + 8 + size, size)
+    # Some programs write the format behind the samples.
+    return chunks
+
+
+def _behind(file: BinaryIO, place: int, size: int) -> int:
+    """Where the chunk after one of odd size begins: after a byte of padding, which some programs leave out."""
+    if size % 2 and not (_is_name(read_at(file, place, 4)) and not _is_name(read_at(file, place + 1, 4))):
+        return place + 1
+    return place
+
+
+def _is_name(name: bytes) -> bool:
+    return len(name) == 4 and all(32 <= byte < 127 for byte in name)
+
+
+def _end_of_file(
+    file: BinaryIO, place: int, end: int, order: str, forms: tuple[bytes, ...], outer_end: int
+) -> int | None:
+    """Where a wav or aiff file ends whose samples end at `place`: at `end`, or where another file begins.
+
+    None where what follows the samples is no chunk, tag or padding, so that it may well be more samples.
+    """
+    if place % 2 and read_at(file, place, 1) in (b"\0", b""):
+        place += 1
+    while end - place >= 8:
+        name, size, form = struct.unpack(order + "4sI4s", read_at(file, place, 12).ljust(12, b"\0"))
+        if name in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM") and form in forms:
+            return place
+        if tag := tag_size(file, place):
+            place += tag
+        elif _is_name(name) and place + 8 + size <= end:
+            place = _behind(file, place + 8 + size, size)
+        elif name in (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"cue ", b"smpl", b"fact", b"JUNK", b"PEAK"):
+            return end  # the last chunk is cut off, the samples are whole
+        elif outer_end <= place + 1 and only_zeros(file, place, end):
+            return end
+        else:
+            return None
+    return end

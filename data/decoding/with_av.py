@@ -1,0 +1,167 @@
+"""What libsndfile does not read, or not to its end, decoded by PyAV (FFmpeg): mp3, m4a, webm, wma, amr, caf, ..."""
+
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import av
+import av.codec.context
+import numpy as np
+
+from audio_mamba.data.decoding.parts import DamageError, Part, Window, file_size, only_zeros, tag_size
+
+# Containers of sound. FFmpeg also reads lists of other files, pictures and text, which are not for here.
+FORMATS = (
+    "aac,ac3,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpc,mpc8,mpeg,"
+    "mpegts,nistsphere,ogg,tta,voc,w64,wv"
+)
+# Frame follows frame in these, without a clock or a count. The times of their packets are made up.
+UNTIMED = {"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3", "mp3", "voc"}
+STEP_SECONDS = 0.05  # by which a packet may be early or late: rounding, and the clocks of recorders
+DRIFT = 0.005  # of the time so far, for the same reason
+END_SECONDS = 0.15  # by which a container may count more than there is: the delay of a codec
+LONGEST_HOLE_SECONDS = 10.0  # that is filled with silence
+FULL_SCALE = {"u8": 1 << 7, "s16": 1 << 15, "s32": 1 << 31}
+# FFmpeg takes the padding off the last frame of these although the frame itself is already short.
+UNPADDED = {"alac"}
+
+Frames = Iterator[tuple[int, np.ndarray]]
+
+
+def blocks(file: BinaryIO, part: Part, seconds: float, warn: Callable[[str], None]) -> Frames:
+    """See `decoding.decoded`. A hole in the times of the packets is reported and filled with silence."""
+    held: list[np.ndarray] = []
+    held_rate = 0
+    for rate, samples in _frames(file, part, warn):
+        if held and (rate != held_rate or samples.shape[1] != held[0].shape[1]):
+            yield held_rate, np.concatenate(held)
+            held = []
+        held_rate = rate
+        held.append(samples)
+        if sum(map(len, held)) >= seconds * rate:
+            yield rate, np.concatenate(held)
+            held = []
+    if held:
+        yield held_rate, np.concatenate(held)
+
+
+def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
+    """One decoded frame after the other: rate, float32 [n, channels]."""
+    clock = _Clock()
+    window = Window(file, part)
+    try:
+        with av.open(
+            window, format=part.format, container_options={"format_whitelist": part.format or FORMATS}
+        ) as container:
+            if not container.streams.audio:
+                raise DamageError("it holds no sound")
+            stream = container.streams.audio[0]
+            if len(container.streams.audio) > 1:
+                warn(f"the first of its {len(container.streams.audio)} sound tracks is taken")
+            if stream.codec_context.name in UNPADDED:
+                stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
+            timed = container.format.name not in UNTIMED
+            packet_end = None
+            for packet in container.demux(stream):  # type: ignore[union-attr]  # opened for reading
+                if packet.is_corrupt:
+                    raise DamageError(f"damaged or cut off at second {clock.seconds:.1f}")
+                if packet.size and not timed and packet.pos is not None:
+                    if packet_end is not None and packet.pos != packet_end:
+                        raise DamageError(f"damaged, at second {clock.seconds:.1f} something follows that is no frame")
+                    packet_end = packet.pos + packet.size
+                for frame in packet.decode():
+                    if timed and (hole := clock.hole_before(frame)):
+                        warn(f"{hole:.2f} s are missing at second {clock.seconds:.1f}; silence is put there")
+                        silence = np.zeros((round(hole * frame.sample_rate), frame.layout.nb_channels), np.float32)
+                        clock.seconds += hole
+                        yield frame.sample_rate, silence
+                    clock.tick(frame)
+                    yield frame.sample_rate, _samples(frame)
+            if timed and not container.format.name.startswith("matroska"):  # whose length FFmpeg may have guessed
+                _check_end(stream, clock)
+            elif not timed:
+                _check_rest(file, part, packet_end)
+            if part.samples is not None and clock.samples < part.samples:
+                raise DamageError(f"damaged, {clock.samples} of {part.samples} samples could be decoded")
+    except av.FFmpegError as error:
+        what = f"damaged or cut off at second {clock.seconds:.1f}" if clock.samples else "cannot be read as audio"
+        raise DamageError(f"{what} ({error.strerror})") from error
+
+
+class _Clock:
+    """The times that packets name, compared with the samples that came out of them."""
+
+    def __init__(self):
+        self.seconds = 0.0  # of what was decoded and filled in
+        self.samples = 0
+        self.rate = 1
+        self._first: float | None = None  # time of the first frame
+        self._next: float | None = None  # time at which the next frame is due
+
+    def hole_before(self, frame: av.AudioFrame) -> float:
+        """Seconds of silence that belong before a frame; DamageError where its time cannot be."""
+        if frame.pts is None or frame.time_base is None or self._next is None or self._first is None:
+            return 0.0
+        time = float(frame.pts * frame.time_base)
+        late = time - self._next
+        if late < -STEP_SECONDS or late > LONGEST_HOLE_SECONDS:
+            raise DamageError(f"damaged, after second {self.seconds:.1f} comes second {time - self._first:.1f}")
+        hole = late if late > STEP_SECONDS else 0.0
+        drift = abs(time - self._first - self.seconds - hole)
+        if drift > 2 * STEP_SECONDS + DRIFT * self.seconds:
+            raise DamageError(
+                f"its header contradicts itself: {self.seconds + hole:.2f} s of samples last "
+                f"{time - self._first:.2f} s by its times"
+            )
+        return hole
+
+    def tick(self, frame: av.AudioFrame) -> None:
+        duration = frame.samples / frame.sample_rate
+        self.seconds += duration
+        self.samples += frame.samples
+        self.rate = frame.sample_rate
+        if frame.pts is not None and frame.time_base is not None:
+            self._next = float(frame.pts * frame.time_base)
+            if self._first is None:
+                self._first = self._next
+        if self._next is not None:
+            self._next += duration
+
+
+def _samples(frame: av.AudioFrame) -> np.ndarray:
+    """float32 [n, channels], in [-1, 1] where the frame holds integers."""
+    samples = frame.to_ndarray()  # [channels, n], or [1, n * channels] where channels alternate
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32)
+    middle = 128 if samples.dtype == np.uint8 else 0
+    return (samples.astype(np.float32) - middle) / FULL_SCALE[frame.format.name.removesuffix("p")]
+
+
+def _check_end(stream: av.AudioStream, clock: _Clock) -> None:
+    if stream.duration is None:
+        return
+    counted = float(stream.duration * (stream.time_base or 0))
+    if clock.seconds < counted - END_SECONDS:
+        raise DamageError(f"cut off or damaged, {clock.seconds:.2f} of {counted:.2f} s are there")
+
+
+def _check_rest(file: BinaryIO, part: Part, packet_end: int | None) -> None:
+    place = part.start + (packet_end or 0)
+    while place < part.end and (size := tag_size(file, place)):
+        place += size
+    if part.end - place > 8 and not only_zeros(file, place, part.end):
+        raise DamageError(f"damaged or cut off, its last {part.end - place} bytes are no frames")
+
+
+def seconds_of(file: BinaryIO) -> float:
+    """See `decoding.seconds_of`."""
+    try:
+        with av.open(
+            Window(file, Part(0, file_size(file), "av")), container_options={"format_whitelist": FORMATS + ",mp3"}
+        ) as container:
+            stream = container.streams.audio[0] if container.streams.audio else None
+            if stream is not None and stream.duration is not None:
+                return float(stream.duration * (stream.time_base or 0))
+            return (container.duration or 0) / av.time_base  # type: ignore[union-attr]  # opened for reading
+    except av.FFmpegError as error:
+        raise DamageError(str(error)) from error
