@@ -26,6 +26,7 @@ from audio_mamba.cli.train_setup import Run, set_up
 from audio_mamba.data.loader import set_epoch
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.models.ops.linear_choice import linear_choice
 from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
@@ -212,6 +213,7 @@ def checkpoint_state(run: Run, monitor: Monitor) -> dict[str, object]:
         "scaler": run.scaler.state_dict(),
         "processes": processes,
         "samples_per_step": run.samples_per_step,
+        "linear_library": linear_choice() if run.device.type == "cpu" else None,
         "args": {**vars(run.args), "config": run.config.to_dict()},
     }
 

@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
             )
             _print_result(out_dir, manifest, existed, share)
     except KeyboardInterrupt:
-        print("prepare: interrupted; the same command goes on from here", file=sys.stderr)
+        print("prepare: interrupted; rerun the same command to resume", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
         raise SystemExit("prepare: a worker process was killed, perhaps for lack of memory; try fewer --workers")

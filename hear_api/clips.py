@@ -27,6 +27,7 @@ from audio_mamba.system.workers import exit_with_parent
 
 LONG_SECONDS = 120  # longer files are read twice: once for their statistics, then chunk by chunk
 GROUP_FRAMES = 24_000  # log-mel frames encoded together: 4 minutes and 8 MB with the paper's front end
+CHUNK_FRAMES = 6_000  # of a long file, which is encoded chunk by chunk
 CHUNKS_AHEAD = 2
 
 T = TypeVar("T")
@@ -61,12 +62,13 @@ class LongFile:
         """Read the file again, as its normalised log-mel.
 
         Yields:
-            float32 [frames, mels], as many whole segments as GROUP_FRAMES allows; the last chunk may be shorter.
+            float32 [frames, mels], as many whole segments as CHUNK_FRAMES (or GROUP_FRAMES, if smaller) allows; the last
+            chunk may be shorter.
 
         Raises:
             AudioFileError: the file cannot be read any more, or has changed since it was measured.
         """
-        chunk_frames = max(1, GROUP_FRAMES // segment_frames) * segment_frames
+        chunk_frames = max(1, min(CHUNK_FRAMES, GROUP_FRAMES) // segment_frames) * segment_frames
         held = torch.zeros(0, self.front_end.n_mels)
         for frames in self._log_mel():
             held = torch.cat([held, frames])

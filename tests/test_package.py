@@ -89,7 +89,7 @@ configs.ssam_tiny_200_16x4.load_model("untrained").get_scene_embeddings(torch.ze
 
 
 def test_spawned_workers_of_a_published_command(tmp_path):
-    """They import the main module anew, by its published name."""
+    """They import the main module again, by its published name."""
     (tmp_path / "audio").mkdir()
     soundfile.write(tmp_path / "audio" / "a.wav", np.random.default_rng(0).normal(0, 0.1, 48000), 16000)
     for command in (["data.prepare", "audio", "out"], ["hear_api.embed", "audio"], ["data.verify", "out"]):

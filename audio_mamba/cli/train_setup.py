@@ -24,6 +24,7 @@ from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api import resolve
 from audio_mamba.hear_api.weights import find_checkpoint, load_weights
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.ops.linear_choice import linear_choice, set_linear_choice
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.published_names import stored_name
 from audio_mamba.schema import DEFAULTS, check_config, flattened
@@ -123,6 +124,8 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     if args.precision not in PRECISIONS:
         raise ValueError(f"unknown precision {args.precision!r}; choose from {', '.join(PRECISIONS)}")
     device = distributed.init(args.device)
+    if device.type == "cpu":  # the processes round alike; a checkpoint may name another library below
+        set_linear_choice(distributed.gather(linear_choice())[0])
     if args.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
     if args.tf32 and device.type == "cuda":
@@ -360,6 +363,8 @@ def load_state(
         raise ValueError(
             f"{path} has weights, but no {' and no '.join(missing)}: it cannot be resumed; start a new run with --init"
         )
+    if state.get("linear_library") and "processes" in state:
+        set_linear_choice(state["linear_library"])  # of the run so far, so that it continues with the same bits
     checkpoint.load_model_state(model, state["model"], source=path)
     optim.load_state(optimizer, state["optimizer"], source=path)
     if scaler.is_enabled() and state.get("scaler"):  # it is empty if the precision was not float16

@@ -157,6 +157,6 @@ class TestSwitch:
                 entries["model"]["backend"] = backend
             (tmp_path / "config.json").write_text(json.dumps(entries))
             check_same_experiment(tmp_path, config)
-        (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"opt": {}}))
-        with pytest.raises(ValueError, match="opt.learning_rate is None there"):
+        (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"opt": {"learning_rate": 1.0}}))
+        with pytest.raises(ValueError, match="opt.learning_rate is 1.0 there"):
             check_same_experiment(tmp_path, config)
