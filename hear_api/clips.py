@@ -62,8 +62,8 @@ class LongFile:
         """Read the file again, as its normalised log-mel.
 
         Yields:
-            float32 [frames, mels], as many whole segments as CHUNK_FRAMES (or GROUP_FRAMES, if smaller) allows; the last
-            chunk may be shorter.
+            float32 [frames, mels], as many whole segments as CHUNK_FRAMES (or GROUP_FRAMES, if smaller) allows. The
+            last chunk may be shorter.
 
         Raises:
             AudioFileError: the file cannot be read any more, or has changed since it was measured.
