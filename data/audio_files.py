@@ -107,7 +107,9 @@ def list_audio_below(directory: Path, hidden: bool = False) -> Listing:
     if not directory.is_dir():
         raise AudioError(f"{directory} is not a folder of audio files")
     left_out: list[Path] = []
-    files, others, dangling = [], [], []
+    files: list[Path] = []
+    others: list[Path] = []
+    dangling: list[Path] = []
     for path in _files_below(directory, None if hidden else left_out):
         suffix = path.suffix.lower()
         if suffix not in AUDIO_SUFFIXES | OTHER_SUFFIXES:

@@ -12,7 +12,8 @@ FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 
 def mp4_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
     """The mp4 files, one behind the other, between two places; DamageError where the boxes do not fill the file."""
-    place, found, moov = start, set(), None
+    found: set[bytes] = set()
+    place, moov = start, None
     while end - place >= 8:
         head = read_at(file, place, 16)
         size, name, header = int.from_bytes(head[:4], "big"), head[4:8], 8

@@ -1,6 +1,5 @@
 """The frames of mp3 and mp2 files (ISO 11172-3, 13818-3), one behind the other: decoders jump over what is none."""
 
-import io
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -69,21 +68,17 @@ def first_frame(file: BinaryIO, start: int) -> int | None:
     return None
 
 
-def mpeg_parts(source: BinaryIO, start: int, first: int, end: int) -> list[Part]:
+def mpeg_parts(file: BinaryIO, start: int, first: int, end: int) -> list[Part]:
     """The parts of an mp3 or mp2 file between two places, each of one rate and channel count and with one count.
 
     The first frame is at `first`; before it may be padding, or the rest of a frame of which a recorder missed the
     beginning. DamageError where frames are torn, are fewer than a header counts, or something else is between them.
     """
-    file = io.BufferedReader(source, 1 << 18)  # type: ignore[arg-type]
-    try:
-        frame = frame_at(read_at(file, first, 4))
-        whole = first - start >= (frame.size - 1 if frame else 0) or frame_at(read_at(file, start, 4))
-        if first > start and whole and not only_zeros(file, start, first):
-            raise DamageError(f"damaged, its first {first - start} bytes are no frames")
-        return _parts(file, first, end)
-    finally:
-        file.detach()
+    frame = frame_at(read_at(file, first, 4))
+    whole = first - start >= (frame.size - 1 if frame else 0) or frame_at(read_at(file, start, 4))
+    if first > start and whole and not only_zeros(file, start, first):
+        raise DamageError(f"damaged, its first {first - start} bytes are no frames")
+    return _parts(file, first, end)
 
 
 class _PartInProgress:

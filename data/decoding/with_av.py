@@ -90,7 +90,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
 class _Clock:
     """The times that packets name, compared with the samples that came out of them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds = 0.0  # of what was decoded and filled in
         self.samples = 0
         self.rate = 1
@@ -138,7 +138,7 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
 
 
 def _check_end(stream: av.AudioStream, clock: _Clock) -> None:
-    if stream.duration is None:
+    if stream.duration is None or stream.time_base is None:
         return
     counted = float(stream.duration * stream.time_base)
     if clock.seconds < counted - END_SECONDS:
@@ -160,7 +160,7 @@ def seconds_of(file: BinaryIO) -> float:
             Window(file, Part(0, file_size(file), "av")), container_options={"format_whitelist": FORMATS + ",mp3"}
         ) as container:
             stream = container.streams.audio[0] if container.streams.audio else None
-            if stream is not None and stream.duration is not None:
+            if stream is not None and stream.duration is not None and stream.time_base is not None:
                 return float(stream.duration * stream.time_base)
             return (container.duration or 0) / av.time_base
     except av.FFmpegError as error:

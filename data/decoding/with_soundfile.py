@@ -25,7 +25,8 @@ def blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, np
 
 
 def _blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-    window = None
+    window: Window | None = None
+    source: Window | int
     if part.start or part.patches or part.end != file_size(file):
         source = window = Window(file, part)
     else:

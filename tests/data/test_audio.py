@@ -244,7 +244,9 @@ def test_an_mp3_whose_disk_fails_in_the_middle_is_refused(tmp_path, monkeypatch)
     real = open
     monkeypatch.setattr(
         "builtins.open",
-        lambda path, *mode: io.BufferedReader(Failing(path)) if str(path).endswith(".mp3") else real(path, *mode),
+        lambda path, *mode, **options: (
+            io.BufferedReader(Failing(path)) if str(path).endswith(".mp3") else real(path, *mode, **options)
+        ),
     )
     with pytest.raises(AudioError, match="a.mp3: cannot be read as audio .*[Ii]nput/output error"):
         load_audio(tmp_path / "a.mp3")
