@@ -135,7 +135,7 @@ def _blocks(path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
 
 def _why_absent(path: Path) -> str:
     if path.is_symlink() and not path.exists():
-        return "a link that leads nowhere (a file that was not fetched?)"
+        return "a dangling link (was its file fetched?)"
     return "no such audio file"
 
 
@@ -143,7 +143,7 @@ def _one_channel(
     blocks: Iterable[tuple[int, np.ndarray]], path: str | Path, channel: str | int
 ) -> Iterator[tuple[int, np.ndarray]]:
     mix_energy = channel_energy = 0.0
-    told = False
+    warned = False
     for rate, samples in blocks:  # [n, channels]
         channels = samples.shape[1]
         if channel == "mix":
@@ -151,9 +151,9 @@ def _one_channel(
             if channels > 1:
                 mix_energy += float(np.vdot(mixed, mixed))
                 channel_energy += float(np.vdot(samples, samples)) / channels
-            if channels > 2 and not told:
+            if channels > 2 and not warned:
                 logger.warning("%s: its %d channels are mixed into one", path, channels)
-                told = True
+                warned = True
             yield rate, mixed
             continue
         number = min({"left": 0, "right": 1}[channel], channels - 1) if isinstance(channel, str) else channel

@@ -1,5 +1,6 @@
-"""The frames of mp3 and mp2 files (ISO 11172-3, 13818-3), one behind the other: decoders jump over what is none."""
+"""The frames of mp3 and mp2 files (ISO 11172-3, 13818-3), one after the other: decoders skip what is not a frame."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -77,7 +78,7 @@ def mpeg_parts(file: BinaryIO, start: int, first: int, end: int) -> list[Part]:
     frame = frame_at(read_at(file, first, 4))
     whole = first - start >= (frame.size - 1 if frame else 0) or frame_at(read_at(file, start, 4))
     if first > start and whole and not only_zeros(file, start, first):
-        raise DamageError(f"damaged, its first {first - start} bytes are no frames")
+        raise DamageError(f"damaged, its first {first - start} bytes are not frames")
     return _parts(file, first, end)
 
 
@@ -102,7 +103,7 @@ class _PartInProgress:
         return lacking <= 0 or lacking == 1 and (self.count.size or 0) <= self.end - self.start
 
     def finished(self, fault: str | None = None) -> list[Part]:
-        """The part; none if there are no frames. DamageError where frames are missing and `fault` does not say so."""
+        """The part, if it has frames. DamageError where frames are missing and `fault` does not say so."""
         if fault is None and not self.is_complete():
             raise DamageError(f"cut off or damaged, {self.frames} of {self.count.frames} frames are there")
         samples = max(0, self.samples - self.count.trimmed) if fault is None else None
@@ -126,13 +127,21 @@ def _parts(file: BinaryIO, start: int, end: int) -> list[Part]:
                 part.add(place, frame)
     except _OddEnd as error:
         if part.count.frames is None or not part.is_complete():
-            return [*parts, *part.finished(fault=str(error))]
+            return _ending(parts, part, error)
     except _Break as error:
-        return [*parts, *part.finished(fault=str(error))]
+        return _ending(parts, part, error)
     parts += part.finished()
     if not parts:
         raise DamageError("it holds no frames")
     return parts
+
+
+def _ending(parts: list[Part], part: _PartInProgress, error: DamageError) -> list[Part]:
+    """The parts before a damage, of which the last one has the fault; the error itself where nothing is before it."""
+    parts = [*parts, *part.finished(fault=str(error))]
+    if not parts:
+        raise error
+    return [*parts[:-1], dataclasses.replace(parts[-1], fault=str(error))]
 
 
 class _Break(DamageError):
@@ -140,7 +149,7 @@ class _Break(DamageError):
 
 
 class _OddEnd(DamageError):
-    """The file ends with something that is no frame, tag or padding."""
+    """The file ends with something other than a frame, a tag or padding."""
 
 
 def _walk(file: BinaryIO, place: int, end: int) -> Iterator[tuple[int, Frame, Count | None]]:
@@ -156,7 +165,7 @@ def _walk(file: BinaryIO, place: int, end: int) -> Iterator[tuple[int, Frame, Co
                 continue
             if end - place < 4 and head.startswith(b"\xff"):
                 raise _Break("cut off, its last frame is torn")
-            text = f"damaged or cut off, at second {seconds:.1f} something follows that is no frame"
+            text = f"damaged or cut off, at second {seconds:.1f} the data are not a frame"
             if last is None or _next_chain(file, place + 1, end, last.kind) is not None:
                 raise _Break(text)
             if not _is_rest(file, place, end, last.size):

@@ -126,7 +126,7 @@ def _end_of_file(
 ) -> int | None:
     """Where a wav or aiff file ends whose samples end at `place`: at `end`, or where another file begins.
 
-    None where what follows the samples is no chunk, tag or padding, so that it may well be more samples.
+    None where the bytes behind the samples are neither chunks nor tags nor padding: they may be more samples.
     """
     if place % 2 and read_at(file, place, 1) in (b"\0", b""):
         place += 1

@@ -30,16 +30,17 @@ Frames = Iterator[tuple[int, np.ndarray]]
 def blocks(file: BinaryIO, part: Part, seconds: float, warn: Callable[[str], None]) -> Frames:
     """See `decoding.decoded`. A hole in the times of the packets is reported and filled with silence."""
     held: list[np.ndarray] = []
-    held_rate = 0
+    held_rate = count = 0
     for rate, samples in _frames(file, part, warn):
         if held and (rate != held_rate or samples.shape[1] != held[0].shape[1]):
             yield held_rate, np.concatenate(held)
-            held = []
+            held, count = [], 0
         held_rate = rate
         held.append(samples)
-        if sum(map(len, held)) >= seconds * rate:
+        count += len(samples)
+        if count >= seconds * rate:
             yield rate, np.concatenate(held)
-            held = []
+            held, count = [], 0
     if held:
         yield held_rate, np.concatenate(held)
 
@@ -66,7 +67,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
                     raise DamageError(f"damaged or cut off at second {clock.seconds:.1f}")
                 if packet.size and not timed and packet.pos is not None:
                     if packet_end is not None and packet.pos != packet_end:
-                        raise DamageError(f"damaged, at second {clock.seconds:.1f} something follows that is no frame")
+                        raise DamageError(f"damaged, at second {clock.seconds:.1f} the data are not a frame")
                     packet_end = packet.pos + packet.size
                 for frame in packet.decode():
                     if timed and (hole := clock.hole_before(frame)):
@@ -150,7 +151,7 @@ def _check_rest(file: BinaryIO, part: Part, packet_end: int | None) -> None:
     while place < part.end and (size := tag_size(file, place)):
         place += size
     if part.end - place > 8 and not only_zeros(file, place, part.end):
-        raise DamageError(f"damaged or cut off, its last {part.end - place} bytes are no frames")
+        raise DamageError(f"damaged or cut off, its last {part.end - place} bytes are not frames")
 
 
 def seconds_of(file: BinaryIO) -> float:

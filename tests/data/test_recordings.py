@@ -311,11 +311,11 @@ def test_the_only_channel_is_left_and_right(tmp_path):
         np.testing.assert_array_equal(load_audio(tmp_path / "mono.wav", channel=channel), truth())
 
 
-@pytest.mark.parametrize("gain, told", [(-1.0, True), (-0.9, True), (-0.5, False), (0.0, False), (1.0, False)])
-def test_channels_of_opposite_phase_are_named(tmp_path, gain, told, caplog):
+@pytest.mark.parametrize("gain, warned", [(-1.0, True), (-0.9, True), (-0.5, False), (0.0, False), (1.0, False)])
+def test_channels_of_opposite_phase_are_named(tmp_path, gain, warned, caplog):
     soundfile.write(tmp_path / "phase.wav", stereo(truth(), gain * truth()), RATE)
     load_audio(tmp_path / "phase.wav")
-    assert ("phase.wav: its channels cancel out" in caplog.text) == told
+    assert ("phase.wav: its channels cancel out" in caplog.text) == warned
     caplog.clear()
     load_audio(tmp_path / "phase.wav", channel="left")
     assert not caplog.records
