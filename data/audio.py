@@ -150,7 +150,8 @@ def _one_channel(
             mixed = samples.mean(axis=1, dtype=np.float32)
             if channels > 1:
                 mix_energy += float(np.vdot(mixed, mixed))
-                channel_energy += float(np.vdot(samples, samples)) / channels
+                flat = samples.ravel(order="K")
+                channel_energy += float(np.vdot(flat, flat)) / channels
             if channels > 2 and not warned:
                 logger.warning("%s: its %d channels are mixed into one", path, channels)
                 warned = True

@@ -1,5 +1,6 @@
 """What libsndfile does not read, or not to its end, decoded by PyAV (FFmpeg): mp3, m4a, webm, wma, amr, caf, ..."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -61,6 +62,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
             if stream.codec_context.name in UNPADDED:
                 stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
             timed = container.format.name not in UNTIMED
+            clock = _Clock(float(stream.time_base) if timed and stream.time_base else None)
             packet_end = None
             for packet in container.demux(stream):
                 if packet.is_corrupt:
@@ -70,7 +72,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
                         raise DamageError(f"damaged, at second {clock.seconds:.1f} the data are not a frame")
                     packet_end = packet.pos + packet.size
                 for frame in packet.decode():
-                    if timed and (hole := clock.hole_before(frame)):
+                    if hole := clock.hole_before(frame):
                         warn(f"{hole:.2f} s are missing at second {clock.seconds:.1f}; silence is put there")
                         silence = np.zeros((round(hole * frame.sample_rate), frame.layout.nb_channels), np.float32)
                         clock.seconds += hole
@@ -88,10 +90,15 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
         raise DamageError(f"{what} ({error.strerror})") from error
 
 
+def _opened(window: Window, container_format: str | None, formats: str = FORMATS) -> av.container.InputContainer:
+    return av.open(window, "r", container_format, container_options={"format_whitelist": container_format or formats})
+
+
 class _Clock:
     """The times that packets name, compared with the samples that came out of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: float | None = None):
+        self._unit = unit  # of the times, in seconds; None where there are none
         self.seconds = 0.0  # of what was decoded and filled in
         self.samples = 0
         self.rate = 1
@@ -100,9 +107,11 @@ class _Clock:
 
     def hole_before(self, frame: av.AudioFrame) -> float:
         """Seconds of silence that belong before a frame; DamageError where its time cannot be."""
-        if frame.pts is None or frame.time_base is None or self._next is None or self._first is None:
+        if frame.pts is None or self._unit is None:
             return 0.0
-        time = float(frame.pts * frame.time_base)
+        time = frame.pts * self._unit
+        if self._next is None or self._first is None:
+            self._first = self._next = time
         late = time - self._next
         if late < -STEP_SECONDS or late > LONGEST_HOLE_SECONDS:
             raise DamageError(f"damaged, after second {self.seconds:.1f} comes second {time - self._first:.1f}")
@@ -120,11 +129,9 @@ class _Clock:
         self.seconds += duration
         self.samples += frame.samples
         self.rate = frame.sample_rate
-        if frame.pts is not None and frame.time_base is not None:
-            self._next = float(frame.pts * frame.time_base)
-            if self._first is None:
-                self._first = self._next
-        if self._next is not None:
+        if frame.pts is not None and self._unit is not None:
+            self._next = frame.pts * self._unit + duration
+        elif self._next is not None:
             self._next += duration
 
 
@@ -157,8 +164,8 @@ def _check_rest(file: BinaryIO, part: Part, packet_end: int | None) -> None:
 def seconds_of(file: BinaryIO) -> float:
     """See `decoding.seconds_of`."""
     try:
-        with av.open(
-            Window(file, Part(0, file_size(file), "av")), container_options={"format_whitelist": FORMATS + ",mp3"}
+        with contextlib.closing(
+            _opened(Window(file, Part(0, file_size(file), "av")), None, FORMATS + ",mp3")
         ) as container:
             stream = container.streams.audio[0] if container.streams.audio else None
             if stream is not None and stream.duration is not None and stream.time_base is not None:
