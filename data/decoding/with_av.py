@@ -51,9 +51,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
     clock = _Clock()
     window = Window(file, part)
     try:
-        with av.open(
-            window, format=part.format, container_options={"format_whitelist": part.format or FORMATS}
-        ) as container:
+        with contextlib.closing(_opened(window, part.format)) as container:
             if not container.streams.audio:
                 raise DamageError("it holds no sound")
             stream = container.streams.audio[0]
