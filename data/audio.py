@@ -43,6 +43,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 10
+READ_BYTES = 1 << 18  # at once, while looking at how a file is built
 CHANNELS = ("mix", "left", "right")
 OPPOSITE_PHASE = 0.01  # of the channels' mean energy: a mix with less has lost what they hold
 
@@ -117,7 +118,7 @@ def _blocks(path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
         if not Path(path).is_file():
             raise AudioFileError(path, _why_absent(Path(path)))
         empty = True
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=READ_BYTES) as file:
             for part in parts_of(file):
                 second = 0.0
                 for rate, samples in decoded(file, part, BLOCK_SECONDS, warn):
@@ -136,7 +137,7 @@ def _blocks(path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
 
 def _why_absent(path: Path) -> str:
     if path.is_symlink() and not path.exists():
-        return "a link that leads nowhere (a file that was not fetched?)"
+        return "a dangling link (was its file fetched?)"
     return "no such audio file"
 
 
@@ -144,17 +145,18 @@ def _one_channel(
     blocks: Iterable[tuple[int, np.ndarray]], path: str | Path, channel: str | int
 ) -> Iterator[tuple[int, np.ndarray]]:
     mix_energy = channel_energy = 0.0
-    told = False
+    warned = False
     for rate, samples in blocks:  # [n, channels]
         channels = samples.shape[1]
         if channel == "mix":
             mixed = samples.mean(axis=1, dtype=np.float32)
             if channels > 1:
-                mix_energy += float(np.square(mixed, dtype=np.float64).sum())
-                channel_energy += float(np.square(samples, dtype=np.float64).sum()) / channels
-            if channels > 2 and not told:
+                mix_energy += float(np.vdot(mixed, mixed))
+                flat = samples.ravel(order="K")
+                channel_energy += float(np.vdot(flat, flat)) / channels
+            if channels > 2 and not warned:
                 logger.warning("%s: its %d channels are mixed into one", path, channels)
-                told = True
+                warned = True
             yield rate, mixed
             continue
         number = min({"left": 0, "right": 1}[channel], channels - 1) if isinstance(channel, str) else channel

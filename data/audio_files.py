@@ -1,4 +1,4 @@
-"""Which files below a folder are audio, by their suffixes; what hides there, and which links lead nowhere."""
+"""Which files below a folder are audio, by their suffixes; which are hidden, and which links dangle."""
 
 import logging
 import os
@@ -59,10 +59,10 @@ class Fingerprint(NamedTuple):
 class Listing(NamedTuple):
     """The audio below a folder, and what is not part of it."""
 
-    files: list[Path]  # sorted; with the links that lead nowhere
+    files: list[Path]  # sorted; with the dangling links
     others: list[Path]  # recordings of other formats, OTHER_SUFFIXES
     hidden: list[Path]  # files and whole folders that were left out
-    dangling: list[Path]  # links that lead nowhere, as those of annexed files that were not fetched
+    dangling: list[Path]  # links whose target is missing, such as annexed files that were not fetched
 
 
 def fingerprint(path: str | Path) -> Fingerprint:
@@ -81,7 +81,7 @@ def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
 
     Links are followed. Folders that cannot be read are left out with a warning, and so are recordings of other formats
     (OTHER_SUFFIXES), with one for all of them. Hidden, trash and system files and
-    folders are counted in one line of the log. Links that lead nowhere are among the files, with a warning, so that
+    folders are counted in one line of the log. Dangling links are among the files, with a warning, so that
     reading names them like other files that cannot be read.
 
     Args:
@@ -106,7 +106,7 @@ def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
         logger.warning("%s", note)
     if listing.dangling:
         logger.warning(
-            "%d links lead nowhere (files that were not fetched?), the first is %s",
+            "dangling links: %d (were their files fetched?), the first is %s",
             len(listing.dangling),
             printable(listing.dangling[0]),
         )

@@ -100,8 +100,8 @@ def _wav_format(stream: BinaryIO, name: str) -> tuple[int, int, tuple[str, int, 
             tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
             if tag == 0xFFFE and len(content) >= 26:
                 tag = struct.unpack("<H", content[24:26])[0]
-            found = rate, channels, DECODERS.get((tag, bits))
-    rate, channels, decoder = found or (0, 0, None)
-    if decoder is None or not rate or not channels:
+            decoder = DECODERS.get((tag, bits))
+            found = (rate, channels, decoder) if rate and channels and decoder else None
+    if found is None:
         raise AudioError(f"{name}: a wav header of a kind that is not read from a pipe (8, 16, 32 bits and float are)")
-    return rate, channels, decoder
+    return found

@@ -4,7 +4,7 @@
     torchrun --nnodes=4 ... -m data.prepare AUDIO_DIR OUT_DIR      # or srun: machines that share both folders
 
 Files are dealt out to shards before the work begins, so the bytes of a shard do not depend on who makes it. Stopped at
-any moment, the same command goes on with the shards that are not finished. OUT_DIR/manifest.json is written last, by
+any moment, the same command resumes with the shards that are not finished. OUT_DIR/manifest.json is written last, by
 the process that ends last: where it is, the archive is complete.
 """
 
@@ -215,11 +215,11 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         print("prepare: interrupted; rerun the same command to resume", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
-        raise SystemExit("prepare: a worker process was killed, perhaps for lack of memory; try fewer --workers")
+        raise SystemExit("prepare: a worker process was killed, probably for lack of memory; try fewer --workers")
     except (ValueError, FolderInUseError) as error:
         raise SystemExit(f"prepare: {error}")
     except OSError as error:
-        raise SystemExit(f"prepare: {error}; once its cause is removed, the same command goes on with {args.out_dir}")
+        raise SystemExit(f"prepare: {error}; once its cause is removed, the same command resumes {args.out_dir}")
 
 
 def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, Callable | None]]:

@@ -197,7 +197,7 @@ def describe(
     """What the archive follows from, as the manifest keeps it; of the audio, the paths and sizes of its files."""
     inputs = hashlib.sha256()
     for file, names in zip(tqdm(files, desc="looking at files", unit="file", delay=2, leave=False), labels):
-        # lstat: of a link that leads nowhere there is nothing else; the worker that meets it says so.
+        # A dangling link has only its own size; the worker that reads it reports it.
         size = (file.path.stat() if file.path.exists() else file.path.lstat()).st_size
         line = (file.path.relative_to(audio_dir).as_posix(), size, names)
         inputs.update(repr(line).encode())

@@ -27,7 +27,7 @@ def mp4_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
             if {b"moov", b"mdat"} <= found and only_zeros(file, place, end):
                 place = end
                 break
-            raise DamageError(f"damaged or cut off, what is at byte {place} is no box of an mp4 file")
+            raise DamageError(f"damaged or cut off, the bytes at {place} are not a box of an mp4 file")
         if place + size > end:
             raise DamageError(f"cut off, its box {name.decode('latin-1')} lacks {place + size - end} bytes")
         found.add(name)

@@ -1,6 +1,6 @@
-"""The frames of mp3 and mp2 files (ISO 11172-3, 13818-3), one behind the other: decoders jump over what is none."""
+"""The frames of mp3 and mp2 files (ISO 11172-3, 13818-3), one after the other: decoders skip what is not a frame."""
 
-import io
+import dataclasses
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -69,21 +69,17 @@ def first_frame(file: BinaryIO, start: int) -> int | None:
     return None
 
 
-def mpeg_parts(source: BinaryIO, start: int, first: int, end: int) -> list[Part]:
+def mpeg_parts(file: BinaryIO, start: int, first: int, end: int) -> list[Part]:
     """The parts of an mp3 or mp2 file between two places, each of one rate and channel count and with one count.
 
     The first frame is at `first`; before it may be padding, or the rest of a frame of which a recorder missed the
     beginning. DamageError where frames are torn, are fewer than a header counts, or something else is between them.
     """
-    file = io.BufferedReader(source, 1 << 18)  # type: ignore[type-var]
-    try:
-        frame = frame_at(read_at(file, first, 4))
-        whole = first - start >= (frame.size - 1 if frame else 0) or frame_at(read_at(file, start, 4))
-        if first > start and whole and not only_zeros(file, start, first):
-            raise DamageError(f"damaged, its first {first - start} bytes are no frames")
-        return _parts(file, first, end)
-    finally:
-        file.detach()
+    frame = frame_at(read_at(file, first, 4))
+    whole = first - start >= (frame.size - 1 if frame else 0) or frame_at(read_at(file, start, 4))
+    if first > start and whole and not only_zeros(file, start, first):
+        raise DamageError(f"damaged, its first {first - start} bytes are not frames")
+    return _parts(file, first, end)
 
 
 class _PartInProgress:
@@ -107,7 +103,7 @@ class _PartInProgress:
         return lacking <= 0 or lacking == 1 and (self.count.size or 0) <= self.end - self.start
 
     def finished(self, fault: str | None = None) -> list[Part]:
-        """The part; none if there are no frames. DamageError where frames are missing and `fault` does not say so."""
+        """The part, if it has frames. DamageError where frames are missing and `fault` does not say so."""
         if fault is None and not self.is_complete():
             raise DamageError(f"cut off or damaged, {self.frames} of {self.count.frames} frames are there")
         samples = max(0, self.samples - self.count.trimmed) if fault is None else None
@@ -131,13 +127,21 @@ def _parts(file: BinaryIO, start: int, end: int) -> list[Part]:
                 part.add(place, frame)
     except _OddEnd as error:
         if part.count.frames is None or not part.is_complete():
-            return [*parts, *part.finished(fault=str(error))]
+            return _ending(parts, part, error)
     except _Break as error:
-        return [*parts, *part.finished(fault=str(error))]
+        return _ending(parts, part, error)
     parts += part.finished()
     if not parts:
         raise DamageError("it holds no frames")
     return parts
+
+
+def _ending(parts: list[Part], part: _PartInProgress, error: DamageError) -> list[Part]:
+    """The parts before a damage, of which the last one has the fault; the error itself where nothing is before it."""
+    parts = [*parts, *part.finished(fault=str(error))]
+    if not parts:
+        raise error
+    return [*parts[:-1], dataclasses.replace(parts[-1], fault=str(error))]
 
 
 class _Break(DamageError):
@@ -145,7 +149,7 @@ class _Break(DamageError):
 
 
 class _OddEnd(DamageError):
-    """The file ends with something that is no frame, tag or padding."""
+    """The file ends with something other than a frame, a tag or padding."""
 
 
 def _walk(file: BinaryIO, place: int, end: int) -> Iterator[tuple[int, Frame, Count | None]]:
@@ -161,7 +165,7 @@ def _walk(file: BinaryIO, place: int, end: int) -> Iterator[tuple[int, Frame, Co
                 continue
             if end - place < 4 and head.startswith(b"\xff"):
                 raise _Break("cut off, its last frame is torn")
-            text = f"damaged or cut off, at second {seconds:.1f} something follows that is no frame"
+            text = f"damaged or cut off, at second {seconds:.1f} the data are not a frame"
             if last is None or _next_chain(file, place + 1, end, last.kind) is not None:
                 raise _Break(text)
             if not _is_rest(file, place, end, last.size):

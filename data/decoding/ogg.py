@@ -7,7 +7,6 @@ from typing import BinaryIO, NamedTuple
 from audio_mamba.data.decoding.parts import DamageError, Part, read_at
 
 HEADER_BYTES = 27
-PAGE_BYTES = 65307  # at most
 CONTINUED, FIRST, LAST = 1, 2, 4  # flags of a page
 NO_GRANULE = (1 << 64) - 1
 OF_SOUNDFILE = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")  # how streams begin that libsndfile decodes
@@ -86,7 +85,7 @@ def ogg_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
 
 def _pages(file: BinaryIO, place: int, end: int) -> Iterator[Page]:
     while place < end:
-        data = read_at(file, place, PAGE_BYTES)
+        data = read_at(file, place, HEADER_BYTES + 255)
         if not data.startswith(b"OggS\0"):
             found = _next_page(file, place, end)
             if found is None:
@@ -98,7 +97,8 @@ def _pages(file: BinaryIO, place: int, end: int) -> Iterator[Page]:
         segments = data[26] if len(data) >= HEADER_BYTES else 255
         content = HEADER_BYTES + segments
         length = content + sum(data[HEADER_BYTES:content])
-        if len(data) < min(length, PAGE_BYTES) or len(data) < content:
+        data = read_at(file, place, length)
+        if len(data) < length or place + length > end:
             if _next_page(file, place + 1, end) is None:
                 raise DamageError("cut off, its last page is torn")
             raise DamageError(f"damaged, the page at byte {place} is torn")

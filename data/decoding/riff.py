@@ -64,13 +64,13 @@ def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
             raise DamageError(f"cut off, {there} of {promised} bytes of samples are there")
         return [Part(start, end, "soundfile")]
     data_end = data.start + promised
+    wraps = range(data_end + WRAP, end + 1, WRAP)
+    if any(_end_of_file(file, place, end, order, (b"WAVE",), place) is not None for place in wraps):
+        return raw("its header cannot count more than 4 GiB; all that follows is read as samples")
     next_file = _end_of_file(file, data_end, end, order, (b"WAVE",), riff_end)
     if promised == 0 and there > 8 and (next_file is None or only_zeros(file, data_end, end)):
         return raw("its header counts no samples, as when a recorder crashes; all that follows is read as samples")
     if next_file is None:
-        wraps = range(data_end + WRAP, end + 1, WRAP)
-        if any(_end_of_file(file, place, end, order, (b"WAVE",), place) is not None for place in wraps):
-            return raw("its header cannot count more than 4 GiB; all that follows is read as samples")
         raise DamageError(f"its header counts {promised} bytes of samples, but {there} follow")
     return [Part(start, next_file, "soundfile"), *(wav_parts(file, next_file, end) if next_file < end else ())]
 
@@ -126,7 +126,7 @@ def _end_of_file(
 ) -> int | None:
     """Where a wav or aiff file ends whose samples end at `place`: at `end`, or where another file begins.
 
-    None where what follows the samples is no chunk, tag or padding, so that it may well be more samples.
+    None where the bytes behind the samples are neither chunks nor tags nor padding: they may be more samples.
     """
     if place % 2 and read_at(file, place, 1) in (b"\0", b""):
         place += 1

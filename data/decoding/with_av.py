@@ -1,5 +1,6 @@
 """What libsndfile does not read, or not to its end, decoded by PyAV (FFmpeg): mp3, m4a, webm, wma, amr, caf, ..."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -30,16 +31,17 @@ Frames = Iterator[tuple[int, np.ndarray]]
 def blocks(file: BinaryIO, part: Part, seconds: float, warn: Callable[[str], None]) -> Frames:
     """See `decoding.decoded`. A hole in the times of the packets is reported and filled with silence."""
     held: list[np.ndarray] = []
-    held_rate = 0
+    held_rate = count = 0
     for rate, samples in _frames(file, part, warn):
         if held and (rate != held_rate or samples.shape[1] != held[0].shape[1]):
             yield held_rate, np.concatenate(held)
-            held = []
+            held, count = [], 0
         held_rate = rate
         held.append(samples)
-        if sum(map(len, held)) >= seconds * rate:
+        count += len(samples)
+        if count >= seconds * rate:
             yield rate, np.concatenate(held)
-            held = []
+            held, count = [], 0
     if held:
         yield held_rate, np.concatenate(held)
 
@@ -49,9 +51,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
     clock = _Clock()
     window = Window(file, part)
     try:
-        with av.open(
-            window, format=part.format, container_options={"format_whitelist": part.format or FORMATS}
-        ) as container:
+        with contextlib.closing(_opened(window, part.format)) as container:
             if not container.streams.audio:
                 raise DamageError("it holds no sound")
             stream = container.streams.audio[0]
@@ -60,16 +60,17 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
             if stream.codec_context.name in UNPADDED:
                 stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
             timed = container.format.name not in UNTIMED
+            clock = _Clock(float(stream.time_base) if timed and stream.time_base else None)
             packet_end = None
             for packet in container.demux(stream):  # type: ignore[union-attr]  # opened for reading
                 if packet.is_corrupt:
                     raise DamageError(f"damaged or cut off at second {clock.seconds:.1f}")
                 if packet.size and not timed and packet.pos is not None:
                     if packet_end is not None and packet.pos != packet_end:
-                        raise DamageError(f"damaged, at second {clock.seconds:.1f} something follows that is no frame")
+                        raise DamageError(f"damaged, at second {clock.seconds:.1f} the data are not a frame")
                     packet_end = packet.pos + packet.size
                 for frame in packet.decode():
-                    if timed and (hole := clock.hole_before(frame)):
+                    if hole := clock.hole_before(frame):
                         warn(f"{hole:.2f} s are missing at second {clock.seconds:.1f}; silence is put there")
                         silence = np.zeros((round(hole * frame.sample_rate), frame.layout.nb_channels), np.float32)
                         clock.seconds += hole
@@ -87,10 +88,15 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
         raise DamageError(f"{what} ({error.strerror})") from error
 
 
+def _opened(window: Window, container_format: str | None, formats: str = FORMATS) -> av.container.InputContainer:
+    return av.open(window, "r", container_format, container_options={"format_whitelist": container_format or formats})
+
+
 class _Clock:
     """The times that packets name, compared with the samples that came out of them."""
 
-    def __init__(self):
+    def __init__(self, unit: float | None = None):
+        self._unit = unit  # of the times, in seconds; None where there are none
         self.seconds = 0.0  # of what was decoded and filled in
         self.samples = 0
         self.rate = 1
@@ -99,9 +105,11 @@ class _Clock:
 
     def hole_before(self, frame: av.AudioFrame) -> float:
         """Seconds of silence that belong before a frame; DamageError where its time cannot be."""
-        if frame.pts is None or frame.time_base is None or self._next is None or self._first is None:
+        if frame.pts is None or self._unit is None:
             return 0.0
-        time = float(frame.pts * frame.time_base)
+        time = frame.pts * self._unit
+        if self._next is None or self._first is None:
+            self._first = self._next = time
         late = time - self._next
         if late < -STEP_SECONDS or late > LONGEST_HOLE_SECONDS:
             raise DamageError(f"damaged, after second {self.seconds:.1f} comes second {time - self._first:.1f}")
@@ -119,11 +127,9 @@ class _Clock:
         self.seconds += duration
         self.samples += frame.samples
         self.rate = frame.sample_rate
-        if frame.pts is not None and frame.time_base is not None:
-            self._next = float(frame.pts * frame.time_base)
-            if self._first is None:
-                self._first = self._next
-        if self._next is not None:
+        if frame.pts is not None and self._unit is not None:
+            self._next = frame.pts * self._unit + duration
+        elif self._next is not None:
             self._next += duration
 
 
@@ -138,7 +144,7 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
 
 
 def _check_end(stream: av.AudioStream, clock: _Clock) -> None:
-    if stream.duration is None:
+    if stream.duration is None or stream.time_base is None:
         return
     counted = float(stream.duration * (stream.time_base or 0))
     if clock.seconds < counted - END_SECONDS:
@@ -150,18 +156,18 @@ def _check_rest(file: BinaryIO, part: Part, packet_end: int | None) -> None:
     while place < part.end and (size := tag_size(file, place)):
         place += size
     if part.end - place > 8 and not only_zeros(file, place, part.end):
-        raise DamageError(f"damaged or cut off, its last {part.end - place} bytes are no frames")
+        raise DamageError(f"damaged or cut off, its last {part.end - place} bytes are not frames")
 
 
 def seconds_of(file: BinaryIO) -> float:
     """See `decoding.seconds_of`."""
     try:
-        with av.open(
-            Window(file, Part(0, file_size(file), "av")), container_options={"format_whitelist": FORMATS + ",mp3"}
+        with contextlib.closing(
+            _opened(Window(file, Part(0, file_size(file), "av")), None, FORMATS + ",mp3")
         ) as container:
             stream = container.streams.audio[0] if container.streams.audio else None
-            if stream is not None and stream.duration is not None:
-                return float(stream.duration * (stream.time_base or 0))
-            return (container.duration or 0) / av.time_base  # type: ignore[union-attr]  # opened for reading
+            if stream is not None and stream.duration is not None and stream.time_base is not None:
+                return float(stream.duration * stream.time_base)
+            return (container.duration or 0) / av.time_base
     except av.FFmpegError as error:
         raise DamageError(str(error)) from error

@@ -164,8 +164,8 @@ def damage(content: bytes, suffix: str, generator: random.Random) -> Damaged:
     if kind == "flip":
         place = generator.randrange(size)
         flipped = bytes([content[place] ^ 1 << generator.randrange(8)])
-        told = _of_the_edit_list(content, place) if suffix == "m4a" else None
-        return Damaged(content[:place] + flipped + content[place + 1 :], place / size, place / size, kind, told)
+        reason = _of_the_edit_list(content, place) if suffix == "m4a" else None
+        return Damaged(content[:place] + flipped + content[place + 1 :], place / size, place / size, kind, reason)
     if kind == "join":
         return Damaged(content + content, 1, 1, kind)
     return _lie(content, suffix, generator)

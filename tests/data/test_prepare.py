@@ -261,7 +261,7 @@ def test_a_file_that_breaks_off_keeps_what_was_read(tmp_path):
 
 
 @pytest.mark.parametrize("peak", [2e4, 1e19, 1e30, np.nan, np.inf])
-def test_samples_that_are_no_sound_are_skipped_with_a_reason(tmp_path, peak):
+def test_samples_far_beyond_full_scale_are_skipped_with_a_reason(tmp_path, peak):
     samples = np.random.default_rng(0).uniform(-1, 1, 32000).astype(np.float32)
     write_audio(tmp_path / "audio" / "good.wav", 2.0)
     samples[24000] = peak
@@ -322,12 +322,12 @@ def test_hidden_files_give_no_clips_and_no_labels_unless_asked_for(tree, tmp_pat
     assert manifest["labels"] == [".Trash-1000", "@eaDir", "cats", "dogs"] and manifest["samples"] == 12
 
 
-def test_links_that_lead_nowhere_are_listed_like_files_that_cannot_be_read(tree, tmp_path):
+def test_dangling_links_are_listed_like_files_that_cannot_be_read(tree, tmp_path):
     (tree / "dogs" / "annexed.wav").symlink_to("../.git/annex/objects/absent.wav")
     manifest = prepare(tree, tmp_path / "out", settings=SMALL)
     assert (manifest["samples"], manifest["files"], manifest["files_skipped"]) == (9, 9, 4)
     reasons = {entry["file"]: entry["reason"] for entry in manifest["skipped"]}
-    assert "a link that leads nowhere" in reasons["dogs/annexed.wav"]
+    assert "a dangling link" in reasons["dogs/annexed.wav"]
 
 
 def test_labels_come_from_a_table(tree, tmp_path):
