@@ -13,7 +13,7 @@ import torch
 from ml_collections import ConfigDict
 
 from audio_mamba import models, train
-from audio_mamba.cli import train_arguments, train_setup
+from audio_mamba.cli import train_arguments, train_data, train_setup
 from audio_mamba.data.loader import make_validation_loader
 from audio_mamba.models.loss import reconstruction_loss
 from audio_mamba.training import checkpoint, optim, resume, validation
@@ -143,7 +143,7 @@ def test_a_nan_step_is_skipped_and_reported(tmp_path, synthetic_archive, monkeyp
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
     (message,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
     assert message.startswith("epoch 1, step 2 skipped: the loss is nan; its samples in this process: ")
-    dataset = train_setup.make_loader([synthetic_archive], num_frames=200, batch_size=4).dataset
+    dataset = train_data.make_loader([synthetic_archive], num_frames=200, batch_size=4).dataset
     assert all(dataset.name(index) in message for index in steps[1])
     assert [row["skipped"] for row in read_steps(tmp_path / "steps.csv")] == [0, 1]
 
@@ -244,8 +244,9 @@ def test_a_published_checkpoint_resumes_with_the_moments_of_each_parameter(tmp_p
     )
     fresh = models.build(settings.model.arch, settings.model.model_args.to_dict())
     optimizer = optim.make_optimizer(fresh, weight_decay=0.05)
-    place, _ = train_setup.load_state(args, settings, tmp_path, fresh, optimizer, torch.amp.GradScaler(enabled=False))
-    assert place == (42, 0)
+    scaler = torch.amp.GradScaler(enabled=False)
+    start = train_setup.load_state(args, settings, tmp_path, fresh, optimizer, scaler, steps_per_epoch=4, contents={})
+    assert start == ((42, 0), 168, None)
     parameters = dict(fresh.named_parameters())
     for index, name in enumerate(names):
         moments = optimizer.state[parameters[name]]
