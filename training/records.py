@@ -32,18 +32,16 @@ logger = logging.getLogger(__name__)
 def read_log(path: str | Path, report: Callable[[str], None] = logger.warning) -> list[dict[str, Any]]:
     """The lines of a log.txt, one dict per epoch; an empty list if the file does not exist.
 
-    A loss that was NaN or Inf is None. An incomplete last line, as left by a killed process, is dropped. `report` is
-    called with a sentence, which names file and line, for each other line that is not a JSON object of an epoch with
-    numbers; those are left out.
+    A loss that was NaN or Inf is None. An incomplete last line, as left by a killed process, is dropped. Other lines
+    that are not an epoch's JSON object are left out, and `report` is called with a sentence that names the first.
     """
-    path = Path(path)
-    log = []
-    for number, line in enumerate(_whole_lines(path), start=1):
-        if (entry := _parse_epoch(line)) is not None:
-            log.append(entry)
-        else:
-            report(f"{path}, line {number} is left out: expected a JSON object with an integer epoch and numbers")
-    return log
+    entries = [_parse_epoch(line) for line in _whole_lines(Path(path))]
+    if bad := [number for number, entry in enumerate(entries, start=1) if entry is None]:
+        report(
+            f"{path}, line {bad[0]}: expected a JSON object with an integer epoch and numbers; {len(bad)} such line(s) "
+            "are left out"
+        )
+    return [entry for entry in entries if entry is not None]
 
 
 def _parse_epoch(line: str) -> dict[str, Any] | None:

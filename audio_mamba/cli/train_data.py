@@ -154,7 +154,9 @@ def check_same_in_all_processes(contents: Mapping[str, Contents]) -> None:
             if name not in first or name not in theirs:
                 raise ArchiveError(f"the processes see different data: only some of them have {name}")
             if difference := theirs[name].difference(first[name]):
-                raise ArchiveError(f"the processes see different {name}: rank {rank}, unlike rank 0, has {difference}")
+                raise ArchiveError(
+                    f"the processes see different {name}; rank {rank} compared with rank 0: {difference}"
+                )
 
 
 def check_unchanged(loaders: Loaders, at_start: Mapping[str, Contents]) -> None:

@@ -40,7 +40,7 @@ def test_a_line_that_is_not_an_epoch_is_reported_and_left_out(tmp_path, line, ca
     (tmp_path / "log.txt").write_text('{"epoch": 0}\n' + line + '\n{"epoch": 1}\n')
     assert read_log(tmp_path / "log.txt") == [{"epoch": 0}, {"epoch": 1}]
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith(f"{tmp_path}/log.txt, line 2 is left out: ")
+    assert message.startswith(f"{tmp_path}/log.txt, line 2: ") and "1 such line(s) are left out" in message
 
 
 def test_a_row_is_flushed_at_once_and_reads_back_exactly(tmp_path):
