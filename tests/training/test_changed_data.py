@@ -181,19 +181,14 @@ def test_other_validation_data_are_reported(tmp_path, data, caplog):
     assert len(read_log(tmp_path / "run" / "log.txt")) == 2
 
 
-def test_a_process_that_meets_changed_data_ends_with_status_1_and_restarts_the_epoch_on_request(tmp_path, data):
-    def begin(*options, num_epochs):
-        return start(1, arguments(tmp_path / "run", data, "--print_freq", "1", *options, num_epochs=num_epochs))
+def test_a_process_of_its_own_is_stopped_and_then_refuses_changed_data(tmp_path, data):
+    def begin():
+        return start(1, arguments(tmp_path / "run", data, "--print_freq", "1", num_epochs=10_000, batch_size=1))
 
-    process = begin("--set", "batch_size=1", num_epochs=10_000)
+    process = begin()
     follow(process, 3)
     process.send_signal(signal.SIGTERM)
     assert "saved at step" in finish(process) and process.returncode == 0
-    epoch, _ = resume.checkpoints(tmp_path / "run")[0][0]
     replace(data, tmp_path, [4, 2])
-    refused = begin("--set", "batch_size=1", num_epochs=epoch + 1)
+    refused = begin()
     assert "train.py: the training data have changed since" in finish(refused) and refused.returncode == 1
-    accepted = begin("--data-changed", "restart-epoch", "--set", "batch_size=1", num_epochs=epoch + 1)
-    output = finish(accepted)
-    assert accepted.returncode == 0 and f"epoch {epoch + 1} starts again with them" in output
-    assert len(losses(tmp_path / "run")) == epoch + 1
