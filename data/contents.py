@@ -19,7 +19,7 @@ class ShardContents(NamedTuple):
 
     name: str  # of the file, without its folder
     samples: int | None  # that can be used; None for a remote shard
-    digest: str  # of the first and last 64 KiB
+    digest: str  # size, and short digest of the first and last 64 KiB
     checksum: str  # of the whole file, from the manifest
 
     def difference(self, expected: "ShardContents") -> str | None:
@@ -72,7 +72,7 @@ class Contents:
 
 
 class LocalContents:
-    """The contents of shards on a disk. Looks at a shard again only if its size or time has changed.
+    """The contents of shards on a disk. Reads a shard again only if its size, inode or times have changed.
 
     Args:
         paths: of the shards, in order.
@@ -83,7 +83,7 @@ class LocalContents:
         self._paths, self._samples = paths, samples
         stated = {folder: _checksums(folder) for folder in {path.parent for path in paths}}
         self._checksums = [stated[path.parent].get(path.name, "") for path in paths]
-        self._seen: dict[Path, tuple[tuple[int, int], str]] = {}  # size and time, short digest
+        self._seen: dict[Path, tuple[tuple[int, ...], str]] = {}  # what the system says about the file, digest
 
     def now(self) -> Contents:
         """The contents as they are now. A shard that cannot be read counts as unchanged: its reader reports it."""
@@ -96,9 +96,9 @@ class LocalContents:
     def _digest(self, path: Path) -> str:
         try:
             status = path.stat()
-            stamp = status.st_size, status.st_mtime_ns
+            stamp = status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
             if path not in self._seen or self._seen[path][0] != stamp:
-                self._seen[path] = stamp, short_digest(path)
+                self._seen[path] = stamp, f"{status.st_size} {short_digest(path)}"
         except OSError:
             pass
         return self._seen[path][1] if path in self._seen else ""
