@@ -13,8 +13,10 @@ from collections.abc import Iterator
 def quiet_exit() -> Iterator[None]:
     """Wrap the main function of a command: Ctrl-C and a closed output, as by `| head`, end it without a traceback.
 
-    Both end with the status that shells expect: Ctrl-C by SIGINT (130), a closed output by exit status 141.
+    Both end with the status that shells expect: Ctrl-C by SIGINT (130), a closed output by exit status 141. Standard
+    streams that are closed from the start, as by `2>&-`, become the null device.
     """
+    open_closed_streams()
     try:
         try:
             yield
@@ -30,6 +32,25 @@ def quiet_exit() -> Iterator[None]:
             raise
         discard_output()
         raise SystemExit(128 + signal.SIGPIPE)
+
+
+def open_closed_streams() -> None:
+    """Open the null device in place of each standard stream that is closed.
+
+    Progress bars cannot write to a closed one. Worse, the next file to be opened would get its number, and whatever a
+    library writes to the stream would end up in that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
 
 
 def discard_output() -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from audio_mamba.data.audio import AudioError
 from audio_mamba.hear_api import RuntimeSSAST
-from audio_mamba.hear_api.inputs import InputError, list_audio
+from audio_mamba.hear_api.inputs import InputError
+from audio_mamba.hear_api.sources import list_audio
 from tests.hear_api.test_runtime import config_of
 
 FLOATS = ["float16", "float32", "float64", ">f4"]
