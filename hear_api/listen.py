@@ -122,8 +122,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser.add_argument(
         "source",
         metavar="FILE_OR_-",
-        help="audio file, or - for stdin: a wav file, whose header is obeyed, or raw 16-bit mono samples at the model's "
-        "rate (16 kHz)",
+        help="audio file, or - for stdin: a wav file, whose header is obeyed, or raw 16-bit mono samples at the "
+        "model's rate (16 kHz)",
     )
     add_weights_arguments(parser)
     add_device_argument(parser)

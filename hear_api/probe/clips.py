@@ -114,6 +114,8 @@ def read_clips(source: Path, table: Path | None = None, channel: str = "mix", hi
         ProbeError: no labels, or too few clips of them. LabelError, AudioError, ArchiveError: the source is faulty.
     """
     if (source / "manifest.json").is_file():
+        if channel != "mix":
+            raise ProbeError(f"{source} is an archive, whose channels were chosen by data.prepare; leave out --channel")
         clips = _of_archive(source)
     else:
         if (source / "task_metadata.json").is_file() and table is None:

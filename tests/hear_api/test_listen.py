@@ -45,7 +45,7 @@ def test_raw_stdin_in_a_separate_process():
 
 
 def test_ctrl_c_ends_live_audio_and_prints_the_measurements(monkeypatch, capsys, one_thread):
-    def pieces(source, sample_rate):
+    def pieces(source, sample_rate, channel):
         yield from torch.tensor(tone(440, 1), dtype=torch.float32).split(640)
         raise KeyboardInterrupt
 
