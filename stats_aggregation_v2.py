@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from audio_mamba import published_names
-from audio_mamba.data.audio import is_hidden
+from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write

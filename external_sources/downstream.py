@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 from tqdm import tqdm
 
-from audio_mamba.data.audio import is_hidden
+from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout, worker
 from audio_mamba.external_sources.grid import parse_grid
 from audio_mamba.external_sources.origin import check_heads

@@ -6,7 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from audio_mamba.data.audio import is_hidden
+from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.compat import patch_device_name, stand_ins
 from audio_mamba.external_sources.origin import Origin, check_origin, find_origin, note_origin

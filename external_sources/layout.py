@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from audio_mamba.data.audio import is_hidden
+from audio_mamba.data.audio_files import is_hidden
 
 EMBEDDINGS = "audioset"
 RUNS = "todo_audioset"

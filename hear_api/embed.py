@@ -135,13 +135,10 @@ def _drop_changed(journal: Journal, sources: list[Source]) -> None:
     done = journal.entries
     if any(entry.version is None for entry in done):
         _say("this run was started by an earlier version, which noted no sizes and times; its files are not compared")
-    changed = [
-        number
-        for number, (entry, source) in enumerate(zip(done, sources))
-        if entry.version is not None and (entry.version, entry.channel) != (source.version, source.channel)
-    ]
+    versions = {source.name: source.version for source in sources}
+    changed = [n for n, entry in enumerate(done) if entry.version not in (None, versions[entry.path])]
     if changed:
-        files = dict.fromkeys(sources[number].name for number in changed)
+        files = dict.fromkeys(done[number].path for number in changed)
         journal.keep(changed[0])
         kept = len({entry.path for entry in journal.entries})
         _say(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO
 
@@ -110,9 +111,7 @@ class Journal:
 
     def keep(self, count: int) -> None:
         """Remove all commits but the first ones that have at most `count` entries together."""
-        kept = 0
-        while kept < len(self._commits) and sum(self._commits[: kept + 1]) <= count:
-            kept += 1
+        kept = sum(entries <= count for entries in accumulate(self._commits))
         lines = self._entries_path.read_bytes().splitlines(keepends=True)
         self.entries, self._commits = self.entries[: sum(self._commits[:kept])], self._commits[:kept]
         self._lines.truncate(sum(map(len, lines[:kept])))
