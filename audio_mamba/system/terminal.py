@@ -40,7 +40,7 @@ def open_closed_streams() -> None:
     Progress bars cannot write to a closed one. Worse, the next file to be opened would get its number, and whatever a
     library writes to the stream would end up in that file.
     """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
@@ -49,6 +49,7 @@ def open_closed_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
             os.set_inheritable(number, True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))
 
