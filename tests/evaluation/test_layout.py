@@ -69,7 +69,8 @@ def test_hidden_tasks_are_left_out_and_counted(tmp_path):
     assert [task.name for task in layout.task_folders(tmp_path, hidden=True)] == sorted([*HIDDEN_TASKS, "scene"])
     note = layout.hidden_note([tmp_path])
     assert (
-        note == f"left out hidden or system files and folders: 4, the first is {tmp_path}/._scene; --hidden takes tasks"
+        note
+        == f"left out hidden or system files and folders: 4, the first is {tmp_path}/.Trash-1000; --hidden takes tasks"
     )
     assert layout.hidden_note([tmp_path / "scene"]) is None
 
@@ -79,7 +80,7 @@ def test_hidden_embeddings_and_files_are_linked_only_on_request(tmp_path, capsys
         folder = make_embeddings(tmp_path / "audioset" / "configs.x", task)
         (folder / ".DS_Store").touch()
     runs = tmp_path / "todo_audioset"
-    runs.mkdir()
+    layout.link_run(tmp_path, "configs.x", 0)
     assert [job.task.name for job in find_jobs(tmp_path, "configs.x", [0])] == ["scene"] and not capsys.readouterr().err
     assert [job.task.name for job in find_jobs(tmp_path, "configs.x", [0, 1], hidden=True)] == [".old", "scene"] * 2
     assert [job.task.name for job in find_jobs(tmp_path, "configs.x", [0, 1])] == ["scene"] * 2
