@@ -67,11 +67,9 @@ def test_hidden_tasks_are_left_out_and_counted(tmp_path):
         (tmp_path / name / "task_metadata.json").touch()
     assert [task.name for task in layout.task_folders(tmp_path)] == ["scene"]
     assert [task.name for task in layout.task_folders(tmp_path, hidden=True)] == sorted([*HIDDEN_TASKS, "scene"])
-    note = layout.hidden_note([tmp_path])
-    assert (
-        note
-        == f"left out hidden or system files and folders: 4, the first is {tmp_path}/.Trash-1000; --hidden takes tasks"
-    )
+    first = tmp_path / ".Trash-1000"
+    note = f"left out hidden or system files and folders: 4, the first is {first}; --hidden takes tasks"
+    assert layout.hidden_note([tmp_path]) == note
     assert layout.hidden_note([tmp_path / "scene"]) is None
 
 
