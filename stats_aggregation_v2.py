@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from audio_mamba import published_names
+from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
@@ -50,19 +51,25 @@ def read_score(path: Path) -> float:
         ) from None
 
 
-def read_results(base_dir: Path) -> pd.DataFrame:
+def read_results(base_dir: Path, hidden: bool = False) -> pd.DataFrame:
     """All runs in BASE_DIR, with columns exp, ssl_run, run, dataset, scores. One warning counts the unfinished runs.
+
+    hidden: take runs and tasks of hidden, trash or system names too; otherwise a warning counts them.
 
     Raises:
         ValueError: there is no finished run.
     """
     rows, unfinished = [], []
-    for folder in sorted(base_dir.iterdir()):
+    folders = sorted(folder for folder in base_dir.iterdir() if hidden or not is_hidden(folder.name))
+    note = None if hidden else layout.hidden_note([base_dir, *filter(Path.is_dir, folders)])
+    if note:
+        log.warning(note)
+    for folder in folders:
         run = layout.parse_run_name(folder.name)
         if run is None or not folder.is_dir():
             log.warning("skipping %s: its name is not <model>_r<pretraining>_<seed>", folder)
             continue
-        for task in layout.task_folders(folder):
+        for task in layout.task_folders(folder, hidden=hidden):
             if not (task / layout.SCORES).is_file():
                 unfinished.append(f"{folder.name}/{task.name}")
             else:
@@ -202,12 +209,15 @@ def main(arguments: list[str] | None = None, prog: str = "stats_aggregation_v2.p
     )
     parser.add_argument("--base-dir", type=Path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the tables; created if missing")
+    parser.add_argument(
+        "--hidden", action="store_true", help="take runs and tasks of hidden, trash and system names too"
+    )
     args = parser.parse_args(hyphenated(arguments))
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if not args.base_dir.is_dir():
         raise SystemExit(f"--base-dir: {args.base_dir} is not a folder")
     try:
-        results = read_results(args.base_dir)
+        results = read_results(args.base_dir, args.hidden)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     print(write_tables(results, args.output_dir))

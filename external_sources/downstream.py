@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -13,11 +14,13 @@ from typing import NamedTuple, cast
 
 from tqdm import tqdm
 
+from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout, worker
 from audio_mamba.external_sources.grid import parse_grid
 from audio_mamba.external_sources.origin import check_heads
 from audio_mamba.published_names import stored_name
 from audio_mamba.system import machine
+from audio_mamba.system.terminal import quiet_exit
 
 # Measured: the kit and its libraries take 0.6 GB; it keeps several copies of a task's embeddings.
 PROCESS_BYTES = 600 * 2**20
@@ -40,7 +43,7 @@ class Job(NamedTuple):
         return sum(file.stat().st_size for file in self.task.glob("*.embeddings.npy"))
 
 
-def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "*") -> list[Job]:
+def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "*", hidden: bool = False) -> list[Job]:
     """All tasks of a model for the given seeds. Embeddings without downstream folders are linked first.
 
     Args:
@@ -48,6 +51,7 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
         config: X, configs.X, configs.poc.X, hear_configs.X (published), or the name of another module.
         seeds: downstream seeds.
         tasks: patterns of the names of tasks.
+        hidden: take tasks of hidden, trash or system names too; otherwise a line on stderr counts them.
 
     Raises:
         SystemExit: no such folder, model, seed, or task.
@@ -55,19 +59,24 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
     runs = directory if directory.name == layout.RUNS else directory / layout.RUNS
     if not runs.is_dir():
         raise SystemExit(f"OUTPUT_DIR: {runs} is not a folder; extract_features.sh makes it")
-    known = {run.module for run in map(layout.parse_run_name, os.listdir(runs)) if run}
+    names = [name for name in os.listdir(runs) if not is_hidden(name)]
+    known = {run.module for run in map(layout.parse_run_name, names) if run}
     module = next((name for name in _module_names(config) if name in known), None)
     if module is None:
         raise SystemExit(
             f"CONFIG: {runs} has no runs of {config}; it has runs of {', '.join(sorted(known)) or 'no model'}"
         )
-    jobs = []
+    jobs, folders = [], []
     for seed in seeds:
-        layout.link_run(runs.parent, module, seed)
+        layout.link_run(runs.parent, module, seed, hidden)
         folder = runs / layout.run_name(module, seed)
         if not folder.is_dir():
             raise SystemExit(f"SEEDS: {folder} does not exist, and there are no embeddings of {module} to make it from")
-        jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder, tasks)]
+        jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder, tasks, hidden)]
+        folders.append(folder)
+    note = None if hidden else layout.hidden_note(folders)
+    if note:
+        print(note, file=sys.stderr)
     if not jobs:
         raise SystemExit(f"TASKS: {tasks} matches no task of {module} in {runs}")
     return jobs
@@ -212,6 +221,7 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
         metavar="PATTERNS",
         help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
+    parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise SystemExit(f"JOBS: {args.jobs} must be at least 1")
@@ -220,7 +230,7 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
-    jobs = find_jobs(args.output_dir, args.config, seeds, args.tasks)
+    jobs = find_jobs(args.output_dir, args.config, seeds, args.tasks, args.hidden)
     finished = [job for job in jobs if job.is_done()]
     check_settings(finished, grid)
     todo = [job for job in jobs if job not in finished]
@@ -234,7 +244,8 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; run the same command to continue") from None
+    with quiet_exit():
+        try:
+            main()
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; run the same command to continue") from None

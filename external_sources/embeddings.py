@@ -6,10 +6,12 @@ import sys
 import traceback
 from pathlib import Path
 
+from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.compat import patch_device_name, stand_ins
 from audio_mamba.external_sources.origin import Origin, check_origin, find_origin, note_origin
 from audio_mamba.published_names import import_named, stored_name
+from audio_mamba.system.terminal import quiet_exit
 
 DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
 
@@ -159,6 +161,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         metavar="PATTERNS",
         help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
+    parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
     args = parser.parse_args(argv)
 
     modules = list(dict.fromkeys(resolve_module(name) for name in args.configs))
@@ -171,31 +174,36 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
             f"TASKS_DIR: {args.tasks_dir} is a task itself; give the folder above it, {args.tasks_dir.parent}, "
             f"with TASKS={args.tasks_dir.name}"
         )
-    found = layout.task_folders(args.tasks_dir)
+    note = None if args.hidden else layout.hidden_note([args.tasks_dir])
+    if note:
+        print(note, file=sys.stderr)
+    found = layout.task_folders(args.tasks_dir, hidden=args.hidden)
     if not found:
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} contains no HEAR task (a folder with {layout.METADATA})")
-    tasks = layout.task_folders(args.tasks_dir, args.tasks)
+    tasks = layout.task_folders(args.tasks_dir, args.tasks, args.hidden)
     if not tasks:
         raise SystemExit(f"TASKS: {args.tasks} matches none of {', '.join(task.name for task in found)}")
     for entry in sorted(set(args.tasks_dir.iterdir()) - set(found)):
-        print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
+        if args.hidden or not is_hidden(entry.name):
+            print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
 
     embeddings_dir = args.output_dir / layout.EMBEDDINGS
     origins = [find_origin(module, args.model, args.layout) for module in modules]
     for origin in origins:
-        check_origin(embeddings_dir / (args.name or origin.module), origin)
+        check_origin(embeddings_dir / (args.name or origin.module), origin, args.hidden)
 
     failures = []
     for origin in origins:
         failures += extract(origin, tasks, embeddings_dir, args.name)
         for seed in layout.SEEDS:
-            layout.link_run(args.output_dir, args.name or origin.module, seed)
+            layout.link_run(args.output_dir, args.name or origin.module, seed, args.hidden)
     if failures:
         raise SystemExit("\n".join(["not extracted:", *failures]))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; run the same command to continue") from None
+    with quiet_exit():
+        try:
+            main()
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; run the same command to continue") from None

@@ -90,14 +90,14 @@ def check_heads(task: Path, noted: dict | None) -> None:
         )
 
 
-def check_origin(embeddings: Path, origin: Origin) -> None:
+def check_origin(embeddings: Path, origin: Origin, hidden: bool = False) -> None:
     """Refuse to add to the complete embeddings of a model, or to use them, if their origin is not `origin`.
 
     Raises:
         SystemExit: names the first such task. Embeddings without a note (published scripts, earlier versions) are
             accepted.
     """
-    for task in layout.embedded_tasks(embeddings):
+    for task in layout.embedded_tasks(embeddings, hidden):
         noted = read_note(task)
         if noted and (difference := _difference(origin._replace(**noted), origin)):
             variable, then, now = difference

@@ -24,6 +24,13 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_hidden_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --hidden."""
+    parser.add_argument(
+        "--hidden", action="store_true", help="take hidden, trash and system files and folders below a folder too"
+    )
+
+
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
     parser.add_argument(

@@ -1,7 +1,8 @@
-"""Live embeddings of an audio file or of raw audio on stdin, shown as a line of novelty, with the speed at the end.
+"""Live embeddings of an audio file or of audio on stdin, shown as a line of novelty, with the speed at the end.
 
     audio-mamba listen recording.wav --config NAME --weights PATH
     arecord -t raw -f S16_LE -r 16000 -c 1 | audio-mamba listen - --config NAME --weights PATH
+    ffmpeg -i URL -f wav - | audio-mamba listen - --config NAME --weights PATH
 
 Novelty is the distance of an embedding from the average of the last second. It uses one CPU core.
 """
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_mamba.data.audio import stream_audio
+from audio_mamba.data.audio import CHANNELS, stream_audio
+from audio_mamba.data.pcm_stream import stream_pcm
 from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import build_runtime
 from audio_mamba.hear_api.streaming import MODES, StreamingSSAM
+from audio_mamba.system.terminal import quiet_exit
 
-PIECE_SAMPLES = 640  # a typical sound-card buffer, 40 ms at 16 kHz
+PIECE_SECONDS = 0.04  # a typical sound-card buffer
 RECENT_STEPS = 25  # of the average that novelty is measured from: 1 s with the paper's configs
 LONG_TERM_STEPS = 250
 LEVELS = " .:-=+*#%@"
@@ -45,15 +48,15 @@ class Novelty:
         return novelty
 
 
-def read_pieces(source: str, sample_rate: int) -> Iterator[Tensor]:
-    """Float32 samples [n] at a sample rate, in small pieces, from an audio file or from "-": 16-bit mono PCM on stdin,
-    which must be at that rate."""
+def read_pieces(source: str, sample_rate: int, channel: str) -> Iterator[Tensor]:
+    """Float32 samples [n] at a sample rate, in small pieces, from an audio file or from "-": stdin, with a wav file or
+    raw 16-bit mono PCM at that rate (see `data.pcm_stream`)."""
     if source == "-":
-        while block := sys.stdin.buffer.read(2 * PIECE_SAMPLES):
-            yield torch.from_numpy(np.frombuffer(block[: len(block) // 2 * 2], "<i2").astype(np.float32) / 32768)
+        pieces = stream_pcm(sys.stdin.buffer, "stdin", sample_rate, PIECE_SECONDS, channel)
+        yield from map(torch.from_numpy, pieces)
     else:
-        for block in stream_audio(source, sample_rate):
-            yield from torch.from_numpy(block).split(PIECE_SAMPLES)
+        for block in stream_audio(source, sample_rate, channel):
+            yield from torch.from_numpy(block).split(round(PIECE_SECONDS * sample_rate))
 
 
 def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, float]:
@@ -119,10 +122,17 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser.add_argument(
         "source",
         metavar="FILE_OR_-",
-        help="audio file, or - for raw stdin: 16-bit, mono, at the model's rate (16 kHz)",
+        help="audio file, or - for stdin: a wav file, whose header is obeyed, or raw 16-bit mono samples at the "
+        "model's rate (16 kHz)",
     )
     add_weights_arguments(parser)
     add_device_argument(parser)
+    parser.add_argument(
+        "--channel",
+        choices=CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
+    )
     parser.add_argument(
         "--statistics",
         type=_statistics,
@@ -136,9 +146,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         source = resolve(args.config, args.weights)
         runtime = build_runtime(source, "float32", args.device)
         print(f"{source.label} on {args.device}, one thread")
-        speed = listen(StreamingSSAM(runtime, args.statistics), read_pieces(args.source, runtime.sample_rate))
+        speed = listen(
+            StreamingSSAM(runtime, args.statistics), read_pieces(args.source, runtime.sample_rate, args.channel)
+        )
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader of the output has gone; `quiet_exit` ends the command
+        raise
     except (ValueError, OSError) as error:
         raise SystemExit(f"listen: {error}")
     print(
@@ -148,4 +162,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

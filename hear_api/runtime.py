@@ -156,6 +156,7 @@ class RuntimeSSAST(nn.Module):
         kind: str = "scene",
         sample_rate: int | None = None,
         output: str = "numpy",
+        channel: str | int = "mix",
     ) -> np.ndarray | Tensor | list[tuple]:
         """Embeddings of any number of clips of any lengths.
 
@@ -165,6 +166,8 @@ class RuntimeSSAST(nn.Module):
             kind: "scene" or "timestamps".
             sample_rate: of the arrays, which are resampled if it is not the model's. Files know their own.
             output: "numpy", or "torch" for tensors on the CPU.
+            channel: of files: "mix", the mean of all channels; "left" or "right", or the only channel; or a number
+                counted from 0. `data.audio.channel_count` says how many a file has.
 
         Returns:
             For scenes float32 [clips, width]. For timestamps a list with, for each clip, embeddings [t, width] and
@@ -180,7 +183,7 @@ class RuntimeSSAST(nn.Module):
         sample_rate = self.sample_rate if sample_rate is None else sample_rate
         check_sample_rate(sample_rate)
         results: list[Tensor] = []
-        for group in group_clips(self._read(as_clips(clips), sample_rate)):
+        for group in group_clips(self._read(as_clips(clips), sample_rate, channel)):
             rows: list[list[Tensor]] = [[] for _ in group]
             for part in self.embed_group(group, kind):
                 rows[part.number].append(part.rows)
@@ -190,9 +193,10 @@ class RuntimeSSAST(nn.Module):
             return convert(torch.cat(results) if results else torch.zeros(0, self.scene_embedding_size))
         return [(convert(rows), convert(torch.arange(len(rows)) * self.step_ms)) for rows in results]
 
-    def _read(self, clips: list[ClipInput], sample_rate: int) -> Iterator[Clip]:
+    def _read(self, clips: list[ClipInput], sample_rate: int, channel: str | int) -> Iterator[Clip]:
         calls = (
-            (clip, f"clip {number} of {len(clips)}", sample_rate, self.front_end) for number, clip in enumerate(clips)
+            (clip, f"clip {number} of {len(clips)}", sample_rate, self.front_end, channel)
+            for number, clip in enumerate(clips)
         )
         with ThreadPoolExecutor(READING_THREADS) as pool:
             for audio in prefetch(pool, load_clip, calls, READING_THREADS):

@@ -14,10 +14,10 @@ from typing import TextIO
 def quiet_exit() -> Iterator[None]:
     """Wrap the main function of a command: Ctrl-C and a closed output, as by `| head`, end it without a traceback.
 
-    Both end with the status that shells expect: Ctrl-C by SIGINT (130), a closed output by exit status 141. A command
-    that was started without standard output or standard error (`2>&-`) runs without them.
+    Both end with the status that shells expect: Ctrl-C by SIGINT (130), a closed output by exit status 141. Standard
+    streams that are closed from the start, as by `2>&-`, become the null device.
     """
-    replace_missing_streams()
+    open_closed_streams()
     try:
         try:
             yield
@@ -37,18 +37,24 @@ def quiet_exit() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGPIPE)
 
 
-def replace_missing_streams() -> None:
-    """Open the null device in place of standard streams that were closed before the program started.
+def open_closed_streams() -> None:
+    """Open the null device in place of each standard stream that is closed.
 
-    Python has None for them, on which progress bars and `isatty` fail, and the system would give their numbers to the
-    next files that are opened, so that a message of a C library ended up in a checkpoint.
+    Progress bars cannot write to a closed one. Worse, the next file to be opened would get its number, and whatever a
+    library writes to the stream would end up in that file.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)  # as standard streams are
-    os.close(descriptor)
-    for name in ("stdout", "stderr"):
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, mode))
 
 
 def discard(stream: TextIO) -> None:

@@ -11,7 +11,10 @@ import logging
 import sys
 from pathlib import Path
 
+from audio_mamba.data.audio import CHANNELS
+from audio_mamba.hear_api.command_line import add_hidden_argument
 from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.system.terminal import quiet_exit
 
 DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
 
@@ -24,7 +27,7 @@ def probe(args: argparse.Namespace) -> str:
     from audio_mamba.hear_api.probe.report import compare, markdown, write
 
     models = [find_model(name, args.layout) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
-    clips = read_clips(args.source, args.labels)
+    clips = read_clips(args.source, args.labels, args.channel, args.hidden)
     rounds = clips.rounds()
     results = []
     for model in models:
@@ -49,6 +52,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
     )
     add("--labels", metavar="CSV", type=Path, help="table of labels, as for data.prepare")
+    add(
+        "--channel",
+        choices=CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
+    )
+    add_hidden_argument(parser)
     add("--layout", choices=LAYOUTS, help="of scene embeddings (default: each config's)")
     add("--device", help="torch device (default: a GPU if there is one)")
     add("--out", metavar="DIR", type=Path, default=Path("probe"), help="folder for results (default: %(default)s)")
@@ -56,6 +66,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         print(probe(args))
+    except BrokenPipeError:  # the reader of the output has gone; `quiet_exit` ends the command
+        raise
     except KeyboardInterrupt:
         print("probe: interrupted; finished embeddings are kept", file=sys.stderr)
         sys.exit(130)
@@ -67,4 +79,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -87,10 +87,11 @@ def _rows(runtime: RuntimeSSAST | None, clips: Clips) -> Iterator[np.ndarray]:
     spectrograms = [] if clips.paths else clips.spectrograms()
     for start in range(0, len(clips.names), GROUP):
         if clips.paths and runtime is not None:
-            yield np.asarray(runtime.embed(clips.paths[start : start + GROUP]))
+            yield np.asarray(runtime.embed(clips.paths[start : start + GROUP], channel=clips.channel))
             continue
         if clips.paths:
-            group = [log_mel(torch.from_numpy(load_audio(path))) for path in clips.paths[start : start + GROUP]]
+            paths = clips.paths[start : start + GROUP]
+            group = [log_mel(torch.from_numpy(load_audio(path, channel=clips.channel))) for path in paths]
         else:
             group = spectrograms[start : start + GROUP]
         if runtime is None:

@@ -100,6 +100,18 @@ def test_each_pretraining_run_is_a_separate_model(tmp_path):
     assert summary["mean"].to_dict() == {("configs.x_r1", "vox"): 0.1, ("configs.x_r2", "vox"): 0.2}
 
 
+def test_hidden_runs_and_tasks_are_left_out_and_counted(base_dir, caplog):
+    write_scores(base_dir / ".configs.old_r1_00" / "vox", {"test": {"test_score": 0.1}})
+    write_scores(base_dir / "configs.ssam_r1_00" / ".vox_old", {"test": {"test_score": 0.1}})
+    assert set(aggregation.read_results(base_dir).dataset) == {"esc50", "vox"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out hidden or system files and folders: 2, the first is {base_dir}/.configs.old_r1_00; "
+        "--hidden takes tasks"
+    ]
+    results = aggregation.read_results(base_dir, hidden=True)
+    assert {".configs.old", "configs.ssam"} <= set(results.exp) and ".vox_old" in set(results.dataset)
+
+
 def test_an_unreadable_score_file_is_named(base_dir):
     path = base_dir / "configs.ssam_r1_00" / "vox" / "test.predicted-scores.json"
     path.write_text(json.dumps({"test": {}}))
