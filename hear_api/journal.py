@@ -14,6 +14,8 @@ import numpy as np
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.folder_lock import exclusive_lock
 
+# Settings that earlier versions did not write, with the only values they had.
+EARLIER_SETTINGS = {"pooling": "mean", "overlap": 0.0}
 READ_ROWS = 8192  # rows in memory at once when they are read back
 
 
@@ -29,6 +31,7 @@ def check_settings(what: str, before: dict, now: dict) -> None:
         before: settings of the earlier run.
         now: settings of this run.
     """
+    before = EARLIER_SETTINGS | before
     if changed := [key for key in now if now[key] != before.get(key)]:
         key = changed[0]
         raise JournalError(

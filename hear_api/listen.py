@@ -124,6 +124,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     add_weights_arguments(parser)
     add_device_argument(parser)
     parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="PART",
+        help="of a segment, read again as context so that novelty has fewer seams: 0.25 or 0.5 (default: the config's)",
+    )
+    parser.add_argument(
         "--statistics",
         type=_statistics,
         default="running",
@@ -133,7 +139,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        source = resolve(args.config, args.weights)
+        source = resolve(args.config, args.weights, scene_layout="bands", overlap=args.overlap)
         runtime = build_runtime(source, "float32", args.device)
         print(f"{source.label} on {args.device}, one thread")
         speed = listen(StreamingSSAM(runtime, args.statistics), read_pieces(args.source, runtime.sample_rate))

@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.hear_api.command_line import add_feature_arguments, feature_choices
 
 DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
 
@@ -23,7 +23,7 @@ def probe(args: argparse.Namespace) -> str:
     from audio_mamba.hear_api.probe.features import embeddings, find_model
     from audio_mamba.hear_api.probe.report import compare, markdown, write
 
-    models = [find_model(name, args.layout) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
+    models = [find_model(name, **feature_choices(args)) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
     clips = read_clips(args.source, args.labels)
     rounds = clips.rounds()
     results = []
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
     )
     add("--labels", metavar="CSV", type=Path, help="table of labels, as for data.prepare")
-    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: each config's)")
+    add_feature_arguments(parser)
     add("--device", help="torch device (default: a GPU if there is one)")
     add("--out", metavar="DIR", type=Path, default=Path("probe"), help="folder for results (default: %(default)s)")
     args = parser.parse_args(arguments)

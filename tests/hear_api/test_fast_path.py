@@ -11,7 +11,7 @@ import torch
 from audio_mamba.data.normalisation import Statistics
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api import RuntimeSSAST, clips
-from audio_mamba.hear_api.segments import TOKENS_PER_BATCH, batch_segments, plan_segments
+from audio_mamba.hear_api.segments import TOKENS_PER_BATCH, Cut, batch_segments, plan_segments
 from tests.golden_weights import fill_by_rule
 from tests.hear_api.test_runtime import config_of
 
@@ -98,7 +98,7 @@ def test_long_files_are_read_in_chunks_and_give_the_same_numbers(runtime, tmp_pa
     monkeypatch.setattr(clips, "LONG_SECONDS", 1.5)  # the last four are longer
     monkeypatch.setattr(clips, "GROUP_FRAMES", 250)
     chunks, read = clips.LongFile.chunks, []
-    monkeypatch.setattr(clips.LongFile, "chunks", lambda file, n: read.append(file.path) or chunks(file, n))
+    monkeypatch.setattr(clips.LongFile, "chunks", lambda file, *sizes: read.append(file.path) or chunks(file, *sizes))
     for ours, expected in zip(runtime.embed(paths, kind=kind), whole, strict=True):
         for array, expected_array in zip(ours, expected, strict=True) if kind == "timestamps" else [(ours, expected)]:
             np.testing.assert_allclose(array, expected_array, rtol=0, atol=2e-4)
@@ -148,7 +148,7 @@ def test_a_causal_encoder_skips_the_padding_of_the_last_segment(runtime, layout,
 
 def test_batches_hold_every_segment_once_and_pad_little():
     steps = list(np.random.default_rng(0).integers(1, 400, 300))
-    segments = plan_segments(steps, 50, lambda kept: 5 * kept)
+    segments = plan_segments(steps, Cut(50), lambda kept: 5 * kept)
     batches = list(batch_segments(segments, "cpu"))
     assert sorted((segment.clip, segment.first) for batch in batches for segment in batch) == [
         (clip, first) for clip, count in enumerate(steps) for first in range(0, count, 50)
