@@ -105,14 +105,13 @@ class StreamingSSAM:
         if self._mode == "warmup" and self._statistics is None:
             return 0
         waiting = len(self._frames) / self.runtime.frames_per_step
-        left_in_segment = self.runtime.steps_per_segment - self._step_in_segment()
+        left_in_segment = self.runtime.steps_per_segment - self.step_in_segment(self._step)
         return min(math.ceil(waiting) if ended else int(waiting), 1 if self._mode == "running" else left_in_segment)
 
-    def _step_in_segment(self) -> int:
+    def step_in_segment(self, step: int) -> int:
+        """At which step of its segment a step of the stream is encoded."""
         cut = self.runtime.cut
-        if self._step < cut.length:
-            return self._step
-        return cut.before + (self._step - cut.length) % cut.stride
+        return step if step < cut.length else cut.before + (step - cut.length) % cut.stride
 
     def _starts_segment(self) -> bool:
         beyond = self._step - self.runtime.cut.length
@@ -125,7 +124,7 @@ class StreamingSSAM:
         if self._mode == "running":
             self._running.add(frames)
         statistics = self._statistics or self._running.statistics()
-        first = self._step_in_segment()
+        first = self.step_in_segment(self._step)
         if self._starts_segment():
             self._states = self._model.init_states(batch=1)
             if len(self._context):
