@@ -18,7 +18,6 @@ from tqdm import tqdm
 import audio_mamba
 from audio_mamba.data.audio import find_audio, load_audio
 from audio_mamba.hear_api.listen import Novelty
-from audio_mamba.hear_api.streaming import StreamingSSAM
 
 STARTS = 500
 TOP = 0.02
@@ -49,16 +48,16 @@ def clip(pieces: Iterator[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts)[:samples])
 
 
-def novelties(streaming: StreamingSSAM, audio: torch.Tensor, by_step: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Novelty of each step [t], and whether it is the first of a segment; the first segment is left out.
-
-    by_step: as `listen` shows it; otherwise with one usual value for all steps of a segment.
-    """
-    rows = torch.cat([streaming.feed(audio)[0], streaming.finish()[0]])
-    places = [streaming.step_in_segment(step) for step in range(len(rows))]
-    novelty, cut = Novelty(streaming.runtime.steps_per_segment), streaming.runtime.cut
-    values = np.array([novelty(row, place if by_step else 0) for row, place in zip(rows, places)])
-    return values[cut.length :], np.array(places)[cut.length :] == cut.before
+def novelties(runtime: audio_mamba.AudioEncoder, audio: torch.Tensor) -> list[np.ndarray]:
+    """Novelty of each step [t] with one usual value for all steps of a segment, and with one for each (as `listen`
+    shows it); and whether a step is the first of a segment. The first segment is left out."""
+    ((rows, _),) = runtime.embed(audio, kind="timestamps", output="torch")
+    cut = runtime.cut
+    places = [cut.place(step) for step in range(len(rows))]
+    one, each = Novelty(cut.length), Novelty(cut.length)
+    plain = np.array([one(row, 0) for row in rows])
+    by_step = np.array([each(row, place) for row, place in zip(rows, places)])
+    return [values[cut.length :] for values in (plain, by_step, np.array(places) == cut.before)]
 
 
 def share_of_starts(values: np.ndarray, starts: np.ndarray) -> float:
@@ -86,16 +85,14 @@ def measure(model: str, tasks: Path) -> Iterator[str]:
             runtime = audio_mamba.load_model(model, device="cpu", layout="bands", overlap=overlap)
             rng = np.random.default_rng(0)
             pieces = noise(rng) if sound == "noise" else recordings(tasks / sound / "16000", rng)
-            results: list[list[tuple[np.ndarray, np.ndarray]]] = [[], []]
+            results: list[list[np.ndarray]] = []
             with tqdm(total=STARTS, desc=f"{sound}, {overlap}", leave=False) as bar:
                 while bar.n < STARTS:
-                    audio = clip(pieces)
-                    for found, by_step in zip(results, (False, True)):
-                        found.append(novelties(StreamingSSAM(runtime, "warmup"), audio, by_step))
-                    bar.update(int(results[0][-1][1].sum()))
+                    results.append(novelties(runtime, clip(pieces)))
+                    bar.update(int(results[-1][-1].sum()))
+            *measured, starts = map(np.concatenate, zip(*results))
             cells = []
-            for found in results:
-                values, starts = map(np.concatenate, zip(*found))
+            for values in measured:
                 share, low, high = interval(values, starts, np.random.default_rng(0))
                 cells.append(f"{share:.2f} ({low:.2f} to {high:.2f})")
             yield f"| {sound} | {overlap} | {starts.sum()} | {starts.mean():.3f} | {' | '.join(cells)} |"

@@ -32,6 +32,10 @@ class Cut:
         """Steps from the start of a segment to that of the next one."""
         return self.length - self.before - self.after
 
+    def place(self, step: int) -> int:
+        """At which step of its segment a step of the clip is encoded, in a clip without end."""
+        return step if step < self.length else self.before + (step - self.length) % self.stride
+
     @classmethod
     def with_overlap(cls, length: int, overlap: float, causal: bool) -> "Cut":
         """Segments that share a part `overlap` of their length with the one before. Causal encoders need context on the

@@ -52,7 +52,7 @@ class StreamingSSAM:
         self._frames = torch.zeros(0, runtime.front_end.n_mels)  # not yet embedded
         self._context = self._frames  # the last ones that were, for the next segment to start with
         self._step, self._ended = 0, False
-        self._states: list[MambaState] = []
+        self._states: list[MambaState] | None = None
 
     @torch.inference_mode()
     def feed(self, samples: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
@@ -105,13 +105,8 @@ class StreamingSSAM:
         if self._mode == "warmup" and self._statistics is None:
             return 0
         waiting = len(self._frames) / self.runtime.frames_per_step
-        left_in_segment = self.runtime.steps_per_segment - self.step_in_segment(self._step)
+        left_in_segment = self.runtime.steps_per_segment - self.runtime.cut.place(self._step)
         return min(math.ceil(waiting) if ended else int(waiting), 1 if self._mode == "running" else left_in_segment)
-
-    def step_in_segment(self, step: int) -> int:
-        """At which step of its segment a step of the stream is encoded."""
-        cut = self.runtime.cut
-        return step if step < cut.length else cut.before + (step - cut.length) % cut.stride
 
     def _starts_segment(self) -> bool:
         beyond = self._step - self.runtime.cut.length
@@ -124,9 +119,9 @@ class StreamingSSAM:
         if self._mode == "running":
             self._running.add(frames)
         statistics = self._statistics or self._running.statistics()
-        first = self.step_in_segment(self._step)
+        first = self.runtime.cut.place(self._step)
         if self._starts_segment():
-            self._states = self._model.init_states(batch=1)
+            self._states = None
             if len(self._context):
                 self._pass_on(normalise(self._context, statistics), first=0)
         if self.runtime.cut.before:
