@@ -94,10 +94,9 @@ def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, floa
             if start // LINE_MS > line:
                 line = start // LINE_MS
                 print(f"\n{start / 1000:7.1f} s |", end="")
-            level = (
-                novelty(row, streaming.runtime.cut.place(round(start / streaming.runtime.step_ms))) / 2 * len(LEVELS)
-            )
-            print(LEVELS[min(int(level), len(LEVELS) - 1)], end="", flush=True)
+            step = round(start / streaming.runtime.step_ms)
+            level = int(novelty(row, streaming.runtime.cut.place(step)) / 2 * len(LEVELS))
+            print(LEVELS[min(level, len(LEVELS) - 1)], end="", flush=True)
 
     try:
         for piece in pieces:

@@ -1,6 +1,6 @@
 """SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -121,7 +121,8 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         hidden: Tensor = tokens
         residual: Tensor | None = None
         new_states = []
-        for block, state in zip(self._mamba_blocks(), states or [None] * self.depth, strict=True):
+        earlier: Sequence[MambaState | None] = [None] * self.depth if states is None else states
+        for block, state in zip(self._mamba_blocks(), earlier, strict=True):
             hidden, residual, state = block.step(hidden, residual, state)
             new_states.append(state)
         return self._final_norm(hidden, residual)[:, -count:], new_states
