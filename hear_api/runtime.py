@@ -16,6 +16,7 @@ from audio_mamba import models
 from audio_mamba.data.features import LogMelStream, log_mel
 from audio_mamba.data.normalisation import clip_statistics, normalise
 from audio_mamba.front_end import PUBLISHED, FrontEnd
+from audio_mamba.hear_api.batches import run_batches
 from audio_mamba.hear_api.clips import (
     Clip,
     Failure,
@@ -29,7 +30,7 @@ from audio_mamba.hear_api.clips import (
 from audio_mamba.hear_api.inputs import ClipInput, as_batch, as_clips, check_sample_rate
 from audio_mamba.hear_api.pooling import RunningPool, pool, pooled_width
 from audio_mamba.hear_api.resolve import ModelSource
-from audio_mamba.hear_api.segments import Cut, batch_segments, plan_segments, stack_segments
+from audio_mamba.hear_api.segments import Cut, Segment, batch_segments, plan_segments, stack_segments
 from audio_mamba.hear_api.weights import load_weights
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
 from audio_mamba.models.precision import PRECISIONS, autocast
@@ -257,14 +258,15 @@ class RuntimeSSAST(nn.Module):
         segments = plan_segments(steps, self.cut, lambda read: self.model.tokens_read(layout, read))
         device = self.model.pos_embed.device
         results = [torch.empty(count, self.timestamp_embedding_size, device=device) for count in steps]
-        for batch in batch_segments(segments, device.type):
+
+        def encode(batch: list[Segment]) -> None:
             x = stack_segments(batch, spectrograms, self.frames_per_step, self._segment_frames).to(device)
             x = self.model.from_time_first(x.unsqueeze(1))  # [B, T, M] -> [B, 1, T, M], or [B, 1, M, T]
-            with self.autocast():
-                rows = self.model.forward_features(x, layout, steps=max(segment.needed for segment in batch))
+            rows = self.model.forward_features(x, layout, steps=max(segment.needed for segment in batch))
             for segment, row in zip(batch, rows):
-                kept = row[segment.first - segment.start : segment.needed]
-                results[segment.clip][segment.first : segment.end] = kept
+                results[segment.clip][segment.first : segment.end] = row[segment.first - segment.start : segment.needed]
+
+        run_batches(encode, list(batch_segments(segments, device.type)), device, self.autocast)
         return results
 
     def spectrogram(self, audio: Tensor) -> Tensor:
