@@ -59,25 +59,31 @@ class LongFile:
     def frames(self) -> int:
         return self.front_end.num_frames(self.samples)
 
-    def chunks(self, segment_frames: int) -> Iterator[Tensor]:
+    def chunks(self, segment_frames: int, stride: int) -> Iterator[tuple[Tensor, bool, bool]]:
         """Read the file again, as its normalised log-mel.
 
+        Args:
+            segment_frames: of a segment.
+            stride: frames from the start of a segment to that of the next one.
+
         Yields:
-            float32 [frames, mels], as many whole segments as CHUNK_FRAMES (or GROUP_FRAMES, if smaller) allows. The
-            last chunk may be shorter.
+            float32 [frames, mels], as many whole segments as CHUNK_FRAMES (or GROUP_FRAMES, if smaller) allows, of
+            which the first overlaps with the last one of the chunk before as any two do; and whether it is the first
+            chunk, and the last. The last one may be shorter.
 
         Raises:
             AudioFileError: the file cannot be read any more, or has changed since it was measured.
         """
-        chunk_frames = max(1, min(CHUNK_FRAMES, GROUP_FRAMES) // segment_frames) * segment_frames
+        segments = max(1, (min(CHUNK_FRAMES, GROUP_FRAMES) - segment_frames) // stride + 1)
+        advance, start = segments * stride, 0
+        chunk_frames = segment_frames - stride + advance
         held = torch.zeros(0, self.front_end.n_mels)
         for frames in self._log_mel():
             held = torch.cat([held, frames])
-            while len(held) >= chunk_frames:
-                chunk, held = held[:chunk_frames], held[chunk_frames:]
-                yield normalise(chunk, self.statistics)
-        if len(held):
-            yield normalise(held, self.statistics)
+            while len(held) >= chunk_frames and start + chunk_frames < self.frames:
+                yield normalise(held[:chunk_frames], self.statistics), start == 0, False
+                held, start = held[advance:], start + advance
+        yield normalise(held, self.statistics), start == 0, True
 
     def _log_mel(self) -> Iterator[Tensor]:
         stream, samples = LogMelStream(self.front_end), 0

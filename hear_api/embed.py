@@ -21,13 +21,18 @@ from tqdm import tqdm
 
 from audio_mamba.data.audio import AudioError, AudioFileError
 from audio_mamba.hear_api.clips import Clip, Failure, decode, group_clips, prefetch, start_worker
-from audio_mamba.hear_api.command_line import add_device_argument, add_hidden_argument, add_weights_arguments
+from audio_mamba.hear_api.command_line import (
+    add_device_argument,
+    add_feature_arguments,
+    add_hidden_argument,
+    add_weights_arguments,
+    feature_choices,
+)
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.output import Output
 from audio_mamba.hear_api.resolve import ModelSource, resolve
 from audio_mamba.hear_api.runtime import KINDS, RuntimeSSAST, build_runtime
 from audio_mamba.hear_api.sources import Source, digest_of_versions, list_audio, list_sources
-from audio_mamba.models.encoder import LAYOUTS
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
@@ -64,7 +69,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         default="scene",
         help="one embedding per file (default), or one per patch step (40 ms with the paper's configs)",
     )
-    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
+    add_feature_arguments(parser)
     add(
         "--channel",
         choices=CHANNELS,
@@ -86,14 +91,14 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
     """Embed the files of a command line; returns the entries of those that failed."""
     files = list_audio(args.inputs, args.hidden)
     with _decoding_pool(args.workers) as pool:
-        source = resolve(args.config, args.weights, args.layout)
+        source = resolve(args.config, args.weights, **feature_choices(args))
         runtime = build_runtime(source, args.precision, args.device)
         settings = _settings(args, files, runtime, source)
         sources = list_sources(files, args.channel, pool)
         if output.is_complete(settings, digest_of_versions(sources)):
             tqdm.write(f"{output.path} is complete already", file=sys.stderr)
             return output.read_failures()
-        with output.journal(settings, runtime.scene_embedding_size) as journal:
+        with output.journal(settings, runtime.width_of(args.kind)) as journal:
             _drop_changed(journal, sources)
             _embed_sources(args, sources, pool, runtime, journal)
             return output.finish(journal, runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0)
@@ -120,6 +125,8 @@ def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST
         "kind": args.kind,
         "layout": runtime.layout_of(args.kind),
         "channel": args.channel,
+        **({"pooling": runtime.scene_pooling} if args.kind == "scene" else {}),
+        "overlap": runtime.overlap,
         "precision": runtime.working_precision,
         "device": args.device,
         "list of files": f"{len(files)} files, {listed[:16]}",

@@ -16,7 +16,7 @@ from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.folder_lock import exclusive_lock
 
 # Settings that earlier versions did not write, with the only values they had.
-EARLIER_SETTINGS = {"channel": "mix"}
+EARLIER_SETTINGS = {"channel": "mix", "pooling": "mean", "overlap": 0.0}
 READ_ROWS = 8192  # rows in memory at once when they are read back
 
 

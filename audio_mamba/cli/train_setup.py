@@ -50,6 +50,8 @@ FREE_KEYS = (
     "batch_size",
     "opt.grad_accum_steps",
     "scene_layout",
+    "scene_pooling",
+    "overlap",
     "num_train_steps",
     "steps_per_eval",
 )

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 from audio_mamba.data.audio import CHANNELS
-from audio_mamba.hear_api.command_line import add_hidden_argument
-from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.hear_api.command_line import add_feature_arguments, add_hidden_argument, feature_choices
 from audio_mamba.system.terminal import quiet_exit
 
 DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
@@ -26,7 +25,7 @@ def probe(args: argparse.Namespace) -> str:
     from audio_mamba.hear_api.probe.features import embeddings, find_model
     from audio_mamba.hear_api.probe.report import compare, markdown, write
 
-    models = [find_model(name, args.layout) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
+    models = [find_model(name, **feature_choices(args)) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
     clips = read_clips(args.source, args.labels, args.channel, args.hidden)
     rounds = clips.rounds()
     results = []
@@ -59,7 +58,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
     )
     add_hidden_argument(parser)
-    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: each config's)")
+    add_feature_arguments(parser)
     add("--device", help="torch device (default: a GPU if there is one)")
     add("--out", metavar="DIR", type=Path, default=Path("probe"), help="folder for results (default: %(default)s)")
     args = parser.parse_args(arguments)

@@ -134,8 +134,23 @@ def test_errors_are_one_line(tmp_path, one_thread):
 
 
 def test_novelty_is_high_where_the_embeddings_change():
-    rng, novelty = np.random.default_rng(0), Novelty()
+    rng, novelty = np.random.default_rng(0), Novelty(50)
     before, after = torch.tensor(rng.standard_normal((2, 64)), dtype=torch.float32)
     rows = torch.cat([before.expand(100, -1), after.expand(100, -1)]) + 0.1 * torch.randn(200, 64)
-    values = [novelty(row) for row in rows]
+    values = [novelty(row, number % 50) for number, row in enumerate(rows)]
     assert np.argmax(values[20:]) + 20 in range(100, 103) and np.mean(values[180:]) < 0.2
+
+
+def test_novelty_does_not_show_where_segments_start():
+    """Embeddings that differ only by their step in the segment, and by noise: a jump from step 49 to step 0."""
+    rng = np.random.default_rng(0)
+    by_step = torch.tensor(np.linspace(-1, 1, 50)[:, None] * rng.standard_normal(64), dtype=torch.float32)
+    rows = by_step.repeat(20, 1) + 0.1 * torch.tensor(rng.standard_normal((1000, 64)), dtype=torch.float32)
+
+    def starts_among_the_highest(step_of):
+        novelty = Novelty(50)
+        values = np.array([novelty(row, step_of(number)) for number, row in enumerate(rows)])[100:]
+        return np.mean(np.argsort(-values)[:18] % 50 == 0)
+
+    assert starts_among_the_highest(lambda number: number % 50) <= 0.1  # by chance 0.02
+    assert starts_among_the_highest(lambda number: 0) > 0.3  # with one average for all steps
