@@ -6,9 +6,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from audio_mamba.external_sources import layout
+from audio_mamba.external_sources import layout, task_files
 from audio_mamba.external_sources.compat import patch_device_name, stand_ins
 from audio_mamba.external_sources.origin import Origin, check_origin, find_origin, note_origin
+from audio_mamba.external_sources.task_check import check_task
+from audio_mamba.external_sources.task_files import TaskError
 from audio_mamba.published_names import import_named, stored_name
 
 DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
@@ -77,9 +79,13 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
     kits_own = kit.Embedding, kit.task_embeddings
 
     def embed_and_note(embedding: NamedEmbedding, task: Path, folder: Path) -> None:
-        """The kit's function, then our note. The kit marks the task as done after this, so a done task has a note."""
+        """The kit's function, then our notes. The kit marks the task as done after this, so a done task has them."""
+        files = task_files.read_files(
+            task, embedding.sample_rate
+        )  # before embedding, so that later changes are noticed
         kits_own[1](embedding, task, folder)
-        note_origin(folder, origin)
+        task_files.write_note(folder, files)
+        note_origin(folder, origin, files.digest())
 
     kit.Embedding = lambda *args: embedding  # load the model once, not for each task
     kit.task_embeddings = embed_and_note
@@ -87,11 +93,8 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
     try:
         for number, task in enumerate(pending, start=1):
             print(f"{results}: {task.name} ({number} of {len(pending)})")
-            audio = task / str(embedding.sample_rate)
-            if not audio.is_dir():
-                failures.append(f"{results} on {task.name}: no audio at the model's sample rate: {audio} is missing")
-                continue
             try:
+                check_task(task, embedding.sample_rate)
                 kit.runner(
                     [
                         "--tasks-dir",
@@ -104,12 +107,38 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
                     ],
                     standalone_mode=False,
                 )
+            except TaskError as error:
+                failures.append(f"{results} on {task.name}: {error}")
             except Exception as error:  # a damaged task must not stop the others
                 traceback.print_exc()
                 failures.append(f"{results} on {task.name}: {type(error).__name__}: {error}")
     finally:
         kit.Embedding, kit.task_embeddings = kits_own
     return failures
+
+
+def check_tasks(tasks: list[Path], embeddings: Path, redo: bool) -> None:
+    """Refuse embeddings of tasks whose files have changed since, or have them made again.
+
+    Args:
+        tasks: task folders.
+        embeddings: OUTPUT_DIR/audioset/<name>.
+        redo: embed such tasks again instead.
+
+    Raises:
+        SystemExit: names the first such task.
+    """
+    for task in tasks:
+        folder = embeddings / task.name
+        if not (folder / layout.DONE_EMBEDDINGS).exists() or not (why := task_files.why_stale(folder, task)):
+            continue
+        if not redo:
+            raise SystemExit(
+                f"TASKS_DIR: {why} since {folder} was embedded; REDO=1 embeds it again, "
+                "or choose another OUTPUT_DIR or NAME=..."
+            )
+        print(f"{task.name} is embedded again: {why}")
+        (folder / layout.DONE_EMBEDDINGS).unlink()
 
 
 def _plain_name(text: str) -> str:
@@ -159,6 +188,11 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         metavar="PATTERNS",
         help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="embed tasks again whose files have changed (environment: REDO=1); default: refuse them",
+    )
     args = parser.parse_args(argv)
 
     modules = list(dict.fromkeys(resolve_module(name) for name in args.configs))
@@ -184,6 +218,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     origins = [find_origin(module, args.model, args.layout) for module in modules]
     for origin in origins:
         check_origin(embeddings_dir / (args.name or origin.module), origin)
+        check_tasks(tasks, embeddings_dir / (args.name or origin.module), args.redo)
 
     failures = []
     for origin in origins:
