@@ -8,7 +8,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-[ "${REDO:-0}" = 0 ] || set -- --redo "$@"
+[ "${REDO-}" = 0 ] && REDO=
 exec python -m external_sources.downstream \
     ${SEEDS:+--seeds "$SEEDS"} ${GRID:+--grid "$GRID"} ${JOBS:+--jobs "$JOBS"} \
-    ${TASKS:+--tasks "$TASKS"} "$@"
+    ${TASKS:+--tasks "$TASKS"} ${REDO:+--redo} "$@"

@@ -9,6 +9,6 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-[ "${REDO:-0}" = 0 ] || set -- --redo "$@"
+[ "${REDO-}" = 0 ] && REDO=
 exec python -m external_sources.embeddings \
-    ${TASKS:+--tasks "$TASKS"} ${MODEL:+--model "$MODEL"} ${NAME:+--name "$NAME"} ${LAYOUT:+--layout "$LAYOUT"} "$@"
+    ${TASKS:+--tasks "$TASKS"} ${MODEL:+--model "$MODEL"} ${NAME:+--name "$NAME"} ${LAYOUT:+--layout "$LAYOUT"} ${REDO:+--redo} "$@"
