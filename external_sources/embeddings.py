@@ -6,12 +6,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from audio_mamba.external_sources import layout, task_files
+from audio_mamba.external_sources import layout, sources, task_files
 from audio_mamba.external_sources.compat import patch_device_name, stand_ins
 from audio_mamba.external_sources.origin import Origin, check_origin, find_origin, note_origin
+from audio_mamba.external_sources.resample import at_rate
 from audio_mamba.external_sources.task_check import check_task
 from audio_mamba.external_sources.task_files import TaskError
+from audio_mamba.external_sources.unpack import unpack
 from audio_mamba.published_names import import_named, stored_name
+from audio_mamba.system.folder_lock import FolderInUseError
 
 DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
 
@@ -41,13 +44,14 @@ def resolve_module(name: str) -> str:
     )
 
 
-def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str | None = None) -> list[str]:
+def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, cache: Path, name: str | None = None) -> list[str]:
     """Write embeddings_dir/<name>/<task> for every task that has none yet, with the kit's own runner.
 
     Args:
         origin: of `find_origin`. Check existing embeddings with `check_origin` first.
         tasks: task folders.
         embeddings_dir: OUTPUT_DIR/audioset.
+        cache: for audio that is resampled to the model's rate, if a task has none.
         name: of the folder; default: the module's name.
 
     Returns:
@@ -80,9 +84,6 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
 
     def embed_and_note(embedding: NamedEmbedding, task: Path, folder: Path) -> None:
         """The kit's function, then our notes. The kit marks the task as done after this, so a done task has them."""
-        files = task_files.read_files(
-            task, embedding.sample_rate
-        )  # before embedding, so that later changes are noticed
         kits_own[1](embedding, task, folder)
         task_files.write_note(folder, files)
         note_origin(folder, origin, files.digest())
@@ -91,10 +92,12 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
     kit.task_embeddings = embed_and_note
     failures = []
     try:
-        for number, task in enumerate(pending, start=1):
-            print(f"{results}: {task.name} ({number} of {len(pending)})")
+        for number, source in enumerate(pending, start=1):
+            print(f"{results}: {source.name} ({number} of {len(pending)})")
             try:
-                check_task(task, embedding.sample_rate)
+                check_task(source, task_files.source_rate(source, embedding.sample_rate))
+                files = task_files.read_files(source, embedding.sample_rate)  # first: later changes are noticed
+                task = at_rate(source, embedding.sample_rate, cache)
                 kit.runner(
                     [
                         "--tasks-dir",
@@ -107,11 +110,11 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
                     ],
                     standalone_mode=False,
                 )
-            except TaskError as error:
-                failures.append(f"{results} on {task.name}: {error}")
+            except (TaskError, FolderInUseError) as error:
+                failures.append(f"{results} on {source.name}: {error}")
             except Exception as error:  # a damaged task must not stop the others
                 traceback.print_exc()
-                failures.append(f"{results} on {task.name}: {type(error).__name__}: {error}")
+                failures.append(f"{results} on {source.name}: {type(error).__name__}: {error}")
     finally:
         kit.Embedding, kit.task_embeddings = kits_own
     return failures
@@ -141,6 +144,35 @@ def check_tasks(tasks: list[Path], embeddings: Path, redo: bool) -> None:
         (folder / layout.DONE_EMBEDDINGS).unlink()
 
 
+def find_tasks(tasks_dir: Path, patterns: str, cache: Path) -> list[Path]:
+    """The folders of the chosen tasks; archives are unpacked into `cache`, unless that has been done already.
+
+    Raises:
+        SystemExit: there is no task, none matches, or an archive cannot be unpacked.
+    """
+    try:
+        found = sources.find_sources(tasks_dir)
+        if not found:
+            raise TaskError(
+                f"{tasks_dir} contains no HEAR task (a folder with {layout.METADATA}, or the tar.gz file of one)"
+            )
+        chosen = sources.chosen(found, patterns)
+        if not chosen:
+            raise SystemExit(f"TASKS: {patterns} matches none of {', '.join(found)}")
+        for entry in sorted(set(tasks_dir.iterdir()) - set(found.values())):
+            print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
+        tasks = []
+        for source in chosen.values():
+            if source.is_dir():
+                tasks.append(source)
+            else:
+                print(f"unpacking {source} into {cache}, if it is new")
+                tasks.append(unpack(source, cache))
+        return tasks
+    except (TaskError, FolderInUseError) as error:
+        raise SystemExit(f"TASKS_DIR: {error}") from None
+
+
 def _plain_name(text: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} must be letters, digits and . _ -, and not start with . or -")
@@ -150,7 +182,12 @@ def _plain_name(text: str) -> str:
 def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> None:
     """Command line of extract_features.sh."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("tasks_dir", metavar="TASKS_DIR", type=Path, help="folder of HEAR tasks")
+    parser.add_argument(
+        "tasks_dir",
+        metavar="TASKS_DIR",
+        type=Path,
+        help="folder of HEAR tasks, at any sample rate, or of their tar.gz files",
+    )
     parser.add_argument(
         "output_dir",
         metavar="OUTPUT_DIR",
@@ -189,6 +226,13 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
     parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder for tasks that are unpacked from archives or resampled (environment: CACHE); "
+        "default: TASKS_DIR.16k, beside TASKS_DIR",
+    )
+    parser.add_argument(
         "--redo",
         action="store_true",
         help="embed tasks again whose files have changed (environment: REDO=1); default: refuse them",
@@ -205,14 +249,8 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
             f"TASKS_DIR: {args.tasks_dir} is a task itself; give the folder above it, {args.tasks_dir.parent}, "
             f"with TASKS={args.tasks_dir.name}"
         )
-    found = layout.task_folders(args.tasks_dir)
-    if not found:
-        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} contains no HEAR task (a folder with {layout.METADATA})")
-    tasks = layout.task_folders(args.tasks_dir, args.tasks)
-    if not tasks:
-        raise SystemExit(f"TASKS: {args.tasks} matches none of {', '.join(task.name for task in found)}")
-    for entry in sorted(set(args.tasks_dir.iterdir()) - set(found)):
-        print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
+    cache = args.cache or sources.default_cache(args.tasks_dir)
+    tasks = find_tasks(args.tasks_dir, args.tasks, cache)
 
     embeddings_dir = args.output_dir / layout.EMBEDDINGS
     origins = [find_origin(module, args.model, args.layout) for module in modules]
@@ -222,7 +260,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
 
     failures = []
     for origin in origins:
-        failures += extract(origin, tasks, embeddings_dir, args.name)
+        failures += extract(origin, tasks, embeddings_dir, cache, args.name)
         for seed in layout.SEEDS:
             layout.link_run(args.output_dir, args.name or origin.module, seed)
     if failures:

@@ -12,6 +12,7 @@ from audio_mamba.system.atomic_files import atomic_write, sha256
 
 VOCABULARY = "labelvocabulary.csv"
 NOTE = "task-files.json"  # beside embeddings, and beside resampled audio
+RESAMPLED = "resampled.json"  # in a folder of resampled audio: how it was made
 HASHING_THREADS = 8
 
 
@@ -41,8 +42,12 @@ class TaskFiles(NamedTuple):
 
 
 def sample_rates(task: Path) -> list[int]:
-    """The rates in Hz at which a task has audio, lowest first: its folders whose names are numbers."""
-    return sorted(int(entry.name) for entry in task.iterdir() if entry.name.isdecimal() and entry.is_dir())
+    """The rates in Hz of a task's own audio, lowest first: folders with a number as name that were not resampled."""
+    return sorted(
+        int(entry.name)
+        for entry in task.iterdir()
+        if entry.name.isdecimal() and entry.is_dir() and not (entry / RESAMPLED).exists()
+    )
 
 
 def source_rate(task: Path, sample_rate: int) -> int:
