@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import sys
 import traceback
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from audio_mamba.external_sources.origin import Origin, check_origin, find_origi
 from audio_mamba.external_sources.resample import at_rate
 from audio_mamba.external_sources.task_check import check_task
 from audio_mamba.external_sources.task_files import TaskError
-from audio_mamba.external_sources.unpack import unpack
 from audio_mamba.published_names import import_named, stored_name
 from audio_mamba.system.folder_lock import FolderInUseError
 
@@ -144,36 +142,8 @@ def check_tasks(tasks: list[Path], embeddings: Path, redo: bool) -> None:
         (folder / layout.DONE_EMBEDDINGS).unlink()
 
 
-def find_tasks(tasks_dir: Path, patterns: str, cache: Path) -> list[Path]:
-    """The folders of the chosen tasks; archives are unpacked into `cache`, unless that has been done already.
-
-    Raises:
-        SystemExit: there is no task, none matches, or an archive cannot be unpacked.
-    """
-    try:
-        found = sources.find_sources(tasks_dir)
-        if not found:
-            raise TaskError(
-                f"{tasks_dir} contains no HEAR task (a folder with {layout.METADATA}, or the tar.gz file of one)"
-            )
-        chosen = sources.chosen(found, patterns)
-        if not chosen:
-            raise SystemExit(f"TASKS: {patterns} matches none of {', '.join(found)}")
-        for entry in sorted(set(tasks_dir.iterdir()) - set(found.values())):
-            print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
-        tasks = []
-        for source in chosen.values():
-            if source.is_dir():
-                tasks.append(source)
-            else:
-                print(f"unpacking {source} into {cache}, if it is new")
-                tasks.append(unpack(source, cache))
-        return tasks
-    except (TaskError, FolderInUseError) as error:
-        raise SystemExit(f"TASKS_DIR: {error}") from None
-
-
-def _plain_name(text: str) -> str:
+def plain_name(text: str) -> str:
+    """A name that can be that of a folder, for argparse."""
     if not re.fullmatch(r"\w[\w.-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} must be letters, digits and . _ -, and not start with . or -")
     return text
@@ -210,7 +180,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     )
     parser.add_argument(
         "--name",
-        type=_plain_name,
+        type=plain_name,
         help="name of the results, for a single CONFIG; keeps several weights or layouts of it apart "
         "(environment: NAME); default: the module's name",
     )
@@ -250,7 +220,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
             f"with TASKS={args.tasks_dir.name}"
         )
     cache = args.cache or sources.default_cache(args.tasks_dir)
-    tasks = find_tasks(args.tasks_dir, args.tasks, cache)
+    tasks = sources.find_tasks(args.tasks_dir, args.tasks, cache)
 
     embeddings_dir = args.output_dir / layout.EMBEDDINGS
     origins = [find_origin(module, args.model, args.layout) for module in modules]

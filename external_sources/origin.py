@@ -87,7 +87,7 @@ def stale_heads(task: Path) -> str | None:
     if not noted or not present:
         return None
     default = Origin("", None, None, None, None)
-    difference = _difference(_origin(noted, default), _origin(present, default))
+    difference = difference_of(origin_in(noted, default), origin_in(present, default))
     if difference is None and present.get(TASK_SHA256) not in (None, noted.get(TASK_SHA256)):
         then, now = (
             f"task files of SHA-256 {note[TASK_SHA256][:12]}" if note.get(TASK_SHA256) else "unknown task files"
@@ -109,7 +109,7 @@ def check_origin(embeddings: Path, origin: Origin) -> None:
     """
     for task in layout.embedded_tasks(embeddings):
         noted = read_note(task)
-        if noted and (difference := _difference(_origin(noted, origin), origin)):
+        if noted and (difference := difference_of(origin_in(noted, origin), origin)):
             variable, then, now = difference
             raise SystemExit(
                 f"{variable}: {task} was embedded with {then}, not with {now} (see {SETTINGS} there); "
@@ -118,12 +118,12 @@ def check_origin(embeddings: Path, origin: Origin) -> None:
             )
 
 
-def _origin(note: dict, default: Origin) -> Origin:
+def origin_in(note: dict, default: Origin) -> Origin:
     """The origin in a note; what the note does not say is that of `default`."""
     return default._replace(**{key: value for key, value in note.items() if key in Origin._fields})
 
 
-def _difference(then: Origin, now: Origin) -> tuple[str, str, str] | None:
+def difference_of(then: Origin, now: Origin) -> tuple[str, str, str] | None:
     """The variable of extract_features.sh that differs, with its meaning then and now; None if nothing differs."""
     if then.module != now.module:
         return "CONFIG", then.module, now.module

@@ -2,9 +2,15 @@
 
 import fnmatch
 import os
+import sys
 from pathlib import Path
+from typing import TypeVar
 
 from audio_mamba.external_sources import layout, unpack
+from audio_mamba.external_sources.task_files import TaskError
+from audio_mamba.system.folder_lock import FolderInUseError
+
+Task = TypeVar("Task")  # whatever stands for one
 
 
 def default_cache(tasks_dir: Path) -> Path:
@@ -26,10 +32,39 @@ def find_sources(tasks_dir: Path) -> dict[str, Path]:
     return dict(sorted(sources.items()))
 
 
-def chosen(sources: dict[str, Path], patterns: str) -> dict[str, Path]:
+def choose(tasks: dict[str, Task], patterns: str) -> dict[str, Task]:
     """The tasks whose names match one of the patterns, which are separated by spaces."""
     return {
-        name: source
-        for name, source in sources.items()
+        name: task
+        for name, task in tasks.items()
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split())
     }
+
+
+def find_tasks(tasks_dir: Path, patterns: str, cache: Path) -> list[Path]:
+    """The folders of the chosen tasks; archives are unpacked into `cache`, unless that has been done already.
+
+    Raises:
+        SystemExit: there is no task, none matches, or an archive cannot be unpacked.
+    """
+    try:
+        found = find_sources(tasks_dir)
+        if not found:
+            raise TaskError(
+                f"{tasks_dir} contains no HEAR task (a folder with {layout.METADATA}, or the tar.gz file of one)"
+            )
+        chosen = choose(found, patterns)
+        if not chosen:
+            raise SystemExit(f"TASKS: {patterns} matches none of {', '.join(found)}")
+        for entry in sorted(set(tasks_dir.iterdir()) - set(found.values())):
+            print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
+        tasks = []
+        for source in chosen.values():
+            if source.is_dir():
+                tasks.append(source)
+            else:
+                print(f"unpacking {source} into {cache}, if it is new")
+                tasks.append(unpack.unpack(source, cache))
+        return tasks
+    except (TaskError, FolderInUseError) as error:
+        raise SystemExit(f"TASKS_DIR: {error}") from None

@@ -106,13 +106,15 @@ def read_files(task: Path, sample_rate: int) -> TaskFiles:
     rate = source_rate(task, sample_rate)
     names = [*label_files(task), *audio_files(task, rate)]
     try:
-        states = _states(task, names)
+        states = file_states(task, names)
     except OSError as error:
         raise TaskError(f"{error.filename} cannot be read ({error.strerror})") from None
     return TaskFiles(str(task.absolute()), rate, dict(zip(names, states)))
 
 
-def _states(task: Path, names: Iterable[str]) -> list[FileState]:
+def file_states(task: Path, names: Iterable[str]) -> list[FileState]:
+    """The present states of files, given by their paths below a folder. Raises OSError."""
+
     def state(name: str) -> FileState:
         status = (task / name).stat()  # before reading, so that a later change is noticed
         return FileState(status.st_size, status.st_mtime_ns, sha256(task / name))

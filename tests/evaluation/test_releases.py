@@ -181,7 +181,7 @@ def test_a_folder_is_preferred_to_its_archive_and_patterns_choose(release):
     shutil.copytree(folder, release.parent / "other")
     found = sources.find_sources(release.parent)
     assert found == {"other": release.parent / "other", "tones-v1.0-full": folder}
-    assert list(sources.chosen(found, "x* o*")) == ["other"]
+    assert list(sources.choose(found, "x* o*")) == ["other"]
 
 
 def spoiled(kind, archive):
