@@ -137,13 +137,13 @@ def check_settings(jobs: Sequence[Job], grid: str | dict[str, list], redo: bool 
     return stale
 
 
-def threads_per_run() -> int:
-    """Threads of each head: OMP_NUM_THREADS if it is set, else 1, since a head is too small to gain from more.
+def requested_threads(default: int) -> int:
+    """OMP_NUM_THREADS if it is set, else a default.
 
     Raises:
         SystemExit: OMP_NUM_THREADS is not a number of threads.
     """
-    text = os.environ.get("OMP_NUM_THREADS", "1")
+    text = os.environ.get("OMP_NUM_THREADS", str(default))
     if not text.isdecimal() or int(text) < 1:
         raise SystemExit(f"OMP_NUM_THREADS: {text!r} must be a number of threads")
     return int(text)
@@ -171,7 +171,7 @@ def run_jobs(
     # The longest first, so that none of them runs alone at the end.
     waiting = sorted(jobs, key=lambda job: (-job.embedding_bytes(), job.seed))
     memory_each = PROCESS_BYTES + COPIES_OF_EMBEDDINGS * waiting[0].embedding_bytes()
-    threads = threads_per_run()
+    threads = requested_threads(default=1)  # a head is too small to gain from more
     if at_once is None:
         by_cores = max(1, machine.usable_cores() // threads)
         at_once = min(by_cores, machine.processes_that_fit(memory_each), PROCESSES_PER_GPU * gpus or len(waiting))

@@ -23,11 +23,12 @@ def find_sources(tasks_dir: Path) -> dict[str, Path]:
     """Folder or archive of each task by the task's name, sorted. A folder is preferred to an archive of the same task.
 
     Raises:
-        task_files.TaskError: an archive is damaged, or has no task in it.
+        task_files.TaskError: an archive is damaged.
     """
     sources: dict[str, Path] = {}
     for archive in unpack.archives(tasks_dir):
-        sources.setdefault(unpack.task_name(archive), archive)
+        if name := unpack.task_name(archive):
+            sources.setdefault(name, archive)
     sources |= {task.name: task for task in layout.task_folders(tasks_dir)}
     return dict(sorted(sources.items()))
 
@@ -57,7 +58,7 @@ def find_tasks(tasks_dir: Path, patterns: str, cache: Path) -> list[Path]:
         if not chosen:
             raise SystemExit(f"TASKS: {patterns} matches none of {', '.join(found)}")
         for entry in sorted(set(tasks_dir.iterdir()) - set(found.values())):
-            print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
+            print(f"skipped {entry}: not a folder with {layout.METADATA}, nor needed as an archive", file=sys.stderr)
         tasks = []
         for source in chosen.values():
             if source.is_dir():

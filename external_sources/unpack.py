@@ -26,17 +26,17 @@ def archives(directory: Path) -> list[Path]:
     return sorted(entry for entry in directory.iterdir() if entry.name.endswith(SUFFIXES) and entry.is_file())
 
 
-def task_name(archive: Path) -> str:
-    """The name of the task in an archive; only its beginning is read.
+def task_name(archive: Path) -> str | None:
+    """The name of the task in an archive, of which only the beginning is read; None if it has no files of a task.
 
     Raises:
-        TaskError: it is damaged, or its first files are not those of a HEAR task.
+        TaskError: it is damaged.
     """
     with _opened(archive) as members:
         for member, _ in members:
             if place := _place(member):
                 return place[0]
-    raise TaskError(f"{archive} has no HEAR task in it (a folder with {layout.METADATA})")
+    return None
 
 
 def unpack(archive: Path, directory: Path) -> Path:
@@ -56,7 +56,10 @@ def unpack(archive: Path, directory: Path) -> Path:
         TaskError: the archive is damaged, or has no task or several; the folder was not unpacked by this function.
         folder_lock.FolderInUseError: another process is unpacking into `directory`.
     """
-    task = directory / task_name(archive)
+    name = task_name(archive)
+    if name is None:
+        raise TaskError(f"{archive} has no HEAR task in it")
+    task = directory / name
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(directory):
         noted = _read_note(task)

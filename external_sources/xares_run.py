@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from audio_mamba.external_sources import layout, sources, task_files, xares_kit, xares_table, xares_tasks
+from audio_mamba.external_sources.downstream import requested_threads
 from audio_mamba.external_sources.embeddings import plain_name, resolve_module
 from audio_mamba.external_sources.origin import Origin, difference_of, find_origin, origin_in
 from audio_mamba.external_sources.task_files import TaskError, TaskFiles
@@ -146,7 +146,7 @@ def _run(config: Any, source: Path, place: Place, origin: Origin) -> None:
     (place.task / config.xares_settings.audio_ready_filename).touch()  # so that xares downloads nothing
     config.env_root, config.num_encoder_workers = str(place.task.parent), 0
     task = XaresTask(config)
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or machine.usable_cores()
+    threads = requested_threads(default=machine.usable_cores())
     torch.set_num_threads(threads)
     task.make_encoded_tar()
     _check_all_embedded(config, place)

@@ -163,4 +163,4 @@ def test_heads_take_one_thread_unless_told_otherwise(output_dir, monkeypatch, va
 def test_a_wrong_number_of_threads_is_named(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     with pytest.raises(SystemExit, match="OMP_NUM_THREADS: 'many' must be a number of threads"):
-        downstream.threads_per_run()
+        downstream.requested_threads(1)

@@ -235,12 +235,18 @@ def test_unsafe_and_damaged_archives_are_refused_whole(release, tmp_path, kind, 
     assert not list((tmp_path / "cache").iterdir()) and not list(tmp_path.rglob("evil*"))
 
 
-def test_an_archive_without_a_task_is_named(tmp_path):
-    (tmp_path / "tasks").mkdir()
-    with tarfile.open(tmp_path / "tasks" / "other.tar.gz", "w:gz"):
+def test_an_archive_without_a_task_is_skipped_by_name(release, tmp_path, capsys):
+    other = release.with_name("other.tar.gz")
+    with tarfile.open(other, "w:gz"):
         pass
-    with pytest.raises(SystemExit, match="TASKS_DIR: .*other.tar.gz has no HEAR task in it"):
-        embeddings.main([str(tmp_path / "tasks"), str(tmp_path / "output"), MODULE])
+    assert sources.find_tasks(release.parent, "*", tmp_path / "cache") == [tmp_path / "cache" / "tones-v1.0-full"]
+    assert f"skipped {other}" in capsys.readouterr().err
+    release.unlink()
+    with pytest.raises(SystemExit, match="TASKS_DIR: .*tasks contains no HEAR task"):
+        sources.find_tasks(release.parent, "*", tmp_path / "cache")
+    release.write_bytes(b"not an archive")
+    with pytest.raises(SystemExit, match="TASKS_DIR: .*-48000.tar.gz cannot be unpacked, it is damaged or cut off"):
+        sources.find_tasks(release.parent, "*", tmp_path / "cache")
 
 
 def test_a_folder_of_the_user_is_not_replaced_by_an_archive(release, tmp_path):

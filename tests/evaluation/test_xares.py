@@ -264,6 +264,15 @@ def test_missing_and_damaged_archives_are_named(cremad, tmp_path):
             run(MODULE, *arguments, tmp_path / "out", "--tasks", "x*")
 
 
+@pytest.mark.cuda
+def test_scores_on_a_gpu_are_those_of_the_cpu(cremad, tmp_path, monkeypatch):
+    arguments = ("ssam_tiny_free_audio", cremad.parent)
+    run(*arguments, tmp_path / "gpu", "--model", "untrained", "--name", "x")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run(*arguments, tmp_path / "cpu", "--model", "untrained", "--name", "x")
+    assert scores(tmp_path / "gpu")["x", "cremad", "kNN"] == scores(tmp_path / "cpu")["x", "cremad", "kNN"]
+
+
 def test_nothing_is_downloaded_unless_asked(cremad, tmp_path, monkeypatch):
     with xares_kit.stand_ins():
         import xares.utils
