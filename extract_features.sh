@@ -13,4 +13,5 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 [ "${REDO-}" = 0 ] && REDO=
 exec python -m external_sources.embeddings \
     ${TASKS:+--tasks "$TASKS"} ${MODEL:+--model "$MODEL"} ${NAME:+--name "$NAME"} ${LAYOUT:+--layout "$LAYOUT"} \
+    ${POOLING:+--pooling "$POOLING"} ${OVERLAP:+--overlap "$OVERLAP"} \
     ${CACHE:+--cache "$CACHE"} ${REDO:+--redo} "$@"

@@ -75,10 +75,14 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, cache: Path
         embedding = NamedEmbedding(import_named(module).__name__, origin.file or origin.model)
     except (OSError, ValueError, RuntimeError) as error:  # missing or unsuitable weights; anything else is a bug
         return [f"{module}: the model cannot be loaded: {error}"]
-    if origin.scene_layout:
-        if not hasattr(embedding.model, "scene_layout"):
-            return [f"{module}: its model has no layouts to choose from"]
-        embedding.model.scene_layout = origin.scene_layout
+    features = origin.scene_layout, origin.scene_pooling, origin.overlap
+    if features != (None, None, None):
+        if not hasattr(embedding.model, "choose_features"):
+            return [f"{module}: its model has no layouts, pooling or overlap to choose from"]
+        try:
+            embedding.model.choose_features(*features)
+        except ValueError as error:
+            return [f"{module}: {error}"]
     kits_own = kit.Embedding, kit.task_embeddings
 
     def embed_and_note(embedding: NamedEmbedding, task: Path, folder: Path) -> None:
@@ -182,13 +186,24 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     parser.add_argument(
         "--name",
         type=plain_name,
-        help="name of the results, for a single CONFIG; keeps several weights or layouts of it apart "
+        help="name of the results, for a single CONFIG; keeps several weights or poolings of it apart "
         "(environment: NAME); default: the module's name",
     )
     parser.add_argument(
         "--layout",
         choices=["published", "bands"],
         help="of scene embeddings (environment: LAYOUT); default: the config's",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=["mean", "mean_std"],
+        help="of scene embeddings over time (environment: POOLING); default: the config's",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="PART",
+        help="of a segment, read as context, with layout bands (environment: OVERLAP); default: the config's",
     )
     parser.add_argument(
         "--tasks",
@@ -225,7 +240,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     tasks = sources.find_tasks(args.tasks_dir, args.tasks, cache, args.hidden)
 
     embeddings_dir = args.output_dir / layout.EMBEDDINGS
-    origins = [find_origin(module, args.model, args.layout) for module in modules]
+    origins = [find_origin(module, args.model, args.layout, args.pooling, args.overlap) for module in modules]
     for origin in origins:
         check_origin(embeddings_dir / (args.name or origin.module), origin, args.hidden)
         check_tasks(tasks, embeddings_dir / (args.name or origin.module), args.redo)

@@ -22,20 +22,28 @@ class Origin(NamedTuple):
     file: str | None  # weight file that load_model chooses for it, if known
     sha256: str | None  # of the file, since its time differs between copies of the project
     scene_layout: str | None  # None: the module's own
+    scene_pooling: str | None = None
+    overlap: float | None = None
 
     def weights(self) -> str:
         """The weights in words, for messages."""
         return f"{self.file} (SHA-256 {self.sha256[:12]})" if self.sha256 else self.model or "no MODEL"
 
 
-def find_origin(module: str, model: str | None, scene_layout: str | None) -> Origin:
+def find_origin(
+    module: str,
+    model: str | None,
+    scene_layout: str | None,
+    scene_pooling: str | None = None,
+    overlap: float | None = None,
+) -> Origin:
     """What embeddings of `load_model(model)` depend on. The model is not loaded.
 
     Args:
         module: stored name of a module with the HEAR API. Its weight file is known for configs of this project, and for
             any other module if `model` is a file.
         model: argument of `load_model`, or None to call it without one.
-        scene_layout: in place of the config's, or None.
+        scene_layout, scene_pooling, overlap: in place of the config's, or None.
 
     Raises:
         SystemExit: invalid config of this project. Missing weights are not reported here but by `load_model`.
@@ -48,23 +56,25 @@ def find_origin(module: str, model: str | None, scene_layout: str | None) -> Ori
             config = load_config(module)
         except ValueError as error:
             raise SystemExit(f"CONFIG: {error}") from None
-        scene_layout = scene_layout or config.scene_layout
+        scene_layout, scene_pooling = scene_layout or config.scene_layout, scene_pooling or config.scene_pooling
+        overlap = config.overlap if overlap is None else overlap
     try:
         file = weights_file(module, model) if own else Path(model) if model and Path(model).is_file() else None
         digest = sha256(file) if file else None
     except OSError:
         file = digest = None
-    return Origin(module, model, str(file.absolute()) if file else None, digest, scene_layout)
+    return Origin(module, model, str(file.absolute()) if file else None, digest, scene_layout, scene_pooling, overlap)
 
 
 def note_origin(task: Path, origin: Origin, task_sha256: str | None = None) -> None:
-    """Note the origin of the embeddings in the folder of a task. Those of event tasks have only one layout.
+    """Note the origin of the embeddings in the folder of a task. Those of event tasks have only one layout, and are
+    not pooled.
 
     task_sha256: of the task's files, as `task_files.TaskFiles.digest` gives it.
     """
     noted = origin._asdict() | {TASK_SHA256: task_sha256}
     if json.loads((task / layout.METADATA).read_text())["embedding_type"] != "scene":
-        del noted["scene_layout"]
+        del noted["scene_layout"], noted["scene_pooling"]
     with atomic_write(task / SETTINGS) as file:
         file.write(json.dumps(noted, indent=2).encode())
 
@@ -119,8 +129,9 @@ def check_origin(embeddings: Path, origin: Origin, hidden: bool = False) -> None
 
 
 def origin_in(note: dict, default: Origin) -> Origin:
-    """The origin in a note; what the note does not say is that of `default`."""
-    return default._replace(**{key: value for key, value in note.items() if key in Origin._fields})
+    """The origin in a note; what the note does not say is that of `default`, or what earlier versions made."""
+    earlier = {"overlap": None} | ({"scene_pooling": None} if "scene_layout" in note else {})
+    return default._replace(**earlier | {key: value for key, value in note.items() if key in Origin._fields})
 
 
 def difference_of(then: Origin, now: Origin) -> tuple[str, str, str] | None:
@@ -133,4 +144,8 @@ def difference_of(then: Origin, now: Origin) -> tuple[str, str, str] | None:
     if then.scene_layout != now.scene_layout:
         before, after = (f"layout {origin.scene_layout or 'of the module'}" for origin in (then, now))
         return "LAYOUT", before, after
+    if (then.scene_pooling or "mean") != (now.scene_pooling or "mean"):
+        return "POOLING", f"pooling {then.scene_pooling or 'mean'}", f"pooling {now.scene_pooling or 'mean'}"
+    if (then.overlap or 0) != (now.overlap or 0):
+        return "OVERLAP", f"an overlap of {then.overlap or 0:g}", f"an overlap of {now.overlap or 0:g}"
     return None

@@ -90,9 +90,6 @@ class RuntimeSSAST(nn.Module):
         super().__init__()
         check_precision(precision, "auto")
         self.config, self.precision = config, precision
-        self.scene_layout = config.get("scene_layout", "published")
-        self.scene_pooling, self.overlap = config.get("scene_pooling", "mean"), config.get("overlap", 0.0)
-        _check_layout(self.scene_layout, self.overlap)
         self.front_end = FrontEnd.from_settings(config.get("front_end", {}))
         self.sample_rate = self.front_end.sample_rate
         self.model = build_model(config)
@@ -101,12 +98,24 @@ class RuntimeSSAST(nn.Module):
             logger.info("weights from %s", load_weights(self.model, weights_dir))
         self.model.eval()
         self.steps_per_segment, bands = self.model.grid_size()
-        self.cut = Cut.with_overlap(self.steps_per_segment, self.overlap, self.model.causal)
         self.timestamp_embedding_size = bands * self.model.embed_dim
-        self.scene_embedding_size = pooled_width(self.scene_pooling, self.timestamp_embedding_size)
+        self.choose_features(
+            config.get("scene_layout", "published"), config.get("scene_pooling", "mean"), config.get("overlap", 0.0)
+        )
         self._segment_frames = self.model.num_frames
         self.frames_per_step = self._segment_frames // self.steps_per_segment
         self.step_ms = 1000 * self.frames_per_step / self.front_end.frames_per_second
+
+    def choose_features(self, scene_layout: str, scene_pooling: str, overlap: float) -> None:
+        """Change how features become embeddings; the arguments are the config's keys.
+
+        Raises:
+            ValueError: an unknown layout or pooling, an overlap out of range or with scene_layout "published".
+        """
+        _check_layout(scene_layout, overlap)
+        self.scene_embedding_size = pooled_width(scene_pooling, self.timestamp_embedding_size)
+        self.cut = Cut.with_overlap(self.steps_per_segment, overlap, self.model.causal)
+        self.scene_layout, self.scene_pooling, self.overlap = scene_layout, scene_pooling, overlap
 
     def _check_mel_bands(self) -> None:
         bands = self.model.n_mels

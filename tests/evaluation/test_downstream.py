@@ -113,6 +113,8 @@ def test_results_on_replaced_embeddings_are_refused(output_dir):
         ("MODEL", {"sha256": "1" * 64}),
         ("CONFIG", {"module": "configs.ssast"}),
         ("LAYOUT", {"scene_layout": "bands"}),
+        ("POOLING", {"scene_pooling": "mean_std"}),
+        ("OVERLAP", {"overlap": 0.25}),
     ):
         (job.task / origin.SETTINGS).write_text(json.dumps(noted | later))
         with pytest.raises(SystemExit, match=f"{variable}: {job.task} was trained on embeddings made with"):

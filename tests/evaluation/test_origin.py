@@ -87,6 +87,32 @@ def test_another_layout_is_refused_only_for_scenes(embeddings):
     check_origin(folder, find_origin(CONFIG, "untrained", "published"))
 
 
+@pytest.mark.parametrize(
+    "variable, choice, tasks",
+    [("POOLING", {"scene_pooling": "mean_std"}, ["scene"]), ("OVERLAP", {"overlap": 0.5}, ["event", "scene"])],
+)
+def test_another_pooling_or_overlap_is_refused_where_it_matters(embeddings, variable, choice, tasks):
+    folder = embeddings(find_origin(CONFIG, "untrained", None))
+    other = find_origin(CONFIG, "untrained", None, **choice)
+    for task in tasks:
+        with pytest.raises(SystemExit, match=f"{variable}: {folder / task} was embedded with"):
+            check_origin(folder, other)
+        shutil.rmtree(folder / task)
+    check_origin(folder, other)
+
+
+def test_notes_of_earlier_versions_mean_the_published_pooling_without_overlap(embeddings):
+    folder = embeddings(find_origin(CONFIG, "untrained", None))
+    for path in folder.glob(f"*/{SETTINGS}"):
+        note = json.loads(path.read_text())
+        path.write_text(json.dumps({key: note[key] for key in note if key not in ("scene_pooling", "overlap")}))
+    check_origin(folder, find_origin(CONFIG, "untrained", None))
+    with pytest.raises(SystemExit, match="POOLING: .* with pooling mean, not with pooling mean_std"):
+        check_origin(folder, find_origin(CONFIG, "untrained", None, "mean_std"))
+    with pytest.raises(SystemExit, match="OVERLAP: .* with an overlap of 0, not with an overlap of 0.25"):
+        check_origin(folder, find_origin(CONFIG, "untrained", None, overlap=0.25))
+
+
 def test_another_config_under_the_same_name_is_refused(embeddings):
     folder = embeddings(find_origin(CONFIG, "untrained", None))
     with pytest.raises(SystemExit, match=f"CONFIG: .* with {CONFIG}, not with configs.ssast_tiny_free_audio"):
