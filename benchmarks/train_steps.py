@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -141,7 +141,7 @@ def measure_train_py(setting: Setting, folder: Path) -> Measured:
     def set_up_with_clock(args: argparse.Namespace, resources: ExitStack) -> Run:
         run = set_up(args, resources)
         idle_mib = resident_mib()
-        run.loader = ClockedLoader(run.loader, clock)
+        run.loaders = run.loaders._replace(train=cast(Any, ClockedLoader(run.loaders.train, clock)))
         run.optimizer.zero_grad = clock.timed("optimizer", run.optimizer.zero_grad)
         make_step = clock.timed("optimizer", run.optimizer.step)
 
