@@ -11,10 +11,11 @@
 enum { BLOCK = 96, VECS = BLOCK / W, MAX_TAPS = 16, CHUNK = 32 };
 
 /* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous float32. Backward
- * reads dy and writes dx [batch, L, D] and float32 d_weight [batch, D, taps] and d_bias [batch, D]. */
+ * reads dy, adds `more` to it unless its data is null, and writes dx [batch, L, D] and float32 d_weight
+ * [batch, D, taps] and d_bias [batch, D]. */
 typedef struct {
     int64_t batch, length, channels, taps, threads, silu;
-    View x, y, dy, dx;
+    View x, y, dy, more, dx;
     float *weight, *bias, *d_weight, *d_bias;
 } Convolution;
 
@@ -72,6 +73,7 @@ INLINE void forward_chunk(const Convolution *c, Filter *filter, int64_t batch, i
 INLINE void backward_chunk(const Convolution *c, Filter *filter, int64_t batch, int64_t begin, int64_t end,
                            int64_t channel, int lanes, int taps) {
     Column x = column(&c->x, batch, 0, channel), dy = column(&c->dy, batch, 0, channel);
+    Column more = c->more.data ? column(&c->more, batch, 0, channel) : (Column){0};
     Column dx = column(&c->dx, batch, 0, channel);
     vec window[MAX_TAPS], d[MAX_TAPS], d_by_lag[MAX_TAPS] = {{0}}, d_bias = {0};
     load_window(window, &x, begin, lanes, taps);
@@ -82,6 +84,10 @@ INLINE void backward_chunk(const Convolution *c, Filter *filter, int64_t batch, 
         if (t < end) {
             d_t = read(&dy, t, lanes);
             shift(window, read(&x, t, lanes), taps);
+            if (more.first) {
+                d_t += read(&more, t, lanes);
+                prefetch(&more, t + CHUNK);
+            }
             prefetch(&dy, t + CHUNK);
             prefetch(&x, t + CHUNK);
             if (c->silu) {
