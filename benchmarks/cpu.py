@@ -1,10 +1,16 @@
-"""Time and memory on the CPU of SSAM-tiny, its peers and SSAST-tiny: `python -m benchmarks.cpu`.
+"""Time and memory on the CPU of SSAM-tiny, its peers and its siblings: `python -m benchmarks.cpu`.
 
 All are stacks of 12 blocks of width 192 on random tokens in float32 (SSAM and the Mamba peers: expand 3, state 24; SSAM
 with LayerNorm, as in the paper's configs). Each row runs in a process of its own, so that peak memory is measured per
 row. The machine's ceilings, a large matrix product and an exponential of a vector, are measured in the same run. `of
 ceiling` is the time that the stack's matrix products and exponentials would take at those rates, divided by the time
-measured.
+measured. The parts of a block of SSAM-tiny follow, with their shares of ceilings and their errors against float64.
+
+    git worktree add OLD COMMIT && python -m benchmarks.cpu --against OLD
+
+compares SSAM-tiny, SSAST-tiny and AxLSTM-tiny with the same stacks of another checkout instead. Old and new code run in
+turns, --rounds times each, in fresh processes. The median of the ratios counts; the lowest and the highest are printed
+beside it.
 """
 
 import argparse
@@ -21,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio_mamba import models
+from benchmarks import cpu_against, cpu_parts
 from benchmarks.measure import fastest, peak_mib, resident_mib, without_kernels
 
 DEPTH, WIDTH, EXPAND, STATE, CONV = 12, 192, 3, 24, 4
@@ -65,6 +72,10 @@ def ssast() -> Callable[[Tensor], Tensor]:
     return models.ssast_tiny().forward_blocks
 
 
+def axlstm() -> Callable[[Tensor], Tensor]:
+    return models.xlstm_ssast_tiny().forward_blocks
+
+
 def transformers_mamba() -> Callable[[Tensor], Tensor]:
     from transformers import MambaConfig, MambaModel, logging
 
@@ -95,7 +106,9 @@ STACKS = {
     "transformers MambaModel": transformers_mamba,
     "mambapy": mambapy,
     "SSAST-tiny": ssast,
+    "AxLSTM-tiny": axlstm,
 }
+OURS = ["SSAM-tiny", "SSAST-tiny", "AxLSTM-tiny"]
 
 
 def measure(row: Row) -> Row:
@@ -131,6 +144,10 @@ def work(row: Row) -> tuple[float, float]:
     if row.stack == "SSAST-tiny":
         per_token = 12 * WIDTH**2 + 2 * WIDTH * row.tokens
         exponentials = 3 * row.tokens  # of the softmax, per head
+    elif row.stack == "AxLSTM-tiny":
+        inner = 2 * WIDTH
+        per_token = 6 * WIDTH**2 + 12 * inner + 24 * inner + 2 * inner * row.tokens
+        exponentials = 4 * row.tokens  # of the gates, per head
     else:
         per_token = WIDTH * 2 * INNER + INNER * (RANK + 2 * STATE) + RANK * INNER + INNER * WIDTH
         exponentials = INNER * STATE
@@ -190,7 +207,7 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--lengths",
@@ -206,8 +223,33 @@ def main() -> None:
         default=Path("benchmark_cpu.json"),
         help="where the numbers are written as JSON, row by row (default: %(default)s)",
     )
-    args = parser.parse_args()
-    print(table(run(args.lengths, args.output)))
+    parser.add_argument("--against", type=Path, metavar="DIR", help="compare with the stacks of another checkout")
+    parser.add_argument("--rounds", type=int, default=5, help="of --against (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if args.against and not (args.against / "benchmarks" / "cpu.py").is_file():
+        parser.error(f"--against {args.against}: not a checkout of this project (no benchmarks/cpu.py)")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    return args
+
+
+def run_against(old: Path, rounds: int, output: Path) -> list[cpu_against.Comparison]:
+    """Compare with the code in `old`; the file `output` grows setting by setting."""
+    comparisons = []
+    total = len(OURS) * len(cpu_against.CASES)
+    for one in tqdm(cpu_against.compare(OURS, 251, rounds, old), total=total, unit="setting"):
+        comparisons.append(one)
+        output.write_text(json.dumps([asdict(one) for one in comparisons], indent=1) + "\n")
+    return comparisons
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    if args.against:
+        print(cpu_against.table(run_against(args.against, args.rounds, args.output)))
+    else:
+        print(table(run(args.lengths, args.output)))
+        print("", cpu_parts.table(cpu_parts.measure()), "", cpu_parts.error_table(cpu_parts.errors()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+from typing import TypeVar
 
 from torch import nn
 
 from audio_mamba.models.ops import native
 
+Result = TypeVar("Result")
 SECONDS = 3.0  # each measurement is repeated for this long, and the fastest run counts
 
 
@@ -39,3 +42,15 @@ def without_kernels(model: nn.Module, backend: str = "chunked") -> None:
     native.unsupported_reason = lambda *tensors: "the benchmark wants plain PyTorch"
     for block in model.blocks:
         block.mixer.backend = backend
+
+
+def in_turns(rounds: int, old: Callable[[], Result], new: Callable[[], Result]) -> tuple[list[Result], list[Result]]:
+    """What two functions return, called in turns so that a change in the machine's load affects both."""
+    pairs = [(old(), new()) for _ in range(rounds)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def ratio_and_spread(above: list[float], below: list[float]) -> str:
+    """The ratios of each round as two cells of a table: their median, and the lowest to the highest."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return f"{median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
+from benchmarks.measure import in_turns, ratio_and_spread
 from benchmarks.train_steps import Setting
 
 
@@ -29,13 +31,12 @@ class Comparison:
 def alternate(
     settings: list[Setting], rounds: int, measure_old: Callable[[Setting], Any], measure_new: Callable[[Setting], Any]
 ) -> Iterator[Comparison]:
-    """Measures old and new in turns, `rounds` times each, so that a change in the machine's load meets both.
+    """Measures old and new in turns, `rounds` times each, see `in_turns`.
 
     The functions return an object with `samples_per_second` and `peak_mib`, such as a `benchmarks.train.Row`.
     """
     for setting in settings:
-        pairs = [(measure_old(setting), measure_new(setting)) for _ in range(rounds)]
-        olds, news = zip(*pairs, strict=True)
+        olds, news = in_turns(rounds, partial(measure_old, setting), partial(measure_new, setting))
         yield Comparison(
             setting.model,
             setting.processes,
@@ -56,10 +57,9 @@ def table(comparisons: list[Comparison]) -> str:
         "|---|---:|---|" + "---:|" * 7,
     ]
     for one in comparisons:
-        ratios = one.ratios()
         lines.append(
             f"| {one.model} | {one.processes} | {one.precision} | {one.batch} | {median(one.old):.2f} "
-            f"| {median(one.new):.2f} | {median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} "
+            f"| {median(one.new):.2f} | {ratio_and_spread(one.new, one.old)} "
             f"| {one.old_peak_mib:.0f} | {one.new_peak_mib:.0f} |"
         )
     return "\n".join([*lines, "", *_against_ssast(comparisons)])

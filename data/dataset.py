@@ -1,13 +1,14 @@
 """Random access to the samples of archives: one fixed crop, and where asked one mask, for each sample and epoch."""
 
 import logging
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from audio_mamba.data.archives import check_front_end, shard_indices
 from audio_mamba.data.contents import Contents, LocalContents
@@ -127,7 +128,7 @@ class LogMelDataset(Dataset):
         Raises:
             ArchiveError: strict, and a sample is bad; or all 20 substitutes for it are bad as well.
         """
-        spectrogram = torch.empty(len(items), 1, self.num_frames, self.n_mels)
+        spectrogram = _empty_to_hand_over(len(items), 1, self.num_frames, self.n_mels)
         indices: list[int] = []
         masks: list[np.ndarray | None] = []
         faults: list[Fault] = []
@@ -212,3 +213,11 @@ class LogMelDataset(Dataset):
             return f"{path}, sample {keys[number].decode(errors='replace')}"
         except (ArchiveError, IndexError):  # the index, or a shard without one, is gone as well
             return f"{path}, sample number {number}"
+
+
+def _empty_to_hand_over(*shape: int) -> torch.Tensor:
+    """A float32 tensor to fill. In a worker it is in shared memory, where the batch would else be copied to."""
+    if get_worker_info() is None or not hasattr(torch.UntypedStorage, "_new_shared"):
+        return torch.empty(*shape)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+    return torch.empty(0).set_(storage).view(shape)

@@ -6,8 +6,9 @@ how their kernel is stored.
 """
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from audio_mamba.models.ops.linear import linear
 
 
 def patchify(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -42,7 +43,7 @@ class PatchEmbed(nn.Module):
         # A convolution whose stride is its kernel is one matrix product on the patches.
         weight = weight.permute(0, 2, 3, 1)  # [D, p_t, p_m, C]
         _, p_t, p_m, _ = weight.shape
-        return F.linear(patchify(x, (p_t, p_m)), weight.flatten(1), self.proj.bias)
+        return linear(patchify(x, (p_t, p_m)), weight.flatten(1), self.proj.bias)
 
 
 def sincos_position_embedding(grid_size: tuple[int, int], dim: int, cls_token: bool) -> np.ndarray:

@@ -45,9 +45,20 @@ class _OneDNN(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             linear(dy, weight.t()) if needs_x else None,
-            weight_gradient(dy.flatten(0, -2), x.reshape(-1, x.shape[-1]), linear) if needs_weight else None,
+            _weight_gradient(dy, x) if needs_weight else None,
             dy.flatten(0, -2).sum(0) if needs_bias else None,
         )
+
+
+def product_gradients(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x [..., I] and weight [O, I] in y = `linear(x, weight)` [..., O], in their dtype."""
+    return linear(dy, weight.t()), _weight_gradient(dy, x)
+
+
+def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """dy [..., O], x [..., I] -> [O, I]."""
+    dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    return weight_gradient(dy, x, linear) if dy.dtype == torch.float32 else dy.t() @ x
 
 
 def _is_float32_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -23,12 +23,12 @@ def unsupported_reason(call: ConvCall) -> str | None:
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """See `models.ops.causal_conv1d`. The sums are float32 for every dtype."""
     weight, bias = weight.float(), bias if bias is None else bias.float()
-    operator = _forward_in_c if unwatched(x, weight, bias) else torch.ops.audio_mamba.causal_conv1d_cpu
+    operator = forward_in_c if unwatched(x, weight, bias) else torch.ops.audio_mamba.causal_conv1d_cpu
     y = operator(x.transpose(1, 2), weight, bias, activation == "silu")
     return y.transpose(1, 2)  # [B, L, D] -> [B, D, L]
 
 
-def _forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+def forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """x [B, L, D], float32 weight [D, K] and bias [D] -> [B, L, D] in x's dtype."""
     y = x.new_empty(x.shape)
     x, weight, bias = _prepare(x, weight, bias)
@@ -43,6 +43,7 @@ def _forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) ->
             View.of(y),
             View(),
             View(),
+            View(),
             pointer(weight),
             pointer(bias),
         ),
@@ -50,7 +51,7 @@ def _forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) ->
     return y
 
 
-_forward = torch.library.custom_op("audio_mamba::causal_conv1d_cpu", _forward_in_c, mutates_args=())
+_forward = torch.library.custom_op("audio_mamba::causal_conv1d_cpu", forward_in_c, mutates_args=())
 
 
 @_forward.register_fake
@@ -58,12 +59,15 @@ def _(x, weight, bias, silu):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("audio_mamba::causal_conv1d_cpu_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias."""
-    dx = x.new_empty(x.shape)
+def backward_in_c(
+    dy: Tensor, more: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dx: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias; that of x is written to `dx` [B, L, D], whose channels are adjacent.
+
+    `more` [B, L, D] is added to dy.
+    """
     d_weight, d_bias = weight.new_empty(len(x), *weight.shape), weight.new_empty(len(x), x.shape[-1])
-    dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
+    dy, more, (x, weight, bias) = rows(dy), more if more is None else rows(more), _prepare(x, weight, bias)
     native.call(
         "causal_conv1d_backward",
         _Convolution(
@@ -74,6 +78,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: 
             View.of(x),
             View(),
             View.of(dy),
+            View.of(more),
             View.of(dx),
             pointer(weight),
             pointer(bias),
@@ -81,7 +86,14 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: 
             pointer(d_bias),
         ),
     )
-    return dx, d_weight.sum(0), d_bias.sum(0)
+    return d_weight.sum(0), d_bias.sum(0)
+
+
+@torch.library.custom_op("audio_mamba::causal_conv1d_cpu_backward", mutates_args=())
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    dx = x.new_empty(x.shape)
+    return dx, *backward_in_c(dy, None, x, weight, bias, silu, dx)
 
 
 @_backward.register_fake
@@ -108,7 +120,7 @@ class _Convolution(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "taps", "threads", "silu")),
-        *((name, View) for name in ("x", "y", "dy", "dx")),
+        *((name, View) for name in ("x", "y", "dy", "more", "dx")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "d_weight", "d_bias")),
     ]
 

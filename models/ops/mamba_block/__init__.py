@@ -1,16 +1,16 @@
 """A whole Mamba block in one fused call.
 
-The only back end is the package mamba-ssm. If it does not support a call, or the user asks for other kernels, the block
-is composed of its operators: `models.mamba.Mamba.compose`.
+The package mamba-ssm has one for CUDA tensors, and `cpu` is one for training on a CPU. If none supports a call, or the
+user asks for other kernels, the block is composed of its operators: `models.mamba.Mamba.compose`.
 """
 
 from types import ModuleType
 
 from audio_mamba.models.ops.calls import BlockCall
 from audio_mamba.models.ops.dispatch import Operator, announce, requested_backend
-from audio_mamba.models.ops.mamba_block import package
+from audio_mamba.models.ops.mamba_block import cpu, package
 
-BACKENDS = {"mamba_ssm": package}
+BACKENDS = {"mamba_ssm": package, "cpu": cpu}
 _operator = Operator("mamba_block", BACKENDS)
 
 
@@ -19,15 +19,18 @@ def choose_fused(call: BlockCall, backend: str = "auto") -> ModuleType | None:
 
     Args:
         call: hidden states [B, L, D] and the block's parameters.
-        backend: see `models.ops.dispatch`. Only "auto" and "mamba_ssm" may give a fused kernel. A call that the fused
-            kernel does not support is never an error, since the operators may support it.
+        backend: see `models.ops.dispatch`. "auto" takes the first fused kernel that supports the call; any other name
+            only the one of that name. A call that it does not support is never an error, since the operators may
+            support it.
 
     Raises:
         ValueError: an unknown back end.
     """
-    if requested_backend(backend) not in ("auto", *BACKENDS):
-        return None
-    name = _operator.first_that_supports(call)
+    name: str | None = requested_backend(backend)
+    if name == "auto":
+        name = _operator.first_that_supports(call)
+    elif name not in BACKENDS or BACKENDS[name].unsupported_reason(call):
+        name = None
     if name is None:
         return None
     announce("mamba_block", call.device_type, name)

@@ -41,12 +41,12 @@ def selective_scan(
     A = A.float()
     D, delta_bias = (t if t is None else t.float() for t in (D, delta_bias))
     watched = not unwatched(u, delta, A, B, C, D, z, delta_bias)
-    operator = torch.ops.audio_mamba.selective_scan_cpu if watched else _forward_in_c
+    operator = torch.ops.audio_mamba.selective_scan_cpu if watched else forward_in_c
     y, last = scan_by_group(operator, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return (y, last) if return_last_state else y
 
 
-def _forward_in_c(
+def forward_in_c(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -77,12 +77,42 @@ def _outputs(u, A, save):
     )
 
 
-_forward = torch.library.custom_op("audio_mamba::selective_scan_cpu", _forward_in_c, mutates_args=())
+_forward = torch.library.custom_op("audio_mamba::selective_scan_cpu", forward_in_c, mutates_args=())
 
 
 @_forward.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, softplus, save):
     return _outputs(u, A, save)
+
+
+def backward_in_c(
+    dy: Tensor,
+    d_last: Tensor | None,
+    starts: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+    dz: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, delta and A, those of B and C together as float32 [2, B, L, N], and those of D and
+    delta_bias. The gradient of z is written to `dz` [B, L, D], whose channels are adjacent."""
+    du, d_delta = u.new_empty(u.shape), delta.new_empty(u.shape)
+    (batch, length, channels), state = u.shape, A.shape[1]
+    blocks = -(-channels // BACKWARD_BLOCK)
+    dB, dC = d_matrices = A.new_empty(2, blocks, batch, length, state)
+    dA, (dD, d_bias) = A.new_empty(batch, channels, state), A.new_empty(2, batch, channels)
+    problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts)
+    dy, d_last = rows(dy), d_last if d_last is None else d_last.contiguous()
+    views = (View.of(t) for t in (dy, du, d_delta, dz))
+    gradients = _Gradients(*views, pointer(d_last), *map(pointer, (dA, dB, dC, dD, d_bias)))
+    _run("selective_scan_backward", problem, gradients)
+    return du, d_delta, dA.sum(0), d_matrices.sum(1), dD.sum(0), d_bias.sum(0)
 
 
 @torch.library.custom_op("audio_mamba::selective_scan_cpu_backward", mutates_args=())
@@ -101,37 +131,25 @@ def _backward(
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, D, z and delta_bias; the gradient of an absent z is empty."""
-    du, d_delta, dz = _gradients_like(u, delta, z)
-    (batch, length, channels), state = u.shape, A.shape[1]
-    blocks = -(-channels // BACKWARD_BLOCK)
-    dB, dC = A.new_empty(2, blocks, batch, length, state)
-    dA, (dD, d_bias) = A.new_empty(batch, channels, state), A.new_empty(2, batch, channels)
-    problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts)
-    dy, d_last = rows(dy), d_last if d_last is None else d_last.contiguous()
-    views = (View.of(t) for t in (dy, du, d_delta, z if z is None else dz))
-    gradients = _Gradients(*views, pointer(d_last), *map(pointer, (dA, dB, dC, dD, d_bias)))
-    _run("selective_scan_backward", problem, gradients)
-    dB, dC = dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype)
-    return du, d_delta, dA.sum(0), dB, dC, dD.sum(0), dz, d_bias.sum(0)
-
-
-def _gradients_like(u, delta, z):
-    dz = u.new_empty(0) if z is None else z.new_empty(z.shape)
-    return u.new_empty(u.shape), delta.new_empty(u.shape), dz
+    dz = None if z is None else z.new_empty(z.shape)
+    du, d_delta, dA, (dB, dC), dD, d_bias = backward_in_c(
+        dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus, dz
+    )
+    dB, dC = dB.to(B.dtype, copy=True), dC.to(C.dtype, copy=True)  # operators may not return parts of one tensor
+    return du, d_delta, dA, dB, dC, dD, u.new_empty(0) if dz is None else dz, d_bias
 
 
 @_backward.register_fake
 def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus):
-    du, d_delta, dz = _gradients_like(u, delta, z)
     channels = A.new_empty(u.shape[-1])
     return (
-        du,
-        d_delta,
+        u.new_empty(u.shape),
+        delta.new_empty(u.shape),
         A.new_empty(A.shape),
         B.new_empty(B.shape),
         C.new_empty(C.shape),
         channels,
-        dz,
+        u.new_empty(0) if z is None else z.new_empty(z.shape),
         torch.empty_like(channels),
     )
 

@@ -11,10 +11,11 @@
 enum { BLOCK = 96, VECS = BLOCK / W, MAX_TAPS = 16, CHUNK = 32 };
 
 /* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous float32. Backward
- * reads dy and writes dx [batch, L, D] and float32 d_weight [batch, D, taps] and d_bias [batch, D]. */
+ * reads dy, adds `more` to it unless its data is null, and writes dx [batch, L, D] and float32 d_weight
+ * [batch, D, taps] and d_bias [batch, D]. */
 typedef struct {
     int64_t batch, length, channels, taps, threads, silu;
-    View x, y, dy, dx;
+    View x, y, dy, more, dx;
     float *weight, *bias, *d_weight, *d_bias;
 } Convolution;
 
@@ -42,9 +43,9 @@ INLINE void shift(vec *window, vec newest, int taps) {
 }
 
 /* The inputs before step t, as a window whose next shift brings x_t. */
-INLINE void load_window(vec *x, const Convolution *c, int64_t batch, int64_t t, int64_t channel, int lanes, int taps) {
+INLINE void load_window(vec *window, const Column *x, int64_t t, int lanes, int taps) {
     for (int lag = 0; lag < taps; lag++)
-        x[lag] = lag < t ? load_at(&c->x, batch, t - 1 - lag, channel, lanes) : (vec){0};
+        window[lag] = lag < t ? read(x, t - 1 - lag, lanes) : (vec){0};
 }
 
 /* The convolution before the SiLU. */
@@ -57,44 +58,52 @@ INLINE vec convolve(const Filter *filter, const vec *x, int taps) {
 
 INLINE void forward_chunk(const Convolution *c, Filter *filter, int64_t batch, int64_t begin, int64_t end,
                           int64_t channel, int lanes, int taps) {
-    vec x[MAX_TAPS];
-    load_window(x, c, batch, begin, channel, lanes, taps);
+    Column x = column(&c->x, batch, 0, channel), y = column(&c->y, batch, 0, channel);
+    vec window[MAX_TAPS];
+    load_window(window, &x, begin, lanes, taps);
     for (int64_t t = begin; t < end; t++) {
-        shift(x, load_at(&c->x, batch, t, channel, lanes), taps);
-        prefetch(&c->x, batch, t + CHUNK, channel);
-        vec y = convolve(filter, x, taps);
-        store_at(&c->y, batch, t, channel, c->silu ? y * sigmoid(y) : y, lanes);
+        shift(window, read(&x, t, lanes), taps);
+        prefetch(&x, t + CHUNK);
+        vec sum = convolve(filter, window, taps);
+        write(&y, t, c->silu ? sum * sigmoid(sum) : sum, lanes);
     }
 }
 
 /* dx_t needs the d of the taps - 1 steps after t, so it is stored that much later. */
 INLINE void backward_chunk(const Convolution *c, Filter *filter, int64_t batch, int64_t begin, int64_t end,
                            int64_t channel, int lanes, int taps) {
-    vec x[MAX_TAPS], d[MAX_TAPS], d_by_lag[MAX_TAPS] = {{0}}, d_bias = {0};
-    load_window(x, c, batch, begin, channel, lanes, taps);
+    Column x = column(&c->x, batch, 0, channel), dy = column(&c->dy, batch, 0, channel);
+    Column more = c->more.data ? column(&c->more, batch, 0, channel) : (Column){0};
+    Column dx = column(&c->dx, batch, 0, channel);
+    vec window[MAX_TAPS], d[MAX_TAPS], d_by_lag[MAX_TAPS] = {{0}}, d_bias = {0};
+    load_window(window, &x, begin, lanes, taps);
     memcpy(d, filter->d, sizeof(vec) * taps);
     int64_t last = end == c->length ? end + taps - 1 : end;
     for (int64_t t = begin; t < last; t++) {
         vec d_t = {0};
         if (t < end) {
-            d_t = load_at(&c->dy, batch, t, channel, lanes);
-            shift(x, load_at(&c->x, batch, t, channel, lanes), taps);
-            prefetch(&c->dy, batch, t + CHUNK, channel);
-            prefetch(&c->x, batch, t + CHUNK, channel);
+            d_t = read(&dy, t, lanes);
+            shift(window, read(&x, t, lanes), taps);
+            if (more.first) {
+                d_t += read(&more, t, lanes);
+                prefetch(&more, t + CHUNK);
+            }
+            prefetch(&dy, t + CHUNK);
+            prefetch(&x, t + CHUNK);
             if (c->silu) {
-                vec y = convolve(filter, x, taps), open = sigmoid(y);
+                vec y = convolve(filter, window, taps), open = sigmoid(y);
                 d_t *= open * (1.f + y * (1.f - open));
             }
             d_bias += d_t;
             for (int lag = 0; lag < taps; lag++)
-                d_by_lag[lag] += d_t * x[lag];
+                d_by_lag[lag] += d_t * window[lag];
         }
         shift(d, d_t, taps);
         if (t >= taps - 1) {
-            vec dx = d[taps - 1] * filter->by_lag[0];
+            vec sum = d[taps - 1] * filter->by_lag[0];
             for (int lag = 1; lag < taps; lag++)
-                dx += d[taps - 1 - lag] * filter->by_lag[lag];
-            store_at(&c->dx, batch, t - (taps - 1), channel, dx, lanes);
+                sum += d[taps - 1 - lag] * filter->by_lag[lag];
+            write(&dx, t - (taps - 1), sum, lanes);
         }
     }
     memcpy(filter->d, d, sizeof(vec) * taps);

@@ -101,11 +101,12 @@ static void load_matrix(float *to, const Problem *p, const View *matrix, int64_t
     int64_t padded = padded_state(p);
     memset(to, 0, sizeof(float) * CHUNK * padded);
     int most_lanes = matrix->last == 1 ? W : 1;
-    for (int t = 0; t < steps; t++)
-        for (int64_t n = 0; n < p->state; n += most_lanes) {
-            int lanes = smaller(most_lanes, p->state - n);
-            store(to + t * padded + n, load_at(matrix, batch, begin + t, n, lanes), lanes);
-        }
+    for (int64_t n = 0; n < p->state; n += most_lanes) {
+        int lanes = smaller(most_lanes, p->state - n);
+        Column from = column(matrix, batch, begin, n);
+        for (int t = 0; t < steps; t++)
+            store(to + t * padded + n, read(&from, t, lanes), lanes);
+    }
 }
 
 static void load_matrices(Block *block, const Problem *p, int64_t batch, int64_t begin, int steps) {
@@ -113,27 +114,31 @@ static void load_matrices(Block *block, const Problem *p, int64_t batch, int64_t
     load_matrix(block->C, p, &p->C, batch, begin, steps);
 }
 
-/* Load a tile, and prefetch the one whose time begins at `next`. */
+/* Load a tile, and prefetch the one that begins `next` steps later. */
 INLINE void load_tile(Tile *tile, const Problem *p, vec reach, int64_t batch, int64_t begin, int64_t next, int steps,
                       int64_t channel, int backward) {
     int lanes = lanes_at(p, channel);
     vec bias = p->delta_bias ? load(p->delta_bias + channel, lanes) : (vec){0};
     vec skip = p->D ? load(p->D + channel, lanes) : (vec){0};
-    ivec far = {0};
+    Column delta = column(&p->delta, batch, begin, channel), u = column(&p->u, batch, begin, channel);
+    vec longest = {0};
+    ivec nan = {0};
     for (int t = 0; t < steps; t++) {
         Step *step = &tile->steps[t];
-        vec delta = load_at(&p->delta, batch, begin + t, channel, lanes) + bias;
-        vec u = load_at(&p->u, batch, begin + t, channel, lanes);
-        prefetch(&p->delta, batch, next + t, channel);
-        prefetch(&p->u, batch, next + t, channel);
-                step->dt_slope = (vec){0} + 1.f;
-        step->dt = p->softplus ? softplus(delta, backward ? &step->dt_slope : NULL) : delta;
-        step->u = u;
-        step->input = step->dt * u;
-        step->y = skip * u;
-        far |= ~(absolute(step->dt) * reach < EXPONENT_LIMIT); /* also for NaN */
+        step->u = read(&u, t, lanes);
+        step->dt = read(&delta, t, lanes) + bias;
+        prefetch(&u, next + t);
+        prefetch(&delta, next + t);
+        if (p->softplus)
+            step->dt = softplus(step->dt, backward ? &step->dt_slope : NULL);
+        else
+            step->dt_slope = (vec){0} + 1.f;
+        step->input = step->dt * step->u;
+        step->y = skip * step->u;
+        longest = most(longest, absolute(step->dt));
+        nan |= step->dt != step->dt;
     }
-    tile->in_range = !any(far);
+    tile->in_range = !any(nan | ~(longest * reach < EXPONENT_LIMIT));
 }
 
 INLINE void advance_within(Tile *tile, int steps, const vec *A, const float *B, const float *C, int64_t padded,
@@ -188,18 +193,17 @@ static void forward_block(const Problem *p, const View *y, float *last, Block *b
             if (p->starts)
                 for (int64_t n = 0; n < p->state; n++)
                     store(start_at(p, batch, begin / CHUNK, channel) + n * lanes, state[n], lanes);
-            load_tile(tile, p, block->reach[v], batch, begin, begin + CHUNK, steps, channel, 0);
+            load_tile(tile, p, block->reach[v], batch, begin, CHUNK, steps, channel, 0);
             for (int64_t n = 0; n < padded; n += GROUP)
                 advance_group(tile, steps, A + n, block->B + n, block->C + n, padded, state + n, NULL, NULL);
-            for (int t = 0; t < steps; t++) {
-                vec out = tile->steps[t].y;
-                if (p->z.data) {
-                    vec z = load_at(&p->z, batch, begin + t, channel, lanes);
-                    prefetch(&p->z, batch, begin + CHUNK + t, channel);
-                    out *= z * sigmoid(z);
-                }
-                store_at(y, batch, begin + t, channel, out, lanes);
+            Column out = column(y, batch, begin, channel), gate = column(&p->z, batch, begin, channel);
+            for (int t = 0; p->z.data && t < steps; t++) {
+                vec z = read(&gate, t, lanes);
+                prefetch(&gate, CHUNK + t);
+                tile->steps[t].y *= z * sigmoid(z);
             }
+            for (int t = 0; t < steps; t++)
+                write(&out, t, tile->steps[t].y, lanes);
         }
     }
     for (int v = 0; v < vecs; v++)
@@ -268,23 +272,29 @@ INLINE void retreat_group(Tile *tile, int steps, const vec *A, const float *B, c
     }
 }
 
-static void load_gradient(Tile *tile, const Problem *p, const Gradients *grads, int64_t batch, int64_t begin, int64_t next,
-                          int steps, int64_t channel) {
+static void load_gradient(Tile *tile, const Problem *p, const Gradients *grads, int64_t batch, int64_t begin,
+                          int64_t next, int steps, int64_t channel) {
     int lanes = lanes_at(p, channel);
+    Column dy = column(&grads->dy, batch, begin, channel), du = column(&grads->du, batch, begin, channel);
+    Column d_delta = column(&grads->d_delta, batch, begin, channel);
     for (int t = 0; t < steps; t++) {
         Step *step = &tile->steps[t];
-        step->dy = load_at(&grads->dy, batch, begin + t, channel, lanes);
-        prefetch(&grads->dy, batch, next + t, channel);
-        prefetch_to_write(&grads->du, batch, begin + t, channel);
-        prefetch_to_write(&grads->d_delta, batch, begin + t, channel);
+        step->dy = read(&dy, t, lanes);
+        prefetch(&dy, next + t);
+        prefetch_to_write(&du, t);
+        prefetch_to_write(&d_delta, t);
         step->d_input = step->d_exponent = (vec){0};
-        if (p->z.data) {
-            vec z = load_at(&p->z, batch, begin + t, channel, lanes), open = sigmoid(z);
-            prefetch(&p->z, batch, next + t, channel);
-            prefetch_to_write(&grads->dz, batch, begin + t, channel);
-            step->gate_slope = step->dy * open * (1.f + z * (1.f - open));
-            step->dy *= z * open;
-        }
+    }
+    if (!p->z.data)
+        return;
+    Column gate = column(&p->z, batch, begin, channel), dz = column(&grads->dz, batch, begin, channel);
+    for (int t = 0; t < steps; t++) {
+        Step *step = &tile->steps[t];
+        vec z = read(&gate, t, lanes), open = sigmoid(z);
+        prefetch(&gate, next + t);
+        prefetch_to_write(&dz, t);
+        step->gate_slope = step->dy * open * (1.f + z * (1.f - open));
+        step->dy *= z * open;
     }
 }
 
@@ -294,16 +304,18 @@ static void store_gradients(const Tile *tile, const Problem *p, const Gradients 
     int lanes = lanes_at(p, channel);
     vec skip = p->D ? load(p->D + channel, lanes) : (vec){0};
     vec sum_D = {0}, sum_bias = {0};
+    Column du = column(&grads->du, batch, begin, channel), d_delta = column(&grads->d_delta, batch, begin, channel);
     for (int t = 0; t < steps; t++) {
         const Step *step = &tile->steps[t];
-        vec d_delta = (step->d_input * step->u + step->d_exponent * LN2) * step->dt_slope;
-        sum_bias += d_delta;
+        vec d = (step->d_input * step->u + step->d_exponent * LN2) * step->dt_slope;
+        sum_bias += d;
         sum_D += step->dy * step->u;
-        store_at(&grads->d_delta, batch, begin + t, channel, d_delta, lanes);
-        store_at(&grads->du, batch, begin + t, channel, step->d_input * step->dt + step->dy * skip, lanes);
-        if (p->z.data)
-            store_at(&grads->dz, batch, begin + t, channel, step->gate_slope * step->y, lanes);
+        write(&d_delta, t, d, lanes);
+        write(&du, t, step->d_input * step->dt + step->dy * skip, lanes);
     }
+    Column dz = column(&grads->dz, batch, begin, channel);
+    for (int t = 0; p->z.data && t < steps; t++)
+        write(&dz, t, tile->steps[t].gate_slope * tile->steps[t].y, lanes);
     *d_bias += sum_bias;
     *dD += sum_D;
 }
@@ -334,7 +346,7 @@ static void backward_block(const Problem *p, const Gradients *grads, Block *bloc
             block->carry[v * padded + n] = load(grads->d_last + (batch * p->state + n) * p->channels + first + v * W,
                                                 lanes_at(p, first + v * W));
     for (int64_t chunk = ceil_div(p->length, CHUNK) - 1; chunk >= 0; chunk--) {
-        int64_t begin = chunk * CHUNK, next = begin - CHUNK;
+        int64_t begin = chunk * CHUNK;
         int steps = smaller(CHUNK, p->length - begin);
         load_matrices(block, p, batch, begin, steps);
         memset(block->dB, 0, sizeof(vec) * sums);
@@ -343,8 +355,8 @@ static void backward_block(const Problem *p, const Gradients *grads, Block *bloc
             int64_t channel = first + v * W;
             int lanes = lanes_at(p, channel);
             const float *start = start_at(p, batch, chunk, channel);
-            load_tile(tile, p, block->reach[v], batch, begin, next, steps, channel, 1);
-            load_gradient(tile, p, grads, batch, begin, next, steps, channel);
+            load_tile(tile, p, block->reach[v], batch, begin, -CHUNK, steps, channel, 1);
+            load_gradient(tile, p, grads, batch, begin, -CHUNK, steps, channel);
             for (int64_t n = 0; n < padded; n += GROUP) {
                 int64_t offset = v * padded + n, group = n / GROUP;
                 vec state[GROUP] = {{0}};

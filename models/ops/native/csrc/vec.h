@@ -154,8 +154,10 @@ INLINE vec exp2_product(vec a, vec b) {
     /* 2^(i/16) - (i << 19), since the bits of i are added twice */
     const ivec roots = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
                         0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
-    vec shifted = a * b + to_sixteenths;
-    vec r = a * b - (shifted - to_sixteenths);
+    vec x = a * b;
+    __asm__("" : "+v"(x));
+    vec shifted = x + to_sixteenths;
+    vec r = x - (shifted - to_sixteenths);
     vec scale = (vec)((ivec)_mm512_permutexvar_epi32((__m512i)shifted, (__m512i)roots) + ((ivec)shifted << 19));
     vec p = r * 0.05550601f + 0.2402359f;
     p = p * r + 0.6931472f;

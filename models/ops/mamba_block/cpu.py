@@ -1,0 +1,126 @@
+"""A whole Mamba block for training on a CPU, with a backward pass written by hand around the compiled kernels.
+
+It computes what `models.mamba.Mamba.compose` does, value by value. Where autograd would sum, join or copy gradients
+[B, L, E], the kernels here read and write them in place: the gradients of the two branches become one tensor
+[B, L, 2 E], those of the step, B and C another, and the convolution sums the two gradients of its output.
+
+Symbols as in `models.mamba`: B batch, L tokens, D channels of the model, E inner channels, N state size, R rank.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from audio_mamba.models.ops import native
+from audio_mamba.models.ops.calls import BlockCall, MambaParameters
+from audio_mamba.models.ops.causal_conv1d import cpu as conv
+from audio_mamba.models.ops.linear import linear, product_gradients
+from audio_mamba.models.ops.private_torch import untraced
+from audio_mamba.models.ops.selective_scan import cpu as scan
+
+
+def unsupported_reason(call: BlockCall) -> str | None:
+    """Nothing to differentiate, traced code, other than float32 parameters, or no kernels."""
+    parameters = [p for p in _parameters(call.block) if p is not None]
+    if not call.needs_gradient:
+        return "the input needs no gradient"
+    if not untraced(call.hidden, *parameters):
+        return "the call is traced or transformed"
+    if any(p.dtype != torch.float32 for p in parameters):
+        return "not all parameters are float32"
+    if call.block.conv1d.weight.shape[-1] > conv.MAX_TAPS:
+        return f"there are more than {conv.MAX_TAPS} taps"
+    autocast = torch.is_autocast_enabled("cpu")
+    if not autocast and call.hidden.dtype != torch.float32:
+        return f"the input is {call.hidden.dtype}, the parameters are float32"
+    return native.unsupported_reason(call.hidden, *parameters)
+
+
+def mamba_block(hidden: Tensor, block: MambaParameters) -> Tensor:
+    """See `models.mamba.Mamba`: hidden [B, L, D] -> [B, L, D], under autocast in its dtype."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    with torch.autocast("cpu", enabled=False):
+        return _MambaBlock.apply(dtype, hidden, *_parameters(block))
+
+
+def _parameters(block: MambaParameters) -> tuple[Tensor | None, ...]:
+    return (
+        block.in_proj.weight,
+        block.in_proj.bias,
+        block.conv1d.weight,
+        block.conv1d.bias,
+        block.x_proj.weight,
+        block.dt_proj.weight,
+        block.dt_proj.bias,
+        block.A_log,
+        block.D,
+        block.out_proj.weight,
+        block.out_proj.bias,
+    )
+
+
+class _MambaBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dtype, hidden, w_in, b_in, taps, b_conv, w_x, w_dt, b_dt, A_log, D, w_out, b_out):
+        ctx.types = hidden.dtype, dtype
+        hidden, w_in, w_x, w_dt, w_out = (t.to(dtype) for t in (hidden, w_in, w_x, w_dt, w_out))
+        b_in, b_out = (t if t is None else t.to(dtype) for t in (b_in, b_out))
+        xz = linear(hidden, w_in, b_in)  # [B, L, 2 E]
+        x, z = xz.chunk(2, dim=-1)
+        u = conv.forward_in_c(x, taps.squeeze(1), b_conv, True)
+        joined = linear(u, w_x)  # [B, L, R + 2 N]
+        dt, B, C = _split(joined, w_dt, A_log)
+        delta = linear(dt, w_dt)
+        A = -torch.exp(A_log)
+        y, _, starts = scan.forward_in_c(u, delta, A, B, C, D, z, b_dt, True, True)
+        ctx.save_for_backward(hidden, xz, u, joined, delta, y, starts, A, w_in, taps, b_conv, w_x, w_dt, b_dt, D, w_out)
+        ctx.biased = b_in is not None, b_out is not None
+        return linear(y, w_out, b_out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        with torch.autocast("cpu", enabled=False):
+            return _backward(ctx, d_out)
+
+
+def _backward(ctx, d_out):
+    hidden, xz, u, joined, delta, y, starts, A, w_in, taps, b_conv, w_x, w_dt, b_dt, D, w_out = ctx.saved_tensors
+    (x, z), (dt, B, C) = xz.chunk(2, dim=-1), _split(joined, w_dt, A)
+    d_xz, d_joined = torch.empty_like(xz), torch.empty_like(joined)
+    (dx, dz), (d_dt, *_) = d_xz.chunk(2, dim=-1), _split(d_joined, w_dt, A)
+
+    d_out = d_out.contiguous()
+    dy, d_w_out = product_gradients(d_out, y, w_out)
+    du, d_delta, dA, d_matrices, dD, d_b_dt = scan.backward_in_c(
+        dy, None, starts, u, delta, A, B, C, D, z, b_dt, True, dz
+    )
+    d_dt_product, d_w_dt = product_gradients(d_delta, dt, w_dt)
+    d_dt.copy_(d_dt_product)
+    d_joined[..., w_dt.shape[1] :].unflatten(-1, (2, -1)).copy_(d_matrices.permute(1, 2, 0, 3))
+    du_more, d_w_x = product_gradients(d_joined, u, w_x)
+    d_taps, d_b_conv = conv.backward_in_c(du, du_more, x, taps.squeeze(1), b_conv, True, dx)
+    d_hidden, d_w_in = product_gradients(d_xz, hidden, w_in)
+    d_b_in, d_b_out = (
+        d.sum((0, 1)).float() if biased else None for d, biased in zip((d_xz, d_out), ctx.biased, strict=True)
+    )
+    return (
+        None,
+        d_hidden.to(ctx.types[0]),
+        d_w_in.float(),
+        d_b_in,
+        d_taps.unsqueeze(1),
+        None if b_conv is None else d_b_conv,
+        d_w_x.float(),
+        d_w_dt.float(),
+        d_b_dt,
+        dA * A,  # A = -exp(A_log)
+        dD,
+        d_w_out.float(),
+        d_b_out,
+    )
+
+
+def _split(joined: Tensor, w_dt: Tensor, A: Tensor) -> tuple[Tensor, ...]:
+    """[B, L, R + 2 N] -> dt [B, L, R], B and C [B, L, N], as views."""
+    return joined.split([w_dt.shape[1], A.shape[1], A.shape[1]], dim=-1)
