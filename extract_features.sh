@@ -14,4 +14,4 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec python -m external_sources.embeddings \
     ${TASKS:+--tasks "$TASKS"} ${MODEL:+--model "$MODEL"} ${NAME:+--name "$NAME"} ${LAYOUT:+--layout "$LAYOUT"} \
     ${POOLING:+--pooling "$POOLING"} ${OVERLAP:+--overlap "$OVERLAP"} \
-    ${CACHE:+--cache "$CACHE"} ${REDO:+--redo} "$@"
+    ${CACHE:+--cache "$CACHE"} ${SHARE:+--share "$SHARE"} ${REDO:+--redo} "$@"

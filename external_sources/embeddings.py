@@ -13,6 +13,7 @@ from audio_mamba.external_sources.task_check import check_task
 from audio_mamba.external_sources.task_files import TaskError
 from audio_mamba.published_names import import_named, stored_name
 from audio_mamba.system.folder_lock import FolderInUseError
+from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import quiet_exit
 
 DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
@@ -211,6 +212,12 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         metavar="PATTERNS",
         help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
+    parser.add_argument(
+        "--share",
+        metavar="I/N",
+        help="embed the I-th of N parts of the tasks, for N machines that see the same folders (environment: SHARE); "
+        "torchrun and srun say this by themselves",
+    )
     parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
     parser.add_argument(
         "--cache",
@@ -238,6 +245,12 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         )
     cache = args.cache or sources.default_cache(args.tasks_dir)
     tasks = sources.find_tasks(args.tasks_dir, args.tasks, cache, args.hidden)
+
+    try:
+        share = Share.of_process(args.share)
+    except ValueError as error:
+        raise SystemExit(f"SHARE: {error}") from None
+    tasks = tasks[share.number :: share.count]
 
     embeddings_dir = args.output_dir / layout.EMBEDDINGS
     origins = [find_origin(module, args.model, args.layout, args.pooling, args.overlap) for module in modules]

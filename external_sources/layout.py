@@ -4,6 +4,7 @@ OUTPUT_DIR/audioset/<module>/<task>/                    embeddings, and .done.em
 OUTPUT_DIR/todo_audioset/<module>_r1_<seed>/<task>/     links to them, and the results of one downstream run
 """
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -96,5 +97,5 @@ def link_run(output_dir: Path, module: str, seed: int, hidden: bool = False) -> 
             if is_hidden(file.name) and file.name != DONE_EMBEDDINGS:
                 continue
             link = folder / file.name
-            if not os.path.lexists(link):
+            with contextlib.suppress(FileExistsError):  # linked before, or by another process now
                 link.symlink_to(os.path.relpath(file, folder))

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -36,6 +36,7 @@ from audio_mamba.hear_api.sources import Source, digest_of_versions, list_audio,
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
+from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import quiet_exit
 
 CHANNELS = ("mix", "left", "right", "each")
@@ -78,10 +79,22 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         "each: embeddings of every channel, with its number, counted from 0",
     )
     add_hidden_argument(parser)
-    add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
+    add("--workers", type=int, help="processes that decode files (default: as many as cores)")
+    add(
+        "--share",
+        metavar="I/N",
+        help="embed the I-th of N parts of the list, and the whole result when it is the last one to be completed; for "
+        "N machines that see the same folders (torchrun and srun say this by themselves)",
+    )
     add("--resume", action="store_true", help="continue an interrupted run; files that have changed are embedded again")
     add("--strict", action="store_true", help="stop at the first file that fails")
     args = parser.parse_args(arguments)
+    try:
+        args.share = Share.of_process(args.share)
+    except ValueError as error:
+        raise SystemExit(f"embed: --share: {error}") from None
+    if args.workers is None:
+        args.workers = max(1, usable_cores() // args.share.local_count)
     if args.workers < 1:
         raise SystemExit(f"embed: --workers must be at least 1, got {args.workers}")
     return args
@@ -89,19 +102,42 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
 
 def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
     """Embed the files of a command line; returns the entries of those that failed."""
-    files = list_audio(args.inputs, args.hidden)
+    files, share = list_audio(args.inputs, args.hidden), args.share
     with _decoding_pool(args.workers) as pool:
         source = resolve(args.config, args.weights, **feature_choices(args))
-        runtime = build_runtime(source, args.precision, args.device)
+        runtime = build_runtime(source, args.precision, _own_device(args.device, share))
         settings = _settings(args, files, runtime, source)
         sources = list_sources(files, args.channel, pool)
         if output.is_complete(settings, digest_of_versions(sources)):
             tqdm.write(f"{output.path} is complete already", file=sys.stderr)
             return output.read_failures()
-        with output.journal(settings, runtime.width_of(args.kind)) as journal:
-            _drop_changed(journal, sources)
-            _embed_sources(args, sources, pool, runtime, journal)
-            return output.finish(journal, runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0)
+        step_seconds = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
+        with output.journal(settings, runtime.width_of(args.kind), share) as journal:
+            own = share.part(sources)
+            _drop_changed(journal, own)
+            _embed_sources(args, own, pool, runtime, journal)
+            if share.count == 1:
+                return output.finish(journal, step_seconds)
+            failed = output.finish_share(journal, step_seconds, share)
+        if failed is None:
+            _say_share(output, share)
+        return failed or []
+
+
+def _own_device(device: str, share: Share) -> str:
+    """The GPU of a process, if several on a machine were told to use "cuda"."""
+    return f"cuda:{share.local_number}" if device == "cuda" and share.local_count > 1 else device
+
+
+def _say_share(output: Output, share: Share) -> None:
+    """Say what became of the result after a share was completed, and which shares nobody works on."""
+    if output.path.exists():
+        return
+    missing = ", ".join(f"{other.number + 1}" for other in output.missing_shares(share))
+    _say(
+        f"share {share} is complete; the process that completes the last one writes {output.path}"
+        + (f". Not complete, and nobody works on them now: {missing}; start them with --resume" if missing else "")
+    )
 
 
 @contextmanager
@@ -133,7 +169,7 @@ def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST
     }
 
 
-def _drop_changed(journal: Journal, sources: list[Source]) -> None:
+def _drop_changed(journal: Journal, sources: Sequence[Source]) -> None:
     """Keep what an interrupted run has finished up to the first file that has changed since; say what is not kept.
 
     All later files are embedded again, too, since rows are in the order of files, and groups must be the same as in an
@@ -159,7 +195,11 @@ def _say(text: str) -> None:
 
 
 def _embed_sources(
-    args: argparse.Namespace, sources: list[Source], pool: ProcessPoolExecutor, runtime: RuntimeSSAST, journal: Journal
+    args: argparse.Namespace,
+    sources: Sequence[Source],
+    pool: ProcessPoolExecutor,
+    runtime: RuntimeSSAST,
+    journal: Journal,
 ) -> None:
     """Embed what the journal lacks, group by group; each group is committed before the next one."""
     left = sources[len(journal.entries) :]
@@ -171,7 +211,7 @@ def _embed_sources(
         clips = _without_failures(left, clips)
     waiting = iter(left)
     with tqdm(
-        desc="embedding",
+        desc="embedding" if args.share.count == 1 else f"embedding share {args.share}",
         unit="channel" if args.channel == "each" else "file",
         total=len(sources),
         initial=len(journal.entries),
@@ -203,7 +243,7 @@ def _entry(clip: Clip | Failure, rows: int, source: Source) -> Entry:
     return Entry(source.name, rows, clip.seconds, channel=source.channel, version=source.version)
 
 
-def _without_failures(sources: list[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
+def _without_failures(sources: Sequence[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
     for source, clip in zip(sources, clips):
         if isinstance(clip, Failure):
             raise _strict_error(source.path, clip.reason)

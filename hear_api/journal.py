@@ -17,6 +17,7 @@ from audio_mamba.system.folder_lock import exclusive_lock
 
 # Settings that earlier versions did not write, with the only values they had.
 EARLIER_SETTINGS = {"channel": "mix", "pooling": "mean", "overlap": 0.0}
+ROWS, ENTRIES, COMPLETE = "rows.f32", "files.jsonl", "complete"  # in the folder of a journal
 READ_ROWS = 8192  # rows in memory at once when they are read back
 
 
@@ -58,7 +59,35 @@ class Entry:
     version: str | None = None
 
 
-class Journal:
+class _Rows:
+    """Rows on disk, and the files that they belong to."""
+
+    folder: Path
+    settings: dict
+    width: int
+    entries: list[Entry]
+    _paths: list[Path]  # of the rows
+
+    def read_rows(self) -> Iterator[np.ndarray]:
+        """All rows, in blocks [READ_ROWS, width] and a smaller one at the end."""
+        held = b""
+        for path in self._paths:
+            with open(path, "rb") as file:
+                while part := file.read(READ_ROWS * self.width * 4 - len(held)):
+                    held += part
+                    if len(held) == READ_ROWS * self.width * 4:
+                        yield np.frombuffer(held, "<f4").reshape(-1, self.width)
+                        held = b""
+        if held:
+            yield np.frombuffer(held, "<f4").reshape(-1, self.width)
+
+    @property
+    def count(self) -> int:
+        """Rows of all entries."""
+        return sum(entry.rows for entry in self.entries)
+
+
+class Journal(_Rows):
     """Embeddings in the order of their files: `rows.f32`, and `files.jsonl` with a line per commit, a list of `Entry`.
 
     When a run resumes, rows without an entry and a torn last line are dropped. In journals of earlier versions each
@@ -79,7 +108,8 @@ class Journal:
         self.folder, self.settings, self.width = folder, settings, width
         self.entries: list[Entry] = []
         self._commits: list[int] = []  # entries of each
-        self._rows_path, self._entries_path = folder / "rows.f32", folder / "files.jsonl"
+        self._rows_path, self._entries_path = folder / ROWS, folder / ENTRIES
+        self._paths = [self._rows_path]
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(exclusive_lock(folder))
@@ -118,17 +148,9 @@ class Journal:
         _to_disk(self._lines)  # before the rows, which count only with an entry
         self.drop()
 
-    def read_rows(self) -> Iterator[np.ndarray]:
-        """All rows, in blocks [n, width] of bounded size."""
-        self._rows.flush()
-        with open(self._rows_path, "rb") as file:
-            while block := file.read(READ_ROWS * self.width * 4):
-                yield np.frombuffer(block, "<f4").reshape(-1, self.width)
-
-    @property
-    def count(self) -> int:
-        """Rows of all entries."""
-        return sum(entry.rows for entry in self.entries)
+    def mark_complete(self) -> None:
+        """Note that nothing is missing, for `JoinedJournal`."""
+        (self.folder / COMPLETE).touch()
 
     def close(self) -> None:
         """Close the files and let other processes open the journal."""
@@ -150,16 +172,45 @@ class Journal:
                 file.write(json.dumps(self.settings).encode())
 
     def _drop_unfinished(self) -> None:
+        (self.folder / COMPLETE).unlink(missing_ok=True)
         text = self._entries_path.read_bytes() if self._entries_path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            found = json.loads(line)
-            entries = [Entry(**fields) for fields in (found if isinstance(found, list) else [found])]
+        for entries in _read_entries(whole):
             self.entries += entries
             self._commits.append(len(entries))
         for path, size in ((self._entries_path, len(whole)), (self._rows_path, self.count * self.width * 4)):
             with open(path, "ab") as file:
                 file.truncate(size)
+
+
+class JoinedJournal(_Rows):
+    """The complete journals of all shares of a list, in order, read as one.
+
+    Args:
+        folder: that holds theirs.
+        parts: folders of the journals.
+        settings: that they have in common.
+        width: of a row.
+    """
+
+    def __init__(self, folder: Path, parts: Iterable[Path], settings: dict, width: int):
+        self.folder, self.settings, self.width = folder, settings, width
+        self._paths, self.entries = [], []
+        for part in parts:
+            self._paths.append(part / ROWS)
+            self.entries += [entry for entries in _read_entries((part / ENTRIES).read_bytes()) for entry in entries]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the journal in a folder was marked as complete."""
+    return (folder / COMPLETE).exists()
+
+
+def _read_entries(lines: bytes) -> Iterator[list[Entry]]:
+    """The entries of each commit."""
+    for line in lines.splitlines():
+        found = json.loads(line)
+        yield [Entry(**fields) for fields in (found if isinstance(found, list) else [found])]
 
 
 def _to_disk(file: IO) -> None:

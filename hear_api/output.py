@@ -2,16 +2,20 @@
 
 import csv
 import io
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from audio_mamba.hear_api.journal import Entry, Journal, JournalError, check_settings
+from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal, JournalError, check_settings, is_complete
 from audio_mamba.hear_api.sources import digest_of_versions
 from audio_mamba.hear_api.writers import format_of, has_channels, read_settings
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
+from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.shares import Share
 
+ALL = Share()
 VERSIONS = "sizes and times of files"  # among the settings of a result: a digest
 
 
@@ -61,9 +65,15 @@ class Output:
         return True
 
     @contextmanager
-    def journal(self, settings: dict, width: int) -> Iterator[Journal]:
-        """The journal of this run. ValueError if another run has written the result in the meantime."""
-        journal = Journal(self._journal_folder, settings, width, self.resume)
+    def journal(self, settings: dict, width: int, share: Share = ALL) -> Iterator[Journal]:
+        """The journal of this run, or of its share of the files.
+
+        Raises:
+            ValueError: another run has written the result in the meantime, or has begun it with another number of
+                shares.
+        """
+        self._check_shares(share)
+        journal = Journal(self._folder_of(share), settings, width, self.resume)
         try:
             if self.path.exists():
                 journal.remove()
@@ -77,13 +87,62 @@ class Output:
 
         step_seconds: from one embedding of a file to the next.
         """
+        return self._finish(journal, step_seconds)
+
+    def finish_share(self, journal: Journal, step_seconds: float, share: Share) -> list[Entry] | None:
+        """Like `finish`, for the journal of a share: the process that completes the last share writes the result of
+        all. None if another process has done so, or will."""
+        journal.mark_complete()
+        if not all(is_complete(self._folder_of(other)) for other in share.all()):
+            return None
+        with exclusive_lock(
+            self._journal_folder, patience=math.inf
+        ):  # others may see at the same time that all is there
+            if self.path.exists():
+                return None
+            parts = map(self._folder_of, share.all())
+            return self._finish(
+                JoinedJournal(self._journal_folder, parts, journal.settings, journal.width), step_seconds
+            )
+
+    def missing_shares(self, share: Share) -> list[Share]:
+        """The shares that are not complete and on which no process works now: not started, or lost."""
+        missing = []
+        for other in share.all():
+            folder = self._folder_of(other)
+            try:
+                if not is_complete(folder):
+                    with exclusive_lock(folder, patience=0):
+                        missing.append(other)
+            except FolderInUseError:
+                pass
+            except FileNotFoundError:
+                missing.append(other)
+        return missing
+
+    def _folder_of(self, share: Share) -> Path:
+        if share.count == 1:
+            return self._journal_folder
+        return self._journal_folder / f"share-{share.number + 1}-of-{share.count}"
+
+    def _check_shares(self, share: Share) -> None:
+        """JournalError if the run was begun with another number of shares."""
+        counts = {int(path.name.rpartition("-")[2]) for path in self._journal_folder.glob("share-*-of-*")}
+        counts |= {1} if (self._journal_folder / "settings.json").exists() else set()
+        if other := counts - {share.count}:
+            raise JournalError(
+                f"{self._journal_folder} was started by {other.pop()} processes, this run has {share.count}; continue "
+                "with as many, or remove it to start again"
+            )
+
+    def _finish(self, journal: Journal | JoinedJournal, step_seconds: float) -> list[Entry]:
         if all(entry.version is not None for entry in journal.entries):
             journal.settings |= {VERSIONS: digest_of_versions(journal.entries)}
         remove_partials(self.path)  # of a run that was killed while it wrote
         failed = [entry for entry in journal.entries if entry.error]
         self._write_failures(failed, has_channels(journal))
         self._write(self.path, journal, step_seconds)
-        journal.remove()
+        shutil.rmtree(journal.folder)
         return failed
 
     def read_failures(self) -> list[Entry]:

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from audio_mamba.hear_api.journal import Entry, Journal
+from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal
 from audio_mamba.system.atomic_files import atomic_write
 
 NAME_BYTES = 200
@@ -26,7 +26,9 @@ SETTINGS_NAME, INDEX_NAME = "settings.json", "index.csv"  # in a folder of .npy 
 class Format(NamedTuple):
     """How a result is written and how its settings are read back."""
 
-    write: Callable[[Path, Journal, float], None]  # result, journal, seconds from one embedding of a file to the next
+    write: Callable[
+        [Path, Journal | JoinedJournal, float], None
+    ]  # result, journal, seconds from one embedding of a file to the next
     settings: Callable[[Path], str | bytes | None]  # JSON; None for results of earlier versions
 
 
@@ -77,12 +79,12 @@ def _settings_of_npy_folder(out: Path) -> str | None:
     return (out / SETTINGS_NAME).read_text() if (out / SETTINGS_NAME).exists() else None
 
 
-def has_channels(journal: Journal) -> bool:
+def has_channels(journal: Journal | JoinedJournal) -> bool:
     """Whether each entry is one channel of a file."""
     return journal.settings["channel"] == "each"
 
 
-def write_npz(out: Path, journal: Journal, step_seconds: float) -> None:
+def write_npz(out: Path, journal: Journal | JoinedJournal, step_seconds: float) -> None:
     """Arrays path [files], channel [files] (with `--channel each`), duration [files], offset [files + 1], embedding
     [rows, width] and start [rows], and the strings model, layout and settings (JSON). File i has the rows offset[i] to
     offset[i + 1]."""
@@ -105,7 +107,7 @@ def write_npz(out: Path, journal: Journal, step_seconds: float) -> None:
             _write_npy(member, journal.read_rows(), (journal.count, journal.width))
 
 
-def write_parquet(out: Path, journal: Journal, step_seconds: float) -> None:
+def write_parquet(out: Path, journal: Journal | JoinedJournal, step_seconds: float) -> None:
     """Columns path, channel (with `--channel each`), start, embedding (a list of fixed size), duration, model, layout;
     one line per embedding. The metadata of the schema holds `settings` (JSON)."""
     import pyarrow as pa
@@ -140,7 +142,7 @@ def write_parquet(out: Path, journal: Journal, step_seconds: float) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def write_npy_folder(out: Path, journal: Journal, step_seconds: float) -> None:
+def write_npy_folder(out: Path, journal: Journal | JoinedJournal, step_seconds: float) -> None:
     """One `<number>_<name>.npy` [rows, width] per file, index.csv (npy, path, rows, step, duration, model, layout), and
     settings.json. With `--channel each`, `<number>_ch<channel>_<name>.npy` and a column channel behind path."""
     unfinished = journal.folder / "npy"
@@ -170,7 +172,7 @@ def _short(stem: str) -> str:
 class _RowReader:
     """Reads the rows of a journal in any portions."""
 
-    def __init__(self, journal: Journal):
+    def __init__(self, journal: Journal | JoinedJournal):
         self._blocks, self._held = journal.read_rows(), np.zeros((0, journal.width), np.float32)
 
     def take(self, count: int) -> Iterator[np.ndarray]:
@@ -182,7 +184,7 @@ class _RowReader:
             yield part
 
 
-def _good(journal: Journal) -> list[Entry]:
+def _good(journal: Journal | JoinedJournal) -> list[Entry]:
     return [entry for entry in journal.entries if entry.error is None]
 
 
@@ -192,7 +194,7 @@ def _starts(counts: np.ndarray, step_seconds: float) -> np.ndarray:
     return np.round((np.arange(counts.sum()) - firsts) * step_seconds, 6)
 
 
-def _lines(journal: Journal, step_seconds: float) -> Iterator[tuple[Entry, float]]:
+def _lines(journal: Journal | JoinedJournal, step_seconds: float) -> Iterator[tuple[Entry, float]]:
     """The file and the start of every row."""
     for entry in _good(journal):
         for row in range(entry.rows):

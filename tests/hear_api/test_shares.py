@@ -1,0 +1,169 @@
+"""Several processes embed one list of files into the bytes that one process writes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from audio_mamba.hear_api import clips
+from audio_mamba.hear_api.embed import main
+from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal
+from audio_mamba.hear_api.runtime import RuntimeSSAST
+from audio_mamba.models.ops.private_torch import has_onednn_linear
+from audio_mamba.system.shares import Share
+from tests.conftest import ROOT
+
+MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--workers", "1", "--device", "cpu"]
+# Other libraries round by the number of rows, so by the clips that share a batch.
+pytestmark = pytest.mark.skipif(not has_onednn_linear(), reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch):
+    monkeypatch.setenv("AUDIO_MAMBA_LINEAR", "onednn")
+    monkeypatch.setattr("audio_mamba.models.ops.linear_choice._choice", "onednn")
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audio")
+    for number in range(7):
+        noise = np.random.default_rng(number).uniform(-0.3, 0.3, 9000 + 6000 * number)
+        soundfile.write(folder / f"{number}.wav", noise, 16000)
+    (folder / "4.wav").write_bytes(b"no audio at all")
+    return folder
+
+
+def run(audio, out, *options):
+    """The exit status of the command; 0 if it returns."""
+    try:
+        main([str(audio), *MODEL, "--out", str(out), *options])
+        return 0
+    except SystemExit as exit:
+        return exit.code
+
+
+@pytest.mark.parametrize("suffix, kind", [(".npz", "timestamps"), (".parquet", "scene"), ("", "timestamps")])
+def test_shares_give_the_bytes_of_one_process(audio, tmp_path, suffix, kind, monkeypatch, capsys):
+    monkeypatch.setattr("audio_mamba.hear_api.journal.READ_ROWS", 16)  # so that blocks lie across shares
+    whole, shared = tmp_path / f"whole{suffix}", tmp_path / f"shared{suffix}"
+    assert run(audio, whole, "--kind", kind) == 3
+    for share in ("3/3", "1/3"):
+        assert run(audio, shared, "--kind", kind, "--share", share) == 0
+        assert not shared.exists()
+    assert "share 1 of 3 is complete" in (said := capsys.readouterr().err)
+    assert "nobody works on them now: 2; start them with --resume" in said
+    assert run(audio, shared, "--kind", kind, "--share", "2/3") == 3  # the last one reports failures of all
+    assert re.search(r"1 file could not be embedded.*\n.*4\.wav", capsys.readouterr().err)
+    pairs = [(path, shared / path.name) for path in whole.iterdir()] if suffix == "" else [(whole, shared)]
+    assert all(ours.read_bytes() == theirs.read_bytes() for theirs, ours in pairs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [whole.name, shared.name, f"{whole.name}.failed.csv", f"{shared.name}.failed.csv"]
+    )
+    assert run(audio, shared, "--kind", kind, "--share", "1/3", "--resume") == 3
+    assert "is complete already" in capsys.readouterr().err
+
+
+def test_an_interrupted_share_is_resumed(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "GROUP_FRAMES", 1)  # one file per group
+    embed_group, groups = RuntimeSSAST.embed_group, []
+
+    def interrupted(self, *arguments):
+        groups.append(arguments)
+        if len(groups) == 3:
+            raise KeyboardInterrupt
+        return embed_group(self, *arguments)
+
+    whole, shared = tmp_path / "whole.npz", tmp_path / "shared.npz"
+    assert run(audio, whole) == 3
+    assert run(audio, shared, "--share", "1/2") == 0
+    monkeypatch.setattr(RuntimeSSAST, "embed_group", interrupted)
+    assert run(audio, shared, "--share", "2/2") == 130
+    assert "holds an interrupted run" in run(audio, shared, "--share", "2/2")
+    assert "was started by 2 processes, this run has 3" in run(audio, shared, "--share", "1/3", "--resume")
+    assert "was started by 2 processes, this run has 1" in run(audio, shared, "--resume")
+    groups[:] = [None] * 3  # so that it is not interrupted again
+    assert run(audio, shared, "--share", "2/2", "--resume") == 3
+    assert len(groups) == 3 + 1 and shared.read_bytes() == whole.read_bytes()
+
+
+def test_under_torchrun_and_after_a_killed_process(audio, tmp_path):
+    """A process is killed; the same command with --resume takes up its share."""
+    whole, shared = tmp_path / "whole.npz", tmp_path / "shared.npz"
+    assert run(audio, whole) == 3
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "audio_mamba.hear_api.embed", str(audio), *MODEL, "--out", str(shared)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    journal, end = tmp_path / "shared.npz.partial" / "share-2-of-2" / "settings.json", time.monotonic() + 120
+    while not journal.exists() and not shared.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    pids = subprocess.run(["pgrep", "-f", f"hear_api.embed.*{shared}"], capture_output=True, text=True).stdout.split()
+    for pid in pids:
+        if "\0RANK=1\0" in open(f"/proc/{pid}/environ").read():
+            os.kill(int(pid), signal.SIGKILL)
+    first.communicate(timeout=120)
+    again = subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, capture_output=True, timeout=240)
+    assert again.returncode != 0  # since a file failed
+    assert shared.read_bytes() == whole.read_bytes(), again.stderr.decode()[-2000:]
+
+
+@pytest.mark.slow
+def test_two_thousand_files_by_two_processes(tmp_path):
+    (tmp_path / "audio").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2000):
+        samples = rng.uniform(-0.3, 0.3, rng.integers(2000, 12000))
+        soundfile.write(tmp_path / "audio" / f"{number:04d}.flac", samples, 16000)
+    assert run(tmp_path / "audio", tmp_path / "whole.npz") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "audio_mamba.hear_api.embed", str(tmp_path / "audio"), *MODEL]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, "--out", "shared.npz"], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "shared.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_the_share_of_a_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert Share.of_process() == Share() and Share().part("abc") == "abc"
+    assert Share.of_process("2/4") == Share(1, 4)
+    for text in ("0/4", "5/4", "1", "1/0", "a/b", "-1/2", "1/2/3"):
+        with pytest.raises(ValueError, match="written as NUMBER/COUNT"):
+            Share.of_process(text)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    assert Share.of_process() == Share(3, 8, 1, 1)
+    for name, value in (("RANK", 5), ("WORLD_SIZE", 6), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    assert Share.of_process() == Share(5, 6, 1, 2)
+    with pytest.raises(SystemExit, match="embed: --share: a share is written"):
+        main(["a.wav", "--share", "half"])
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_shares_cover_the_list_once_and_in_order(count):
+    for length in range(20):
+        parts = [share.part(range(length)) for share in Share(0, count).all()]
+        assert [item for part in parts for item in part] == list(range(length))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_joined_journals_read_like_one(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    folders = [tmp_path / name for name in "ab"]
+    for folder, part in zip(folders, (rows[:4], rows[4:])):
+        journal = Journal(folder, {"channel": "mix"}, 3, resume=False)
+        journal.append(part)
+        journal.commit([Entry(folder.name, len(part))])
+        journal.close()
+    joined = JoinedJournal(tmp_path, folders, {"channel": "mix"}, 3)
+    assert [entry.path for entry in joined.entries] == ["a", "b"] and joined.count == 10
+    np.testing.assert_array_equal(np.concatenate(list(joined.read_rows())), rows)
