@@ -24,7 +24,7 @@ def probe(args: argparse.Namespace) -> str:
     from audio_mamba.hear_api.probe.report import compare, markdown, write
 
     models = [find_model(name, args.layout) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
-    clips = read_clips(args.source, args.labels)
+    clips = read_clips(args.source, args.labels, args.fold_column, args.group_column)
     rounds = clips.rounds()
     results = []
     for model in models:
@@ -49,6 +49,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
     )
     add("--labels", metavar="CSV", type=Path, help="table of labels, as for data.prepare")
+    add("--fold-column", metavar="NAME", help="column of --labels with the fold of each clip, or folder")
+    add(
+        "--group-column",
+        metavar="NAME",
+        help="column of --labels with what clips share (speaker, recording), or folder; a group stays in one fold",
+    )
     add("--layout", choices=LAYOUTS, help="of scene embeddings (default: each config's)")
     add("--device", help="torch device (default: a GPU if there is one)")
     add("--out", metavar="DIR", type=Path, default=Path("probe"), help="folder for results (default: %(default)s)")
