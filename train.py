@@ -15,6 +15,7 @@ import json
 import logging
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 
 import torch
@@ -37,6 +38,8 @@ from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
 from audio_mamba.training.resume import Progress
 from audio_mamba.training.trackers import TensorBoard, Tracker, Wandb
+
+LossOf = Callable[[Run, nn.Module, dict[str, torch.Tensor]], torch.Tensor]
 
 logger = logging.getLogger("train")
 
@@ -82,7 +85,7 @@ def train(run: Run, interruption: Interruption) -> None:
     if run.progress.epoch >= config.num_epochs:
         logger.info("nothing to do: all %d epochs are complete", config.num_epochs)
     for epoch in range(run.progress.epoch, config.num_epochs):
-        steps = train_epoch(run, epoch, monitor, guard, interruption)
+        steps = train_epoch(run, epoch, monitor, guard, interruption, loss_of)
         val_loss = None if interruption.stop_now else validate(run, interruption)
         if interruption.stop_now:
             save_in_epoch(run, Progress(epoch, steps), monitor)
@@ -98,8 +101,10 @@ def train(run: Run, interruption: Interruption) -> None:
         resume.remove_stale(run.workdir, finished=True)
 
 
-def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interruption: Interruption) -> int:
-    """Train the rest of the epoch; return how many of its steps are complete.
+def train_epoch(
+    run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interruption: Interruption, loss_of: LossOf
+) -> int:
+    """Train the rest of the epoch; return how many of its steps are complete. finetune.py trains its epochs here, too.
 
     An incomplete accumulation window at the end of the epoch is dropped, as in the published code.
     """
@@ -215,6 +220,7 @@ def checkpoint_state(run: Run, monitor: Monitor) -> dict[str, object]:
         "samples_per_step": run.samples_per_step,
         "linear_library": linear_choice() if run.device.type == "cpu" else None,
         "args": {**vars(run.args), "config": run.config.to_dict()},
+        **run.more_state(),
     }
 
 

@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ logger = logging.getLogger("train")
 def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
     """The config of a module with KEY=VALUE overrides. Raises ValueError for an unknown module, key or value."""
     config = resolve.load_config(module_name)
+    apply_overrides(config, overrides)
+    return check_config(config, models.ARCHS, source="--set")
+
+
+def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
+    """Change a config by KEY=VALUE entries of a command line. Raises ValueError for an unknown key or wrong value."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -77,7 +84,6 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
             now = flattened(config.to_dict()).get(key)
             expected = f"expected a value like {now!r}" if now is not None else f"set its entries, as {key}.NAME=VALUE"
             raise ValueError(f"--set {override}: {expected}") from error
-    return check_config(config, models.ARCHS, source="--set")
 
 
 @dataclass
@@ -99,6 +105,10 @@ class Run:
     progress: Progress
     monitor_state: dict[str, Any] | None
 
+    def more_state(self) -> dict[str, Any]:
+        """What else belongs into a checkpoint."""
+        return {}
+
     @property
     def samples_per_step(self) -> int:
         """Samples of a step, all processes together."""
@@ -119,31 +129,10 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     config = load_config(args.config, args.overrides)
     name_data(config, args)
     optim.check_names(config.opt.optimizer, config.opt.schedule)
-    args.print_freq = args.print_freq or config.log_every_steps
-    args.precision = args.precision or config.precision
-    if args.precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {args.precision!r}; choose from {', '.join(PRECISIONS)}")
-    device = distributed.init(args.device)
-    if device.type == "cpu":  # the processes round alike; a checkpoint may name another library below
-        set_linear_choice(distributed.gather(linear_choice())[0])
-    if args.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
-    if args.tf32 and device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    logging.basicConfig(
-        level=logging.INFO if distributed.is_main() else logging.WARNING,
-        handlers=[OutputHandler()],
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    device = join_processes(args, config)
     if args.init and args.resume:
         raise ValueError("--init and --resume exclude each other: --init starts a new run, --resume continues one")
-    workdir = Path(args.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir {workdir} is a file; expected a folder")
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if distributed.is_main():
-        resources.enter_context(exclusive_lock(workdir))
+    workdir = open_workdir(Path(args.workdir), resources)
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)
@@ -178,6 +167,38 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     )
 
 
+def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device:
+    """Join the processes of torchrun and start logging; return the device of this process. Errors as for `set_up`."""
+    args.print_freq = args.print_freq or config.log_every_steps
+    args.precision = args.precision or config.precision
+    if args.precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {args.precision!r}; choose from {', '.join(PRECISIONS)}")
+    device = distributed.init(args.device)
+    if device.type == "cpu":  # the processes round alike; a checkpoint may name another library below
+        set_linear_choice(distributed.gather(linear_choice())[0])
+    if args.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
+    if args.tf32 and device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    logging.basicConfig(
+        level=logging.INFO if distributed.is_main() else logging.WARNING,
+        handlers=[OutputHandler()],
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    return device
+
+
+def open_workdir(workdir: Path, resources: ExitStack) -> Path:
+    """Make the work folder if it is missing, and lock it until `resources` are closed. Errors as for `set_up`."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir {workdir} is a file; expected a folder")
+    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if distributed.is_main():
+        resources.enter_context(exclusive_lock(workdir))
+    return workdir
+
+
 def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
     """Put the data of the command line into the config. Raises ValueError for --data with --fake-data."""
     if args.data and args.fake_data:
@@ -202,13 +223,16 @@ def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
         )
 
 
-def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
-    """Raise ValueError if the checkpoints in `workdir` belong to a config that differs in more than FREE_KEYS."""
+def check_same_experiment(workdir: Path, config: ConfigDict, defaults: Mapping[str, Any] = DEFAULTS) -> None:
+    """Raise ValueError if the checkpoints in `workdir` belong to a config that differs in more than FREE_KEYS.
+
+    `defaults` are the values of keys that are younger than the work folder.
+    """
     if not (workdir / "config.json").exists() or not resume.checkpoints(workdir):
         return
     try:
         written = json.loads((workdir / "config.json").read_text())
-        theirs = flattened(DEFAULTS) | flattened(written)  # the file may be older than some keys
+        theirs = flattened(dict(defaults)) | flattened(written)  # the file may be older than some keys
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{workdir / 'config.json'} is damaged ({error}), so this run cannot be checked against it; "
