@@ -75,7 +75,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
 def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
     """Embed the files of a command line; returns the entries of those that failed."""
     files = list_audio(args.inputs)
-    with _decoding_pool(args.workers) as pool:
+    with decoding_pool(args.workers) as pool:
         source = resolve(args.config, args.weights, args.layout)
         runtime = build_runtime(source, args.precision, args.device)
         settings = _settings(args, files, runtime, source)
@@ -88,7 +88,8 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
 
 
 @contextmanager
-def _decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that run `decode`."""
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
         pool.submit(int).result()  # starts the workers now, before the threads of the model exist
@@ -100,7 +101,6 @@ def _decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST, source: ModelSource) -> dict:
     """What the result depends on. Weights are identified by their bytes, not by path or time, so the settings are the
     same in every copy of the project."""
-    listed = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
     digest = source.weights and f"SHA-256 {sha256(source.weights)[:16]}"
     return {
         "model": source.label,
@@ -109,8 +109,13 @@ def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST
         "layout": runtime.layout_of(args.kind),
         "precision": runtime.working_precision,
         "device": args.device,
-        "list of files": f"{len(files)} files, {listed[:16]}",
+        "list of files": f"{len(files)} files, {list_digest(files)}",
     }
+
+
+def list_digest(files: list[Path]) -> str:
+    """What tells a list of files from others, 16 hex digits."""
+    return hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()[:16]
 
 
 def _embed_files(
@@ -122,7 +127,7 @@ def _embed_files(
         pool, decode, ((path, runtime.front_end) for path in left), FILES_AHEAD * args.workers
     )
     if args.strict:
-        clips = _without_failures(left, clips)
+        clips = without_failures(left, clips)
     names = map(printable, left)
     with tqdm(
         desc="embedding",
@@ -144,7 +149,7 @@ def _embed_files(
                     bar.update(share)
             except AudioFileError as error:  # a long file that has changed or gone since it was measured
                 if args.strict:
-                    raise _strict_error(error.path, error.reason)
+                    raise strict_error(error.path, error.reason)
                 journal.drop()
                 group = [Failure(error.reason)]
             journal.commit(
@@ -154,21 +159,24 @@ def _embed_files(
             bar.update(len(journal.entries) - bar.n)
 
 
-def _without_failures(files: list[Path], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
+def without_failures(files: list[Path], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
+    """The clips of files; AudioError, which names the file, at the first failure."""
     for path, clip in zip(files, clips):
         if isinstance(clip, Failure):
-            raise _strict_error(path, clip.reason)
+            raise strict_error(path, clip.reason)
         yield clip
 
 
-def _strict_error(path: str | Path, reason: str) -> AudioError:
+def strict_error(path: str | Path, reason: str) -> AudioError:
+    """What ends a run with --strict."""
     return AudioError(f"{path}: {reason} (--strict)")
 
 
-def _print_failures(failed: list[Entry], output: Output) -> None:
+def print_failures(failed: list[Entry], output: Output, done: str = "embedded") -> None:
+    """List the files that could not be `done` on stderr."""
     width = max(len(entry.path) for entry in failed)
     files = "1 file" if len(failed) == 1 else f"{len(failed)} files"
-    print(f"\n{files} could not be embedded (this list: {output.failures_path}):", file=sys.stderr)
+    print(f"\n{files} could not be {done} (this list: {output.failures_path}):", file=sys.stderr)
     for entry in failed:
         print(f"  {entry.path:<{width}}  {entry.error}", file=sys.stderr)
 
@@ -190,7 +198,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"embed: {error}")
     if failed:
-        _print_failures(failed, output)
+        print_failures(failed, output)
         sys.exit(FAILED_STATUS)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from audio_mamba.hear_api.journal import Entry, Journal, check_settings
-from audio_mamba.hear_api.writers import format_of, read_settings
+from audio_mamba.hear_api.writers import Format, format_of, read_settings
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
 
 
@@ -16,16 +16,17 @@ class Output:
     """What `--out` names.
 
     Args:
-        path: of the result; its suffix chooses the format.
+        path: of the result.
         resume: continue an interrupted run, and accept a complete result.
+        format: of the result; None lets the suffix of `path` choose one of `writers`.
 
     Raises:
         ValueError: unknown format, or a result is already there and `resume` is not set.
     """
 
-    def __init__(self, path: Path, resume: bool):
+    def __init__(self, path: Path, resume: bool, format: Format | None = None):
         self.path, self.resume = path, resume
-        self._write = format_of(path).write
+        self._format = format or format_of(path)
         self._journal_folder = path.with_name(f"{path.name}.partial")
         if path.exists() and not resume:
             raise ValueError(f"{path} exists already; remove it or choose another name")
@@ -39,7 +40,7 @@ class Output:
         """Whether the result of an earlier run is there. ValueError for one of other settings, or another file."""
         if not (self.resume and self.path.exists()):
             return False
-        if made_with := read_settings(self.path):
+        if made_with := read_settings(self.path, self._format):
             check_settings(f"{self.path} was made", made_with, settings)
         shutil.rmtree(self._journal_folder, ignore_errors=True)  # left if the run was killed at its very end
         return True
@@ -64,7 +65,7 @@ class Output:
         remove_partials(self.path)  # of a run that was killed while it wrote
         failed = [entry for entry in journal.entries if entry.error]
         self._write_failures(failed)
-        self._write(self.path, journal, step_seconds)
+        self._format.write(self.path, journal, step_seconds)
         journal.remove()
         return failed
 

@@ -44,9 +44,13 @@ def load_weights(model: nn.Module, weights_dir: str | Path) -> Path:
         CheckpointError: a damaged file, or weights of another architecture.
     """
     path = find_checkpoint(weights_dir)
-    state = read_safetensors(path) if path.suffix == ".safetensors" else load_checkpoint(path)["model"]
-    load_model_state(model, state, source=path)
+    load_model_state(model, read_weights(path), source=path)
     return path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file by name. CheckpointError if it is damaged."""
+    return read_safetensors(path) if path.suffix == ".safetensors" else load_checkpoint(path)["model"]
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

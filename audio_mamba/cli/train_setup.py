@@ -87,32 +87,39 @@ def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
 
 
 @dataclass
-class Run:
-    """Everything that the loop needs to start or resume at `progress`."""
+class Loop:
+    """What the steps of a training loop need to start or resume at `progress`."""
 
     args: argparse.Namespace
     config: ConfigDict
     workdir: Path
     device: torch.device
-    model: MaskedSpectrogramEncoder
+    model: nn.Module
     parallel_model: nn.Module
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     loader: StatefulDataLoader
     val_loader: StatefulDataLoader | None
-    fixed_clips: dict[str, torch.Tensor]  # a batch for the pictures
     peak_rate: float
     progress: Progress
     monitor_state: dict[str, Any] | None
-
-    def more_state(self) -> dict[str, Any]:
-        """What else belongs into a checkpoint."""
-        return {}
 
     @property
     def samples_per_step(self) -> int:
         """Samples of a step, all processes together."""
         return self.config.batch_size * distributed.world_size()
+
+    def more_state(self) -> dict[str, Any]:
+        """Further entries of a checkpoint."""
+        return {}
+
+
+@dataclass
+class Run(Loop):
+    """Everything that the loop of train.py needs."""
+
+    model: MaskedSpectrogramEncoder
+    fixed_clips: dict[str, torch.Tensor]  # a batch for the pictures
 
 
 def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
@@ -133,6 +140,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     if args.init and args.resume:
         raise ValueError("--init and --resume exclude each other: --init starts a new run, --resume continues one")
     workdir = open_workdir(Path(args.workdir), resources)
+    (workdir / "checkpoints").mkdir(exist_ok=True)
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)
@@ -160,10 +168,10 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
         scaler,
         loader,
         val_loader,
-        clips_to_show(loader),
         optim.peak_learning_rate(config.opt.learning_rate, global_batch),
         progress,
         monitor_state,
+        clips_to_show(loader),
     )
 
 
@@ -193,7 +201,7 @@ def open_workdir(workdir: Path, resources: ExitStack) -> Path:
     """Make the work folder if it is missing, and lock it until `resources` are closed. Errors as for `set_up`."""
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir {workdir} is a file; expected a folder")
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
         resources.enter_context(exclusive_lock(workdir))
     return workdir
