@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "augment": {"gain": 0.0, "mixup": 0.0, "time_shift": 0, "time_mask": 0, "freq_mask": 0},  # see `data.augment`
     "opt": {
-        "learning_rate": 1e-3,  # for a global batch of 256
+        "learning_rate": 4e-3,  # for a global batch of 256
         "weight_decay": 0.05,
         "warmup_epochs": 2.0,
         "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it

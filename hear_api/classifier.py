@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from audio_mamba.data.normalisation import clip_statistics, normalise
-from audio_mamba.hear_api.clips import Clip, Failure, LongFile, group_clips, prefetch_chunks
+from audio_mamba.hear_api.clips import Clip, Failure, LongFile, ShortClip, group_clips, prefetch_chunks
 from audio_mamba.hear_api.inputs import ClipInput, as_clips, check_sample_rate
 from audio_mamba.hear_api.runtime import RuntimeSSAST, pick_device
 from audio_mamba.hear_api.weights import CONFIG_NAME, WEIGHTS_NAME, read_safetensors
@@ -84,6 +84,28 @@ def find_classifier(path: str | Path) -> Path:
     raise FileNotFoundError(f"no classifier ({CONFIG_NAME} and {WEIGHTS_NAME}) in {path} or {path / 'classifier'}")
 
 
+def is_classifier(path: str | Path) -> bool:
+    """Whether `find_classifier` finds a classifier of finetune.py."""
+    try:
+        _read_entries(find_classifier(path) / CONFIG_NAME)
+    except (FileNotFoundError, CheckpointError):
+        return False
+    return True
+
+
+def copy_classifier(folder: Path, out: Path) -> None:
+    """Copy a classifier to another folder, the config last. ValueError if something else is there."""
+    if (out / CONFIG_NAME).exists() and not is_classifier(out) or (out / "checkpoints").exists():
+        raise ValueError(
+            f"{out} holds something else, such as a training run; choose another folder for the classifier"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG_NAME).unlink(missing_ok=True)
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        with atomic_write(out / name) as file:
+            file.write((folder / name).read_bytes())
+
+
 class AudioClassifier(nn.Module):
     """A fine-tuned classifier; `.cuda()` and `.to()` move it as any module.
 
@@ -148,20 +170,29 @@ class AudioClassifier(nn.Module):
         """
         sample_rate = self.runtime.sample_rate if sample_rate is None else sample_rate
         check_sample_rate(sample_rate)
-        rows = [
-            self.of_clip(clip)
-            for group in group_clips(self.runtime.read_clips(as_clips(clips), sample_rate))
-            for clip in group
-            if not isinstance(clip, Failure)
-        ]
+        groups = group_clips(self.runtime.read_clips(as_clips(clips), sample_rate))
+        rows = [row for group in groups for row in self.of_group(group)]
         return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
 
     @torch.no_grad()
-    def of_clip(self, clip: Clip) -> Tensor:
-        """Probabilities of a whole clip, float32 [1, classes] on the CPU; a long file is read chunk by chunk."""
+    def of_group(self, group: Sequence[Clip | Failure]) -> Iterator[Tensor]:
+        """Probabilities of the whole clips of a group of `clips.group_clips`, float32 [1, classes] each, on the CPU;
+        failures have none.
+
+        Raises:
+            data.audio.AudioFileError: a long file cannot be read a second time.
+        """
+        if isinstance(group[0], LongFile):
+            yield self._of_long(group[0])
+            return
+        spectrograms = [torch.as_tensor(clip.spectrogram) for clip in group if isinstance(clip, ShortClip)]
+        for steps in self.runtime.encode(spectrograms, "bands"):
+            yield self._of_features(self._pool(steps)[None])
+
+    def _of_long(self, file: LongFile) -> Tensor:
         width = self.runtime.timestamp_embedding_size
         steps, total, squares = 0, *torch.zeros(2, width, dtype=torch.float64)
-        for chunk in self._chunks(clip):
+        for chunk in self._chunks(file):
             rows = self.runtime.encode([chunk], "bands")[0].double().cpu()  # [t, W]
             steps, total, squares = steps + len(rows), total + rows.sum(dim=0), squares + rows.square().sum(dim=0)
         mean = total / steps

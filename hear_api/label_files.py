@@ -9,7 +9,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from audio_mamba.hear_api.classifier import AudioClassifier
-from audio_mamba.hear_api.clips import Clip
+from audio_mamba.hear_api.clips import Clip, Failure
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.writers import NAME_BYTES, SETTINGS_NAME, Format
 from audio_mamba.system.atomic_files import atomic_write
@@ -95,11 +95,19 @@ class Labelling:
             classifier.front_end.mel_max_hz,
         )
 
-    def rows(self, classifier: AudioClassifier, clip: Clip) -> Tensor:
-        """Probabilities of a clip's windows, or of all of it, float32 [n, classes]."""
+    def rows(self, classifier: AudioClassifier, group: Sequence[Clip | Failure]) -> Iterator[Tensor]:
+        """For each clip of a group the probabilities of its windows, or of all of it, float32 [n, classes];
+        failures have none.
+
+        Raises:
+            data.audio.AudioFileError: a long file, which is a group of its own, cannot be read a second time.
+        """
         if self.window_frames is None or self.hop_frames is None:
-            return classifier.of_clip(clip)
-        return classifier.of_windows(clip, self.window_frames, self.hop_frames)
+            yield from classifier.of_group(group)
+        else:
+            for clip in group:
+                if not isinstance(clip, Failure):
+                    yield classifier.of_windows(clip, self.window_frames, self.hop_frames)
 
     def settings(self) -> dict:
         """What the result depends on, beside weights and files."""

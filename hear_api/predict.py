@@ -115,21 +115,20 @@ def _label_files(
     names = map(printable, left)
     with tqdm(desc="labelling", unit="file", total=len(files), initial=len(journal.entries)) as bar:
         for group in group_clips(clips):
-            entries = []
-            for clip, name in zip(group, names):
-                try:
-                    if isinstance(clip, Failure):
-                        entries.append(Entry(name, error=clip.reason))
-                    else:
-                        rows = labelling.rows(classifier, clip).numpy()
-                        journal.append(rows)
-                        entries.append(Entry(name, len(rows), clip.seconds))
-                except AudioFileError as error:  # a long file that has changed or gone since it was measured
-                    if args.strict:
-                        raise strict_error(error.path, error.reason)
-                    entries.append(Entry(name, error=error.reason))
-                bar.update()
-            journal.commit(entries)
+            try:
+                rows = [row.numpy() for row in labelling.rows(classifier, group)]
+            except AudioFileError as error:  # a long file that has changed or gone since it was measured
+                if args.strict:
+                    raise strict_error(error.path, error.reason)
+                group, rows = [Failure(error.reason)], []
+            for row in rows:
+                journal.append(row)
+            counts = iter(map(len, rows))
+            journal.commit(
+                Entry(name, error=clip.reason) if isinstance(clip, Failure) else Entry(name, next(counts), clip.seconds)
+                for clip, name in zip(group, names)
+            )
+            bar.update(len(group))
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.predict") -> None:

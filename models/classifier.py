@@ -65,8 +65,12 @@ class Classifier(nn.Module):
         segments = -(-longest // length)
         padded = F.pad(spectrogram, (0, 0, 0, segments * length - longest))
         x = padded.unflatten(2, (segments, length)).transpose(1, 2)  # [B, 1, S*T', M] -> [B, S, 1, T', M]
-        if frames is None:
-            frames = torch.full((batch,), longest, device=x.device)
+        if frames is None:  # as below, without shapes that depend on values, for torch.export
+            rows = self.encoder.forward_features(self.encoder.from_time_first(x.flatten(0, 1)), "bands").float()
+            steps_per_clip = -(-longest * per_segment // length)
+            rows = rows.unflatten(0, (batch, segments)).flatten(1, 2)[:, :steps_per_clip]  # [B, t, W]
+            mean = rows.mean(dim=1)
+            return mean if self.pooling == "mean" else torch.cat([mean, rows.std(dim=1, correction=0)], dim=1)
         steps = -(-frames * per_segment // length)  # [B], of each clip
         first = per_segment * torch.arange(segments, device=x.device)
         left = (steps[:, None] - first).clamp(0, per_segment)  # [B, S], of each segment
