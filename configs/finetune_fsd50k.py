@@ -1,8 +1,9 @@
 """FSD50K (Fonseca et al. 2022): 51,197 clips of 0.3 to 30 s, 200 classes, several labels per clip, its own splits.
 
-    audio-mamba prepare FSD50K.dev_audio datasets/fsd50k/dev --labels dev.csv --classes classes.csv --fold-column split \\
+    audio-mamba prepare FSD50K.dev_audio datasets/fsd50k/dev --labels dev.csv --classes classes.csv \\
+        --clip-seconds 30 --fold-column split
+    audio-mamba prepare FSD50K.eval_audio datasets/fsd50k/eval --labels eval.csv --classes classes.csv \\
         --clip-seconds 30
-    audio-mamba prepare FSD50K.eval_audio datasets/fsd50k/eval --labels eval.csv --classes classes.csv --clip-seconds 30
     python finetune.py --config configs.finetune_fsd50k --workdir RUN
 
 classes.csv has the columns idx,label. Rate 5e-4 at 24 clips, 40 epochs, class-balanced sampling, masks of 48/128 bands

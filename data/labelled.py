@@ -42,7 +42,7 @@ class LabelledClips:
         classes: names in the order of their ids.
         labels: ids of each clip.
         keys: of each clip in its shard.
-        folds: of each clip; None if the archives do not say.
+        folds: of each clip; "" if its archive does not say.
         groups: of each clip; the clips of one audio file share one at least.
         directories: for each clip, the number of its archive.
     """
@@ -51,7 +51,7 @@ class LabelledClips:
     classes: list[str]
     labels: list[np.ndarray]
     keys: list[str]
-    folds: list[str] | None
+    folds: list[str]
     groups: list[str]
     directories: np.ndarray
     shards: list[Path]
@@ -122,14 +122,14 @@ def read_labelled(
         sizes.append(len(keys) - first)
         numbers = file_numbers(keys[first:])
         in_folds, in_groups = manifest.get("folds"), manifest.get("groups")
-        folds += [in_folds[number] for number in numbers] if in_folds else []
+        folds += [in_folds[number] if in_folds else "" for number in numbers]
         groups += [in_groups[number] if in_groups else f"{directory}/{number}" for number in numbers]
     return LabelledClips(
         front_end,
         classes or [],
         labels,
         keys,
-        folds if len(folds) == len(keys) else None,
+        folds,
         groups,
         np.repeat(np.arange(len(sizes)), sizes),
         shards,

@@ -4,6 +4,7 @@ Symbols: B clips, T frames, M mel bands, S segments of a clip, t time steps, W w
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -64,30 +65,32 @@ class Classifier(nn.Module):
         batch, _, longest, _ = spectrogram.shape
         segments = -(-longest // length)
         padded = F.pad(spectrogram, (0, 0, 0, segments * length - longest))
-        x = padded.unflatten(2, (segments, length)).transpose(1, 2)  # [B, 1, S*T', M] -> [B, S, 1, T', M]
+        x = padded.unflatten(2, (segments, length))  # [B, 1, S, T', M]
         if frames is None:  # as below, without shapes that depend on values, for torch.export
-            rows = self.encoder.forward_features(self.encoder.from_time_first(x.flatten(0, 1)), "bands").float()
-            steps_per_clip = -(-longest * per_segment // length)
-            rows = rows.unflatten(0, (batch, segments)).flatten(1, 2)[:, :steps_per_clip]  # [B, t, W]
-            mean = rows.mean(dim=1)
+            x = x.transpose(1, 2).flatten(0, 1)  # [B*S, 1, T', M]
+            rows = self.encoder.forward_features(self.encoder.from_time_first(x), "bands").float()
+            rows = rows.unflatten(0, (batch, segments)).flatten(1, 2)[:, : -(-longest * per_segment // length)]
+            mean = rows.mean(dim=1)  # [B, t, W] -> [B, W]
             return mean if self.pooling == "mean" else torch.cat([mean, rows.std(dim=1, correction=0)], dim=1)
         steps = -(-frames * per_segment // length)  # [B], of each clip
-        first = per_segment * torch.arange(segments, device=x.device)
-        left = (steps[:, None] - first).clamp(0, per_segment)  # [B, S], of each segment
-        used, most = left > 0, int(left.max())
-        rows = self.encoder.forward_features(self.encoder.from_time_first(x[used]), "bands", most).float()
-        inside = torch.arange(most, device=x.device) < left[used][:, None]  # [N, most]
-        clip = torch.arange(batch, device=x.device)[:, None].expand(-1, segments)[used]  # [N]
+        parts = []  # of each segment: the clips that reach it, their features, and which of them are within the clip
+        for segment in range(segments):
+            left = steps - segment * per_segment
+            clips = (left > 0).nonzero()[:, 0]
+            most = min(per_segment, int(left.max()))
+            rows = self.encoder.forward_features(self.encoder.from_time_first(x[clips, :, segment]), "bands", most)
+            parts.append((clips, rows.float(), torch.arange(most, device=x.device) < left[clips, None]))
 
-        def mean_over_time(values: Tensor) -> Tensor:  # [N, most, W] -> [B, W]
-            sums = (values * inside[..., None]).sum(dim=1)
-            total = sums.new_zeros(batch, sums.shape[1]).index_add(0, clip, sums)
+        def mean_over_time(of_step: Callable[[Tensor, Tensor], Tensor]) -> Tensor:  # -> [B, W]
+            total = parts[0][1].new_zeros(batch, parts[0][1].shape[2])
+            for clips, rows, inside in parts:
+                total = total.index_add(0, clips, (of_step(rows, clips) * inside[..., None]).sum(dim=1))
             return total / steps[:, None]
 
-        mean = mean_over_time(rows)
+        mean = mean_over_time(lambda rows, clips: rows)
         if self.pooling == "mean":
             return mean
-        variance = mean_over_time((rows - mean[clip][:, None]).square())
+        variance = mean_over_time(lambda rows, clips: (rows - mean[clips][:, None]).square())
         return torch.cat([mean, variance.clamp(min=1e-12).sqrt()], dim=1)  # the root of 0 has no gradient
 
     def layer_of(self, name: str) -> int:

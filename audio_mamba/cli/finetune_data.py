@@ -82,9 +82,10 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
         raise ValueError("--fold and --folds exclude --val-data and --test-data: folds have their own")
     if valid is not None:
         return {"": Split(own, valid, own[:0] if test is None else test)}
-    folds = None if clips.folds is None else [clips.folds[clip] for clip in own]
-    given = [] if folds is None else fold_names(folds)
-    if folds is not None and not given:
+    folds = [clips.folds[clip] for clip in own]
+    known = all(folds)
+    given = fold_names(folds) if known else []
+    if known and not given:
         if wanted:
             raise FoldError(f"the clips have the splits {', '.join(sorted(set(folds)))}, not folds to choose from")
         split = split_by_name(folds)
@@ -94,7 +95,7 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
         return {"": _of(own, split) if test is None else Split(own[split.train], own[split.valid], test)}
     if given and not wanted:
         raise FoldError(f"the clips are in the folds {', '.join(given)}: choose one with --fold, or --folds all")
-    folds = folds or _deal(clips, own)
+    folds = folds if known else _deal(clips, own)
     if not wanted:
         in_fold = np.array(folds)
         return {"": Split(own[in_fold != "fold0"], own[in_fold == "fold0"], own[:0] if test is None else test)}
