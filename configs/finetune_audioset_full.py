@@ -3,7 +3,7 @@
     python finetune.py --config configs.finetune_audioset_full --workdir RUN     # archives as for the balanced clips
 
 Rate 1e-5 at 12 clips, 5 epochs, class-balanced sampling, masks of 48/128 bands and 192 frames, mixup 0.5: AST (Gong et
-al. 2021, and its code). As there, the evaluation clips choose the checkpoint. Warm-up and cosine, and layer decay: ours.
+al. 2021, and its code). As there, the evaluation clips choose the checkpoint. Warm-up, cosine and layer decay: ours.
 """
 
 from audio_mamba.configs.finetune import recipe

@@ -54,10 +54,9 @@ class Classifier(nn.Module):
         Returns:
             [B, K].
         """
-        if self.frozen:
-            with torch.no_grad():
-                return self.head(self.embed(spectrogram, frames))
-        return self.head(self.embed(spectrogram, frames))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            pooled = self.embed(spectrogram, frames)
+        return self.head(pooled)
 
     def embed(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
         """Pooled features of clips, [B, W] or [B, 2 W]; arguments as for `forward`."""
