@@ -20,12 +20,17 @@ from audio_mamba.data.normalisation import clip_statistics, normalise
 from audio_mamba.hear_api.clips import Clip, Failure, LongFile, ShortClip, group_clips, prefetch_chunks
 from audio_mamba.hear_api.inputs import ClipInput, as_clips, check_sample_rate
 from audio_mamba.hear_api.runtime import RuntimeSSAST, pick_device
-from audio_mamba.hear_api.weights import CONFIG_NAME, WEIGHTS_NAME, read_safetensors
+from audio_mamba.hear_api.weights import (
+    CLASSIFIER_FOLDER,
+    CLASSIFIER_FORMAT,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    read_safetensors,
+)
 from audio_mamba.models.classifier import POOLINGS, Classifier, probabilities
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
-FORMAT = "audio-mamba classifier 1"
 WINDOWS_AT_ONCE = 32
 
 
@@ -55,7 +60,7 @@ def save_classifier(
     with atomic_write(folder / WEIGHTS_NAME) as file:
         file.write(save({key: value.contiguous() for key, value in state.items()}, metadata={"format": "pt"}))
     entries = {
-        "format": FORMAT,
+        "format": CLASSIFIER_FORMAT,
         "classes": classes,
         "loss": loss,
         "temperature": temperature,
@@ -76,12 +81,12 @@ def find_classifier(path: str | Path) -> Path:
         FileNotFoundError: there is no classifier.
     """
     path = Path(path)
-    for folder in (path, path / "classifier"):
+    for folder in (path, path / CLASSIFIER_FOLDER):
         if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
             return folder
     if folds := sorted(path.glob("fold-*/classifier")):
         raise FileNotFoundError(f"{path} has a classifier for each fold; name one, such as {folds[0]}")
-    raise FileNotFoundError(f"no classifier ({CONFIG_NAME} and {WEIGHTS_NAME}) in {path} or {path / 'classifier'}")
+    raise FileNotFoundError(f"no classifier ({CONFIG_NAME} and {WEIGHTS_NAME}) in {path} or {path / CLASSIFIER_FOLDER}")
 
 
 def is_classifier(path: str | Path) -> bool:
@@ -255,8 +260,8 @@ def _read_entries(path: Path) -> dict[str, Any]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
-    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: its format is not {FORMAT!r}; finetune.py writes classifiers")
+    if not isinstance(entries, dict) or entries.get("format") != CLASSIFIER_FORMAT:
+        raise CheckpointError(f"{path}: its format is not {CLASSIFIER_FORMAT!r}; finetune.py writes classifiers")
     return entries
 
 

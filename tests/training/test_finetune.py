@@ -15,7 +15,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from audio_mamba import finetune, load_classifier
+from audio_mamba import finetune, load_classifier, load_model
 from audio_mamba.cli.finetune_data import check_clips
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import read_labelled
@@ -282,6 +282,20 @@ def test_shipped_weights_at_a_longer_input(tmp_path, archive, caplog):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model"]["model_args"]["img_size"] == [400, 80]
     assert load_classifier(tmp_path, "cpu").runtime.steps_per_segment == 100
+
+
+def test_the_tuned_encoder_embeds_and_is_tuned_further(tmp_path, tuned, archive):
+    classifier = load_classifier(tuned, "cpu")
+    audio = torch.from_numpy(make_clip("siren", 1.0, np.random.default_rng(0)))[None]
+    expected = classifier.runtime.get_scene_embeddings(audio)
+    newest = max((tuned / "checkpoints").glob("*.pth"))
+    for weights in (tuned, tuned / "classifier"):
+        assert torch.equal(load_model(weights, device="cpu").get_scene_embeddings(audio), expected)
+    assert load_model(newest, device="cpu").get_scene_embeddings(audio).shape == expected.shape
+    call = arguments(tmp_path, archive, "--fold", "1", "--freeze", "--model", str(tuned), "--init", "pretrained")
+    finetune.main(call)
+    found, before = (load_file(path / "classifier" / "model.safetensors") for path in (tmp_path, tuned))
+    assert all(torch.equal(found[key], value) for key, value in before.items() if key.startswith("encoder."))
 
 
 # ---------------------------------------------------------------- several labels
