@@ -32,6 +32,7 @@ from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
 WINDOWS_AT_ONCE = 32
+SHORTEST_WINDOW = 0.1  # of a window, at the end of a file; so does data.prepare cut clips
 
 
 def save_classifier(
@@ -237,8 +238,16 @@ class AudioClassifier(nn.Module):
 
 
 def window_count(frames: int, window_frames: int, hop_frames: int) -> int:
-    """Windows of a clip: as many as it takes to reach its end. The last may be shorter, and so may the only one."""
-    return 1 + max(0, -(-(frames - window_frames) // hop_frames))
+    """Windows of a clip: as many as it takes to reach its end, but at least one.
+
+    The last one may be shorter, down to a tenth of a window. The last frame of a clip is centred on its end, so it does
+    not count.
+    """
+    length = max(1, frames - 1)
+    last = max(0, -(-(length - window_frames) // hop_frames))
+    if last and length - last * hop_frames < SHORTEST_WINDOW * window_frames:
+        last -= 1
+    return last + 1
 
 
 def cut_windows(chunks: Iterable[Tensor], frames: int, window_frames: int, hop_frames: int) -> Iterator[Tensor]:
