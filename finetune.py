@@ -16,9 +16,11 @@ import csv
 import io
 import json
 import logging
+import math
 import traceback
 import warnings
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -135,7 +137,11 @@ def keep_best(
 ) -> None:
     """Keep the weights if the validation metric is higher than after every earlier epoch; the first of equals stays."""
     metric = run.experiment.metric
-    if run.best is None or metrics[metric] > run.best.metrics[metric]:
+    value, highest = (
+        -math.inf if found is None or math.isnan(found[metric]) else found[metric]
+        for found in (metrics, None if run.best is None else run.best.metrics)
+    )
+    if run.best is None or value > highest:
         state = {key: value.detach().cpu().clone() for key, value in run.model.state_dict().items()}
         run.best = Best(epoch, metrics, fit_temperature(logits, target, run.experiment.loss), state)
 
@@ -162,7 +168,7 @@ def write_classifier(run: Run, best: Best) -> None:
         classes=run.experiment.clips.classes,
         loss=run.experiment.loss,
         temperature=best.temperature,
-        notes={"epoch": best.epoch + 1, "validation": best.metrics},
+        notes=without_infinities({"epoch": best.epoch + 1, "validation": best.metrics}),
     )
 
 
@@ -203,13 +209,12 @@ def write_predictions(run: Run, best: Best, clips: np.ndarray, logits: torch.Ten
 def summarise(experiment: Experiment) -> None:
     """Write results.json of all folds: each fold's test metrics, their mean and standard deviation."""
     folds = [json.loads((experiment.workdir(fold) / "results.json").read_text()) for fold in experiment.splits]
-    mean, deviation = (
-        {name: float(of([fold["test"][name] for fold in folds])) for name in folds[0]["test"]}
-        for of in (np.mean, np.std)
-    )
+    scores = {name: [fold["test"][name] for fold in folds] for name in folds[0]["test"]}
+    scores = {name: [np.nan if value is None else value for value in values] for name, values in scores.items()}
+    mean, deviation = ({name: float(of(values)) for name, values in scores.items()} for of in (np.mean, np.std))
     metric, workdir = experiment.metric, experiment.args.workdir
     write_json(
-        experiment.workdir("").parent / "results.json",
+        Path(workdir) / "results.json",
         {"metric": metric, "test_mean": mean, "test_standard_deviation": deviation, "folds": folds},
     )
     logger.info(
@@ -222,9 +227,14 @@ def summarise(experiment: Experiment) -> None:
     )
 
 
-def write_json(path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
     with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2).encode())
+        file.write(json.dumps(without_infinities(content), indent=2).encode())
+
+
+def without_infinities(content: dict) -> dict:
+    """The content with None for NaN and Inf, which JSON lacks; d' is Inf for a perfect AUC."""
+    return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 
 def main(arguments: list[str] | None = None, prog: str = "finetune.py") -> None:
@@ -251,8 +261,10 @@ def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
             torch.autograd.set_detect_anomaly(args.detect_anomaly),
         ):
             for fold in experiment.splits:
-                if not interruption.stop_now and not is_finished(experiment, fold):
-                    train(start_run(experiment, fold), interruption)
+                if not interruption.stop_now:
+                    run = start_run(experiment, fold)
+                    if not (args.folds and is_finished(run)):
+                        train(run, interruption)
         if args.folds and not interruption.stop_now and distributed.is_main():
             summarise(experiment)
     except ArchiveError as error:  # if a data worker raised it, its traceback comes before the sentence
@@ -270,9 +282,9 @@ def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
         distributed.fail(traceback.format_exc())
 
 
-def is_finished(experiment: Experiment, fold: str) -> bool:
-    """Whether a fold of `--folds all` has its results; the same answer in every process."""
-    done = bool(experiment.args.folds) and (experiment.workdir(fold) / "results.json").exists()
+def is_finished(run: Run) -> bool:
+    """Whether a run has all its epochs and its results; the same answer in every process."""
+    done = run.progress.epoch >= run.config.num_epochs and (run.workdir / "results.json").exists()
     return distributed.gather(done)[0]
 
 

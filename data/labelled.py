@@ -3,9 +3,8 @@
 What a clip becomes in training depends on (seed, epoch, clip) alone, never on rank, worker or place in a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +68,13 @@ class LabelledClips:
         """Whether some clip has several labels."""
         return any(len(labels) > 1 for labels in self.labels)
 
-    @cached_property
-    def targets(self) -> np.ndarray:
-        """bool [n, classes]."""
-        targets = np.zeros((len(self), len(self.classes)), bool)
-        for row, labels in zip(targets, self.labels):
-            row[labels] = True
-        return targets
+    def counts(self, chosen: np.ndarray) -> np.ndarray:
+        """Number of the chosen clips with each label, int64 [classes]."""
+        return np.bincount(_joined(self.labels[clip] for clip in chosen), minlength=len(self.classes))
+
+
+def _joined(labels: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *labels])
 
 
 def read_labelled(
@@ -300,14 +299,14 @@ class BalancedBatches(EpochBatches):
         return drawn + self.n_samples * repeats
 
 
-def balanced_weights(targets: np.ndarray) -> np.ndarray:
+def balanced_weights(labels: Sequence[np.ndarray]) -> np.ndarray:
     """AudioSet's rule: the weight of a clip is the sum over its labels of 1 / (number of clips with the label), float64
     [n]. A clip without labels is never drawn. (Gong et al. 2021, AST; Kong et al. 2020, PANNs.)
 
-    targets: bool [n, classes].
+    labels: ids of each clip.
     """
-    counts = targets.sum(axis=0)
-    return targets @ np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
+    counts = np.bincount(_joined(labels))
+    return np.array([(1 / counts[ids]).sum() for ids in labels])
 
 
 def training_loader(
@@ -322,7 +321,7 @@ def training_loader(
     place = batch_size, rank, world_size, dataset.seed
     batches = EpochBatches(len(dataset), *place)
     if balanced:
-        batches = BalancedBatches(balanced_weights(dataset.clips.targets[dataset.chosen]), *place)
+        batches = BalancedBatches(balanced_weights([dataset.clips.labels[clip] for clip in dataset.chosen]), *place)
     return ArchiveLoader(
         dataset,
         len(batches) * batch_size,

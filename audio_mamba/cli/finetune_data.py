@@ -123,8 +123,9 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> N
     for part, chosen in zip(("training", "validation"), split):
         if not len(chosen):
             raise ValueError(f"{source}: there are no {part} clips")
-    targets = clips.targets
-    counts = targets[split.train].sum(axis=0)
+    counts, in_valid, in_test = map(clips.counts, split)
+    if not in_valid.any():
+        raise ValueError(f"{source}: no validation clip has a label")
     if (counts > 0).sum() < (2 if loss == "single" else 1):
         raise ValueError(f"{source}: the training clips have {int((counts > 0).sum())} label(s); at least 2 are needed")
     if loss == "single":
@@ -132,14 +133,13 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> N
             if (number := len(clips.labels[clip])) != 1:
                 advice = "use --loss multi" if number else "label it, or leave it out"
                 raise ValueError(f"{clips.name(clip)} has {number} labels, but --loss single needs one; {advice}")
-    total = targets[np.concatenate(split)].sum(axis=0)
-    if single := [clips.classes[k] for k in np.flatnonzero(total == 1)]:
+    if single := [clips.classes[k] for k in np.flatnonzero(counts + in_valid + in_test == 1)]:
         message = f"{source}: one clip each for {_listed(single)}; training and validation need one each"
         if loss == "single":
             raise ValueError(f"{message}; add clips, or leave the class out")
         logger.warning("%s", message)
-    for part, chosen in (("validation", split.valid), ("test", split.test)):
-        unseen = (targets[chosen].sum(axis=0) > 0) & (counts == 0)
+    for part, found in (("validation", in_valid), ("test", in_test)):
+        unseen = (found > 0) & (counts == 0)
         if unseen.any():
             names = _listed([clips.classes[k] for k in np.flatnonzero(unseen)])
             message = f"{source}: {part} clips have labels that no training clip has: {names}"

@@ -133,6 +133,8 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Experiment:
     Raises:
         ValueError, OSError: a mistake of the user, in one sentence; raised in every process alike.
     """
+    if args.folds and args.resume:
+        raise ValueError("--folds and --resume exclude each other: each fold resumes from its own work folder")
     config = load_config(args)
     source = find_encoder(config.encoder.name, config.encoder.random)
     device = join_processes(args, config)

@@ -150,3 +150,15 @@ def test_positions_of_another_rule_are_not_continued():
         longer.with_own_positions(state)
     half = {key: value.half() for key, value in encoder_of("ssast_tiny").state_dict().items()}
     assert longer.with_own_positions(half)["pos_embed"].shape == longer.pos_embed.shape
+
+
+def test_the_memory_of_ssam_is_linear_in_the_length_of_its_input():
+    """Bytes that are kept for the backward pass."""
+    kept = []
+    for frames in (80, 160, 320):
+        classifier, sizes = Classifier(encoder_of("mamba_ssast_tiny", frames=frames), 3), []
+        pack = lambda tensor, sizes=sizes: sizes.append(tensor.numel() * tensor.element_size()) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            classifier(torch.randn(1, 1, frames, 80), torch.tensor([frames]))
+        kept.append(sum(sizes))
+    assert kept[2] - kept[1] == pytest.approx(2 * (kept[1] - kept[0]), rel=0.02)

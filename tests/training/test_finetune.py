@@ -25,6 +25,7 @@ from audio_mamba.data.synthetic import KINDS, make_clip, write_scene_task
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.records import read_log, read_steps
+from audio_mamba.training.report import write_report
 from tests.conftest import ROOT
 from tests.training.runs import STANDALONE, finish, kill
 
@@ -227,6 +228,19 @@ def test_all_folds_and_their_mean(tmp_path, archive, caplog):
     assert len(re.findall(r"configs.finetune, fold \d", caplog.text)) == 1, "finished folds are not trained again"
 
 
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    finetune.write_json(tmp_path / "r.json", {"d_prime": float("inf"), "mAP": [float("nan"), 1.5]})
+    assert json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail) == {
+        "d_prime": None,
+        "mAP": [None, 1.5],
+    }
+
+
+def test_the_report_shows_the_validation_metrics(tuned, tmp_path):
+    write_report([tuned], tmp_path / "report.html")
+    assert "Validation metrics by epoch" in (tmp_path / "report.html").read_text()
+
+
 def test_the_test_fold_has_no_influence_on_what_is_chosen(tmp_path, archive, monkeypatch):
     """With the labels of the test clips wrong, training and choice stay the same."""
     tune(tmp_path / "right", archive, "--fold", "1")
@@ -414,6 +428,7 @@ def test_a_checkpoint_of_another_class_list(tmp_path, capsys, archive):
     [
         ((), (), "the clips are in the folds 1, 2, 3: choose one with --fold, or --folds all"),
         (("--fold", "9"), (), "no fold '9'; there are 1, 2, 3"),
+        (("--folds", "all", "--resume", "x.pth"), (), "--folds and --resume exclude each other"),
         (("--fold", "1", "--loss", "multi"), ("metric=accuracy",), "metric accuracy needs one label per clip"),
         (("--fold", "1"), ("metric=acuracy",), "metric must be one of None, accuracy, balanced_accuracy"),
         (("--fold", "1"), ("opt.layer_decay=2",), "opt.layer_decay must be at most 1"),
