@@ -29,6 +29,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba.cli.finetune_arguments import parse_arguments
 from audio_mamba.cli.finetune_setup import Best, Experiment, Run, set_up, start_run
+from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.hear_api.classifier import save_classifier
 from audio_mamba.models.classifier import classification_loss, fit_temperature, probabilities
@@ -38,7 +39,7 @@ from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.train import checkpoint_state, save_in_epoch, start_trackers, train_epoch
 from audio_mamba.training import checkpoint, distributed, resume
 from audio_mamba.training.guards import NonFiniteError, StepGuard
-from audio_mamba.training.interruption import Interruption, Shielded
+from audio_mamba.training.interruption import Interruption, LostWorkerError, Shielded, reporting_lost_workers
 from audio_mamba.training.metrics import evaluate
 from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
@@ -52,7 +53,7 @@ logger = logging.getLogger("finetune")
 
 def train(run: Run, interruption: Interruption) -> None:
     """Train from the run's progress to its last epoch, or until it is asked to stop; then test the best epoch."""
-    config, experiment = run.config, run.experiment
+    config, experiment, first = run.config, run.experiment, run.start.progress
     if distributed.is_main():
         logger.info(
             "%s%s: %d classes, %s label; %d training, %d validation and %d test clips; %d steps per epoch",
@@ -61,27 +62,29 @@ def train(run: Run, interruption: Interruption) -> None:
             len(experiment.clips.classes),
             experiment.loss,
             *map(len, experiment.splits[run.fold]),
-            len(run.loader),
+            len(run.loaders.train),
         )
-        if run.progress.epoch < config.num_epochs:
+        if first.epoch < config.num_epochs:
             write_json(run.workdir / "config.json", config.to_dict())
     monitor = Monitor(
         run.workdir,
-        first_epoch=run.progress.epoch,
-        first_step=run.progress.step,
+        first_epoch=first.epoch,
+        first_step=first.step,
+        global_step=run.start.global_step,
         num_epochs=config.num_epochs,
-        steps_per_epoch=len(run.loader),
+        steps_per_epoch=len(run.loaders.train),
         print_freq=run.args.print_freq,
         samples_per_step=run.samples_per_step,
         trackers=start_trackers(run),
     )
-    if run.monitor_state:
-        monitor.load_state_dict(run.monitor_state)
+    if run.start.monitor:
+        monitor.load_state_dict(run.start.monitor)
     guard = StepGuard(run.scaler.is_enabled(), name_sample=experiment.clips.name)
 
-    for epoch in range(run.progress.epoch, config.num_epochs):
+    for epoch in range(first.epoch, config.num_epochs):
+        check_unchanged(run.loaders, run.contents)
         steps = train_epoch(run, epoch, monitor, guard, interruption, loss_of)
-        outputs = None if interruption.stop_now else outputs_of(run, run.val_loader, interruption)
+        outputs = None if interruption.stop_now else outputs_of(run, run.loaders.validation, interruption)
         if outputs is None:
             save_in_epoch(run, Progress(epoch, steps), monitor)
             break
@@ -174,7 +177,7 @@ def write_classifier(run: Run, best: Best) -> None:
 
 def finish(run: Run, interruption: Interruption) -> None:
     """Judge the best weights on the test clips (else on the validation clips), and write the results."""
-    best, loader = run.best, run.test_loader or run.val_loader
+    best, loader = run.best, run.test_loader or run.loaders.validation
     assert best is not None and loader is not None
     run.model.load_state_dict(best.model)
     outputs = outputs_of(run, loader, interruption)
@@ -258,6 +261,7 @@ def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
         with (
             Interruption(args.checkpoint_minutes) as interruption,
             distributed.reporting_lost_processes(),
+            reporting_lost_workers(),
             torch.autograd.set_detect_anomaly(args.detect_anomaly),
         ):
             for fold in experiment.splits:
@@ -265,14 +269,15 @@ def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
                     run = start_run(experiment, fold)
                     if not (args.folds and is_finished(run)):
                         train(run, interruption)
-        if args.folds and not interruption.stop_now and distributed.is_main():
-            summarise(experiment)
+            if args.folds and not interruption.stop_now and distributed.is_main():
+                summarise(experiment)
+            interruption.ignore_further_signals()
     except ArchiveError as error:  # if a data worker raised it, its traceback comes before the sentence
         message = str(error).splitlines()[-1].removeprefix("audio_mamba.data.samples.ArchiveError: ")
         distributed.fail(f"finetune.py: {message}")
     except ValueError as error:
         distributed.fail(f"finetune.py: {error}")
-    except (NonFiniteError, OSError) as error:
+    except (NonFiniteError, LostWorkerError, OSError) as error:
         distributed.fail(
             f"finetune.py: {error}; run the same command to resume from the newest checkpoint in {args.workdir}"
         )
@@ -284,7 +289,7 @@ def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
 
 def is_finished(run: Run) -> bool:
     """Whether a run has all its epochs and its results; the same answer in every process."""
-    done = run.progress.epoch >= run.config.num_epochs and (run.workdir / "results.json").exists()
+    done = run.start.progress.epoch >= run.config.num_epochs and (run.workdir / "results.json").exists()
     return distributed.gather(done)[0]
 
 

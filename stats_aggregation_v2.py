@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -19,13 +20,16 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from audio_mamba import published_names
-from audio_mamba.external_sources import layout
+from audio_mamba.data.audio_files import is_hidden
+from audio_mamba.external_sources import layout, task_files
+from audio_mamba.external_sources.origin import stale_heads
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
 
 CONFIDENCE = 0.95
 OVERALL = "s(m)"
+COMPARISON = f"{OVERALL} compares models"
 log = logging.getLogger("stats_aggregation")
 
 if __name__ == "stats_aggregation_v2":  # imported from a checkout
@@ -50,19 +54,50 @@ def read_score(path: Path) -> float:
         ) from None
 
 
-def read_results(base_dir: Path) -> pd.DataFrame:
-    """All runs in BASE_DIR, with columns exp, ssl_run, run, dataset, scores. One warning counts the unfinished runs.
+def check_fresh(folders: Iterable[Path], hidden: bool) -> None:
+    """Refuse results whose embeddings have been replaced since, or whose task has changed since it was embedded.
 
     Raises:
-        ValueError: there is no finished run.
+        ValueError: names the first such run. Tasks that are no longer where they were embedded are not compared.
+    """
+    runs = [
+        task
+        for folder in folders
+        if layout.parse_run_name(folder.name) and folder.is_dir()
+        for task in layout.task_folders(folder, hidden=hidden)
+        if (task / layout.SCORES).is_file()
+    ]
+    for run in runs:
+        if why := stale_heads(run):
+            raise ValueError(f"{why}; REDO=1 ./downstream_experiments.sh trains it again")
+    for run in {(run / task_files.NOTE).resolve(): run for run in runs}.values():  # once for all seeds
+        if why := task_files.why_stale(run):
+            raise ValueError(
+                f"TASKS_DIR: {why} since {run} was embedded; run extract_features.sh and downstream_experiments.sh "
+                "with REDO=1"
+            )
+
+
+def read_results(base_dir: Path, hidden: bool = False) -> pd.DataFrame:
+    """All runs in BASE_DIR, with columns exp, ssl_run, run, dataset, scores. One warning counts the unfinished runs.
+
+    hidden: take runs and tasks of hidden, trash or system names too; otherwise a warning counts them.
+
+    Raises:
+        ValueError: there is no finished run, or one is stale (see `check_fresh`).
     """
     rows, unfinished = [], []
-    for folder in sorted(base_dir.iterdir()):
+    folders = sorted(folder for folder in base_dir.iterdir() if hidden or not is_hidden(folder.name))
+    note = None if hidden else layout.hidden_note([base_dir, *filter(Path.is_dir, folders)])
+    if note:
+        log.warning(note)
+    check_fresh(folders, hidden)
+    for folder in folders:
         run = layout.parse_run_name(folder.name)
         if run is None or not folder.is_dir():
             log.warning("skipping %s: its name is not <model>_r<pretraining>_<seed>", folder)
             continue
-        for task in layout.task_folders(folder):
+        for task in layout.task_folders(folder, hidden=hidden):
             if not (task / layout.SCORES).is_file():
                 unfinished.append(f"{folder.name}/{task.name}")
             else:
@@ -104,9 +139,12 @@ def overall_scores(means: pd.DataFrame) -> pd.Series:
         means: means over seeds, one row per model and one column per task, NaN if missing.
 
     Returns:
-        One value per model; NaN if no task can be used. A task that a model lacks, or on which all models score the
-        same, is excluded for all models with a warning.
+        One value per model; NaN if no task can be used, or if there is only one model. A task that a model lacks, or
+        on which all models score the same, is excluded for all models with a warning.
     """
+    if len(means) == 1:
+        log.warning("%s; there is only %s", COMPARISON, means.index[0])
+        return pd.Series(math.nan, means.index, name=OVERALL)
     for task in means.columns[means.isna().any()]:
         lacking = ", ".join(means.index[means[task].isna()])
         log.warning("%s is excluded from %s: no scores for %s", task, OVERALL, lacking)
@@ -140,6 +178,8 @@ def markdown_table(summary: pd.DataFrame, overall: pd.Series) -> str:
         f"Test scores in percent: mean over {counts} downstream seeds ± half the width of its 95% interval "
         "(Student's t); -: not available.",
     ]
+    if len(overall) == 1:
+        lines.append(f"{COMPARISON}; there is only one here.")
     return "\n".join(lines) + "\n"
 
 
@@ -202,12 +242,15 @@ def main(arguments: list[str] | None = None, prog: str = "stats_aggregation_v2.p
     )
     parser.add_argument("--base-dir", type=Path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the tables; created if missing")
+    parser.add_argument(
+        "--hidden", action="store_true", help="take runs and tasks of hidden, trash and system names too"
+    )
     args = parser.parse_args(hyphenated(arguments))
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if not args.base_dir.is_dir():
         raise SystemExit(f"--base-dir: {args.base_dir} is not a folder")
     try:
-        results = read_results(args.base_dir)
+        results = read_results(args.base_dir, args.hidden)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     print(write_tables(results, args.output_dir))

@@ -24,6 +24,7 @@ from torch import nn
 
 from audio_mamba import published_names
 from audio_mamba.cli.train_arguments import parse_arguments
+from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.cli.train_setup import Loop, Run, set_up
 from audio_mamba.data.loader import set_epoch
 from audio_mamba.data.samples import ArchiveError
@@ -34,7 +35,7 @@ from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.training import checkpoint, distributed, figures, optim, resume, validation
 from audio_mamba.training.guards import NonFiniteError, StepGuard, update_ratio
-from audio_mamba.training.interruption import Interruption, Shielded
+from audio_mamba.training.interruption import Interruption, LostWorkerError, Shielded, reporting_lost_workers
 from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
 from audio_mamba.training.resume import Progress
@@ -50,13 +51,13 @@ if __name__ == "train":  # imported from a checkout
 
 def train(run: Run, interruption: Interruption) -> None:
     """Train from the run's progress to its last epoch, or until it is asked to stop."""
-    args, config = run.args, run.config
+    args, config, loader, first = run.args, run.config, run.loaders.train, run.start.progress
     if distributed.is_main():
         logger.info(
             "%s: %.2f M parameters, %d steps per epoch, %d process(es) on %s",
             args.config,
             sum(p.numel() for p in run.model.parameters()) / 1e6,
-            len(run.loader),
+            len(loader),
             distributed.world_size(),
             run.device,
         )
@@ -66,26 +67,28 @@ def train(run: Run, interruption: Interruption) -> None:
             config.opt.learning_rate,
             config.opt.grad_accum_steps * run.samples_per_step,
         )
-    if distributed.is_main() and run.progress.epoch < config.num_epochs:
+    if distributed.is_main() and first.epoch < config.num_epochs:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(json.dumps({"name": args.config, **config.to_dict()}, indent=2).encode())
     monitor = Monitor(
         run.workdir,
-        first_epoch=run.progress.epoch,
-        first_step=run.progress.step,
+        first_epoch=first.epoch,
+        first_step=first.step,
+        global_step=run.start.global_step,
         num_epochs=config.num_epochs,
-        steps_per_epoch=len(run.loader),
+        steps_per_epoch=len(loader),
         print_freq=args.print_freq,
         samples_per_step=run.samples_per_step,
         trackers=start_trackers(run),
     )
-    if run.monitor_state:
-        monitor.load_state_dict(run.monitor_state)
-    guard = StepGuard(run.scaler.is_enabled(), name_sample=getattr(run.loader.dataset, "name", "sample {}".format))
+    if run.start.monitor:
+        monitor.load_state_dict(run.start.monitor)
+    guard = StepGuard(run.scaler.is_enabled(), name_sample=getattr(loader.dataset, "name", "sample {}".format))
 
-    if run.progress.epoch >= config.num_epochs:
+    if first.epoch >= config.num_epochs:
         logger.info("nothing to do: all %d epochs are complete", config.num_epochs)
-    for epoch in range(run.progress.epoch, config.num_epochs):
+    for epoch in range(first.epoch, config.num_epochs):
+        check_unchanged(run.loaders, run.contents)
         steps = train_epoch(run, epoch, monitor, guard, interruption, loss_of)
         val_loss = None if interruption.stop_now else validate(run, interruption)
         if interruption.stop_now:
@@ -110,22 +113,23 @@ def train_epoch(
     An incomplete accumulation window at the end of the epoch is dropped, as in the published code.
     """
     config, model, optimizer, scaler = run.config, run.parallel_model, run.optimizer, run.scaler
+    loader, first = run.loaders.train, run.start.progress
     accumulation = config.opt.grad_accum_steps
     max_norm = config.opt.clip_grad_value or float("inf")
-    first_step = run.progress.step if epoch == run.progress.epoch else 0
+    first_step = first.step if epoch == first.epoch else 0
     rate = 0.0
     window_losses: list[torch.Tensor] = []  # of one accumulation window, as are the samples
     window_samples: list[torch.Tensor] = []
     model.train()
     optimizer.zero_grad()
-    set_epoch(run.loader, epoch, first_step)
+    set_epoch(loader, epoch, first_step)
 
-    for step, batch in monitor.epoch(epoch, prefetch(Shielded(run.loader), run.device), first_step):
+    for step, batch in monitor.epoch(epoch, prefetch(Shielded(loader), run.device), first_step):
         window_begins, window_ends = step % accumulation == 0, (step + 1) % accumulation == 0
         measures: dict[str, torch.Tensor | float] = {}
         if window_begins:
             rate = optim.learning_rate_at(
-                epoch + step / len(run.loader),
+                epoch + step / len(loader),
                 peak=run.peak_rate,
                 min_lr=run.args.min_lr,
                 num_epochs=config.num_epochs,
@@ -166,7 +170,7 @@ def train_epoch(
             if interruption.save_now:
                 save_in_epoch(run, Progress(epoch, step + 1), monitor)
                 interruption.saved()
-    return len(run.loader)
+    return len(loader)
 
 
 def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -191,11 +195,11 @@ def to_model_input(run: Run, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
 
 def validate(run: Run, interruption: Interruption) -> float | None:
     """The validation loss; None without validation data, and, with `interruption.stop_now` set, if a signal came."""
-    if run.val_loader is None:
+    if run.loaders.validation is None:
         return None
     run.model.eval()
     loss = validation.mean_loss(
-        Shielded(run.val_loader),
+        Shielded(run.loaders.validation),
         lambda batch: loss_of(run, run.model, batch),
         run.device,
         stop=lambda: interruption.requested,
@@ -219,6 +223,8 @@ def checkpoint_state(run: Loop, monitor: Monitor) -> dict[str, object]:
         "scaler": run.scaler.state_dict(),
         "processes": processes,
         "samples_per_step": run.samples_per_step,
+        "global_step": monitor.global_step,
+        "data": {name: data.state() for name, data in run.contents.items()},
         "linear_library": linear_choice() if run.device.type == "cpu" else None,
         "args": {**vars(run.args), "config": run.config.to_dict()},
         **run.more_state(),
@@ -255,11 +261,10 @@ def start_trackers(run: Loop) -> list[Tracker]:
     """The trackers that the command line asks for; none except on the main process."""
     trackers: list[Tracker] = []
     if distributed.is_main():
-        epoch, step = run.progress
         if run.args.tensorboard:
-            trackers.append(TensorBoard(run.workdir, first_step=epoch * len(run.loader) + step))
+            trackers.append(TensorBoard(run.workdir, first_step=run.start.global_step))
         if not run.args.no_wandb:
-            resumed = run.progress != Progress(0, 0)
+            resumed = run.start.progress != Progress(0, 0)
             trackers.append(Wandb(run.config.wandb.project, run.workdir, run.config.to_dict(), resumed))
     return trackers
 
@@ -287,13 +292,15 @@ def pretrain(args: argparse.Namespace, resources: ExitStack) -> None:
         with (
             Interruption(args.checkpoint_minutes) as interruption,
             distributed.reporting_lost_processes(),
+            reporting_lost_workers(),
             torch.autograd.set_detect_anomaly(args.detect_anomaly),
         ):
             train(run, interruption)
+            interruption.ignore_further_signals()
     except ArchiveError as error:  # if a data worker raised it, its traceback comes before the sentence
         message = str(error).splitlines()[-1].removeprefix("audio_mamba.data.samples.ArchiveError: ")
         distributed.fail(f"train.py: {message}")
-    except (NonFiniteError, OSError) as error:
+    except (NonFiniteError, LostWorkerError, OSError) as error:
         distributed.fail(
             f"train.py: {error}; run the same command to resume from the newest checkpoint in {args.workdir}"
         )

@@ -55,6 +55,8 @@ DEFAULTS: dict[str, Any] = {
     "precision": "float32",  # unless --precision is given
     "num_epochs": 100,
     "scene_layout": "published",  # or "bands": scene embeddings in true time order, one mean per mel band
+    "scene_pooling": "mean",  # or "mean_std": mean and standard deviation over time, twice the width
+    "overlap": 0.0,  # part of a segment that an embedding reads as context, up to 0.75
     "front_end": FrontEnd().settings(),  # of the archives and of the audio to embed
     "wandb": {"project": "ssast-pytorch-mamba"},
 }
@@ -62,6 +64,8 @@ DEFAULTS: dict[str, Any] = {
 WHOLE_NUMBERS = ("batch_size", "num_epochs", "log_every_steps", "opt.grad_accum_steps", "data.num_frames")  # 1 or more
 NUMBERS = ("opt.learning_rate", "opt.weight_decay", "opt.warmup_epochs", "opt.clip_grad_value")  # 0 or more
 LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
+POOLINGS = {"mean": 1, "mean_std": 2}  # of scene features, and the width of the result; see `hear_api.pooling`
+MAX_OVERLAP = 0.75  # of a segment with the one before; costs four times the work
 
 
 def check_config(config: ConfigDict, encoders: Mapping[str, Callable[..., Any]], source: str) -> ConfigDict:
@@ -119,6 +123,12 @@ def _check_values(config: ConfigDict, source: str) -> None:
         raise ValueError(f"{source}: {error}") from error
     if config.scene_layout not in LAYOUTS:
         raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")
+    if config.scene_pooling not in POOLINGS:
+        raise ValueError(f"{source}: scene_pooling must be one of {', '.join(POOLINGS)}, got {config.scene_pooling!r}")
+    if not isinstance(config.overlap, numbers.Real) or not 0 <= float(config.overlap) <= MAX_OVERLAP:
+        raise ValueError(f"{source}: overlap must be a number from 0 to {MAX_OVERLAP}, got {config.overlap!r}")
+    if config.overlap and config.scene_layout == "published":
+        raise ValueError(f'{source}: overlap needs scene_layout "bands", since a published row has no single time')
 
 
 def merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:

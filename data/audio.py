@@ -36,7 +36,9 @@ __all__ = [
     "fingerprint",
     "is_hidden",
     "load_audio",
+    "one_channel",
     "printable",
+    "resampled",
     "stream_audio",
 ]
 
@@ -87,9 +89,9 @@ def stream_audio(
     """
     if channel not in CHANNELS and not isinstance(channel, int):
         raise ValueError(f"channel must be a number or one of {', '.join(CHANNELS)}, got {channel!r}")
-    blocks = _one_channel(_blocks(path), path, channel)
+    blocks = one_channel(_blocks(path), path, channel)
     for rate, group in itertools.groupby(blocks, key=operator.itemgetter(0)):
-        yield from _resampled((samples for _, samples in group), rate, sample_rate)
+        yield from resampled((samples for _, samples in group), rate, sample_rate)
 
 
 def channel_count(path: str | Path) -> int:
@@ -141,9 +143,13 @@ def _why_absent(path: Path) -> str:
     return "no such audio file"
 
 
-def _one_channel(
+def one_channel(
     blocks: Iterable[tuple[int, np.ndarray]], path: str | Path, channel: str | int
 ) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks of rate and samples [n, channels] -> rate and samples [n]; see `stream_audio` for `channel`.
+
+    Warnings and AudioFileError name `path`: more than two channels are mixed, or the channels cancel out.
+    """
     mix_energy = channel_energy = 0.0
     warned = False
     for rate, samples in blocks:  # [n, channels]
@@ -167,7 +173,8 @@ def _one_channel(
         logger.warning("%s: its channels cancel out (opposite phase); consider --channel left", path)
 
 
-def _resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
+def resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
+    """Blocks of samples [n] at `rate` Hz -> the same at `wanted` Hz, in blocks of which some may be empty."""
     if rate == wanted:
         yield from blocks
         return

@@ -99,7 +99,8 @@ def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
         ("recordings of other formats", listing.others),
     ):
         if paths:
-            left_out.append(f"left out {what}: {len(paths)}, the first is {printable(paths[0])}")
+            advice = "; --hidden takes them" if paths is listing.hidden else ""
+            left_out.append(f"left out {what}: {len(paths)}, the first is {printable(paths[0])}{advice}")
     if not listing.files:
         raise AudioError(f"no audio found below {directory} ({'; '.join([*left_out, accepted])})")
     for note in left_out:

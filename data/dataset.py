@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from audio_mamba.data.archives import check_front_end, shard_indices
+from audio_mamba.data.contents import Contents, LocalContents
 from audio_mamba.data.crops import DrawMask, crop_member, crop_place, refuse_constant, repeat_to_fill
 from audio_mamba.data.faults import Fault, Faults
 from audio_mamba.data.normalisation import STD_OFFSET, Statistics, normalise
@@ -88,6 +89,7 @@ class LogMelDataset(Dataset):
         self._first = np.cumsum([0] + lengths)  # first sample of each shard, and end
         self._samples = np.concatenate(records)
         self._files = ShardFiles()
+        self._contents = LocalContents(self._paths, lengths)
 
     def _records(self, index: ShardIndex) -> np.ndarray:
         places, records = index.places, np.zeros(len(index), RECORD)
@@ -105,6 +107,10 @@ class LogMelDataset(Dataset):
     def index_bytes(self) -> int:
         """Memory of the records of all samples."""
         return self._samples.nbytes
+
+    def contents(self) -> Contents:
+        """What the shards hold now, to compare with other processes and with an earlier start."""
+        return self._contents.now()
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Sample `index` as drawn in `epoch`: spectrogram float32 [1, num_frames, n_mels], index and any mask."""

@@ -26,6 +26,7 @@ from audio_mamba.data.shard_index import UNKNOWN, fitting_index, index_path, sav
 from audio_mamba.system.atomic_files import remove_partials
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.machine import usable_cores
+from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.system.workers import exit_with_parent
 
 
@@ -140,9 +141,14 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         print("index: interrupted; the same command continues from here", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
-        raise SystemExit("index: a worker process was killed, probably for lack of memory; try fewer --workers")
+        raise SystemExit(
+            "index: a worker process was killed, probably for lack of memory; the same command with fewer --workers "
+            "continues"
+        )
     except (ArchiveError, FolderInUseError) as error:
         raise SystemExit(f"index: {error}")
+    except BrokenPipeError:  # the reader of the output went away; quiet_exit ends the command
+        raise
     except OSError as error:
         raise SystemExit(f"index: {error}; once the cause is removed, the same command continues")
     if problems:
@@ -173,4 +179,5 @@ def _index_archive(directory: Path, workers: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

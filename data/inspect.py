@@ -18,6 +18,7 @@ from tqdm import tqdm
 from audio_mamba.data.archives import archive_front_end, read_manifest, read_sample, shard_indices
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.data.shard_files import ShardFiles
+from audio_mamba.system.terminal import quiet_exit
 
 CLIPS_READ = 500
 LABELS_SHOWN = 20
@@ -153,10 +154,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         print(describe(archive, samples))
         args.picture.parent.mkdir(parents=True, exist_ok=True)
         save_contact_sheet(args.picture, [samples[i] for i in rng.permutation(len(samples))], archive)
+    except BrokenPipeError:  # the reader of the output went away; quiet_exit ends the command
+        raise
     except (ArchiveError, OSError) as error:
         raise SystemExit(f"inspect: {error}")
     print(f"\n{args.picture}: random clips")
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from audio_mamba.data import augment
 from audio_mamba.data.archives import check_front_end, shard_indices
 from audio_mamba.data.augment import Augmentation
+from audio_mamba.data.contents import Contents, LocalContents
 from audio_mamba.data.crops import crop_place, refuse_constant, repeat_to_fill
 from audio_mamba.data.dataset import MAX_SUBSTITUTES
 from audio_mamba.data.faults import Fault
@@ -185,9 +186,16 @@ class LabelledDataset(Dataset):
         self.clips, self.chosen, self.crop_frames, self.augmentation = clips, chosen, crop_frames, augmentation
         self.seed, self.strict = seed, strict or crop_frames is None
         self._files = ShardFiles()
+        self._contents = LocalContents(
+            clips.shards, np.bincount(clips.places[:, 0], minlength=len(clips.shards)).tolist()
+        )
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def contents(self) -> Contents:
+        """What all shards hold now, to compare with other processes and with an earlier start."""
+        return self._contents.now()
 
     def name(self, clip: int) -> str:
         return self.clips.name(clip)

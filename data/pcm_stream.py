@@ -1,18 +1,21 @@
-"""Sound that arrives on a pipe: raw samples, or a wav file whose header says what follows."""
+"""Sound that arrives on a pipe: raw samples, or wav files whose headers say what follows."""
 
+import logging
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import soxr
 
+from audio_mamba.data.audio import one_channel, resampled
 from audio_mamba.data.audio_files import AudioError
 from audio_mamba.data.decoding.mpeg import frame_at
+from audio_mamba.data.decoding.riff import BYTES_UNKNOWN
 from audio_mamba.front_end import PUBLISHED
 
+HEAD_BYTES = 12  # of a wav file before its first chunk
 # How files begin that cannot be taken for samples.
-COMPRESSED = {
+OTHER_KINDS = {
     b"fLaC": "FLAC",
     b"OggS": "Ogg",
     b"ID3": "mp3",
@@ -20,27 +23,76 @@ COMPRESSED = {
     b"#!AMR": "amr",
     b"caff": "caf",
     b"FORM": "aiff",
+    b"RIFX": "big-endian wav",
+    b"riff": "w64",
+    b".snd": "Sun au",
+    b"wvpk": "WavPack",
+    b"MAC ": "Monkey's Audio",
+    b"NIST_1A": "NIST sphere",
     b"\x30\x26\xb2\x75": "wma",
 }
-DECODERS = {  # format tag, bits of a wav file -> numpy type, value of silence, full scale
-    (1, 8): ("u1", 128, 1 << 7),
-    (1, 16): ("<i2", 0, 1 << 15),
-    (1, 32): ("<i4", 0, 1 << 31),
-    (3, 32): ("<f4", 0, 1),
-    (3, 64): ("<f8", 0, 1),
+COMPRESSED_TAGS = {2: "ADPCM", 6: "A-law", 7: "mu-law", 0x11: "IMA ADPCM", 0x31: "GSM", 0x50: "mp2", 0x55: "mp3"}
+# Chunks that programs write behind the samples of a wav file.
+TRAILING_CHUNKS = {
+    *(b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"cue ", b"smpl", b"fact", b"JUNK", b"PEAK", b"inst", b"_PMX"),
 }
+
+logger = logging.getLogger(__name__)
+
+
+class Decoder(NamedTuple):
+    """Little-endian samples of one kind."""
+
+    width: int  # bytes of a sample
+    dtype: str
+    silence: int
+    full_scale: int
+
+    def __call__(self, data: bytes, channels: int) -> np.ndarray:
+        """Whole frames -> float32 [n, channels]."""
+        if self.width == 3:  # numpy has no such integers: a zero in front makes them 32 bits
+            wide = np.zeros((len(data) // 3, 4), np.uint8)
+            wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+            data = wide.tobytes()
+        samples = np.frombuffer(data, self.dtype).reshape(-1, channels).astype(np.float32)
+        return (samples - self.silence) / self.full_scale
+
+
+DECODERS = {  # format tag, bits of a wav file
+    (1, 8): Decoder(1, "u1", 128, 1 << 7),
+    (1, 16): Decoder(2, "<i2", 0, 1 << 15),
+    (1, 24): Decoder(3, "<i4", 0, 1 << 31),
+    (1, 32): Decoder(4, "<i4", 0, 1 << 31),
+    (3, 32): Decoder(4, "<f4", 0, 1),
+    (3, 64): Decoder(8, "<f8", 0, 1),
+}
+
+
+class Format(NamedTuple):
+    """What the samples on a pipe are."""
+
+    rate: int  # Hz
+    channels: int
+    decoder: Decoder
+    size: int | None  # bytes of samples; None: all that follows
 
 
 def stream_pcm(
-    stream: BinaryIO, name: str = "stdin", sample_rate: int = PUBLISHED.sample_rate, piece_seconds: float = 0.04
+    stream: BinaryIO,
+    name: str = "stdin",
+    sample_rate: int = PUBLISHED.sample_rate,
+    piece_seconds: float = 0.04,
+    channel: str | int = "mix",
 ) -> Iterator[np.ndarray]:
     """The samples of a pipe as they arrive.
 
     Args:
-        stream: raw 16-bit little-endian samples of one channel at `sample_rate` Hz; or a wav file, whose header is
-            obeyed: rate (resampled), channels (mixed), 8, 16 or 32 bits or float. Its length is ignored, since
-            programs that write to a pipe do not know it.
+        stream: raw 16-bit little-endian samples of one channel at `sample_rate` Hz; or a wav file, or several joined
+            ones, whose headers are obeyed: rate (resampled), channels, 8, 16, 24 or 32 bits or float. Programs that
+            write to a pipe do not know the length and write 0 or a very large one: then all that follows is samples.
+        name: of the stream in messages.
         piece_seconds: of what one read waits for.
+        channel: of a wav file with several; see `data.audio.stream_audio`.
 
     Yields:
         float32 [n] at `sample_rate` Hz, n about `piece_seconds`; with resampling some pieces are longer or missing.
@@ -48,46 +100,83 @@ def stream_pcm(
     Raises:
         AudioError: the stream is compressed, or a wav file of another kind; the message has `name`.
     """
-    head = stream.read(12)
-    if kind := _compressed(head):
-        raise AudioError(f"{name}: this is {kind}, not samples; decode it first, such as with ffmpeg -i FILE -f wav -")
-    rate, channels, decoder = sample_rate, 1, DECODERS[1, 16]
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        rate, channels, decoder = _wav_format(stream, name)
-        head = b""
-    dtype, silence, full_scale = decoder
-    frame_bytes = np.dtype(dtype).itemsize * channels
-    resampler = (
-        soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ") if rate != sample_rate else None
-    )
-    piece_bytes = max(1, round(piece_seconds * rate)) * frame_bytes
-    held = head
-    while block := stream.read(piece_bytes - len(held) if len(held) < piece_bytes else piece_bytes):
+    form, held = Format(sample_rate, 1, DECODERS[1, 16], None), stream.read(HEAD_BYTES)
+    if _is_wav(held):
+        form, held = _wav_format(stream, name), b""
+    else:
+        held = _not_of_another_kind(held, stream, name)
+    while True:
+        frames = _frames(stream, form, held, piece_seconds, name)
+        pieces = one_channel(((form.rate, samples) for samples in frames), name, channel)
+        yield from filter(len, resampled((samples for _, samples in pieces), form.rate, sample_rate))
+        if form.size is None or not (held := _behind_samples(stream, form)):
+            return
+        if _is_wav(held):
+            form, held = _wav_format(stream, name), b""
+        else:
+            logger.warning("%s: its header counts %d bytes of samples, but more follow", name, form.size)
+            form = form._replace(size=None)
+
+
+def _frames(stream: BinaryIO, form: Format, held: bytes, piece_seconds: float, name: str) -> Iterator[np.ndarray]:
+    """float32 [n, channels], until the stream or the counted bytes end. `held` has been read already."""
+    frame_bytes = form.decoder.width * form.channels
+    piece_bytes = max(1, round(piece_seconds * form.rate)) * frame_bytes
+    left = form.size
+    while True:
+        wanted = piece_bytes - len(held) if len(held) < piece_bytes else piece_bytes
+        block = stream.read(wanted if left is None else min(wanted, left))
+        if left is not None:
+            left -= len(block)
         held += block
         whole = len(held) // frame_bytes * frame_bytes
-        samples = np.frombuffer(held[:whole], dtype).reshape(-1, channels).astype(np.float32)  # [n, channels]
-        held = held[whole:]
-        mixed = ((samples - silence) / full_scale).mean(axis=1, dtype=np.float32)
-        if len(piece := resampler.resample_chunk(mixed) if resampler else mixed):
-            yield piece
-    if resampler and len(rest := resampler.resample_chunk(np.zeros(0, np.float32), last=True)):
-        yield rest
+        if whole:
+            yield form.decoder(held[:whole], form.channels)
+            held = held[whole:]
+        if left == 0:
+            return
+        if not block:
+            if left:
+                logger.warning("%s: ended early, its header counts %d more bytes of samples", name, left)
+            return
 
 
-def _compressed(head: bytes) -> str | None:
-    for magic, kind in COMPRESSED.items():
-        if head.startswith(magic):
-            return kind
+def _is_wav(head: bytes) -> bool:
+    return head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:] == b"WAVE"
+
+
+def _not_of_another_kind(head: bytes, stream: BinaryIO, name: str) -> bytes:
+    """The beginning of raw samples, of which more may have been read. AudioError for a file of another kind."""
+    kind = next((kind for magic, kind in OTHER_KINDS.items() if head.startswith(magic)), None)
     if head[4:8] == b"ftyp":
-        return "mp4 or m4a"
-    # The first two samples of sound look like this about once in ten thousand streams, those of mp3 always do.
+        kind = "mp4 or m4a"
+    elif head[:4] == b"RIFF" and head[8:] == b"AVI ":
+        kind = "avi"
+    elif size := _frame_size(head):  # so do samples begin once in thousands of streams; two frames in a row settle it
+        head += stream.read(max(0, size + HEAD_BYTES - len(head)))
+        if _frame_size(head[size:]):
+            kind = "aac" if _is_aac(head) else "mp3"
+    if kind:
+        raise AudioError(f"{name}: this is {kind}, not samples; decode it first, such as with ffmpeg -i FILE -f wav -")
+    return head
+
+
+def _is_aac(head: bytes) -> bool:
+    """Whether an ADTS frame may begin here: its sync word, layer 0 and a sample rate that exists."""
+    return len(head) >= 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0 and head[2] >> 2 & 15 < 13
+
+
+def _frame_size(head: bytes) -> int | None:
+    """Bytes of the mp3, mp2 or aac frame that begins here; None where none begins."""
+    if _is_aac(head):
+        return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
     frame = frame_at(head[:4])
-    return "mp3" if frame and frame.kind[1] == 3 else None
+    return frame.size if frame else None
 
 
-def _wav_format(stream: BinaryIO, name: str) -> tuple[int, int, tuple[str, int, int]]:
-    """Rate, channels and decoder; the stream is then where the samples begin."""
-    found = None
+def _wav_format(stream: BinaryIO, name: str) -> Format:
+    """The format of a wav file whose first 12 bytes have been read; the stream is then where the samples begin."""
+    found, kind = None, "a kind"
     while True:
         header = stream.read(8)
         if len(header) < 8:
@@ -100,8 +189,27 @@ def _wav_format(stream: BinaryIO, name: str) -> tuple[int, int, tuple[str, int, 
             tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
             if tag == 0xFFFE and len(content) >= 26:
                 tag = struct.unpack("<H", content[24:26])[0]
-            decoder = DECODERS.get((tag, bits))
+            decoder, kind = DECODERS.get((tag, bits)), COMPRESSED_TAGS.get(tag, kind)
             found = (rate, channels, decoder) if rate and channels and decoder else None
     if found is None:
-        raise AudioError(f"{name}: a wav header of a kind that is not read from a pipe (8, 16, 32 bits and float are)")
-    return found
+        raise AudioError(
+            f"{name}: a wav header of {kind} that is not read from a pipe (8, 16, 24 and 32 bits and float are)"
+        )
+    return Format(*found, size if 0 < size < BYTES_UNKNOWN else None)
+
+
+def _behind_samples(stream: BinaryIO, form: Format) -> bytes:
+    """What comes behind the counted samples of a wav file and the chunks that may follow them: 12 bytes, or the end."""
+    assert form.size is not None
+    stream.read(form.size % 2)  # padding
+    head = stream.read(HEAD_BYTES)
+    while len(head) >= 8 and head[:4] in TRAILING_CHUNKS:
+        size = int.from_bytes(head[4:8], "little")
+        rest = size + size % 2 - len(head[8:])
+        if rest < 0:
+            head = head[8 + size + size % 2 :] + stream.read(HEAD_BYTES + rest)
+            continue
+        while rest and (block := stream.read(min(rest, 1 << 16))):
+            rest -= len(block)
+        head = stream.read(HEAD_BYTES)
+    return head

@@ -39,6 +39,7 @@ from audio_mamba.data.prepare_shards import make_shards
 from audio_mamba.front_end import parse_settings
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.machine import usable_cores
+from audio_mamba.system.terminal import quiet_exit
 
 logger = logging.getLogger(__name__)
 
@@ -277,9 +278,14 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         print("prepare: interrupted; rerun the same command to resume", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
-        raise SystemExit("prepare: a worker process was killed, probably for lack of memory; try fewer --workers")
+        raise SystemExit(
+            "prepare: a worker process was killed, probably for lack of memory; rerun the same command with fewer "
+            "--workers to resume"
+        )
     except (ValueError, FolderInUseError) as error:
         raise SystemExit(f"prepare: {error}")
+    except BrokenPipeError:  # the reader of the output went away; quiet_exit ends the command
+        raise
     except OSError as error:
         raise SystemExit(f"prepare: {error}; once its cause is removed, the same command resumes {args.out_dir}")
 
@@ -312,4 +318,5 @@ def _print_result(out_dir: Path, manifest: dict | None, existed: bool, share: Sh
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

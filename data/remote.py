@@ -7,6 +7,7 @@ shards run out early begins them again, and one with more leaves the rest, a dif
 
 import contextlib
 import copy
+import os
 import re
 import shlex
 import zlib
@@ -15,10 +16,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.gopen import gopen, set_options
+from webdataset.gopen import gopen, gopen_schemes, set_options
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
+from audio_mamba.data.contents import Contents, ShardContents
 from audio_mamba.data.crops import DrawMask, crop_member
 from audio_mamba.data.faults import MAX_SHARE, Fault
 from audio_mamba.data.samples import DATA_MEMBERS, ArchiveError
@@ -33,7 +35,13 @@ RawSample = tuple[str, str, bytes]  # shard, key, data member
 
 def is_remote(place: str) -> bool:
     """Whether the place of data is an address such as `http://...` or `pipe:...`, rather than a folder."""
-    return re.match(r"[a-z0-9]{2,}:", str(place)) is not None  # one letter and a colon is a Windows drive
+    return not os.path.isdir(place) and _scheme(place) is not None  # a folder may be named run:1
+
+
+def _scheme(place: str) -> str | None:
+    """What an address begins with, up to the colon. One letter and a colon is a Windows drive."""
+    match = re.match(r"([a-z0-9]{2,}):", str(place))
+    return match[1] if match else None
 
 
 class RemoteShards(IterableDataset):
@@ -58,6 +66,9 @@ class RemoteShards(IterableDataset):
         shuffle_buffer: int = SHUFFLE_BUFFER,
     ):
         self.urls = [url for pattern in urls for url in expand_urls(pattern)]
+        for url in self.urls:
+            if _scheme(url) not in (None, "file", "s3", *gopen_schemes):
+                raise ValueError(f"{url} is not a folder, and addresses of the form {_scheme(url)}: cannot be opened")
         workers = max(1, num_workers)
         if len(self.urls) < world_size * workers:
             raise ValueError(
@@ -75,6 +86,10 @@ class RemoteShards(IterableDataset):
 
     def __iter__(self) -> "_Reader":
         return _Reader(self)
+
+    def contents(self) -> Contents:
+        """The names of the shards and the stated number of samples; nothing is read for it."""
+        return Contents(self.samples, [ShardContents(url.rsplit("/", 1)[-1], None, "", "") for url in self.urls])
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
         """A batch of the first good samples in stored order, to look at; repeated if there are fewer than `count`.

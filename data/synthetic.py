@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.terminal import quiet_exit
 
 SAMPLE_RATE = PUBLISHED.sample_rate
 CLIP_SECONDS = 10.0
@@ -230,4 +231,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

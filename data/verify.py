@@ -37,6 +37,7 @@ from audio_mamba.data.shard_index import (
 )
 from audio_mamba.front_end import PUBLISHED, FrontEnd, FrontEndError
 from audio_mamba.system.atomic_files import sha256
+from audio_mamba.system.terminal import quiet_exit
 
 HOLE_FRAMES = 2  # so many successive frames of one value are not audio
 
@@ -177,4 +178,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

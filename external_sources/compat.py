@@ -27,17 +27,29 @@ def stand_ins() -> Iterator[None]:
     tensorflow.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # torch._dynamo looks for it
     tensorflow.Module = type("Module", (), {})
     tensorflow.test = types.SimpleNamespace(is_gpu_available=lambda *args, **kwargs: True)
-    missing = {
-        module.__name__: module
-        for module in (tensorflow, types.ModuleType("pkg_resources"))
-        if importlib.util.find_spec(module.__name__) is None
-    }
-    sys.modules.update(missing)
+    with replaced_modules(
+        *(
+            module
+            for module in (tensorflow, types.ModuleType("pkg_resources"))
+            if importlib.util.find_spec(module.__name__) is None
+        )
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def replaced_modules(*modules: types.ModuleType) -> Iterator[None]:
+    """Let `import` find these modules in place of installed ones, until the block ends."""
+    before = {module.__name__: sys.modules.get(module.__name__) for module in modules}
+    sys.modules.update({module.__name__: module for module in modules})
     try:
         yield
     finally:
-        for name in missing:
-            del sys.modules[name]
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 def patch_predictions() -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -13,11 +14,13 @@ from typing import NamedTuple, cast
 
 from tqdm import tqdm
 
-from audio_mamba.external_sources import layout, worker
+from audio_mamba.data.audio_files import is_hidden
+from audio_mamba.external_sources import layout, task_files, worker
 from audio_mamba.external_sources.grid import parse_grid
-from audio_mamba.external_sources.origin import check_heads
+from audio_mamba.external_sources.origin import stale_heads
 from audio_mamba.published_names import stored_name
 from audio_mamba.system import machine
+from audio_mamba.system.terminal import quiet_exit
 
 # Measured: the kit and its libraries take 0.6 GB; it keeps several copies of a task's embeddings.
 PROCESS_BYTES = 600 * 2**20
@@ -40,7 +43,7 @@ class Job(NamedTuple):
         return sum(file.stat().st_size for file in self.task.glob("*.embeddings.npy"))
 
 
-def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "*") -> list[Job]:
+def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "*", hidden: bool = False) -> list[Job]:
     """All tasks of a model for the given seeds. Embeddings without downstream folders are linked first.
 
     Args:
@@ -48,6 +51,7 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
         config: X, configs.X, configs.poc.X, hear_configs.X (published), or the name of another module.
         seeds: downstream seeds.
         tasks: patterns of the names of tasks.
+        hidden: take tasks of hidden, trash or system names too; otherwise a line on stderr counts them.
 
     Raises:
         SystemExit: no such folder, model, seed, or task.
@@ -55,19 +59,24 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
     runs = directory if directory.name == layout.RUNS else directory / layout.RUNS
     if not runs.is_dir():
         raise SystemExit(f"OUTPUT_DIR: {runs} is not a folder; extract_features.sh makes it")
-    known = {run.module for run in map(layout.parse_run_name, os.listdir(runs)) if run}
+    names = [name for name in os.listdir(runs) if not is_hidden(name)]
+    known = {run.module for run in map(layout.parse_run_name, names) if run}
     module = next((name for name in _module_names(config) if name in known), None)
     if module is None:
         raise SystemExit(
             f"CONFIG: {runs} has no runs of {config}; it has runs of {', '.join(sorted(known)) or 'no model'}"
         )
-    jobs = []
+    jobs, folders = [], []
     for seed in seeds:
-        layout.link_run(runs.parent, module, seed)
+        layout.link_run(runs.parent, module, seed, hidden)
         folder = runs / layout.run_name(module, seed)
         if not folder.is_dir():
             raise SystemExit(f"SEEDS: {folder} does not exist, and there are no embeddings of {module} to make it from")
-        jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder, tasks)]
+        jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder, tasks, hidden)]
+        folders.append(folder)
+    note = None if hidden else layout.hidden_note(folders)
+    if note:
+        print(note, file=sys.stderr)
     if not jobs:
         raise SystemExit(f"TASKS: {tasks} matches no task of {module} in {runs}")
     return jobs
@@ -93,22 +102,60 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def check_settings(jobs: Sequence[Job], grid: str | dict[str, list]) -> None:
-    """Refuse to add to results that were trained with another grid, or on other embeddings than the present ones.
+def check_embeddings(jobs: Sequence[Job]) -> None:
+    """Refuse embeddings of a task whose files have changed.
 
     Raises:
-        SystemExit: names the first such task. Results of the published scripts, which store no settings, are accepted.
+        SystemExit: names the first such task.
     """
+    by_note = {(job.task / task_files.NOTE).resolve(): job.task for job in jobs}  # once for all seeds
+    for task in by_note.values():
+        if why := task_files.why_stale(task):
+            raise SystemExit(
+                f"TASKS_DIR: {why} since {task.name} was embedded; REDO=1 ./extract_features.sh embeds it again"
+            )
+
+
+def check_settings(jobs: Sequence[Job], grid: str | dict[str, list], redo: bool = False) -> list[Job]:
+    """Refuse to add to results that were trained with another grid, or on other embeddings than the present ones.
+
+    Args:
+        jobs: finished jobs.
+        grid: of `parse_grid`.
+        redo: do not refuse results on other embeddings, but return them.
+
+    Returns:
+        The jobs to train again. Results of the published scripts, which store no settings, are accepted.
+
+    Raises:
+        SystemExit: names the first task that is refused.
+    """
+    stale = []
     for job in jobs:
         if not (job.task / worker.SETTINGS).is_file():
             continue
-        settings = json.loads((job.task / worker.SETTINGS).read_text())
-        if settings["grid"] != grid:
+        if json.loads((job.task / worker.SETTINGS).read_text())["grid"] != grid:
             raise SystemExit(
                 f"GRID: {job.task} was trained with another grid (see {worker.SETTINGS} there); "
                 "choose another OUTPUT_DIR, or remove its downstream folders"
             )
-        check_heads(job.task, settings.get("embeddings"))
+        if why := stale_heads(job.task):
+            if not redo:
+                raise SystemExit(f"{why}; REDO=1 trains it again, or choose another OUTPUT_DIR")
+            stale.append(job)
+    return stale
+
+
+def requested_threads(default: int) -> int:
+    """OMP_NUM_THREADS if it is set, else a default.
+
+    Raises:
+        SystemExit: OMP_NUM_THREADS is not a number of threads.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise SystemExit(f"OMP_NUM_THREADS: {text!r} must be a number of threads")
+    return int(text)
 
 
 def run_jobs(
@@ -133,10 +180,11 @@ def run_jobs(
     # The longest first, so that none of them runs alone at the end.
     waiting = sorted(jobs, key=lambda job: (-job.embedding_bytes(), job.seed))
     memory_each = PROCESS_BYTES + COPIES_OF_EMBEDDINGS * waiting[0].embedding_bytes()
+    threads = requested_threads(default=1)  # a head is too small to gain from more
     if at_once is None:
-        at_once = min(machine.processes_that_fit(memory_each), PROCESSES_PER_GPU * gpus or len(waiting))
+        by_cores = max(1, machine.usable_cores() // threads)
+        at_once = min(by_cores, machine.processes_that_fit(memory_each), PROCESSES_PER_GPU * gpus or len(waiting))
     at_once = min(len(waiting), at_once)
-    threads = max(1, machine.usable_cores() // at_once)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the new processes
     context: SpawnContext | ForkServerContext
     if gpus:
@@ -149,7 +197,7 @@ def run_jobs(
     running: dict[int, tuple[BaseProcess, Job, int]] = {}
     failed: list[Job] = []
     in_use: list[Job] = []
-    print(f"{len(waiting)} runs, {at_once} in parallel with {threads} threads each")
+    print(f"{len(waiting)} runs, {at_once} in parallel with {threads} thread{'s' * (threads > 1)} each")
     try:
         with tqdm(total=len(waiting), unit="run", desc="seeds x tasks") as bar:
             while waiting or running:
@@ -212,6 +260,12 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
         metavar="PATTERNS",
         help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
+    parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="train heads again whose embeddings have been replaced (environment: REDO=1); default: refuse them",
+    )
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise SystemExit(f"JOBS: {args.jobs} must be at least 1")
@@ -220,9 +274,13 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
-    jobs = find_jobs(args.output_dir, args.config, seeds, args.tasks)
+    jobs = find_jobs(args.output_dir, args.config, seeds, args.tasks, args.hidden)
+    check_embeddings(jobs)
     finished = [job for job in jobs if job.is_done()]
-    check_settings(finished, grid)
+    for job in check_settings(finished, grid, args.redo):
+        finished.remove(job)
+        for name in (layout.DONE_PREDICTIONS, layout.SCORES):
+            (job.task / name).unlink(missing_ok=True)
     todo = [job for job in jobs if job not in finished]
     print(f"{len(finished)} of {len(jobs)} runs are already finished")
     failed, in_use = run_jobs(todo, grid, args.jobs) if todo else ([], [])
@@ -234,7 +292,8 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; run the same command to continue") from None
+    with quiet_exit():
+        try:
+            main()
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; run the same command to continue") from None

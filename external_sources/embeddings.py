@@ -2,14 +2,18 @@
 
 import argparse
 import re
-import sys
 import traceback
 from pathlib import Path
 
-from audio_mamba.external_sources import layout
+from audio_mamba.external_sources import layout, sources, task_files
 from audio_mamba.external_sources.compat import patch_device_name, stand_ins
 from audio_mamba.external_sources.origin import Origin, check_origin, find_origin, note_origin
+from audio_mamba.external_sources.resample import at_rate
+from audio_mamba.external_sources.task_check import check_task
+from audio_mamba.external_sources.task_files import TaskError
 from audio_mamba.published_names import import_named, stored_name
+from audio_mamba.system.folder_lock import FolderInUseError
+from audio_mamba.system.terminal import quiet_exit
 
 DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
 
@@ -39,13 +43,14 @@ def resolve_module(name: str) -> str:
     )
 
 
-def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str | None = None) -> list[str]:
+def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, cache: Path, name: str | None = None) -> list[str]:
     """Write embeddings_dir/<name>/<task> for every task that has none yet, with the kit's own runner.
 
     Args:
         origin: of `find_origin`. Check existing embeddings with `check_origin` first.
         tasks: task folders.
         embeddings_dir: OUTPUT_DIR/audioset.
+        cache: for audio that is resampled to the model's rate, if a task has none.
         name: of the folder; default: the module's name.
 
     Returns:
@@ -77,21 +82,21 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
     kits_own = kit.Embedding, kit.task_embeddings
 
     def embed_and_note(embedding: NamedEmbedding, task: Path, folder: Path) -> None:
-        """The kit's function, then our note. The kit marks the task as done after this, so a done task has a note."""
+        """The kit's function, then our notes. The kit marks the task as done after this, so a done task has them."""
         kits_own[1](embedding, task, folder)
-        note_origin(folder, origin)
+        task_files.write_note(folder, files)
+        note_origin(folder, origin, files.digest())
 
     kit.Embedding = lambda *args: embedding  # load the model once, not for each task
     kit.task_embeddings = embed_and_note
     failures = []
     try:
-        for number, task in enumerate(pending, start=1):
-            print(f"{results}: {task.name} ({number} of {len(pending)})")
-            audio = task / str(embedding.sample_rate)
-            if not audio.is_dir():
-                failures.append(f"{results} on {task.name}: no audio at the model's sample rate: {audio} is missing")
-                continue
+        for number, source in enumerate(pending, start=1):
+            print(f"{results}: {source.name} ({number} of {len(pending)})")
             try:
+                check_task(source, task_files.source_rate(source, embedding.sample_rate))
+                files = task_files.read_files(source, embedding.sample_rate)  # first: later changes are noticed
+                task = at_rate(source, embedding.sample_rate, cache)
                 kit.runner(
                     [
                         "--tasks-dir",
@@ -104,15 +109,42 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, name: str |
                     ],
                     standalone_mode=False,
                 )
+            except (TaskError, FolderInUseError) as error:
+                failures.append(f"{results} on {source.name}: {error}")
             except Exception as error:  # a damaged task must not stop the others
                 traceback.print_exc()
-                failures.append(f"{results} on {task.name}: {type(error).__name__}: {error}")
+                failures.append(f"{results} on {source.name}: {type(error).__name__}: {error}")
     finally:
         kit.Embedding, kit.task_embeddings = kits_own
     return failures
 
 
-def _plain_name(text: str) -> str:
+def check_tasks(tasks: list[Path], embeddings: Path, redo: bool) -> None:
+    """Refuse embeddings of tasks whose files have changed since, or have them made again.
+
+    Args:
+        tasks: task folders.
+        embeddings: OUTPUT_DIR/audioset/<name>.
+        redo: embed such tasks again instead.
+
+    Raises:
+        SystemExit: names the first such task.
+    """
+    for task in tasks:
+        folder = embeddings / task.name
+        if not (folder / layout.DONE_EMBEDDINGS).exists() or not (why := task_files.why_stale(folder, task)):
+            continue
+        if not redo:
+            raise SystemExit(
+                f"TASKS_DIR: {why} since {folder} was embedded; REDO=1 embeds it again, "
+                "or choose another OUTPUT_DIR or NAME=..."
+            )
+        print(f"{task.name} is embedded again: {why}")
+        (folder / layout.DONE_EMBEDDINGS).unlink()
+
+
+def plain_name(text: str) -> str:
+    """A name that can be that of a folder, for argparse."""
     if not re.fullmatch(r"\w[\w.-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} must be letters, digits and . _ -, and not start with . or -")
     return text
@@ -121,7 +153,12 @@ def _plain_name(text: str) -> str:
 def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> None:
     """Command line of extract_features.sh."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("tasks_dir", metavar="TASKS_DIR", type=Path, help="folder of HEAR tasks")
+    parser.add_argument(
+        "tasks_dir",
+        metavar="TASKS_DIR",
+        type=Path,
+        help="folder of HEAR tasks, at any sample rate, or of their tar.gz files",
+    )
     parser.add_argument(
         "output_dir",
         metavar="OUTPUT_DIR",
@@ -144,7 +181,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     )
     parser.add_argument(
         "--name",
-        type=_plain_name,
+        type=plain_name,
         help="name of the results, for a single CONFIG; keeps several weights or layouts of it apart "
         "(environment: NAME); default: the module's name",
     )
@@ -159,6 +196,19 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         metavar="PATTERNS",
         help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
     )
+    parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder for tasks that are unpacked from archives or resampled (environment: CACHE); "
+        "default: TASKS_DIR.16k, beside TASKS_DIR",
+    )
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="embed tasks again whose files have changed (environment: REDO=1); default: refuse them",
+    )
     args = parser.parse_args(argv)
 
     modules = list(dict.fromkeys(resolve_module(name) for name in args.configs))
@@ -171,31 +221,27 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
             f"TASKS_DIR: {args.tasks_dir} is a task itself; give the folder above it, {args.tasks_dir.parent}, "
             f"with TASKS={args.tasks_dir.name}"
         )
-    found = layout.task_folders(args.tasks_dir)
-    if not found:
-        raise SystemExit(f"TASKS_DIR: {args.tasks_dir} contains no HEAR task (a folder with {layout.METADATA})")
-    tasks = layout.task_folders(args.tasks_dir, args.tasks)
-    if not tasks:
-        raise SystemExit(f"TASKS: {args.tasks} matches none of {', '.join(task.name for task in found)}")
-    for entry in sorted(set(args.tasks_dir.iterdir()) - set(found)):
-        print(f"skipped {entry}: not a folder with {layout.METADATA}", file=sys.stderr)
+    cache = args.cache or sources.default_cache(args.tasks_dir)
+    tasks = sources.find_tasks(args.tasks_dir, args.tasks, cache, args.hidden)
 
     embeddings_dir = args.output_dir / layout.EMBEDDINGS
     origins = [find_origin(module, args.model, args.layout) for module in modules]
     for origin in origins:
-        check_origin(embeddings_dir / (args.name or origin.module), origin)
+        check_origin(embeddings_dir / (args.name or origin.module), origin, args.hidden)
+        check_tasks(tasks, embeddings_dir / (args.name or origin.module), args.redo)
 
     failures = []
     for origin in origins:
-        failures += extract(origin, tasks, embeddings_dir, args.name)
+        failures += extract(origin, tasks, embeddings_dir, cache, args.name)
         for seed in layout.SEEDS:
-            layout.link_run(args.output_dir, args.name or origin.module, seed)
+            layout.link_run(args.output_dir, args.name or origin.module, seed, args.hidden)
     if failures:
         raise SystemExit("\n".join(["not extracted:", *failures]))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; run the same command to continue") from None
+    with quiet_exit():
+        try:
+            main()
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; run the same command to continue") from None

@@ -7,8 +7,11 @@ OUTPUT_DIR/todo_audioset/<module>_r1_<seed>/<task>/     links to them, and the r
 import fnmatch
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from audio_mamba.data.audio_files import is_hidden
 
 EMBEDDINGS = "audioset"
 RUNS = "todo_audioset"
@@ -40,17 +43,30 @@ def parse_run_name(name: str) -> Run | None:
     return Run(match["module"], int(match["ssl_run"]), int(match["seed"])) if match else None
 
 
-def task_folders(directory: Path, patterns: str = "*") -> list[Path]:
+def task_folders(directory: Path, patterns: str = "*", hidden: bool = False) -> list[Path]:
     """The HEAR tasks in a folder, sorted: its sub-folders with a task_metadata.json.
 
-    patterns: only tasks whose names match one of these, which are separated by spaces ("*", "?", "[]" as in a shell).
+    Args:
+        directory: the folder.
+        patterns: only tasks whose names match one of these, which are separated by spaces ("*", "?", "[]" as in a
+            shell).
+        hidden: take tasks of hidden, trash or system names too (`data.audio.is_hidden`).
     """
     return sorted(
         entry
         for entry in directory.iterdir()
         if (entry / METADATA).is_file()
+        and (hidden or not is_hidden(entry.name))
         and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns.split())
     )
+
+
+def hidden_note(directories: Iterable[Path]) -> str | None:
+    """A line that counts the entries of folders which `task_folders` leaves out as hidden; None if there are none."""
+    found = sorted(entry for directory in directories for entry in directory.iterdir() if is_hidden(entry.name))
+    if not found:
+        return None
+    return f"left out hidden or system files and folders: {len(found)}, the first is {found[0]}; --hidden takes tasks"
 
 
 def is_done(task: Path) -> bool:
@@ -60,23 +76,25 @@ def is_done(task: Path) -> bool:
     return (task / SCORES).is_file() and done.is_file() and done.stat().st_size > 0
 
 
-def embedded_tasks(module_dir: Path) -> list[Path]:
+def embedded_tasks(module_dir: Path, hidden: bool = False) -> list[Path]:
     """The tasks in OUTPUT_DIR/audioset/<module> whose embeddings are complete."""
     if not module_dir.is_dir():
         return []
-    return [task for task in task_folders(module_dir) if (task / DONE_EMBEDDINGS).exists()]
+    return [task for task in task_folders(module_dir, hidden=hidden) if (task / DONE_EMBEDDINGS).exists()]
 
 
-def link_run(output_dir: Path, module: str, seed: int) -> None:
+def link_run(output_dir: Path, module: str, seed: int, hidden: bool = False) -> None:
     """Link every file of the complete embeddings of `module` into the folder of one downstream seed.
 
     Links are relative, so OUTPUT_DIR can be moved. Existing files are kept. Folders of single clips are linked as a
-    whole.
+    whole. Hidden files, except the mark of complete embeddings, are not linked.
     """
-    for task in embedded_tasks(output_dir / EMBEDDINGS / module):
+    for task in embedded_tasks(output_dir / EMBEDDINGS / module, hidden):
         folder = output_dir / RUNS / run_name(module, seed) / task.name
         folder.mkdir(parents=True, exist_ok=True)
         for file in task.iterdir():
+            if is_hidden(file.name) and file.name != DONE_EMBEDDINGS:
+                continue
             link = folder / file.name
             if not os.path.lexists(link):
                 link.symlink_to(os.path.relpath(file, folder))

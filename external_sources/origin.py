@@ -1,4 +1,4 @@
-"""What embeddings were made from, noted beside them so that they are not mistaken for those of other weights."""
+"""What embeddings and heads were made from, noted beside them so that they are not mistaken for others."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,8 @@ from audio_mamba.published_names import import_named
 from audio_mamba.system.atomic_files import atomic_write, sha256
 
 SETTINGS = "embeddings-settings.json"  # in the folder of each task
+HEAD_SETTINGS = "downstream-settings.json"  # in the folder of each run: seed, grid, and the note on the embeddings
+TASK_SHA256 = "task_sha256"  # key of the note: digest of the task's files
 
 
 class Origin(NamedTuple):
@@ -55,9 +57,12 @@ def find_origin(module: str, model: str | None, scene_layout: str | None) -> Ori
     return Origin(module, model, str(file.absolute()) if file else None, digest, scene_layout)
 
 
-def note_origin(task: Path, origin: Origin) -> None:
-    """Note the origin of the embeddings in the folder of a task. Those of event tasks have only one layout."""
-    noted = origin._asdict()
+def note_origin(task: Path, origin: Origin, task_sha256: str | None = None) -> None:
+    """Note the origin of the embeddings in the folder of a task. Those of event tasks have only one layout.
+
+    task_sha256: of the task's files, as `task_files.TaskFiles.digest` gives it.
+    """
+    noted = origin._asdict() | {TASK_SHA256: task_sha256}
     if json.loads((task / layout.METADATA).read_text())["embedding_type"] != "scene":
         del noted["scene_layout"]
     with atomic_write(task / SETTINGS) as file:
@@ -69,37 +74,42 @@ def read_note(task: Path) -> dict | None:
     return json.loads((task / SETTINGS).read_text()) if (task / SETTINGS).is_file() else None
 
 
-def check_heads(task: Path, noted: dict | None) -> None:
-    """Refuse the results of heads that were trained on other embeddings than the present ones.
+def stale_heads(task: Path) -> str | None:
+    """Why the results of a downstream run do not belong to the present embeddings, in words; None if they do.
 
     Args:
-        task: folder of a downstream run, to which the embeddings are linked.
-        noted: what `read_note` returned when the heads were trained; None (earlier versions) is accepted.
-
-    Raises:
-        SystemExit: names both origins.
+        task: folder of the run, to which the embeddings are linked. Results without a note (published scripts, earlier
+            versions) are accepted.
     """
-    present = read_note(task)
+    if not (task / HEAD_SETTINGS).is_file():
+        return None
+    noted, present = json.loads((task / HEAD_SETTINGS).read_text()).get("embeddings"), read_note(task)
     if not noted or not present:
-        return
-    if difference := _difference(*(Origin(**{"scene_layout": None} | note) for note in (noted, present))):
-        variable, then, now = difference
-        raise SystemExit(
-            f"{variable}: {task} was trained on embeddings made with {then}, but the present ones were "
-            f"made with {now}; remove its folders in {layout.RUNS}, or choose another OUTPUT_DIR"
+        return None
+    default = Origin("", None, None, None, None)
+    difference = difference_of(origin_in(noted, default), origin_in(present, default))
+    if difference is None and present.get(TASK_SHA256) not in (None, noted.get(TASK_SHA256)):
+        then, now = (
+            f"task files of SHA-256 {note[TASK_SHA256][:12]}" if note.get(TASK_SHA256) else "unknown task files"
+            for note in (noted, present)
         )
+        difference = "TASKS_DIR", then, now
+    if difference is None:
+        return None
+    variable, then, now = difference
+    return f"{variable}: {task} was trained on embeddings made with {then}, but the present ones were made with {now}"
 
 
-def check_origin(embeddings: Path, origin: Origin) -> None:
+def check_origin(embeddings: Path, origin: Origin, hidden: bool = False) -> None:
     """Refuse to add to the complete embeddings of a model, or to use them, if their origin is not `origin`.
 
     Raises:
         SystemExit: names the first such task. Embeddings without a note (published scripts, earlier versions) are
             accepted.
     """
-    for task in layout.embedded_tasks(embeddings):
+    for task in layout.embedded_tasks(embeddings, hidden):
         noted = read_note(task)
-        if noted and (difference := _difference(origin._replace(**noted), origin)):
+        if noted and (difference := difference_of(origin_in(noted, origin), origin)):
             variable, then, now = difference
             raise SystemExit(
                 f"{variable}: {task} was embedded with {then}, not with {now} (see {SETTINGS} there); "
@@ -108,7 +118,12 @@ def check_origin(embeddings: Path, origin: Origin) -> None:
             )
 
 
-def _difference(then: Origin, now: Origin) -> tuple[str, str, str] | None:
+def origin_in(note: dict, default: Origin) -> Origin:
+    """The origin in a note; what the note does not say is that of `default`."""
+    return default._replace(**{key: value for key, value in note.items() if key in Origin._fields})
+
+
+def difference_of(then: Origin, now: Origin) -> tuple[str, str, str] | None:
     """The variable of extract_features.sh that differs, with its meaning then and now; None if nothing differs."""
     if then.module != now.module:
         return "CONFIG", then.module, now.module

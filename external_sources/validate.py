@@ -6,6 +6,7 @@ This runs hear-validator with its own options. The exit status is non-zero if it
 import sys
 
 from audio_mamba.external_sources.compat import stand_ins
+from audio_mamba.system.terminal import quiet_exit
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.external_sources.validate") -> None:
@@ -17,4 +18,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 from audio_mamba.external_sources import layout
-from audio_mamba.external_sources.origin import read_note
+from audio_mamba.external_sources.origin import HEAD_SETTINGS, read_note
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.workers import exit_with_parent
 
 # In the folder of each task:
 LOG = "downstream.log"
-SETTINGS = "downstream-settings.json"  # seed and grid of the results, and the note on the embeddings
+SETTINGS = HEAD_SETTINGS
 
 IN_USE = 3  # exit status
 PATIENCE = 2.0  # seconds to wait for another process to leave the folder

@@ -22,6 +22,8 @@ def load_model(
     *,
     precision: str = "auto",
     layout: str | None = None,
+    pooling: str | None = None,
+    overlap: float | None = None,
 ) -> RuntimeSSAST:
     """A pretrained encoder as an embedding model.
 
@@ -32,12 +34,16 @@ def load_model(
         device: torch device; default: a GPU if there is one, else the CPU.
         precision: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, float32 elsewhere.
         layout: of scene embeddings, "published" or "bands"; default: the config's.
+        pooling: of scene embeddings over time, "mean", or "mean_std" for mean and standard deviation (twice the width);
+            default: the config's.
+        overlap: part of a segment that is read as context, 0 to 0.75, with layout "bands"; default: the config's.
 
     Returns:
         The model, with `embed`, `get_scene_embeddings` and `get_timestamp_embeddings`.
 
     Raises:
-        ValueError: unknown model, config, precision, layout or device; weights that do not fit.
+        ValueError: unknown model, config, precision, layout, pooling or device; an overlap out of range or with layout
+            "published"; weights that do not fit.
         FileNotFoundError: no weights there.
     """
     from audio_mamba.hear_api.resolve import resolve
@@ -46,7 +52,8 @@ def load_model(
     name = None if model is None else str(model)
     if name is not None and weights is None and (isinstance(model, Path) or Path(name).exists() or "/" in name):
         name, weights = None, name
-    return build_runtime(resolve(name, weights, layout), precision, device)
+    source = resolve(name, weights, scene_layout=layout, scene_pooling=pooling, overlap=overlap)
+    return build_runtime(source, precision, device)
 
 
 def list_models() -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from audio_mamba.data.normalisation import clip_statistics, normalise
 from audio_mamba.hear_api.clips import Clip, Failure, LongFile, ShortClip, group_clips, prefetch_chunks
 from audio_mamba.hear_api.inputs import ClipInput, as_clips, check_sample_rate
+from audio_mamba.hear_api.pooling import RunningPool, pool
 from audio_mamba.hear_api.runtime import RuntimeSSAST, pick_device
 from audio_mamba.hear_api.weights import (
     CLASSIFIER_FOLDER,
@@ -27,7 +28,7 @@ from audio_mamba.hear_api.weights import (
     WEIGHTS_NAME,
     read_safetensors,
 )
-from audio_mamba.models.classifier import POOLINGS, Classifier, probabilities
+from audio_mamba.models.classifier import Classifier, probabilities
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
@@ -193,17 +194,13 @@ class AudioClassifier(nn.Module):
             return
         spectrograms = [torch.as_tensor(clip.spectrogram) for clip in group if isinstance(clip, ShortClip)]
         for steps in self.runtime.encode(spectrograms, "bands"):
-            yield self._of_features(self._pool(steps)[None])
+            yield self._of_features(pool(steps, self.pooling)[None])
 
     def _of_long(self, file: LongFile) -> Tensor:
-        width = self.runtime.timestamp_embedding_size
-        steps, total, squares = 0, *torch.zeros(2, width, dtype=torch.float64)
+        running = RunningPool(self.pooling, self.runtime.timestamp_embedding_size)
         for chunk in self._chunks(file):
-            rows = self.runtime.encode([chunk], "bands")[0].double().cpu()  # [t, W]
-            steps, total, squares = steps + len(rows), total + rows.sum(dim=0), squares + rows.square().sum(dim=0)
-        mean = total / steps
-        parts = [mean, (squares / steps - mean.square()).clamp(min=0).sqrt()][: POOLINGS[self.pooling]]
-        return self._of_features(torch.cat(parts).float()[None])
+            running.add(self.runtime.encode([chunk], "bands")[0].cpu())  # [t, W]
+        return self._of_features(running.result())
 
     @torch.no_grad()
     def of_windows(self, clip: Clip, window_frames: int, hop_frames: int) -> Tensor:
@@ -217,20 +214,16 @@ class AudioClassifier(nn.Module):
         while batch := list(islice(windows, WINDOWS_AT_ONCE)):
             normal = [normalise(window, clip_statistics(window, ddof=1)) for window in batch]
             features = self.runtime.encode(normal, "bands")  # of each, [t, W]
-            rows += [self._of_features(self._pool(steps)[None]) for steps in features]
+            rows += [self._of_features(pool(steps, self.pooling)[None]) for steps in features]
         return torch.cat(rows)
 
     def _chunks(self, clip: Clip) -> Iterator[Tensor]:
         """The normalised log-mel of a clip, [frames, mels] in parts of whole segments; a short clip is one part."""
         if isinstance(clip, LongFile):
-            yield from prefetch_chunks(clip.chunks(self.model.encoder.num_frames))
+            length = self.model.encoder.num_frames
+            yield from (chunk for chunk, _, _ in prefetch_chunks(clip.chunks(length, stride=length)))
         else:
             yield torch.as_tensor(clip.spectrogram).cpu()
-
-    def _pool(self, steps: Tensor) -> Tensor:
-        """Features [t, W] -> [W] or [2 W]."""
-        parts = [steps.mean(dim=0), steps.std(dim=0, correction=0)]
-        return torch.cat(parts[: POOLINGS[self.pooling]])
 
     def _of_features(self, pooled: Tensor) -> Tensor:
         logits = self.model.head(pooled.to(self.model.encoder.pos_embed.device))

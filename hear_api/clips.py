@@ -49,6 +49,7 @@ class LongFile:
     samples: int
     statistics: Statistics
     front_end: FrontEnd
+    channel: str | int = "mix"  # see `data.audio.stream_audio`
 
     @property
     def seconds(self) -> float:
@@ -58,29 +59,35 @@ class LongFile:
     def frames(self) -> int:
         return self.front_end.num_frames(self.samples)
 
-    def chunks(self, segment_frames: int) -> Iterator[Tensor]:
+    def chunks(self, segment_frames: int, stride: int) -> Iterator[tuple[Tensor, bool, bool]]:
         """Read the file again, as its normalised log-mel.
 
+        Args:
+            segment_frames: of a segment.
+            stride: frames from the start of a segment to that of the next one.
+
         Yields:
-            float32 [frames, mels], as many whole segments as CHUNK_FRAMES (or GROUP_FRAMES, if smaller) allows. The
-            last chunk may be shorter.
+            float32 [frames, mels], as many whole segments as CHUNK_FRAMES (or GROUP_FRAMES, if smaller) allows, of
+            which the first overlaps with the last one of the chunk before as any two do; and whether it is the first
+            chunk, and the last. The last one may be shorter.
 
         Raises:
             AudioFileError: the file cannot be read any more, or has changed since it was measured.
         """
-        chunk_frames = max(1, min(CHUNK_FRAMES, GROUP_FRAMES) // segment_frames) * segment_frames
+        segments = max(1, (min(CHUNK_FRAMES, GROUP_FRAMES) - segment_frames) // stride + 1)
+        advance, start = segments * stride, 0
+        chunk_frames = segment_frames - stride + advance
         held = torch.zeros(0, self.front_end.n_mels)
         for frames in self._log_mel():
             held = torch.cat([held, frames])
-            while len(held) >= chunk_frames:
-                chunk, held = held[:chunk_frames], held[chunk_frames:]
-                yield normalise(chunk, self.statistics)
-        if len(held):
-            yield normalise(held, self.statistics)
+            while len(held) >= chunk_frames and start + chunk_frames < self.frames:
+                yield normalise(held[:chunk_frames], self.statistics), start == 0, False
+                held, start = held[advance:], start + advance
+        yield normalise(held, self.statistics), start == 0, True
 
     def _log_mel(self) -> Iterator[Tensor]:
         stream, samples = LogMelStream(self.front_end), 0
-        for block in stream_audio(self.path, self.front_end.sample_rate):
+        for block in stream_audio(self.path, self.front_end.sample_rate, self.channel):
             samples += len(block)
             yield stream.feed(torch.from_numpy(block))
         if samples != self.samples:
@@ -99,13 +106,16 @@ class Failure:
 Clip = ShortClip | LongFile
 
 
-def load_clip(clip: ClipInput, name: str, sample_rate: int, front_end: FrontEnd) -> Tensor | LongFile:
+def load_clip(
+    clip: ClipInput, name: str, sample_rate: int, front_end: FrontEnd, channel: str | int = "mix"
+) -> Tensor | LongFile:
     """Read one clip.
 
     Args:
         clip: path of an audio file, or samples [n].
         name: of an array in messages.
         sample_rate: of an array, which is resampled to the front end's; files know their own.
+        channel: of a file, see `data.audio.stream_audio`.
 
     Returns:
         Float32 samples [n] at the front end's rate, or the statistics of a long file.
@@ -115,7 +125,7 @@ def load_clip(clip: ClipInput, name: str, sample_rate: int, front_end: FrontEnd)
         AudioFileError: invalid file.
     """
     if isinstance(clip, (str, PathLike)):
-        return read_file(Path(clip), front_end)
+        return read_file(Path(clip), front_end, channel)
     samples = as_samples(clip, name)
     if sample_rate == front_end.sample_rate:
         return check_samples(samples, name, front_end)
@@ -124,14 +134,14 @@ def load_clip(clip: ClipInput, name: str, sample_rate: int, front_end: FrontEnd)
     return check_samples(torch.from_numpy(resampled), f"{name}, resampled to {front_end.sample_rate} Hz,", front_end)
 
 
-def read_file(path: Path, front_end: FrontEnd) -> Tensor | LongFile:
+def read_file(path: Path, front_end: FrontEnd, channel: str | int = "mix") -> Tensor | LongFile:
     """Samples [n] of a short audio file or the statistics of a long one. AudioFileError for an invalid file."""
-    blocks, held, samples = _checked_blocks(path, front_end.sample_rate), [], 0
+    blocks, held, samples = _checked_blocks(path, front_end.sample_rate, channel), [], 0
     for block in blocks:
         held.append(block)
         samples += len(block)
         if samples > LONG_SECONDS * front_end.sample_rate:
-            return _measure(path, chain(held, blocks), front_end)
+            return _measure(path, chain(held, blocks), front_end, channel)
     if samples < front_end.min_samples:
         raise AudioFileError(
             path, f"too short, {samples} samples at {front_end.sample_rate} Hz; {front_end.min_samples} are needed"
@@ -139,27 +149,27 @@ def read_file(path: Path, front_end: FrontEnd) -> Tensor | LongFile:
     return torch.cat(held)
 
 
-def _checked_blocks(path: Path, sample_rate: int) -> Iterator[Tensor]:
-    for array in stream_audio(path, sample_rate):
+def _checked_blocks(path: Path, sample_rate: int, channel: str | int) -> Iterator[Tensor]:
+    for array in stream_audio(path, sample_rate, channel):
         block = torch.from_numpy(array)
         if fault := fault_in_values(block):
             raise AudioFileError(path, fault)
         yield block
 
 
-def _measure(path: Path, blocks: Iterable[Tensor], front_end: FrontEnd) -> LongFile:
+def _measure(path: Path, blocks: Iterable[Tensor], front_end: FrontEnd, channel: str | int) -> LongFile:
     stream, running, samples = LogMelStream(front_end), RunningStats(), 0
     for block in blocks:
         samples += len(block)
         running.add(stream.feed(block))
     running.add(stream.finish())
-    return LongFile(path, samples, running.statistics(), front_end)
+    return LongFile(path, samples, running.statistics(), front_end, channel)
 
 
-def decode(path: Path, front_end: FrontEnd) -> Clip | Failure:
+def decode(path: Path, front_end: FrontEnd, channel: str | int) -> Clip | Failure:
     """Read a file in a worker process; what is wrong with it comes back as a value."""
     try:
-        audio = read_file(path, front_end)
+        audio = read_file(path, front_end, channel)
     except AudioFileError as error:
         return Failure(error.reason)
     if isinstance(audio, LongFile):

@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from audio_mamba.hear_api.resolve import DEFAULT_MODEL
+from audio_mamba.schema import LAYOUTS, POOLINGS
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,35 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         help='checkpoint file, work folder of train.py, folder of a saved model, or "untrained" (default: the '
         "published ones in $PT_MAMBA_MODEL_DIR, or else those that come with the project)",
     )
+
+
+def add_hidden_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --hidden."""
+    parser.add_argument(
+        "--hidden", action="store_true", help="take hidden, trash and system files and folders below a folder too"
+    )
+
+
+def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --layout, --pooling and --overlap."""
+    add = parser.add_argument
+    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
+    add(
+        "--pooling",
+        choices=list(POOLINGS),
+        help="of scene embeddings over time: mean, or mean and standard deviation (default: the config's)",
+    )
+    add(
+        "--overlap",
+        type=float,
+        metavar="PART",
+        help="of a segment, read as context: 0.25 or 0.5 for fewer seams, with layout bands (default: the config's)",
+    )
+
+
+def feature_choices(args: argparse.Namespace) -> dict[str, str | float | None]:
+    """The choices of `add_feature_arguments`, for `resolve`."""
+    return {"scene_layout": args.layout, "scene_pooling": args.pooling, "overlap": args.overlap}
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

@@ -19,19 +19,26 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.data.audio import AudioError, AudioFileError, printable
+from audio_mamba.data.audio import AudioError, AudioFileError
 from audio_mamba.hear_api.clips import Clip, Failure, decode, group_clips, prefetch, start_worker
-from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
-from audio_mamba.hear_api.inputs import list_audio
+from audio_mamba.hear_api.command_line import (
+    add_device_argument,
+    add_feature_arguments,
+    add_hidden_argument,
+    add_weights_arguments,
+    feature_choices,
+)
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.output import Output
 from audio_mamba.hear_api.resolve import ModelSource, resolve
 from audio_mamba.hear_api.runtime import KINDS, RuntimeSSAST, build_runtime
-from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.hear_api.sources import Source, digest_of_versions, list_audio, list_sources
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
+from audio_mamba.system.terminal import quiet_exit
 
+CHANNELS = ("mix", "left", "right", "each")
 FAILED_STATUS = 3
 FILES_AHEAD = 8  # per worker
 PROGRESS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -62,9 +69,17 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         default="scene",
         help="one embedding per file (default), or one per patch step (40 ms with the paper's configs)",
     )
-    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
+    add_feature_arguments(parser)
+    add(
+        "--channel",
+        choices=CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one; "
+        "each: embeddings of every channel, with its number, counted from 0",
+    )
+    add_hidden_argument(parser)
     add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
-    add("--resume", action="store_true", help="continue an interrupted run")
+    add("--resume", action="store_true", help="continue an interrupted run; files that have changed are embedded again")
     add("--strict", action="store_true", help="stop at the first file that fails")
     args = parser.parse_args(arguments)
     if args.workers < 1:
@@ -74,16 +89,18 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
 
 def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
     """Embed the files of a command line; returns the entries of those that failed."""
-    files = list_audio(args.inputs)
+    files = list_audio(args.inputs, args.hidden)
     with decoding_pool(args.workers) as pool:
-        source = resolve(args.config, args.weights, args.layout)
+        source = resolve(args.config, args.weights, **feature_choices(args))
         runtime = build_runtime(source, args.precision, args.device)
         settings = _settings(args, files, runtime, source)
-        if output.is_complete(settings):
+        sources = list_sources(files, args.channel, pool)
+        if output.is_complete(settings, digest_of_versions(sources)):
             tqdm.write(f"{output.path} is complete already", file=sys.stderr)
             return output.read_failures()
-        with output.journal(settings, runtime.scene_embedding_size) as journal:
-            _embed_files(args, files, pool, runtime, journal)
+        with output.journal(settings, runtime.width_of(args.kind)) as journal:
+            drop_changed(journal, sources)
+            _embed_sources(args, sources, pool, runtime, journal)
             return output.finish(journal, runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0)
 
 
@@ -107,32 +124,63 @@ def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST
         "weights file": digest,
         "kind": args.kind,
         "layout": runtime.layout_of(args.kind),
+        "channel": args.channel,
+        **({"pooling": runtime.scene_pooling} if args.kind == "scene" else {}),
+        "overlap": runtime.overlap,
         "precision": runtime.working_precision,
         "device": args.device,
-        "list of files": f"{len(files)} files, {list_digest(files)}",
+        "list of files": list_digest(files),
     }
 
 
 def list_digest(files: list[Path]) -> str:
-    """What tells a list of files from others, 16 hex digits."""
-    return hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()[:16]
+    """The number of files, and what tells their list from others."""
+    digest = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
+    return f"{len(files)} files, {digest[:16]}"
 
 
-def _embed_files(
-    args: argparse.Namespace, files: list[Path], pool: ProcessPoolExecutor, runtime: RuntimeSSAST, journal: Journal
+def drop_changed(journal: Journal, sources: list[Source]) -> None:
+    """Keep what an interrupted run has finished up to the first file that has changed since; say what is not kept.
+
+    All later files are embedded again, too, since rows are in the order of files, and groups must be the same as in an
+    uninterrupted run.
+    """
+    done = journal.entries
+    if any(entry.version is None for entry in done):
+        say("this run was started by an earlier version, which noted no sizes and times; its files are not compared")
+    versions = {source.name: source.version for source in sources}
+    changed = [n for n, entry in enumerate(done) if entry.version not in (None, versions[entry.path])]
+    if changed:
+        files = dict.fromkeys(done[number].path for number in changed)
+        journal.keep(changed[0])
+        kept = len({entry.path for entry in journal.entries})
+        say(
+            f"{len(files)} of the files that were embedded have changed since, the first is {next(iter(files))}; the "
+            f"results of {kept} files before it are kept, the others are embedded again"
+        )
+
+
+def say(text: str) -> None:
+    """Print a line above the progress bar."""
+    tqdm.write(f"embed: {text}", file=sys.stderr)
+
+
+def _embed_sources(
+    args: argparse.Namespace, sources: list[Source], pool: ProcessPoolExecutor, runtime: RuntimeSSAST, journal: Journal
 ) -> None:
-    """Embed the files that the journal lacks, group by group; each group is committed before the next one."""
-    left = files[len(journal.entries) :]
-    clips: Iterator[Clip | Failure] = prefetch(
-        pool, decode, ((path, runtime.front_end) for path in left), FILES_AHEAD * args.workers
+    """Embed what the journal lacks, group by group; each group is committed before the next one."""
+    left = sources[len(journal.entries) :]
+    calls = (
+        (source.path, runtime.front_end, args.channel if source.channel is None else source.channel) for source in left
     )
+    clips: Iterator[Clip | Failure] = prefetch(pool, decode, calls, FILES_AHEAD * args.workers)
     if args.strict:
         clips = without_failures(left, clips)
-    names = map(printable, left)
+    waiting = iter(left)
     with tqdm(
         desc="embedding",
-        unit="file",
-        total=len(files),
+        unit="channel" if args.channel == "each" else "file",
+        total=len(sources),
         initial=len(journal.entries),
         smoothing=0.05,
         bar_format=PROGRESS,
@@ -152,18 +200,22 @@ def _embed_files(
                     raise strict_error(error.path, error.reason)
                 journal.drop()
                 group = [Failure(error.reason)]
-            journal.commit(
-                Entry(name, error=clip.reason) if isinstance(clip, Failure) else Entry(name, rows, clip.seconds)
-                for clip, rows, name in zip(group, counts, names)
-            )
+            journal.commit(entry_of(*finished) for finished in zip(group, counts, waiting))
             bar.update(len(journal.entries) - bar.n)
 
 
-def without_failures(files: list[Path], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
-    """The clips of files; AudioError, which names the file, at the first failure."""
-    for path, clip in zip(files, clips):
+def entry_of(clip: Clip | Failure, rows: int, source: Source) -> Entry:
+    """What the journal keeps of a source with so many rows."""
+    if isinstance(clip, Failure):
+        return Entry(source.name, error=clip.reason, channel=source.channel, version=source.version)
+    return Entry(source.name, rows, clip.seconds, channel=source.channel, version=source.version)
+
+
+def without_failures(sources: list[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
+    """The clips of sources; AudioError, which names the file, at the first failure."""
+    for source, clip in zip(sources, clips):
         if isinstance(clip, Failure):
-            raise strict_error(path, clip.reason)
+            raise strict_error(source.path, clip.reason)
         yield clip
 
 
@@ -174,11 +226,11 @@ def strict_error(path: str | Path, reason: str) -> AudioError:
 
 def print_failures(failed: list[Entry], output: Output, done: str = "embedded") -> None:
     """List the files that could not be `done` on stderr."""
-    width = max(len(entry.path) for entry in failed)
-    files = "1 file" if len(failed) == 1 else f"{len(failed)} files"
+    width, count = max(len(entry.path) for entry in failed), len({entry.path for entry in failed})
+    files = "1 file" if count == 1 else f"{count} files"
     print(f"\n{files} could not be {done} (this list: {output.failures_path}):", file=sys.stderr)
-    for entry in failed:
-        print(f"  {entry.path:<{width}}  {entry.error}", file=sys.stderr)
+    for path, error in dict.fromkeys((entry.path, entry.error) for entry in failed):  # once for all channels
+        print(f"  {path:<{width}}  {error}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.embed") -> None:
@@ -203,4 +255,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -28,6 +28,7 @@ from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
 from audio_mamba.models.classifier import probabilities
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
 from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.system.terminal import quiet_exit
 
 TOLERANCE = 1e-4  # of the check; features are of order 1
 
@@ -166,4 +167,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -1,23 +1,19 @@
-"""What callers may hand in as audio: arrays and tensors, and the INPUTs of the embed command.
+"""What callers may hand in as audio: arrays, tensors and paths.
 
 Arrays and tensors hold floating-point samples in [-1, 1] at the model's sample rate (with the published front end
 16 kHz, and at least 201 samples); `[n]` is one clip and `[c, n]` are c clips. Anything else is an `InputError`, which
 names the clip and what is wrong with it.
 """
 
-import csv
-import glob
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audio_mamba.data.audio import AudioError, find_audio
 from audio_mamba.front_end import FrontEnd
 
 ClipInput = np.ndarray | Tensor | str | PathLike
@@ -42,8 +38,13 @@ def as_clips(clips: ClipInput | Sequence[ClipInput]) -> list[ClipInput]:
         return [clips]
     if isinstance(clips, (np.ndarray, Tensor)):
         return list(_as_matrix(clips))
-    if not isinstance(clips, Sequence):
+    if not isinstance(clips, Sequence) or isinstance(clips, (bytes, bytearray, memoryview)):
         raise InputError(f"clips must be an array, a path or a list of them, got {type(clips).__name__}")
+    if any(isinstance(clip, Real) for clip in clips):
+        raise InputError(
+            f"clips must be an array, a path or a list of them, got a {type(clips).__name__} of numbers; pass the "
+            "samples of a clip as numpy.array(...)"
+        )
     return list(clips)
 
 
@@ -107,51 +108,13 @@ def _as_tensor(audio: np.ndarray | Tensor, name: str) -> Tensor:
         # torch supports no long doubles, foreign byte orders, negative strides or read-only memory.
         with np.errstate(over="ignore"):  # values beyond float32 become Inf, which is refused
             return torch.from_numpy(np.array(audio, np.float32, order="C"))
-    if not isinstance(audio, Tensor) or not audio.is_floating_point():
-        found = audio.dtype if isinstance(audio, (Tensor, np.ndarray)) else type(audio).__name__
+    if not isinstance(audio, (Tensor, np.ndarray)):
         raise InputError(
-            f"{name} must be floating-point samples in [-1, 1], got {found}; integer PCM needs scaling "
+            f"{name} must be an array or tensor of floating-point samples in [-1, 1], got {type(audio).__name__}"
+        )
+    if not isinstance(audio, Tensor) or not audio.is_floating_point():
+        raise InputError(
+            f"{name} must be floating-point samples in [-1, 1], got {audio.dtype}; integer PCM needs scaling "
             "first (int16: divide by 32768)"
         )
     return audio.detach()
-
-
-def list_audio(inputs: Iterable[str]) -> list[Path]:
-    """The audio files that the INPUTs of a command line name, in the given order and without repeats.
-
-    Args:
-        inputs: each a file, a folder (all audio below it, sorted), a glob ("takes/**/*.wav", sorted), or a `.csv` list.
-            The paths of a list are in its column `path`, `file` or `filename`, or else in its first column, and are
-            relative to the list's folder.
-
-    Raises:
-        AudioError: an input that names no file.
-    """
-    files: list[Path] = []
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            files += find_audio(path)
-        elif path.suffix.lower() == ".csv" and path.is_file():
-            files += _read_list(path)
-        elif path.exists():
-            files.append(path)
-        elif matches := sorted(Path(match) for match in glob.glob(text, recursive=True) if Path(match).is_file()):
-            files += matches
-        else:
-            raise AudioError(f"{text}: no such file or folder, and as a pattern it matches no file")
-    return list(dict.fromkeys(files))
-
-
-def _read_list(path: Path) -> list[Path]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise AudioError(f"{path}: cannot be read as a csv list ({error})") from error
-    if not rows:
-        raise AudioError(f"{path}: the list is empty")
-    header = [cell.strip().lower() for cell in rows[0]]
-    column = next((header.index(name) for name in ("path", "file", "filename") if name in header), None)
-    names = [row[0] for row in rows] if column is None else [row[column] for row in rows[1:] if len(row) > column]
-    return [path.parent / name.strip() for name in names]

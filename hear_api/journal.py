@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +15,8 @@ import numpy as np
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.folder_lock import exclusive_lock
 
+# Settings that earlier versions did not write, with the only values they had.
+EARLIER_SETTINGS = {"channel": "mix", "pooling": "mean", "overlap": 0.0}
 READ_ROWS = 8192  # rows in memory at once when they are read back
 
 
@@ -29,6 +32,7 @@ def check_settings(what: str, before: dict, now: dict) -> None:
         before: settings of the earlier run.
         now: settings of this run.
     """
+    before = EARLIER_SETTINGS | before
     if changed := [key for key in now if now[key] != before.get(key)]:
         key = changed[0]
         raise JournalError(
@@ -39,18 +43,26 @@ def check_settings(what: str, before: dict, now: dict) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One input file: its number of rows, or the reason why it has none."""
+    """One input file, or one channel of it: its number of rows, or the reason why it has none.
+
+    Attributes:
+        channel: its number with `--channel each`, else None.
+        version: of the file, see `sources.Source`; None in journals of earlier versions.
+    """
 
     path: str
     rows: int = 0
     seconds: float = 0.0
     error: str | None = None
+    channel: int | None = None
+    version: str | None = None
 
 
 class Journal:
-    """Embeddings in the order of their files: `rows.f32`, and `files.jsonl` with an `Entry` per finished file.
+    """Embeddings in the order of their files: `rows.f32`, and `files.jsonl` with a line per commit, a list of `Entry`.
 
-    When a run resumes, rows without an entry and a torn last entry are dropped.
+    When a run resumes, rows without an entry and a torn last line are dropped. In journals of earlier versions each
+    entry has its own line.
 
     Args:
         folder: of the journal; made if absent.
@@ -66,6 +78,7 @@ class Journal:
     def __init__(self, folder: Path, settings: dict, width: int, resume: bool):
         self.folder, self.settings, self.width = folder, settings, width
         self.entries: list[Entry] = []
+        self._commits: list[int] = []  # entries of each
         self._rows_path, self._entries_path = folder / "rows.f32", folder / "files.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -91,9 +104,19 @@ class Journal:
         """Assign the rows appended since the last commit to these files, in order. A kill no longer loses them."""
         entries = list(entries)
         _to_disk(self._rows)
-        self._lines.writelines(json.dumps(asdict(entry)) + "\n" for entry in entries)
+        self._lines.write(json.dumps([asdict(entry) for entry in entries]) + "\n")
         _to_disk(self._lines)
         self.entries += entries
+        self._commits.append(len(entries))
+
+    def keep(self, count: int) -> None:
+        """Remove all commits but the first ones that have at most `count` entries together."""
+        kept = sum(entries <= count for entries in accumulate(self._commits))
+        lines = self._entries_path.read_bytes().splitlines(keepends=True)
+        self.entries, self._commits = self.entries[: sum(self._commits[:kept])], self._commits[:kept]
+        self._lines.truncate(sum(map(len, lines[:kept])))
+        _to_disk(self._lines)  # before the rows, which count only with an entry
+        self.drop()
 
     def read_rows(self) -> Iterator[np.ndarray]:
         """All rows, in blocks [n, width] of bounded size."""
@@ -129,7 +152,11 @@ class Journal:
     def _drop_unfinished(self) -> None:
         text = self._entries_path.read_bytes() if self._entries_path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
-        self.entries = [Entry(**json.loads(line)) for line in whole.splitlines()]
+        for line in whole.splitlines():
+            found = json.loads(line)
+            entries = [Entry(**fields) for fields in (found if isinstance(found, list) else [found])]
+            self.entries += entries
+            self._commits.append(len(entries))
         for path, size in ((self._entries_path, len(whole)), (self._rows_path, self.count * self.width * 4)):
             with open(path, "ab") as file:
                 file.truncate(size)

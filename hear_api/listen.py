@@ -1,9 +1,11 @@
-"""Live embeddings of an audio file or of raw audio on stdin, shown as a line of novelty, with the speed at the end.
+"""Live embeddings of an audio file or of audio on stdin, shown as a line of novelty, with the speed at the end.
 
     audio-mamba listen recording.wav --config NAME --weights PATH
     arecord -t raw -f S16_LE -r 16000 -c 1 | audio-mamba listen - --config NAME --weights PATH
+    ffmpeg -i URL -f wav - | audio-mamba listen - --config NAME --weights PATH
 
-Novelty is the distance of an embedding from the average of the last second. It uses one CPU core.
+Novelty is the distance of an embedding from the average of the last second. It uses one CPU core. The state of the
+encoder starts again every second, each time after a second of context (--overlap).
 """
 
 import argparse
@@ -15,45 +17,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_mamba.data.audio import stream_audio
+from audio_mamba.data.audio import CHANNELS, stream_audio
+from audio_mamba.data.pcm_stream import stream_pcm
 from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import build_runtime
 from audio_mamba.hear_api.streaming import MODES, StreamingSSAM
+from audio_mamba.system.terminal import quiet_exit
 
-PIECE_SAMPLES = 640  # a typical sound-card buffer, 40 ms at 16 kHz
+PIECE_SECONDS = 0.04  # a typical sound-card buffer
 RECENT_STEPS = 25  # of the average that novelty is measured from: 1 s with the paper's configs
 LONG_TERM_STEPS = 250
+LONG_TERM_SEGMENTS = 50
 LEVELS = " .:-=+*#%@"
 LINE_MS = 2000  # of audio per line of output
 
 
 class Novelty:
-    """1 - cosine between an embedding and the average of the recent ones, both relative to the long-term average."""
+    """1 - cosine between an embedding and the average of the recent ones, both relative to the long-term average.
 
-    def __init__(self):
-        self._mean = self._recent = None
+    An embedding also says at which step of its segment it is. What is usual at each step is averaged over segments, and
+    its distance from what is usual at all steps is taken off first; otherwise novelty peaks where segments start.
 
-    def __call__(self, embedding: Tensor) -> float:
-        """The novelty of the next embedding [width], from 0 to 2; 0 for the first."""
-        if self._mean is None:
+    Args:
+        steps_per_segment: number of different steps.
+    """
+
+    def __init__(self, steps_per_segment: int):
+        self._counts = [0] * steps_per_segment  # segments averaged at each step
+        self._usual = self._mean = self._recent = torch.empty(0)
+
+    def __call__(self, embedding: Tensor, step: int) -> float:
+        """The novelty of the next embedding [width], at a step of its segment: from 0 to 2; 0 for the first."""
+        if not any(self._counts):
             self._mean, self._recent = embedding.clone(), torch.zeros_like(embedding)
+            self._usual = embedding.expand(len(self._counts), -1).clone()
+        embedding = embedding - self._offset(embedding, step)
         self._mean += (embedding - self._mean) / LONG_TERM_STEPS
         centred = embedding - self._mean
         novelty = 1 - torch.cosine_similarity(centred, self._recent, dim=0).item() if self._recent.any() else 0.0
         self._recent += (centred - self._recent) / RECENT_STEPS
         return novelty
 
+    def _offset(self, embedding: Tensor, step: int) -> Tensor:
+        """How far what is usual at a step is from what is usual; 0 when the step is new. Takes in the embedding."""
+        seen = torch.tensor([count > 0 for count in self._counts])
+        offset = self._usual[step] - self._usual[seen].mean(dim=0) if seen[step] else torch.zeros_like(embedding)
+        self._counts[step] = min(self._counts[step] + 1, LONG_TERM_SEGMENTS)
+        self._usual[step] += (embedding - self._usual[step]) / self._counts[step]
+        return offset
 
-def read_pieces(source: str, sample_rate: int) -> Iterator[Tensor]:
-    """Float32 samples [n] at a sample rate, in small pieces, from an audio file or from "-": 16-bit mono PCM on stdin,
-    which must be at that rate."""
+
+def read_pieces(source: str, sample_rate: int, channel: str) -> Iterator[Tensor]:
+    """Float32 samples [n] at a sample rate, in small pieces, from an audio file or from "-": stdin, with a wav file or
+    raw 16-bit mono PCM at that rate (see `data.pcm_stream`)."""
     if source == "-":
-        while block := sys.stdin.buffer.read(2 * PIECE_SAMPLES):
-            yield torch.from_numpy(np.frombuffer(block[: len(block) // 2 * 2], "<i2").astype(np.float32) / 32768)
+        pieces = stream_pcm(sys.stdin.buffer, "stdin", sample_rate, PIECE_SECONDS, channel)
+        yield from map(torch.from_numpy, pieces)
     else:
-        for block in stream_audio(source, sample_rate):
-            yield from torch.from_numpy(block).split(PIECE_SAMPLES)
+        for block in stream_audio(source, sample_rate, channel):
+            yield from torch.from_numpy(block).split(round(PIECE_SECONDS * sample_rate))
 
 
 def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, float]:
@@ -63,7 +86,8 @@ def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, floa
         `steps`; `median_ms` and `p95_ms` of computing time per step; `real_time_factor`, computing time divided by the
         duration of the audio.
     """
-    novelty, samples, busy, steps = Novelty(), 0, 0.0, 0
+    novelty = Novelty(streaming.runtime.steps_per_segment)
+    samples, busy, steps = 0, 0.0, 0
     latencies: list[float] = []
     line = -1
 
@@ -73,7 +97,9 @@ def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, floa
             if start // LINE_MS > line:
                 line = start // LINE_MS
                 print(f"\n{start / 1000:7.1f} s |", end="")
-            print(LEVELS[min(int(novelty(row) / 2 * len(LEVELS)), len(LEVELS) - 1)], end="", flush=True)
+            step = round(start / streaming.runtime.step_ms)
+            level = int(novelty(row, streaming.runtime.cut.place(step)) / 2 * len(LEVELS))
+            print(LEVELS[min(level, len(LEVELS) - 1)], end="", flush=True)
 
     try:
         for piece in pieces:
@@ -119,10 +145,25 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser.add_argument(
         "source",
         metavar="FILE_OR_-",
-        help="audio file, or - for raw stdin: 16-bit, mono, at the model's rate (16 kHz)",
+        help="audio file, or - for stdin: a wav file, whose header is obeyed, or raw 16-bit mono samples at the "
+        "model's rate (16 kHz)",
     )
     add_weights_arguments(parser)
     add_device_argument(parser)
+    parser.add_argument(
+        "--channel",
+        choices=CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="PART",
+        default=0.5,
+        help="of a segment, read again as context, so that novelty does not show where segments start (default: "
+        "%(default)s; 0 takes less time)",
+    )
     parser.add_argument(
         "--statistics",
         type=_statistics,
@@ -133,12 +174,16 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        source = resolve(args.config, args.weights)
+        source = resolve(args.config, args.weights, scene_layout="bands", overlap=args.overlap)
         runtime = build_runtime(source, "float32", args.device)
         print(f"{source.label} on {args.device}, one thread")
-        speed = listen(StreamingSSAM(runtime, args.statistics), read_pieces(args.source, runtime.sample_rate))
+        speed = listen(
+            StreamingSSAM(runtime, args.statistics), read_pieces(args.source, runtime.sample_rate, args.channel)
+        )
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader of the output has gone; `quiet_exit` ends the command
+        raise
     except (ValueError, OSError) as error:
         raise SystemExit(f"listen: {error}")
     print(
@@ -148,4 +193,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from audio_mamba.hear_api.journal import Entry, Journal, check_settings
-from audio_mamba.hear_api.writers import Format, format_of, read_settings
+from audio_mamba.hear_api.journal import Entry, Journal, JournalError, check_settings
+from audio_mamba.hear_api.sources import digest_of_versions
+from audio_mamba.hear_api.writers import Format, format_of, has_channels, read_settings
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
+
+VERSIONS = "sizes and times of files"  # among the settings of a result: a digest
 
 
 class Output:
@@ -36,12 +39,25 @@ class Output:
         """A table of the failed files, beside the result; absent if there are none."""
         return self.path.with_name(f"{self.path.name}.failed.csv")
 
-    def is_complete(self, settings: dict) -> bool:
-        """Whether the result of an earlier run is there. ValueError for one of other settings, or another file."""
+    def is_complete(self, settings: dict, versions: str) -> bool:
+        """Whether the result of an earlier run is there.
+
+        Args:
+            settings: of this run.
+            versions: `sources.digest_of_versions` of its files.
+
+        Raises:
+            ValueError: a result of other settings or of other versions of the files, or another file.
+        """
         if not (self.resume and self.path.exists()):
             return False
         if made_with := read_settings(self.path, self._format):
             check_settings(f"{self.path} was made", made_with, settings)
+            if made_with.get(VERSIONS, versions) != versions:  # earlier versions of this program did not note it
+                raise JournalError(
+                    f"{self.path} was made before some of its files changed (their sizes or times are others now); "
+                    "remove it to start again, or choose another name"
+                )
         shutil.rmtree(self._journal_folder, ignore_errors=True)  # left if the run was killed at its very end
         return True
 
@@ -62,9 +78,11 @@ class Output:
 
         step_seconds: from one embedding of a file to the next.
         """
+        if all(entry.version is not None for entry in journal.entries):
+            journal.settings |= {VERSIONS: digest_of_versions(journal.entries)}
         remove_partials(self.path)  # of a run that was killed while it wrote
         failed = [entry for entry in journal.entries if entry.error]
-        self._write_failures(failed)
+        self._write_failures(failed, has_channels(journal))
         self._format.write(self.path, journal, step_seconds)
         journal.remove()
         return failed
@@ -76,11 +94,12 @@ class Output:
         with open(self.failures_path, newline="", encoding="utf-8") as file:
             return [Entry(row["path"], error=row["error"]) for row in csv.DictReader(file)]
 
-    def _write_failures(self, failed: list[Entry]) -> None:
+    def _write_failures(self, failed: list[Entry], with_channels: bool) -> None:
         if not failed:
             self.failures_path.unlink(missing_ok=True)  # of an earlier result of the same name
             return
         with atomic_write(self.failures_path) as file:
             table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True))
-            table.writerows([("path", "error"), *((entry.path, entry.error) for entry in failed)])
+            names = ("path", "channel", "error") if with_channels else ("path", "error")
+            table.writerows([names, *([getattr(entry, name) for name in names] for entry in failed)])
             text.detach()

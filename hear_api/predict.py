@@ -15,23 +15,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.data.audio import AudioFileError, printable
+from audio_mamba.data.audio import CHANNELS, AudioFileError
 from audio_mamba.hear_api.classifier import AudioClassifier, load_classifier
 from audio_mamba.hear_api.clips import Failure, decode, group_clips, prefetch
-from audio_mamba.hear_api.command_line import add_device_argument
+from audio_mamba.hear_api.command_line import add_device_argument, add_hidden_argument
 from audio_mamba.hear_api.embed import (
     FAILED_STATUS,
     FILES_AHEAD,
     decoding_pool,
+    drop_changed,
+    entry_of,
     list_digest,
     print_failures,
     strict_error,
     without_failures,
 )
-from audio_mamba.hear_api.inputs import list_audio
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.label_files import FORMATS, Labelling, format_for
 from audio_mamba.hear_api.output import Output
+from audio_mamba.hear_api.sources import Source, digest_of_versions, list_audio, list_sources
 from audio_mamba.hear_api.weights import WEIGHTS_NAME
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
@@ -67,8 +69,15 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help=".csv, .jsonl, or with --format audacity or raven a folder (default: %(default)s)",
     )
     add("--format", choices=FORMATS, help="default: that of the suffix of --out")
+    add(
+        "--channel",
+        choices=CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
+    )
+    add_hidden_argument(parser)
     add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
-    add("--resume", action="store_true", help="continue an interrupted run")
+    add("--resume", action="store_true", help="continue an interrupted run; files that have changed are labelled again")
     add("--strict", action="store_true", help="stop at the first file that fails")
     args = parser.parse_args(arguments)
     if args.workers < 1:
@@ -80,40 +89,43 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
 
 def predict(args: argparse.Namespace, output: Output, classifier: AudioClassifier, labelling: Labelling) -> list[Entry]:
     """Label the files of a command line; returns the entries of those that failed."""
-    files = list_audio(args.inputs)
+    files = list_audio(args.inputs, args.hidden)
     settings = {
         "model": f"SHA-256 {sha256(classifier.folder / WEIGHTS_NAME)[:16]}",
         **labelling.settings(),
+        "channel": args.channel,
         "precision": classifier.runtime.working_precision,
         "device": args.device,
-        "list of files": f"{len(files)} files, {list_digest(files)}",
+        "list of files": list_digest(files),
     }
-    if output.is_complete(settings):
-        tqdm.write(f"{output.path} is complete already", file=sys.stderr)
-        return output.read_failures()
     with decoding_pool(args.workers) as pool:
+        sources = list_sources(files, args.channel, pool)
+        if output.is_complete(settings, digest_of_versions(sources)):
+            tqdm.write(f"{output.path} is complete already", file=sys.stderr)
+            return output.read_failures()
         classifier.to(args.device)
         with output.journal(settings, len(classifier.classes)) as journal:
-            _label_files(args, files, pool, classifier, labelling, journal)
+            drop_changed(journal, sources)
+            _label_sources(args, sources, pool, classifier, labelling, journal)
             return output.finish(journal, labelling.hop_seconds)
 
 
-def _label_files(
+def _label_sources(
     args: argparse.Namespace,
-    files: list[Path],
+    sources: list[Source],
     pool: ProcessPoolExecutor,
     classifier: AudioClassifier,
     labelling: Labelling,
     journal: Journal,
 ) -> None:
     """Label the files that the journal lacks, group by group; each group is committed before the next one."""
-    left = files[len(journal.entries) :]
-    calls = ((path, classifier.front_end) for path in left)
+    left = sources[len(journal.entries) :]
+    calls = ((source.path, classifier.front_end, args.channel) for source in left)
     clips = prefetch(pool, decode, calls, FILES_AHEAD * args.workers)
     if args.strict:
         clips = without_failures(left, clips)
-    names = map(printable, left)
-    with tqdm(desc="labelling", unit="file", total=len(files), initial=len(journal.entries)) as bar:
+    waiting = iter(left)
+    with tqdm(desc="labelling", unit="file", total=len(sources), initial=len(journal.entries)) as bar:
         for group in group_clips(clips):
             try:
                 rows = [row.numpy() for row in labelling.rows(classifier, group)]
@@ -123,11 +135,9 @@ def _label_files(
                 group, rows = [Failure(error.reason)], []
             for row in rows:
                 journal.append(row)
-            counts = iter(map(len, rows))
-            journal.commit(
-                Entry(name, error=clip.reason) if isinstance(clip, Failure) else Entry(name, next(counts), clip.seconds)
-                for clip, name in zip(group, names)
-            )
+            counts = map(len, rows)
+            counted = [0 if isinstance(clip, Failure) else next(counts) for clip in group]
+            journal.commit(entry_of(*finished) for finished in zip(group, counted, waiting))
             bar.update(len(group))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from safetensors.torch import save
 
+from audio_mamba.hear_api.resolve import FEATURE_KEYS
 from audio_mamba.hear_api.runtime import RuntimeSSAST, check_precision
 from audio_mamba.hear_api.weights import CONFIG_NAME, FORMAT, WEIGHTS_NAME, read_safetensors
 from audio_mamba.models.precision import PRECISIONS
@@ -41,7 +42,7 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
         "format": FORMAT,
         "arch": runtime.config.model.arch,
         "model_args": runtime.config.model.model_args.to_dict(),
-        "scene_layout": runtime.scene_layout,
+        **{key: getattr(runtime, key) for key in FEATURE_KEYS},
         "front_end": runtime.front_end.settings(),
     }
     with atomic_write(folder / CONFIG_NAME) as file:
@@ -77,7 +78,7 @@ def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST
         experiment = ConfigDict(
             {
                 "model": {"arch": config["arch"], "model_args": config["model_args"]},
-                "scene_layout": config["scene_layout"],
+                **{key: config[key] for key in FEATURE_KEYS if key in config},
                 "front_end": config.get("front_end", {}),
             }
         )

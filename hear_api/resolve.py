@@ -22,6 +22,7 @@ from audio_mamba.schema import check_config
 
 DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project
 UNTRAINED = "untrained"
+FEATURE_KEYS = ("scene_layout", "scene_pooling", "overlap")  # of a config: how features become embeddings
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
 AXLSTM_WEIGHTS_VARIABLE = "PT_AXLSTM_MODEL_DIR"  # for experiments whose names begin with "axlstm"
 PUBLISHED_SUFFIX = "_4x256_fp16_r1"  # 4 GPUs x 256 clips, float16, run 1
@@ -42,7 +43,7 @@ class ModelSource:
         return f"{self.name}:{UNTRAINED if self.weights is None else self.weights.stem}"
 
 
-def resolve(config_name: str | None, weights: str | Path | None, layout: str | None = None) -> ModelSource:
+def resolve(config_name: str | None, weights: str | Path | None, **features: str | float | None) -> ModelSource:
     """Find the config and the weights of a model.
 
     Args:
@@ -51,10 +52,10 @@ def resolve(config_name: str | None, weights: str | Path | None, layout: str | N
             there are no weights either.
         weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained". None: the published folder
             of the config in $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
-        layout: of scene embeddings, in place of the config's.
+        features: `scene_layout`, `scene_pooling` and `overlap` in place of the config's; None keeps the config's.
 
     Raises:
-        ValueError: unknown config, or weights without a config beside them.
+        ValueError: unknown config, weights without a config beside them, or a value of `features` out of range.
         FileNotFoundError: no weights there.
     """
     path: Path | None
@@ -66,8 +67,8 @@ def resolve(config_name: str | None, weights: str | Path | None, layout: str | N
         config = load_config(module)  # first, so that a typo is reported before missing weights
         path = weights_file(module, weights)
         config, name = _as_trained(config, module, path), module.rpartition(".")[2]
-    if layout:
-        config.scene_layout = layout
+    config.update({key: value for key, value in features.items() if value is not None})
+    config = check_config(config, models.ARCHS, source=name)
     return ModelSource(config, path, name)
 
 
@@ -145,7 +146,7 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
         if found and entries.get("format") == FORMAT:
             name = found.parent.name
             entries = {
-                "scene_layout": entries["scene_layout"],
+                **{key: entries[key] for key in FEATURE_KEYS if key in entries},
                 "front_end": entries.get("front_end", {}),
                 "model": {"arch": entries["arch"], "model_args": entries["model_args"]},
             }

@@ -16,6 +16,7 @@ from audio_mamba import models
 from audio_mamba.data.features import LogMelStream, log_mel
 from audio_mamba.data.normalisation import clip_statistics, normalise
 from audio_mamba.front_end import PUBLISHED, FrontEnd
+from audio_mamba.hear_api.batches import run_batches
 from audio_mamba.hear_api.clips import (
     Clip,
     Failure,
@@ -27,8 +28,9 @@ from audio_mamba.hear_api.clips import (
     prefetch_chunks,
 )
 from audio_mamba.hear_api.inputs import ClipInput, as_batch, as_clips, check_sample_rate
+from audio_mamba.hear_api.pooling import RunningPool, pool, pooled_width
 from audio_mamba.hear_api.resolve import ModelSource
-from audio_mamba.hear_api.segments import batch_segments, plan_segments, stack_segments
+from audio_mamba.hear_api.segments import Cut, Segment, batch_segments, plan_segments, stack_segments
 from audio_mamba.hear_api.weights import load_weights
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
 from audio_mamba.models.precision import PRECISIONS, autocast
@@ -54,7 +56,9 @@ class RuntimeSSAST(nn.Module):
 
     Args:
         config: of the experiment, e.g. `configs.ssam_tiny_200_16x4.get_config()`. Its `scene_layout` is "published"
-            (scene embeddings as in the paper's code) or "bands" (one average per mel band).
+            (scene embeddings as in the paper's code) or "bands" (one average per mel band); its `scene_pooling` is
+            "mean" (as published) or "mean_std" (mean, then standard deviation over time: twice the width); its
+            `overlap` is the part of a segment that it shares with the one before (published: 0).
         weights_dir: checkpoint file, or folder with `checkpoints/checkpoint-<epoch>.pth`, of which the highest epoch is
             loaded. None leaves the weights untrained, with the same values each time.
         precision: "float32", "float16", "bfloat16", or "auto": float16 on CUDA as published, float32 elsewhere,
@@ -62,16 +66,20 @@ class RuntimeSSAST(nn.Module):
 
     Attributes:
         sample_rate: of the audio in Hz, 16000 with the published front end.
-        scene_embedding_size, timestamp_embedding_size: width of the embeddings, the number of mel bands of the patch
-            grid times `embed_dim` (5 * D with the paper's configs).
+        timestamp_embedding_size: width of the embedding of a time step, the number of mel bands of the patch grid
+            times `embed_dim` (5 * D with the paper's configs).
+        scene_embedding_size: the same, or twice as much with scene_pooling "mean_std".
         step_ms: from one timestamp embedding to the next (40 with the paper's configs).
         front_end: the log-mel settings, from the config.
 
     A clip is encoded in segments (2 s with the paper's configs). All segments of a call are batched by length, and
-    causal encoders skip the padding at the end. All methods may be called from several threads at once.
+    causal encoders skip the padding at the end. With an overlap, the steps at the start of a segment (at both ends if
+    the encoder is not causal) are read as context only, and the work is 1 / (1 - overlap) times as much. All methods
+    may be called from several threads at once.
 
     Raises:
-        ValueError: unknown arch, precision or layout; a front end that does not fit the model.
+        ValueError: unknown arch, precision, layout or pooling; an overlap out of range, or with scene_layout
+            "published"; a front end that does not fit the model.
         FileNotFoundError: no weights there.
         training.checkpoint.CheckpointError: damaged weights, or those of another architecture.
     """
@@ -83,7 +91,8 @@ class RuntimeSSAST(nn.Module):
         check_precision(precision, "auto")
         self.config, self.precision = config, precision
         self.scene_layout = config.get("scene_layout", "published")
-        _check_layout(self.scene_layout)
+        self.scene_pooling, self.overlap = config.get("scene_pooling", "mean"), config.get("overlap", 0.0)
+        _check_layout(self.scene_layout, self.overlap)
         self.front_end = FrontEnd.from_settings(config.get("front_end", {}))
         self.sample_rate = self.front_end.sample_rate
         self.model = build_model(config)
@@ -92,7 +101,9 @@ class RuntimeSSAST(nn.Module):
             logger.info("weights from %s", load_weights(self.model, weights_dir))
         self.model.eval()
         self.steps_per_segment, bands = self.model.grid_size()
-        self.scene_embedding_size = self.timestamp_embedding_size = bands * self.model.embed_dim
+        self.cut = Cut.with_overlap(self.steps_per_segment, self.overlap, self.model.causal)
+        self.timestamp_embedding_size = bands * self.model.embed_dim
+        self.scene_embedding_size = pooled_width(self.scene_pooling, self.timestamp_embedding_size)
         self._segment_frames = self.model.num_frames
         self.frames_per_step = self._segment_frames // self.steps_per_segment
         self.step_ms = 1000 * self.frames_per_step / self.front_end.frames_per_second
@@ -109,7 +120,7 @@ class RuntimeSSAST(nn.Module):
         return ("float16" if on_cuda else "float32") if self.precision == "auto" else self.precision
 
     def get_scene_embeddings(self, audio: Tensor) -> Tensor:
-        """One embedding per clip: the mean over time of its features in the config's `scene_layout`.
+        """One embedding per clip: its features in the config's `scene_layout`, pooled over time by `scene_pooling`.
 
         Args:
             audio: float32 [n, samples], or [samples] for one clip, at `sample_rate`; at least
@@ -121,7 +132,7 @@ class RuntimeSSAST(nn.Module):
         Raises:
             hear_api.inputs.InputError: invalid audio.
         """
-        return self.features(audio, self.scene_layout)[0].mean(dim=1)
+        return pool(self.features(audio, self.scene_layout)[0], self.scene_pooling)
 
     def get_timestamp_embeddings(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings in true time order, one per patch step (40 ms with the paper's configs).
@@ -141,9 +152,9 @@ class RuntimeSSAST(nn.Module):
 
         "bands" is true time order with timestamps `i * step_ms`. "published" is the order of the paper's code, in which
         one step of a segment holds patches of several moments of one band, with that code's timestamps
-        `i * duration / t`.
+        `i * duration / t`. ValueError for an unknown layout, and for "published" with an overlap.
         """
-        _check_layout(layout)
+        _check_layout(layout, self.overlap)
         embeddings = torch.stack(self.encode(list(self.spectrogram(audio)), layout))
         count, kept, _ = embeddings.shape
         step_ms = self.step_ms if layout == "bands" else audio.shape[-1] / self.sample_rate * 1000 / kept
@@ -156,6 +167,7 @@ class RuntimeSSAST(nn.Module):
         kind: str = "scene",
         sample_rate: int | None = None,
         output: str = "numpy",
+        channel: str | int = "mix",
     ) -> np.ndarray | Tensor | list[tuple]:
         """Embeddings of any number of clips of any lengths.
 
@@ -165,6 +177,8 @@ class RuntimeSSAST(nn.Module):
             kind: "scene" or "timestamps".
             sample_rate: of the arrays, which are resampled if it is not the model's. Files know their own.
             output: "numpy", or "torch" for tensors on the CPU.
+            channel: of files: "mix", the mean of all channels; "left" or "right", or the only channel; or a number
+                counted from 0. `data.audio.channel_count` says how many a file has.
 
         Returns:
             For scenes float32 [clips, width]. For timestamps a list with, for each clip, embeddings [t, width] and
@@ -180,7 +194,7 @@ class RuntimeSSAST(nn.Module):
         sample_rate = self.sample_rate if sample_rate is None else sample_rate
         check_sample_rate(sample_rate)
         results: list[Tensor] = []
-        for group in group_clips(self.read_clips(as_clips(clips), sample_rate)):
+        for group in group_clips(self.read_clips(as_clips(clips), sample_rate, channel)):
             rows: list[list[Tensor]] = [[] for _ in group]
             for part in self.embed_group(group, kind):
                 rows[part.number].append(part.rows)
@@ -190,10 +204,11 @@ class RuntimeSSAST(nn.Module):
             return convert(torch.cat(results) if results else torch.zeros(0, self.scene_embedding_size))
         return [(convert(rows), convert(torch.arange(len(rows)) * self.step_ms)) for rows in results]
 
-    def read_clips(self, clips: list[ClipInput], sample_rate: int) -> Iterator[Clip]:
-        """The clips that `embed` takes, read in threads; errors as for `embed`."""
+    def read_clips(self, clips: list[ClipInput], sample_rate: int, channel: str | int = "mix") -> Iterator[Clip]:
+        """The clips that `embed` takes, read in threads; arguments and errors as for `embed`."""
         calls = (
-            (clip, f"clip {number} of {len(clips)}", sample_rate, self.front_end) for number, clip in enumerate(clips)
+            (clip, f"clip {number} of {len(clips)}", sample_rate, self.front_end, channel)
+            for number, clip in enumerate(clips)
         )
         with ThreadPoolExecutor(READING_THREADS) as pool:
             for audio in prefetch(pool, load_clip, calls, READING_THREADS):
@@ -215,38 +230,48 @@ class RuntimeSSAST(nn.Module):
         short = [(number, clip) for number, clip in enumerate(group) if isinstance(clip, ShortClip)]
         features = self.encode([torch.as_tensor(clip.spectrogram) for _, clip in short], layout)
         for (number, _), rows in zip(short, features, strict=True):
-            yield Part(number, (rows.mean(dim=0, keepdim=True) if kind == "scene" else rows).cpu(), 1.0)
+            yield Part(number, (pool(rows, self.scene_pooling)[None] if kind == "scene" else rows).cpu(), 1.0)
 
     def _embed_long(self, file: LongFile, kind: str, layout: str) -> Iterator[Part]:
-        total, steps = torch.zeros(1, self.scene_embedding_size, dtype=torch.float64), 0
-        for chunk in prefetch_chunks(file.chunks(self._segment_frames)):
-            rows, share = self.encode([chunk], layout)[0].cpu(), len(chunk) / file.frames
+        pooled = RunningPool(self.scene_pooling, self.timestamp_embedding_size)
+        chunks = file.chunks(self.cut.length * self.frames_per_step, self.cut.stride * self.frames_per_step)
+        for chunk, is_first, is_last in prefetch_chunks(chunks):
+            rows = self.encode([chunk], layout)[0].cpu()
+            # Context of the chunk, kept from the neighbouring one.
+            rows = rows[0 if is_first else self.cut.before : len(rows) - (0 if is_last else self.cut.after)]
+            share = len(rows) / -(-file.frames // self.frames_per_step)
             if kind == "scene":
-                total, steps = total + rows.sum(dim=0, keepdim=True, dtype=torch.float64), steps + len(rows)
-                rows = rows[:0]
+                pooled.add(rows)
+                rows = rows.new_zeros(0, self.scene_embedding_size)
             yield Part(0, rows, share)
         if kind == "scene":
-            yield Part(0, (total / steps).float(), 0.0)
+            yield Part(0, pooled.result(), 0.0)
 
     def layout_of(self, kind: str) -> str:
         """The layout of an embedding of a kind: `scene_layout`, or true time order for timestamps."""
         return self.scene_layout if kind == "scene" else "bands"
+
+    def width_of(self, kind: str) -> int:
+        """The width of an embedding of a kind."""
+        return self.scene_embedding_size if kind == "scene" else self.timestamp_embedding_size
 
     @torch.no_grad()
     def encode(self, spectrograms: list[Tensor], layout: str) -> list[Tensor]:
         """Normalised log-mels [frames, mels] of any lengths -> float32 features of each, [t, width] with
         t = ceil(frames / frames_per_step), on the module's device."""
         steps = [-(-len(spectrogram) // self.frames_per_step) for spectrogram in spectrograms]
-        segments = plan_segments(steps, self.steps_per_segment, lambda kept: self.model.tokens_read(layout, kept))
+        segments = plan_segments(steps, self.cut, lambda read: self.model.tokens_read(layout, read))
         device = self.model.pos_embed.device
-        results = [torch.empty(count, self.scene_embedding_size, device=device) for count in steps]
-        for batch in batch_segments(segments, device.type):
+        results = [torch.empty(count, self.timestamp_embedding_size, device=device) for count in steps]
+
+        def encode(batch: list[Segment]) -> None:
             x = stack_segments(batch, spectrograms, self.frames_per_step, self._segment_frames).to(device)
             x = self.model.from_time_first(x.unsqueeze(1))  # [B, T, M] -> [B, 1, T, M], or [B, 1, M, T]
-            with self.autocast():
-                rows = self.model.forward_features(x, layout, steps=max(segment.steps for segment in batch))
+            rows = self.model.forward_features(x, layout, steps=max(segment.needed for segment in batch))
             for segment, row in zip(batch, rows):
-                results[segment.clip][segment.first : segment.first + segment.steps] = row[: segment.steps]
+                results[segment.clip][segment.first : segment.end] = row[segment.first - segment.start : segment.needed]
+
+        run_batches(encode, list(batch_segments(segments, device.type)), device, self.autocast)
         return results
 
     def spectrogram(self, audio: Tensor) -> Tensor:
@@ -306,6 +331,8 @@ def check_precision(precision: str, *others: str) -> None:
         raise ValueError(f"unknown precision {precision!r}; choose from {', '.join((*others, *PRECISIONS))}")
 
 
-def _check_layout(layout: str) -> None:
+def _check_layout(layout: str, overlap: float) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
+    if overlap and layout == "published":
+        raise ValueError('an overlap needs the layout "bands": a row of the published one has no single time')

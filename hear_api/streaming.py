@@ -22,8 +22,9 @@ class StreamingSSAM:
     """The timestamp embeddings of an endless clip, each as soon as the frames of its patch step are complete.
 
     The state of the Mamba blocks is carried from step to step and reset at the start of each segment (every 2 s with
-    the paper's configs). With the same normalisation statistics, the results match those of
-    `RuntimeSSAST.get_timestamp_embeddings` in float32.
+    the paper's configs). With an `overlap`, a segment begins with the last steps of the one before as context: no audio
+    has to be waited for, but the first new step of a segment takes the computing time of the context as well. With the
+    same normalisation statistics, the results match those of `RuntimeSSAST.get_timestamp_embeddings` in float32.
 
     Args:
         runtime: a RuntimeSSAST with a causal encoder (SSAM).
@@ -49,8 +50,9 @@ class StreamingSSAM:
         self._warmup_frames = math.ceil(warmup_seconds * runtime.front_end.frames_per_second)
         self._log_mel, self._running = LogMelStream(runtime.front_end), RunningStats()
         self._frames = torch.zeros(0, runtime.front_end.n_mels)  # not yet embedded
+        self._context = self._frames  # the last ones that were, for the next segment to start with
         self._step, self._ended = 0, False
-        self._states: list[MambaState] = []
+        self._states: list[MambaState] | None = None
 
     @torch.inference_mode()
     def feed(self, samples: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
@@ -103,11 +105,12 @@ class StreamingSSAM:
         if self._mode == "warmup" and self._statistics is None:
             return 0
         waiting = len(self._frames) / self.runtime.frames_per_step
-        left_in_segment = self.runtime.steps_per_segment - self._step_in_segment()
+        left_in_segment = self.runtime.steps_per_segment - self.runtime.cut.place(self._step)
         return min(math.ceil(waiting) if ended else int(waiting), 1 if self._mode == "running" else left_in_segment)
 
-    def _step_in_segment(self) -> int:
-        return self._step % self.runtime.steps_per_segment
+    def _starts_segment(self) -> bool:
+        beyond = self._step - self.runtime.cut.length
+        return self._step == 0 or (beyond >= 0 and beyond % self.runtime.cut.stride == 0)
 
     def _embed_steps(self, steps: int) -> Tensor:
         """The next steps, all of one segment -> [steps, width]."""
@@ -116,13 +119,22 @@ class StreamingSSAM:
         if self._mode == "running":
             self._running.add(frames)
         statistics = self._statistics or self._running.statistics()
+        first = self.runtime.cut.place(self._step)
+        if self._starts_segment():
+            self._states = None
+            if len(self._context):
+                self._pass_on(normalise(self._context, statistics), first=0)
+        if self.runtime.cut.before:
+            context = torch.cat([self._context.to(frames), frames])
+            self._context = context[-self.runtime.cut.before * self.runtime.frames_per_step :]
         frames = F.pad(normalise(frames, statistics), (0, 0, 0, needed - len(frames)))
-        if self._step_in_segment() == 0:
-            self._states = self._model.init_states(batch=1)
-        tokens = self._model.embed_steps(frames[None, None], first=self._step_in_segment())  # [1, steps * M', D]
-        tokens, self._states = self._model.step(tokens, self._states)
         self._step += steps
-        return tokens.reshape(steps, -1).float()
+        return self._pass_on(frames, first).reshape(steps, -1).float()
+
+    def _pass_on(self, frames: Tensor, first: int) -> Tensor:
+        """Normalised frames, whose first step is step `first` of the segment -> tokens [1, steps * M', D]."""
+        tokens, self._states = self._model.step(self._model.embed_steps(frames[None, None], first), self._states)
+        return tokens
 
 
 def _check_statistics(statistics: tuple[float, float] | str) -> tuple[str, Statistics | None]:

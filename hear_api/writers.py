@@ -1,6 +1,7 @@
 """The formats of the embed command's result: .npz, .parquet, or a folder of .npy files; written atomically.
 
-Embeddings are float32, `start` and `duration` are in seconds. `settings` is a JSON object of what the embeddings depend
+Embeddings are float32, `start` and `duration` are in seconds. With `--channel each` there is a result per channel, and
+`channel` is its number, counted from 0. `settings` is a JSON object of what the embeddings depend
 on; its `model` and `layout` are also stored separately. The same embeddings and settings give the same bytes.
 """
 
@@ -77,13 +78,20 @@ def _settings_of_npy_folder(out: Path) -> str | None:
     return (out / SETTINGS_NAME).read_text() if (out / SETTINGS_NAME).exists() else None
 
 
+def has_channels(journal: Journal) -> bool:
+    """Whether each entry is one channel of a file."""
+    return journal.settings["channel"] == "each"
+
+
 def write_npz(out: Path, journal: Journal, step_seconds: float) -> None:
-    """Arrays path [files], duration [files], offset [files + 1], embedding [rows, width] and start [rows], and the
-    strings model, layout and settings (JSON). File i has the rows offset[i] to offset[i + 1]."""
+    """Arrays path [files], channel [files] (with `--channel each`), duration [files], offset [files + 1], embedding
+    [rows, width] and start [rows], and the strings model, layout and settings (JSON). File i has the rows offset[i] to
+    offset[i + 1]."""
     entries = _good(journal)
     counts = np.array([entry.rows for entry in entries], np.int64)
     small = {
         "path": np.array([entry.path for entry in entries], dtype=str),
+        **({"channel": np.array([entry.channel for entry in entries], np.int64)} if has_channels(journal) else {}),
         "duration": np.array([entry.seconds for entry in entries], np.float64),
         "offset": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "start": _starts(counts, step_seconds),
@@ -99,15 +107,17 @@ def write_npz(out: Path, journal: Journal, step_seconds: float) -> None:
 
 
 def write_parquet(out: Path, journal: Journal, step_seconds: float) -> None:
-    """Columns path, start, embedding (a list of fixed size), duration, model, layout; one line per embedding. The
-    metadata of the schema holds `settings` (JSON)."""
+    """Columns path, channel (with `--channel each`), start, embedding (a list of fixed size), duration, model, layout;
+    one line per embedding. The metadata of the schema holds `settings` (JSON)."""
     import pyarrow as pa
     from pyarrow import parquet
 
     text = pa.dictionary(pa.int32(), pa.string())
+    with_channels = has_channels(journal)
     schema = pa.schema(
         [
             ("path", text),
+            *([("channel", pa.int32())] if with_channels else []),
             ("start", pa.float64()),
             ("embedding", pa.list_(pa.float32(), journal.width)),
             ("duration", pa.float64()),
@@ -119,12 +129,13 @@ def write_parquet(out: Path, journal: Journal, step_seconds: float) -> None:
     with atomic_write(out) as file, parquet.ParquetWriter(file, schema) as writer:
         lines = _lines(journal, step_seconds)
         for rows in journal.read_rows():
-            paths, starts, durations = zip(*(next(lines) for _ in rows))
+            entries, starts = zip(*(next(lines) for _ in rows))
             columns = [
-                pa.array(paths).dictionary_encode(),
+                pa.array([entry.path for entry in entries]).dictionary_encode(),
+                *([pa.array([entry.channel for entry in entries], pa.int32())] if with_channels else []),
                 pa.array(starts),
                 pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), journal.width),
-                pa.array(durations),
+                pa.array([entry.seconds for entry in entries]),
                 *(pa.array([journal.settings[name]] * len(rows)).dictionary_encode() for name in ("model", "layout")),
             ]
             writer.write_table(pa.table(columns, schema=schema))
@@ -132,7 +143,7 @@ def write_parquet(out: Path, journal: Journal, step_seconds: float) -> None:
 
 def write_npy_folder(out: Path, journal: Journal, step_seconds: float) -> None:
     """One `<number>_<name>.npy` [rows, width] per file, index.csv (npy, path, rows, step, duration, model, layout), and
-    settings.json."""
+    settings.json. With `--channel each`, `<number>_ch<channel>_<name>.npy` and a column channel behind path."""
     unfinished = journal.folder / "npy"
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
     unfinished.mkdir()
@@ -140,12 +151,14 @@ def write_npy_folder(out: Path, journal: Journal, step_seconds: float) -> None:
     rows, model, layout = _RowReader(journal), journal.settings["model"], journal.settings["layout"]
     with open(unfinished / INDEX_NAME, "w", newline="", encoding="utf-8") as table:
         index = csv.writer(table)
-        index.writerow(["npy", "path", "rows", "step", "duration", "model", "layout"])
+        channel_column = ["channel"] if has_channels(journal) else []
+        index.writerow(["npy", "path", *channel_column, "rows", "step", "duration", "model", "layout"])
         for number, entry in enumerate(_good(journal)):
-            name = f"{number:06d}_{_short(Path(entry.path).stem)}.npy"
+            channel = [] if entry.channel is None else [entry.channel]
+            name = f"{number:06d}_{''.join(f'ch{n}_' for n in channel)}{_short(Path(entry.path).stem)}.npy"
             with open(unfinished / name, "wb") as file:
                 _write_npy(file, rows.take(entry.rows), (entry.rows, journal.width))
-            index.writerow([name, entry.path, entry.rows, step_seconds, entry.seconds, model, layout])
+            index.writerow([name, entry.path, *channel, entry.rows, step_seconds, entry.seconds, model, layout])
     os.sync()  # once, since a call for each of many small files would take longer than everything else
     unfinished.rename(out)
 
@@ -180,11 +193,11 @@ def _starts(counts: np.ndarray, step_seconds: float) -> np.ndarray:
     return np.round((np.arange(counts.sum()) - firsts) * step_seconds, 6)
 
 
-def _lines(journal: Journal, step_seconds: float) -> Iterator[tuple[str, float, float]]:
-    """Path, start and duration of every row."""
+def _lines(journal: Journal, step_seconds: float) -> Iterator[tuple[Entry, float]]:
+    """The file and the start of every row."""
     for entry in _good(journal):
         for row in range(entry.rows):
-            yield entry.path, round(row * step_seconds, 6), entry.seconds
+            yield entry, round(row * step_seconds, 6)
 
 
 def _write_npy(file: IO[bytes], blocks: Iterator[np.ndarray], shape: tuple[int, int]) -> None:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.schema import POOLINGS
 
-POOLINGS = {"mean": 1, "mean_std": 2}  # of the features over time, and how many times W they are wide
 LOSSES = ("single", "multi")
 
 

@@ -82,23 +82,17 @@ class Mamba(nn.Module):
         assert isinstance(y, Tensor)
         return linear(y.transpose(1, 2), self.out_proj.weight, self.out_proj.bias)  # [B, E, L] -> [B, L, D]
 
-    def init_state(self, batch: int) -> MambaState:
-        """The state before the first token."""
-        zeros = self.A_log.new_zeros
-        return MambaState(
-            zeros(batch, self.d_inner, self.conv1d.kernel_size[0] - 1),
-            zeros(batch, self.d_inner, self.d_state, dtype=torch.float32),
-        )
+    def step(self, hidden: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+        """Continues a sequence: further tokens [B, L, D] after those in `state` (None: the first ones) -> their
+        outputs, and the new state.
 
-    def step(self, hidden: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
-        """Continues a sequence: further tokens [B, L, D] after those in `state` -> their outputs, and the new state.
-
-        The scan starts at zero. It is linear in its state, so what remains of the earlier state at each step,
+        The scan starts at zero. It is linear in its state, so what remains of an earlier state at each step,
         exp(A sum of the steps so far) h, is added to its results.
         """
         x, z = self._branches(hidden)
-        joined = torch.cat([state.conv_state, x], dim=-1)
-        before = state.conv_state.shape[-1]
+        before = self.conv1d.kernel_size[0] - 1
+        earlier = x.new_zeros(*x.shape[:-1], before) if state is None else state.conv_state
+        joined = torch.cat([earlier, x], dim=-1)
         x = self._convolve(joined)[..., before:]
         delta, A, B, C = self._scan_inputs(x)
         y, last = selective_scan(
@@ -113,12 +107,14 @@ class Mamba(nn.Module):
             return_last_state=True,
             backend=self.backend,
         )
-        steps = F.softplus(delta.transpose(1, 2).float() + self.dt_proj.bias.float()).cumsum(1)  # [B, L, E]
-        remains = torch.exp_(steps[..., None] * A).mul_(state.ssm_state[:, None])  # [B, L, E, N]
-        y = y + (remains @ C.float().transpose(1, 2)[..., None]).squeeze(-1).transpose(1, 2)
+        if state is not None:
+            steps = F.softplus(delta.transpose(1, 2).float() + self.dt_proj.bias.float()).cumsum(1)  # [B, L, E]
+            remains = torch.exp_(steps[..., None] * A).mul_(state.ssm_state[:, None])  # [B, L, E, N]
+            y = y + (remains @ C.float().transpose(1, 2)[..., None]).squeeze(-1).transpose(1, 2)
+            last = last + remains[:, -1]
         y = (y * F.silu(z)).to(hidden.dtype)
         y = linear(y.transpose(1, 2), self.out_proj.weight, self.out_proj.bias)  # [B, E, L] -> [B, L, D]
-        return y, MambaState(joined[..., joined.shape[-1] - before :].clone(), last + remains[:, -1])
+        return y, MambaState(joined[..., joined.shape[-1] - before :].clone(), last)
 
     def _branches(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [B, L, D] -> the inputs of convolution and scan, and the gate, both [B, E, L]."""

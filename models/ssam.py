@@ -1,8 +1,9 @@
 """SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
@@ -24,8 +25,10 @@ class MambaBlock(nn.Module):
         normed, residual = self._add_norm(hidden, residual)
         return self.mixer(normed), residual
 
-    def step(self, hidden: Tensor, residual: Tensor | None, state: MambaState) -> tuple[Tensor, Tensor, MambaState]:
-        """`forward` for further tokens after those in `state`; also returns the new state."""
+    def step(
+        self, hidden: Tensor, residual: Tensor | None, state: MambaState | None
+    ) -> tuple[Tensor, Tensor, MambaState]:
+        """`forward` for further tokens after those in `state`, if any; also returns the new state."""
         normed, residual = self._add_norm(hidden, residual)
         hidden, state = self.mixer.step(normed, state)
         return hidden, residual, state
@@ -108,23 +111,21 @@ class MambaSSAST(MaskedSpectrogramEncoder):
             hidden, residual = self.run_block(block, hidden, residual)
         return self._final_norm(hidden, residual)
 
-    def init_states(self, batch: int) -> list[MambaState]:
-        """The blocks' states at the start of a unit: after the class token, if there is one."""
-        states = [block.mixer.init_state(batch) for block in self._mamba_blocks()]
-        if self.cls_token is not None:
+    def step(self, tokens: Tensor, states: list[MambaState] | None = None) -> tuple[Tensor, list[MambaState]]:
+        """Further patch tokens with positions [B, L, D] after those in `states` (None: the first ones of a unit, so
+        after the class token, if there is one) -> what `encode` computes for them, and the blocks' new states."""
+        count = tokens.shape[1]
+        if states is None and self.cls_token is not None:
             cls_token = self.cls_token + self.pos_embed[:, :1]
-            states = self.step(cls_token.expand(batch, -1, -1), states)[1]
-        return states
-
-    def step(self, tokens: Tensor, states: list[MambaState]) -> tuple[Tensor, list[MambaState]]:
-        """Further patch tokens with positions [B, L, D] -> what `encode` computes for them, and the new states."""
+            tokens = torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         hidden: Tensor = tokens
         residual: Tensor | None = None
         new_states = []
-        for block, state in zip(self._mamba_blocks(), states, strict=True):
+        earlier: Sequence[MambaState | None] = [None] * self.depth if states is None else states
+        for block, state in zip(self._mamba_blocks(), earlier, strict=True):
             hidden, residual, state = block.step(hidden, residual, state)
             new_states.append(state)
-        return self._final_norm(hidden, residual), new_states
+        return self._final_norm(hidden, residual)[:, -count:], new_states
 
     def _mamba_blocks(self) -> Iterator[MambaBlock]:
         return cast(Iterator[MambaBlock], iter(self.blocks))

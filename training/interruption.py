@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from audio_mamba.training import distributed
@@ -49,6 +50,14 @@ class Interruption:
             raise KeyboardInterrupt
         self._signal = number
 
+    def ignore_further_signals(self) -> None:
+        """If the run was asked to stop, ignore SIGTERM and SIGUSR1 from now on until the process ends.
+
+        Schedulers repeat them, and the process still needs seconds to end. A second Ctrl-C still ends it.
+        """
+        if self.requested or self.stop_now:
+            self._previous |= {signal.SIGTERM: signal.SIG_IGN, signal.SIGUSR1: signal.SIG_IGN}
+
     @property
     def requested(self) -> bool:
         """Whether this process got a signal to stop. The other processes may not know yet."""
@@ -67,6 +76,33 @@ class Interruption:
         """Restart the timer: a checkpoint was written."""
         self._saved_at = time.monotonic()
         self.save_now = False
+
+
+class LostWorkerError(RuntimeError):
+    """A data-loading worker was killed."""
+
+
+@contextmanager
+def reporting_lost_workers() -> Iterator[None]:
+    """Say what the loss of a data-loading worker usually means, instead of where the trainer was at that moment.
+
+    Raises:
+        LostWorkerError: a worker was killed inside the block.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_worker(error):
+            raise
+        raise LostWorkerError(
+            f"a data-loading process was lost ({str(error).splitlines()[0].strip(' .')}), probably for lack of memory; "
+            "use fewer --num-workers"
+        ) from error
+
+
+def is_lost_worker(error: RuntimeError) -> bool:
+    """Whether a DataLoader raised this because a worker was killed. It may do so anywhere in the main thread."""
+    return "DataLoader worker (pid" in str(error)
 
 
 class Shielded:

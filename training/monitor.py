@@ -65,6 +65,7 @@ class Monitor:
         workdir: folder of log.txt, steps.csv and curves.png.
         first_epoch: epoch at which the run starts or resumes, counted from 0.
         first_step: step of that epoch at which it starts or resumes.
+        global_step: completed steps of the whole run; by default, as many as epochs of `steps_per_epoch` make.
         num_epochs: epochs of the whole run.
         steps_per_epoch: batches of each process per epoch.
         samples_per_step: samples of a step, all processes together.
@@ -78,6 +79,7 @@ class Monitor:
         *,
         first_epoch: int,
         first_step: int = 0,
+        global_step: int | None = None,
         num_epochs: int,
         steps_per_epoch: int,
         samples_per_step: int,
@@ -88,8 +90,10 @@ class Monitor:
         self._num_epochs, self._steps, self._samples_per_step = num_epochs, steps_per_epoch, samples_per_step
         self._print_freq = print_freq
         self._epoch, self._step = first_epoch, first_step
+        # The number of steps per epoch may have changed in the course of the run, so this is not a product of it.
+        self.global_step = first_epoch * steps_per_epoch + first_step if global_step is None else global_step
         self._start: float | None = None  # seconds on the clock, when this attempt began its first step
-        self._start_step = self._global_step()
+        self._start_step = self.global_step
         self._since, self._written = Totals(), Totals()  # since the previous line; in this epoch's lines
         self._rate = 0.0
         self._measures: dict[str, torch.Tensor | float] = {}
@@ -98,7 +102,7 @@ class Monitor:
         if self._main:
             self._trackers = Trackers(trackers)
             self._history = [line for line in read_log(self._log_path) if line["epoch"] < first_epoch]
-            self._table = StepTable(workdir / STEPS_NAME, last_step=self._start_step)
+            self._table = StepTable(workdir / STEPS_NAME, last_step=self.global_step, first_epoch=first_epoch)
         self._shows_bar = self._main and sys.stderr.isatty()
         self._shows_lines = self._main and not (self._shows_bar and sys.stdout.isatty())
 
@@ -156,6 +160,7 @@ class Monitor:
         self._rate = rate
         self._measures |= measures if grad_norm is None else {"grad_norm": grad_norm, **measures}
         self._step += 1
+        self.global_step += 1
         if self.line_due(self._step - 1):
             self._end_line()
         self._bar.update()
@@ -179,8 +184,8 @@ class Monitor:
             "samples_per_second": steps_per_second * self._samples_per_step,
             "data_wait": data_wait,
         }
-        self._table.add({"step": self._global_step(), **values, "seconds": part.seconds})
-        self._trackers.log(values, self._global_step())
+        self._table.add({"step": self.global_step, **values, "seconds": part.seconds})
+        self._trackers.log(values, self.global_step)
         speed = f"{values['samples_per_second']:.1f} samples/s  data wait {data_wait:.0%}  {self._time_left()} left"
         self._bar.set_postfix_str(f"loss {loss:.4f}  {speed}")
         if self._shows_lines:
@@ -201,7 +206,7 @@ class Monitor:
     def image(self, name: str, path: Path) -> None:
         """Give a picture, a PNG file, to the trackers."""
         if self._main:
-            self._trackers.image(name, path, self._global_step())
+            self._trackers.image(name, path, self.global_step)
 
     def end_epoch(self, val_loss: float | None = None, metrics: Mapping[str, float] | None = None) -> None:
         """Write the epoch to log.txt, with its validation loss and metrics if there are any, and draw the curves."""
@@ -225,7 +230,7 @@ class Monitor:
         )
         write_log(self._log_path, self._history)
         figures.save_curves(self._curves_path, self._history)
-        self._trackers.log({"epoch": self._epoch, "epoch_train_loss": train_loss, **validation}, self._global_step())
+        self._trackers.log({"epoch": self._epoch, "epoch_train_loss": train_loss, **validation}, self.global_step)
         logger.info(
             "epoch %d/%d  train loss %.4f%s  %.1f s",
             self._epoch + 1,
@@ -275,14 +280,12 @@ class Monitor:
             self._since.seconds += now - self._clock
             self._clock = now
 
-    def _global_step(self) -> int:
-        return self._epoch * self._steps + self._step
-
     def _time_left(self) -> str:
         """Time to the end of the run at the mean speed of this attempt."""
-        now, done, all_steps = time.perf_counter(), self._global_step(), self._num_epochs * self._steps
-        per_step = (now - (now if self._start is None else self._start)) / max(1, done - self._start_step)
-        return format_duration((all_steps - done) * per_step)
+        now, steps_left = time.perf_counter(), (self._num_epochs - self._epoch) * self._steps - self._step
+        done = self.global_step - self._start_step
+        per_step = (now - (now if self._start is None else self._start)) / max(1, done)
+        return format_duration(steps_left * per_step)
 
 
 def format_duration(seconds: float) -> str:

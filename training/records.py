@@ -1,14 +1,16 @@
 """The numbers of a run in its folder: `log.txt`, a JSON object per epoch, and `steps.csv`, a row per printed line."""
 
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from audio_mamba.system.atomic_files import atomic_write
 
 LOG_NAME, STEPS_NAME = "log.txt", "steps.csv"
+LOG_NUMBERS = ("train_loss", "val_loss", "train_lr", "seconds")
 STEP_COLUMNS = (
     "step",
     "epoch",
@@ -24,26 +26,32 @@ STEP_COLUMNS = (
     "seconds",
 )
 
+logger = logging.getLogger(__name__)
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
+
+def read_log(path: str | Path, report: Callable[[str], None] = logger.warning) -> list[dict[str, Any]]:
     """The lines of a log.txt, one dict per epoch; an empty list if the file does not exist.
 
-    A loss that was NaN or Inf is None. An incomplete last line, as left by a killed process, is dropped.
-
-    Raises:
-        ValueError: a line is not a JSON object with an epoch; the message names file and line.
+    A loss that was NaN or Inf is None. An incomplete last line, as left by a killed process, is dropped. Other lines
+    that are not an epoch's JSON object are left out, and `report` is called with a sentence that names the first.
     """
-    path = Path(path)
-    log = []
-    for number, line in enumerate(_whole_lines(path), start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), int):
-            raise ValueError(f"{path}, line {number}: expected a JSON object with an integer epoch")
-        log.append(entry)
-    return log
+    entries = [_parse_epoch(line) for line in _whole_lines(Path(path))]
+    if bad := [number for number, entry in enumerate(entries, start=1) if entry is None]:
+        report(
+            f"{path}, line {bad[0]}: expected a JSON object with an integer epoch and numbers; {len(bad)} such line(s) "
+            "are left out"
+        )
+    return [entry for entry in entries if entry is not None]
+
+
+def _parse_epoch(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or type(entry.get("epoch")) is not int:
+        return None
+    return entry if all(entry.get(key) is None or type(entry[key]) in (int, float) for key in LOG_NUMBERS) else None
 
 
 def write_log(path: str | Path, log: Sequence[Mapping[str, Any]]) -> None:
@@ -68,11 +76,18 @@ def read_steps(path: str | Path) -> list[dict[str, float]]:
 class StepTable:
     """A steps.csv to append rows to. Each row is flushed at once.
 
-    Rows after `last_step`, where the run resumes, are dropped at the start; they will be written again.
+    Rows after the step where the run resumes are dropped at the start; they will be written again.
+
+    Args:
+        path: of the table.
+        last_step: completed steps of the whole run.
+        first_epoch: rows of earlier epochs are kept in any case.
     """
 
-    def __init__(self, path: Path, last_step: int):
-        kept = [row for row, values in _parse_steps(path) if values["step"] <= last_step]
+    def __init__(self, path: Path, last_step: int, first_epoch: int = 0):
+        kept = [
+            row for row, values in _parse_steps(path) if values["epoch"] < first_epoch or values["step"] <= last_step
+        ]
         with atomic_write(path) as file:
             file.writelines(",".join(row).encode() + b"\n" for row in [STEP_COLUMNS, *kept])
         self._file = open(path, "a")

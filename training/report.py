@@ -128,7 +128,7 @@ def read_run(folder: Path) -> Run:
         folder,
         folder.resolve().name,
         read(CONFIG_NAME, read_config, {}),
-        read(LOG_NAME, read_log, []),
+        read(LOG_NAME, lambda path: read_log(path, lambda bad: notes.append(f"cannot read {LOG_NAME}: {bad}")), []),
         read(STEPS_NAME, read_steps, []),
         read(PICTURE_NAME, read_picture, None),
         datetime.fromtimestamp(max(written), UTC) if written else None,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from audio_mamba.system.atomic_files import PARTIAL_SUFFIX
+from audio_mamba.system.atomic_files import remove_all_partials
 from audio_mamba.training import distributed
 from audio_mamba.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -30,6 +30,18 @@ class Progress(NamedTuple):
 
     epoch: int
     step: int
+
+
+class Start(NamedTuple):
+    """Where a run starts or resumes."""
+
+    progress: Progress = Progress(0, 0)
+    global_step: int = 0  # completed steps of the whole run
+    monitor: dict[str, Any] | None = None  # state of this process's monitor in the middle of an epoch
+
+    def at_the_epoch(self) -> "Start":
+        """Start the epoch again; its completed steps remain part of the run."""
+        return Start(Progress(self.progress.epoch, 0), self.global_step)
 
 
 def step_checkpoint_path(workdir: str | Path, progress: Progress) -> Path:
@@ -77,36 +89,45 @@ def progress_of(state: dict[str, Any]) -> Progress:
     return Progress(state["epoch"], state["step"])
 
 
-def restore_process(
-    state: dict[str, Any], samples_per_step: int, accumulation: int
-) -> tuple[Progress, dict[str, Any] | None]:
-    """Restore the random states of this process; return its progress and the state of its monitor.
+def restore_process(state: dict[str, Any], samples_per_step: int, accumulation: int, steps_per_epoch: int) -> Start:
+    """Restore the random states of this process; return where it resumes.
 
     If the number of samples per step (of all processes) has changed in the middle of an epoch, training resumes at
     the last step in the same order of samples that is a multiple of `accumulation` and skips no sample. A few samples
     may be trained twice.
+
+    Args:
+        state: the content of a checkpoint.
+        samples_per_step: of all processes together, from now on.
+        accumulation: steps of an accumulation window, from now on.
+        steps_per_epoch: gives the completed steps of the run for checkpoints of earlier versions, which lack them.
     """
     progress, processes = progress_of(state), state.get("processes")
+    global_step = state.get("global_step")
+    if global_step is None:
+        global_step = progress.epoch * steps_per_epoch + progress.step
     if processes is None:
-        return progress, None
+        return Start(progress, global_step)
     if len(processes) == distributed.world_size():
         mine = processes[distributed.rank()]
         set_random_states(mine["random"])
     if progress.step == 0:
-        return progress, None
-    samples = progress.step * state["samples_per_step"]
+        return Start(progress, global_step)
+    before = state["samples_per_step"]
+    samples = progress.step * before
     step = samples // samples_per_step // accumulation * accumulation
-    if step * samples_per_step != samples:
+    if step * samples_per_step != samples and distributed.is_main():
         logger.warning(
-            "%d samples of epoch %d are trained again: a step now has %d samples, before it had %d",
+            "%d samples of epoch %d are trained again: %s",
             samples - step * samples_per_step,
             progress.epoch + 1,
-            samples_per_step,
-            state["samples_per_step"],
+            f"a step now has {samples_per_step} samples, before it had {before}"
+            if samples_per_step != before
+            else f"opt.grad_accum_steps is now {accumulation}, and step {progress.step} is not at the end of a window",
         )
     if len(processes) != distributed.world_size():
         mine = {"monitor": _mean_of([process["monitor"] for process in processes])}
-    return Progress(progress.epoch, step), mine["monitor"]
+    return Start(Progress(progress.epoch, step), global_step, mine["monitor"])
 
 
 def _mean_of(states: list[dict[str, float]]) -> dict[str, float]:
@@ -133,9 +154,8 @@ def remove_stale(workdir: str | Path, finished: bool = False) -> None:
             was continued with a smaller num_epochs. Without it, only the partial files of killed processes go.
     """
     workdir = Path(workdir)
-    for folder in ("checkpoints", "resume"):
-        for partial in (workdir / folder).glob(f"*{PARTIAL_SUFFIX}"):
-            partial.unlink()
+    for folder in (workdir, workdir / "checkpoints", workdir / "resume"):
+        remove_all_partials(folder)
     if finished and (workdir / "resume").is_dir():
         found = checkpoints(workdir)
         after_epochs = (progress for progress, path in found if path.parent.name == "checkpoints")

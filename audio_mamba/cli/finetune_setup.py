@@ -13,6 +13,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba import finetune_schema, models
 from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
+from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes
 from audio_mamba.cli.train_setup import (
     Loop,
     apply_overrides,
@@ -195,13 +196,15 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
     # A small data set still fills one batch on each process.
     config.batch_size = min(config.batch_size, max(1, len(split.train) // distributed.world_size()))
-    loader, val_loader, test_loader = build_loaders(experiment, config, split, encoder.num_frames)
-    check_schedule(config, len(loader))
+    loaders, test_loader = build_loaders(experiment, config, split, encoder.num_frames)
+    contents = loaders.contents()
+    check_same_in_all_processes(contents)
+    check_schedule(config, len(loaders.train))
     groups = model.parameter_groups(config.opt.weight_decay, config.opt.layer_decay, config.opt.head_rate)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
     best = check_classes(args, workdir, clips.classes)
-    progress, monitor_state = load_state(args, config, workdir, model, optimizer, scaler)
+    start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
         args,
@@ -212,11 +215,10 @@ def start_run(experiment: Experiment, fold: str) -> Run:
         distributed.parallel(model, device),
         optimizer,
         scaler,
-        loader,
-        val_loader,
+        loaders,
+        contents,
         optim.peak_learning_rate(config.opt.learning_rate, global_batch),
-        progress,
-        monitor_state,
+        start,
         experiment,
         fold,
         test_loader,
@@ -241,8 +243,8 @@ def check_classes(args: argparse.Namespace, workdir: Path, classes: list[str]) -
 
 def build_loaders(
     experiment: Experiment, config: ConfigDict, split: Split, encoder_frames: int
-) -> tuple[StatefulDataLoader, StatefulDataLoader, StatefulDataLoader | None]:
-    """The loaders for training, validation and, if there are such clips, test."""
+) -> tuple[Loaders, StatefulDataLoader | None]:
+    """The loaders for training and validation and, if there are such clips, for test."""
     args, clips = experiment.args, experiment.clips
     crop_frames = config.data.crop_frames or encoder_frames
     place = {"rank": distributed.rank(), "world_size": distributed.world_size()}
@@ -258,4 +260,4 @@ def build_loaders(
         whole_clip_loader(LabelledDataset(clips, chosen), config.batch_size, **place, **options)
         for chosen in (split.valid, split.test)
     )
-    return loader, valid, test if len(split.test) else None
+    return Loaders(loader, valid), test if len(split.test) else None

@@ -58,6 +58,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="stop at the first bad shard or sample (default: skip up to 1%% of the samples with warnings)",
     )
     add(
+        "--data-changed",
+        choices=["refuse", "restart-epoch"],
+        default="refuse",
+        help="what to do when the shards are not those of the checkpoint: refuse to resume, or start its epoch again "
+        "with the data as they are now (default: %(default)s)",
+    )
+    add(
         "--set",
         nargs="+",
         action="extend",

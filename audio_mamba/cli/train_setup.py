@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import nn
-from torch.utils.data import default_collate
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba import models
-from audio_mamba.cli.train_arguments import FAKE_SAMPLES
-from audio_mamba.data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
-from audio_mamba.data.remote import RemoteShards, is_remote
+from audio_mamba.cli.train_data import (
+    Loaders,
+    build_loaders_together,
+    check_since_checkpoint,
+    clips_to_show,
+    name_data,
+)
+from audio_mamba.data.contents import Contents
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api import resolve
 from audio_mamba.hear_api.weights import find_checkpoint, load_weights
@@ -32,11 +34,7 @@ from audio_mamba.schema import DEFAULTS, check_config, flattened
 from audio_mamba.system.folder_lock import exclusive_lock
 from audio_mamba.system.terminal import OutputHandler
 from audio_mamba.training import checkpoint, distributed, optim, resume
-from audio_mamba.training.fake_data import RandomSpectrograms
-from audio_mamba.training.interruption import leave_signals_to_the_trainer
-from audio_mamba.training.resume import Progress
-
-CLIPS_SHOWN = 3
+from audio_mamba.training.resume import Start
 
 # Keys, or their beginnings, that may change when a run is resumed: none of them changes the training objective.
 FREE_KEYS = (
@@ -52,6 +50,8 @@ FREE_KEYS = (
     "batch_size",
     "opt.grad_accum_steps",
     "scene_layout",
+    "scene_pooling",
+    "overlap",
     "num_train_steps",
     "steps_per_eval",
 )
@@ -88,7 +88,7 @@ def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
 
 @dataclass
 class Loop:
-    """What the steps of a training loop need to start or resume at `progress`."""
+    """What the steps of a training loop need to start or resume."""
 
     args: argparse.Namespace
     config: ConfigDict
@@ -98,11 +98,10 @@ class Loop:
     parallel_model: nn.Module
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    loader: StatefulDataLoader
-    val_loader: StatefulDataLoader | None
+    loaders: Loaders
+    contents: dict[str, Contents]  # of the data, when the run started
     peak_rate: float
-    progress: Progress
-    monitor_state: dict[str, Any] | None
+    start: Start
 
     @property
     def samples_per_step(self) -> int:
@@ -149,11 +148,12 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     if distributed.is_main():
         resume.remove_stale(workdir)
     resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
-    loader, val_loader = build_loaders(args, config, model, device)
-    check_schedule(config, len(loader))
+    loaders = build_loaders_together(args, config, model, device)
+    contents = loaders.contents()
+    check_schedule(config, len(loaders.train))
     optimizer = optim.make_optimizer(model, config.opt.weight_decay, args.bias_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
-    progress, monitor_state = load_state(args, config, workdir, model, optimizer, scaler)
+    start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
     compiled = cast(nn.Module, torch.compile(model)) if args.compile else model
     parallel_model = distributed.parallel(compiled, device)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
@@ -166,12 +166,11 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
         parallel_model,
         optimizer,
         scaler,
-        loader,
-        val_loader,
+        loaders,
+        contents,
         optim.peak_learning_rate(config.opt.learning_rate, global_batch),
-        progress,
-        monitor_state,
-        clips_to_show(loader),
+        start,
+        clips_to_show(loaders.train),
     )
 
 
@@ -205,16 +204,6 @@ def open_workdir(workdir: Path, resources: ExitStack) -> Path:
     if distributed.is_main():
         resources.enter_context(exclusive_lock(workdir))
     return workdir
-
-
-def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
-    """Put the data of the command line into the config. Raises ValueError for --data with --fake-data."""
-    if args.data and args.fake_data:
-        raise ValueError("--data and --fake-data exclude each other: one names archives, the other replaces them")
-    if args.data or args.fake_data:
-        config.data.train_dirs, config.data.val_dir = args.data or [], ""
-    if args.val_data:
-        config.data.val_dir = args.val_data
 
 
 def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
@@ -262,77 +251,6 @@ def check_same_experiment(workdir: Path, config: ConfigDict, defaults: Mapping[s
         raise ValueError(f"{workdir} belongs to another config: {'; '.join(differences)}; choose another --workdir")
 
 
-def build_loaders(
-    args: argparse.Namespace, config: ConfigDict, model: MaskedSpectrogramEncoder, device: torch.device
-) -> tuple[StatefulDataLoader, StatefulDataLoader | None]:
-    """The loaders for training and, if its folder exists, for validation. Raises ValueError if they do not fit."""
-    frames, mels = model.num_frames, model.n_mels
-    if config.data.num_frames != frames:
-        raise ValueError(
-            f"data.num_frames is {config.data.num_frames}, but the model reads {frames} frames "
-            f"(model.model_args.img_size is {model.img_size})"
-        )
-    front_end = FrontEnd.from_settings(config.front_end)
-    if front_end.n_mels != mels:
-        raise ValueError(
-            f"front_end.n_mels is {front_end.n_mels}, but the model reads {mels} mel bands "
-            f"(model.model_args.img_size is {model.img_size})"
-        )
-    rank, world_size = distributed.rank(), distributed.world_size()
-    options = {
-        "num_frames": frames,
-        "front_end": front_end,
-        "batch_size": config.batch_size,
-        "rank": rank,
-        "world_size": world_size,
-        "seed": args.seed,
-        "num_workers": args.num_workers,
-        "draw_mask": model.draw_mask,
-        "pin_memory": device.type == "cuda",
-        "strict": args.strict_data,
-        "worker_init_fn": leave_signals_to_the_trainer,
-    }
-    val_dir = config.data.val_dir
-    if val_dir and not Path(val_dir).is_dir():
-        if args.val_data:
-            raise ValueError(f"--val-data: {val_dir} is not a folder")
-        logger.info("no validation loss: %s (data.val_dir) does not exist", val_dir)
-        val_dir = ""
-    val_loader = make_validation_loader(val_dir, **options) if val_dir else None
-    if args.fake_data:
-        dataset = RandomSpectrograms(FAKE_SAMPLES, frames, mels, args.seed, model.draw_mask)
-        batches = EpochBatches(len(dataset), config.batch_size, rank, world_size, args.seed)
-        return StatefulDataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=args.num_workers,
-            pin_memory=options["pin_memory"],
-            worker_init_fn=leave_signals_to_the_trainer,
-        ), val_loader
-    directories = config.data.train_dirs
-    if not directories:
-        raise ValueError("no training data: pass archive folders with --data, or set data.train_dirs")
-    addresses = [directory for directory in directories if is_remote(directory)]
-    if addresses and len(addresses) < len(directories):
-        raise ValueError(f"--data mixes folders with URLs such as {addresses[0]}; use one kind")
-    if addresses:
-        return make_remote_loader(directories, samples=sum(config.data.train_samples), **options), val_loader
-    for directory in directories:
-        if not Path(directory).is_dir():
-            raise ValueError(
-                f"{directory} is not a folder; pass archive folders with --data, or set $DATASETS_BASE_DIR"
-            )
-    return make_loader(directories, **options), val_loader
-
-
-def clips_to_show(loader: StatefulDataLoader) -> dict[str, torch.Tensor]:
-    """A batch of clips for the pictures, spread over the data. Data that do not fit the model fail here, early."""
-    if isinstance(loader.dataset, RemoteShards):
-        return loader.dataset.first(CLIPS_SHOWN)
-    shown = np.linspace(0, len(loader.dataset) - 1, CLIPS_SHOWN, dtype=int).tolist()
-    return default_collate([loader.dataset[0, index] for index in shown])
-
-
 def find_state(named: str | None, workdir: Path) -> tuple[str | Path | None, dict[str, Any] | None]:
     """The path and content of the checkpoint to resume from; (None, None) if there is none.
 
@@ -362,14 +280,13 @@ def load_state(
     model: nn.Module,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
-) -> tuple[Progress, dict[str, Any] | None]:
-    """Load the checkpoint to resume from or, without one, the weights of --init.
-
-    Returns:
-        The progress at which training starts or resumes, and the state of the monitor in the middle of an epoch.
+    steps_per_epoch: int,
+    contents: Mapping[str, Contents],
+) -> Start:
+    """Load the checkpoint to resume from or, without one, the weights of --init; return where training starts.
 
     Raises:
-        ValueError: the checkpoint is damaged, incomplete or belongs to another run.
+        ValueError: the checkpoint is damaged, incomplete or belongs to another run, or the data have changed.
     """
     path, state = find_state(args.resume, workdir)
     found = distributed.gather(str(path))
@@ -384,7 +301,7 @@ def load_state(
             source = find_checkpoint(args.init)
             front_end.check_same(resolve.trained_front_end(source), f"--init {source}")
             logger.info("initial weights from %s", load_weights(model, args.init))
-        return Progress(0, 0), None
+        return Start()
     if "processes" in state and state["args"]["seed"] != args.seed:
         raise ValueError(f"{path} was trained with --seed {state['args']['seed']}, not {args.seed}")
     trained = (state.get("args") or {}).get("config")  # a dict in our checkpoints, a name in published ones
@@ -402,7 +319,10 @@ def load_state(
     if scaler.is_enabled() and state.get("scaler"):  # it is empty if the precision was not float16
         scaler.load_state_dict(state["scaler"])
     samples_per_step = config.batch_size * distributed.world_size()
-    progress, monitor_state = resume.restore_process(state, samples_per_step, config.opt.grad_accum_steps)
-    steps = f" and {progress.step} steps" if progress.step else ""
-    logger.info("resuming from %s: %d epoch(s)%s are complete", path, progress.epoch, steps)
-    return progress, monitor_state
+    start = resume.restore_process(state, samples_per_step, config.opt.grad_accum_steps, steps_per_epoch)
+    if check_since_checkpoint(args, config, state, path, start.progress, steps_per_epoch, contents):
+        start = start.at_the_epoch()
+    epoch, step = start.progress
+    steps = f" and {step} steps" if step else ""
+    logger.info("resuming from %s: %d epoch(s)%s are complete", path, epoch, steps)
+    return start

@@ -9,6 +9,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,13 @@ def remove_partials(path: str | Path) -> None:
     path = Path(path)
     for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
+
+
+def remove_all_partials(folder: str | Path) -> None:
+    """Remove the partial files that killed writers left in a folder. No other process may be writing there now."""
+    for path in Path(folder).glob(f"*{PARTIAL_SUFFIX}"):
+        if re.search(rf"\.[0-9a-f]+{re.escape(PARTIAL_SUFFIX)}$", path.name):
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:

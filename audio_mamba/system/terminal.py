@@ -7,14 +7,17 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 
 @contextlib.contextmanager
 def quiet_exit() -> Iterator[None]:
     """Wrap the main function of a command: Ctrl-C and a closed output, as by `| head`, end it without a traceback.
 
-    Both end with the status that shells expect: Ctrl-C by SIGINT (130), a closed output by exit status 141.
+    Both end with the status that shells expect: Ctrl-C by SIGINT (130), a closed output by exit status 141. Standard
+    streams that are closed from the start, as by `2>&-`, become the null device.
     """
+    open_closed_streams()
     try:
         try:
             yield
@@ -26,16 +29,38 @@ def quiet_exit() -> Iterator[None]:
         sys.excepthook = lambda *_: None  # Python still ends itself by SIGINT, so that scripts around it stop as well
         raise
     except BrokenPipeError:
-        if not _output_is_closed():  # another pipe broke, such as one to a worker process
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+        if not closed:  # another pipe broke, such as one to a worker process
             raise
-        discard_output()
+        for stream in closed:
+            discard(stream)
         raise SystemExit(128 + signal.SIGPIPE)
 
 
-def discard_output() -> None:
-    """Send everything that is written to standard output from now on to the null device."""
+def open_closed_streams() -> None:
+    """Open the null device in place of each standard stream that is closed.
+
+    Progress bars cannot write to a closed one. Worse, the next file to be opened would get its number, and whatever a
+    library writes to the stream would end up in that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
+def discard(stream: TextIO) -> None:
+    """Send everything that is written to a standard stream from now on to the null device."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
     os.close(null)
 
 
@@ -48,12 +73,15 @@ class OutputHandler(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             return super().handleError(record)
-        discard_output()
-        print("standard output was closed; continuing without it", file=sys.stderr)
+        discard(sys.stdout)
+        try:
+            print("standard output was closed; continuing without it", file=sys.stderr)
+        except BrokenPipeError:  # as after 2>&1
+            discard(sys.stderr)
 
 
-def _output_is_closed() -> bool:
-    """Whether standard output is a pipe that nobody reads."""
+def _is_closed(stream: TextIO) -> bool:
+    """Whether a standard stream is a pipe that nobody reads."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -11,7 +11,9 @@ import logging
 import sys
 from pathlib import Path
 
-from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.data.audio import CHANNELS
+from audio_mamba.hear_api.command_line import add_feature_arguments, add_hidden_argument, feature_choices
+from audio_mamba.system.terminal import quiet_exit
 
 DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
 
@@ -23,8 +25,9 @@ def probe(args: argparse.Namespace) -> str:
     from audio_mamba.hear_api.probe.features import embeddings, find_model
     from audio_mamba.hear_api.probe.report import compare, markdown, write
 
-    models = [find_model(name, args.layout) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
-    clips = read_clips(args.source, args.labels, args.fold_column, args.group_column)
+    models = [find_model(name, **feature_choices(args)) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
+    columns = {"fold_column": args.fold_column, "group_column": args.group_column}
+    clips = read_clips(args.source, args.labels, args.channel, args.hidden, **columns)
     rounds = clips.rounds()
     results = []
     for model in models:
@@ -55,13 +58,22 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         metavar="NAME",
         help="column of --labels with what clips share (speaker, recording), or folder; a group stays in one fold",
     )
-    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: each config's)")
+    add(
+        "--channel",
+        choices=CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
+    )
+    add_hidden_argument(parser)
+    add_feature_arguments(parser)
     add("--device", help="torch device (default: a GPU if there is one)")
     add("--out", metavar="DIR", type=Path, default=Path("probe"), help="folder for results (default: %(default)s)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         print(probe(args))
+    except BrokenPipeError:  # the reader of the output has gone; `quiet_exit` ends the command
+        raise
     except KeyboardInterrupt:
         print("probe: interrupted; finished embeddings are kept", file=sys.stderr)
         sys.exit(130)
@@ -73,4 +85,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -42,6 +42,7 @@ class Clips:
         labels: of each clip.
         vocabulary: all labels in the order of their ids.
         splits: for each clip the split or fold it belongs to.
+        channel: of audio files, see `data.audio.stream_audio`.
     """
 
     source: Path
@@ -50,6 +51,7 @@ class Clips:
     labels: list[tuple[str, ...]]
     vocabulary: list[str]
     splits: list[str]
+    channel: str = "mix"
 
     @property
     def multi_label(self) -> bool:
@@ -78,8 +80,8 @@ class Clips:
         return rounds
 
     def fingerprint(self) -> str:
-        """Of names and contents (size and time of files), in hex: embeddings belong to it."""
-        digest = hashlib.sha256()
+        """Of names and contents (size and time of files, channel), in hex: embeddings belong to it."""
+        digest = hashlib.sha256(b"" if self.channel == "mix" else self.channel.encode())
         for number, name in enumerate(self.names):
             stat = self.paths[number].stat() if self.paths else None
             digest.update(repr((name, stat and (stat.st_size, stat.st_mtime_ns))).encode())
@@ -98,14 +100,21 @@ class Clips:
 
 
 def read_clips(
-    source: Path, table: Path | None = None, fold_column: str | None = None, group_column: str | None = None
+    source: Path,
+    table: Path | None = None,
+    channel: str = "mix",
+    hidden: bool = False,
+    fold_column: str | None = None,
+    group_column: str | None = None,
 ) -> Clips:
     """The labelled clips of an audio folder (labels from a table, or the first folder level), a HEAR task of scenes, or
     an archive made by `data.prepare`.
 
     Args:
-        source: one of these.
-        table: of labels.
+        source: the folder.
+        table: of labels, see `data.labels.labels_of`.
+        channel: of audio files with several, see `data.audio.stream_audio`.
+        hidden: take hidden, trash and system files and folders too.
         fold_column, group_column: of the table, for an audio folder (see `data.labels.column_of`). An archive has its
             own.
 
@@ -113,13 +122,15 @@ def read_clips(
         ProbeError: no labels, or too few clips of them. LabelError, AudioError, ArchiveError: the source is faulty.
     """
     if (source / "manifest.json").is_file():
+        if channel != "mix":
+            raise ProbeError(f"{source} is an archive, whose channels were chosen by data.prepare; leave out --channel")
         clips = _of_archive(source)
     else:
         if (source / "task_metadata.json").is_file() and table is None:
             kind = json.loads((source / "task_metadata.json").read_text()).get("embedding_type")
             if kind != "scene":
                 raise ProbeError(f"{source} is a task of {kind} embeddings; the probe judges whole clips (scene tasks)")
-        paths, labels, vocabulary = find_labelled(source, table)
+        paths, labels, vocabulary = find_labelled(source, table, hidden=hidden)
         names = [printable(path.relative_to(source)) for path in paths]
         hear = (source / "task_metadata.json").is_file() and table is None
         if hear:
@@ -130,7 +141,7 @@ def read_clips(
             splits = deal(
                 names, labels, None if group_column is None else column_of(paths, source, table, group_column)
             )
-        clips = Clips(source, names, paths, labels, vocabulary, splits)
+        clips = Clips(source, names, paths, labels, vocabulary, splits, channel)
     return _labelled_only(clips)
 
 

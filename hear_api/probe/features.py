@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from audio_mamba.data.audio import load_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.hear_api.pooling import pool
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
@@ -43,8 +43,9 @@ class Model:
         return hashlib.sha256(described.encode()).hexdigest()
 
 
-def find_model(name: str, layout: str | None = None) -> Model:
-    """A model by name: "logmel", one that `load_model` knows, a path of weights, or "NAME:untrained".
+def find_model(name: str, **features: str | float | None) -> Model:
+    """A model by name: "logmel", one that `load_model` knows, a path of weights, or "NAME:untrained", with
+    the `features` of `resolve`.
 
     Raises:
         ValueError, FileNotFoundError: there is no such model.
@@ -53,11 +54,11 @@ def find_model(name: str, layout: str | None = None) -> Model:
         return Model(LOG_MEL, None)
     experiment, _, state = name.rpartition(":")
     if state == UNTRAINED:
-        return Model(name, resolve(experiment, UNTRAINED, layout))
+        return Model(name, resolve(experiment, UNTRAINED, **features))
     if "/" in name or Path(name).exists():
-        source = resolve(None, name, layout)
+        source = resolve(None, name, **features)
         return Model(Path(name).name if source.name == "unnamed" else f"{source.name} ({Path(name).name})", source)
-    return Model(name, resolve(name, None, layout))
+    return Model(name, resolve(name, None, **features))
 
 
 def embeddings(model: Model, clips: Clips, folder: Path, device: str | None = None) -> np.ndarray:
@@ -87,23 +88,19 @@ def _rows(runtime: RuntimeSSAST | None, clips: Clips) -> Iterator[np.ndarray]:
     spectrograms = [] if clips.paths else clips.spectrograms()
     for start in range(0, len(clips.names), GROUP):
         if clips.paths and runtime is not None:
-            yield np.asarray(runtime.embed(clips.paths[start : start + GROUP]))
+            yield np.asarray(runtime.embed(clips.paths[start : start + GROUP], channel=clips.channel))
             continue
         if clips.paths:
-            group = [log_mel(torch.from_numpy(load_audio(path))) for path in clips.paths[start : start + GROUP]]
+            paths = clips.paths[start : start + GROUP]
+            group = [log_mel(torch.from_numpy(load_audio(path, channel=clips.channel))) for path in paths]
         else:
             group = spectrograms[start : start + GROUP]
         if runtime is None:
-            yield np.stack([_mean_and_deviation(spectrogram) for spectrogram in group])
+            yield torch.stack([pool(spectrogram, "mean_std") for spectrogram in group]).numpy()
         else:
             group = [normalise(spectrogram, clip_statistics(spectrogram, ddof=1)) for spectrogram in group]
             rows = runtime.encode(group, runtime.scene_layout)
-            yield torch.stack([steps.mean(dim=0).cpu() for steps in rows]).numpy()
-
-
-def _mean_and_deviation(spectrogram: Tensor) -> np.ndarray:
-    """Log-mel [frames, mels] -> mean and deviation over time of each band, [2 mels]."""
-    return torch.cat([spectrogram.mean(dim=0), spectrogram.std(dim=0, correction=0)]).numpy()
+            yield torch.stack([pool(steps, runtime.scene_pooling).cpu() for steps in rows]).numpy()
 
 
 def _read(path: Path, clips: Clips) -> np.ndarray | None:

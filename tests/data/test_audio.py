@@ -306,7 +306,7 @@ def test_find_audio_leaves_hidden_and_system_files_out_and_counts_them(tmp_path,
         (tmp_path / name).touch()
     assert find_audio(tmp_path) == [tmp_path / "b" / "c.wav"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"left out hidden or system files and folders: 6, the first is {tmp_path}/.Trash-1000"
+        f"left out hidden or system files and folders: 6, the first is {tmp_path}/.Trash-1000; --hidden takes them"
     ]
     assert find_audio(tmp_path, hidden=True) == sorted(tmp_path / name for name in (*HIDDEN, "b/c.wav"))
     with pytest.raises(AudioError, match="no audio found below .*left out hidden .*: 1, the first is .*/._a.wav"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_mamba.data.audio import load_audio
 from audio_mamba.data.labels import LabelError, find_labelled
 from tests.conftest import ROOT
 
@@ -35,6 +36,17 @@ MALFORMED_FILES = {
 def test_malformed_files_give_a_sentence_with_the_line(audio, name):
     with pytest.raises(LabelError, match=f"{name}.csv, {MALFORMED_FILES[name]}"):
         find_labelled(audio, CASES / f"{name}.csv")
+
+
+def test_the_shared_tables_are_these_and_their_audio_is_read(shared_cases):
+    assert {path.stem for path in (shared_cases / "labels").glob("*.csv")} == MALFORMED_FILES.keys()
+    folder = shared_cases / "labels" / "audio"
+    for name, problem in MALFORMED_FILES.items():
+        with pytest.raises(LabelError, match=problem):
+            find_labelled(folder, shared_cases / "labels" / f"{name}.csv")
+    assert {path.name: load_audio(path).shape for path in folder.iterdir()} == {
+        f"{name}.wav": (16000,) for name in "abcd"
+    }
 
 
 MALFORMED = {

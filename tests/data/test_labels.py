@@ -79,6 +79,15 @@ def test_a_clip_of_an_event_task_has_the_labels_of_its_events_once(tmp_path):
     assert found[2] == ["low", "mid", "high"]
 
 
+def test_a_bare_label_of_a_hear_task_is_not_split_into_letters(tmp_path):
+    make_files(tmp_path, "16000/train/a.wav")
+    (tmp_path / "task_metadata.json").write_text("{}")
+    (tmp_path / "labelvocabulary.csv").write_text("idx,label\n0,o\n1,d\n2,g\n")
+    (tmp_path / "train.json").write_text('{"a.wav": "dog"}')
+    with pytest.raises(LabelError, match="train.json .*the labels of a.wav must be a list, got 'dog'"):
+        find_labelled(tmp_path)
+
+
 def test_the_real_tasks(shared_tasks):
     task = shared_tasks / "drum_hits-v1-full"
     files, labels, vocabulary = find_labelled(task)

@@ -12,6 +12,7 @@ from audio_mamba.data.pcm_stream import stream_pcm
 from tests.data.recordings import encode, sound, written
 
 SOUND = sound(16000, 2.0)[:, 0]
+WAV = written("wav", SOUND[:, None], 16000)
 
 
 class Pipe(io.RawIOBase):
@@ -39,7 +40,10 @@ def test_samples_without_a_header_are_16_bits_at_16_khz():
     np.testing.assert_array_equal(read(samples.tobytes()[:-1]), samples[:-1].astype(np.float32) / 32768)
 
 
-@pytest.mark.parametrize("subtype, precision", [("PCM_U8", 1e-2), ("PCM_16", 1e-4), ("PCM_32", 1e-6), ("FLOAT", 1e-7)])
+@pytest.mark.parametrize(
+    "subtype, precision",
+    [("PCM_U8", 1e-2), ("PCM_16", 1e-4), ("PCM_24", 1e-6), ("PCM_32", 1e-6), ("FLOAT", 1e-7), ("DOUBLE", 1e-7)],
+)
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_the_header_of_a_wav_is_obeyed(subtype, precision, rate):
     right = sound(rate, 2.0, 1)[:, 0]
@@ -49,10 +53,81 @@ def test_the_header_of_a_wav_is_obeyed(subtype, precision, rate):
     np.testing.assert_allclose(found, expected, atol=precision)
 
 
-def test_the_length_that_a_wav_of_a_pipe_names_is_ignored():
-    content = bytearray(written("wav", SOUND[:, None], 16000))
-    content[40:44] = bytes(4)
-    assert len(read(bytes(content))) == len(SOUND)
+def with_size(size: int) -> bytes:
+    """A wav file whose header counts so many bytes of samples."""
+    content = bytearray(WAV)
+    content[40:44] = size.to_bytes(4, "little")
+    return bytes(content)
+
+
+@pytest.mark.parametrize("unknown", [0, 0x7EFFF000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_the_length_of_a_program_that_did_not_know_it_is_ignored(unknown, caplog):
+    assert len(read(with_size(unknown))) == len(SOUND) and not caplog.records
+
+
+def test_the_header_that_ffmpeg_writes_to_a_pipe_is_obeyed():
+    note = b"LIST" + (26).to_bytes(4, "little") + b"INFOISFT" + (14).to_bytes(4, "little") + b"Lavf59.27.100\0"
+    endless = b"\xff" * 4
+    content = b"RIFF" + endless + WAV[8:36] + note + b"data" + endless + WAV[44:]
+    np.testing.assert_array_equal(read(content), read(WAV))
+    large = b"RF64" + endless + b"WAVEds64" + (28).to_bytes(4, "little") + bytes(28) + content[12:]
+    np.testing.assert_array_equal(read(large), read(WAV))
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"LIST" + (26).to_bytes(4, "little") + b"INFOISFT" + (14).to_bytes(4, "little") + b"Lavf59.27.100\0",
+        b"fact"
+        + (4).to_bytes(4, "little")
+        + bytes(4)
+        + b"cue "
+        + (2).to_bytes(4, "little")
+        + b"ab"
+        + b"JUNK"
+        + bytes(4),
+        b"id3 " + (200_000).to_bytes(4, "little") + bytes(200_000) + b"fact" + (1).to_bytes(4, "little") + b"a\0",
+    ],
+)
+def test_chunks_behind_the_samples_are_not_samples(tail, caplog):
+    np.testing.assert_array_equal(read(WAV + tail), read(WAV))
+    np.testing.assert_array_equal(read(WAV + tail + WAV), np.tile(read(WAV), 2))  # nor at a seam of two files
+    assert not caplog.records
+
+
+def test_joined_wavs_are_read_with_the_header_of_each():
+    other = written("wav", sound(44100, 2.0, channels=2), 44100, subtype="FLOAT")
+    found = read(WAV + other + WAV)
+    np.testing.assert_array_equal(found[: len(SOUND)], read(WAV))
+    np.testing.assert_array_equal(found[len(SOUND) : -len(SOUND)], read(other))
+    np.testing.assert_array_equal(found[-len(SOUND) :], read(WAV))
+
+
+def test_a_count_that_is_too_large_or_too_small_is_told(caplog):
+    assert len(read(with_size(100_000))) == len(SOUND)
+    assert "stdin: ended early, its header counts 36000 more bytes of samples" in caplog.text
+    np.testing.assert_array_equal(read(with_size(1000)), read(WAV))
+    assert "stdin: its header counts 1000 bytes of samples, but more follow" in caplog.text
+
+
+@pytest.mark.parametrize("channel, expected", [("left", 0), ("right", 1), (2, 2)])
+def test_one_channel_is_taken(channel, expected):
+    samples = np.stack([sound(16000, 2.0, seed)[:, 0] for seed in range(3)], 1)
+    pipe = io.BufferedReader(Pipe(written("wav", samples, 16000, subtype="FLOAT")))
+    np.testing.assert_array_equal(np.concatenate(list(stream_pcm(pipe, channel=channel))), samples[:, expected])
+
+
+def test_opposite_phase_and_more_than_two_channels_are_told(caplog):
+    read(written("wav", np.stack([SOUND, -SOUND], 1), 16000))
+    assert "stdin: its channels cancel out (opposite phase)" in caplog.text
+    read(written("wav", np.stack([SOUND] * 4, 1), 16000))
+    assert "stdin: its 4 channels are mixed into one" in caplog.text
+
+
+def test_samples_that_begin_like_a_frame_are_samples():
+    for start in (b"\xff\xfb\x90\x64", b"\xff\xf1\x50\x80\x20\x1f"):
+        samples = np.frombuffer(start + (SOUND * 32767).astype("<i2").tobytes(), "<i2")
+        np.testing.assert_array_equal(read(samples.tobytes()), samples.astype(np.float32) / 32768)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +137,14 @@ def test_the_length_that_a_wav_of_a_pipe_names_is_ignored():
         (written("ogg", SOUND[:, None], 16000), "Ogg"),
         (written("mp3", SOUND[:, None], 16000), "mp3"),
         (b"ID3\3\0\0\0\0\0\0" + bytes(100), "mp3"),
+        (encode("mp2", sound(44100)), "mp3"),
+        (encode("aac", sound(44100)), "aac"),
+        (encode("au", sound(22050)), "Sun au"),
+        (encode("w64", sound(22050)), "w64"),
+        (encode("wv", sound(44100)), "WavPack"),
+        (encode("avi", sound(44100)), "avi"),
+        (written("aiff", SOUND[:, None], 16000), "aiff"),
+        (written("wav", SOUND[:, None], 16000, endian="BIG"), "big-endian wav"),
         (encode("m4a", sound(44100)), "m4a"),
         (encode("webm", sound(48000)), "webm"),
         (encode("amr", sound(8000)), "amr"),
@@ -72,9 +155,11 @@ def test_compressed_sound_is_refused_by_name(content, kind):
         read(content)
 
 
-@pytest.mark.parametrize("subtype", ["PCM_24", "ULAW"])
-def test_other_wavs_are_refused(subtype):
-    with pytest.raises(AudioError, match="stdin: a wav header of a kind that is not read"):
+@pytest.mark.parametrize(
+    "subtype, kind", [("ULAW", "mu-law"), ("ALAW", "A-law"), ("IMA_ADPCM", "IMA ADPCM"), ("MS_ADPCM", "ADPCM")]
+)
+def test_other_wavs_are_refused_by_name(subtype, kind):
+    with pytest.raises(AudioError, match=f"stdin: a wav header of {kind} that is not read"):
         read(written("wav", SOUND[:, None], 16000, subtype=subtype))
 
 

@@ -74,6 +74,13 @@ def test_what_is_lost_or_not_counted_is_refused_by_name(name, reason):
         load_audio(CASES / name)
 
 
+def test_the_shared_files_are_these(shared_cases):
+    shared = {path.name: path.read_bytes() for path in (shared_cases / "audio").iterdir()}
+    assert shared == {path.name: path.read_bytes() for path in CASES.iterdir()}
+    tested = Path(__file__).read_text()
+    assert all(f'"{name}"' in tested for name in shared)
+
+
 # ---------------------------------------------------------------- kinds that libsndfile does not read
 
 

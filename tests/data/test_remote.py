@@ -293,6 +293,14 @@ def test_addresses_are_distinguished_from_folders_and_the_first_samples_can_be_s
     assert torch.equal(shown["index"], make(urls, samples=2, batch_size=1).dataset.first(3)["index"])
 
 
+def test_a_folder_with_a_colon_in_its_name_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run:1").mkdir()
+    assert not is_remote("run:1") and is_remote("run:2")
+    with pytest.raises(ValueError, match="run:2/a.tar is not a folder, and addresses of the form run: cannot be"):
+        make(["run:2/a.tar"])
+
+
 def test_the_first_good_samples_are_shown_if_the_first_shards_are_bad(archive, tmp_path):
     (tmp_path / "empty.tar").touch()
     bad, good = [str(tmp_path / "absent.tar"), str(tmp_path / "empty.tar")], [str(archive / "shard-{0..5}.tar")]

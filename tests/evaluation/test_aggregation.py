@@ -93,11 +93,31 @@ def test_missing_seeds_and_tasks_are_warned_about(base_dir, tmp_path, caplog):
     assert summary.loc[("configs.ssam_r1", "vox"), "interval"] == pytest.approx(interval(VOX["ssam"][:2]))
 
 
+def test_one_model_has_no_overall_score_and_the_table_says_why(tmp_path, caplog):
+    for seed in (0, 1):
+        write_scores(tmp_path / f"configs.x_r1_{seed:02d}" / "vox", {"test": {"test_score": 0.5}})
+    markdown = aggregation.write_tables(aggregation.read_results(tmp_path), tmp_path / "tables")
+    assert "| 50.0 ± 0.0 | - |" in markdown and markdown.endswith("s(m) compares models; there is only one here.\n")
+    assert "s(m) compares models; there is only configs.x_r1" in caplog.text and "excluded" not in caplog.text
+
+
 def test_each_pretraining_run_is_a_separate_model(tmp_path):
     for ssl_run in (1, 2):
         write_scores(tmp_path / f"configs.x_r{ssl_run}_00" / "vox", {"test": {"test_score": ssl_run / 10}})
     summary = aggregation.summarise(aggregation.read_results(tmp_path))
     assert summary["mean"].to_dict() == {("configs.x_r1", "vox"): 0.1, ("configs.x_r2", "vox"): 0.2}
+
+
+def test_hidden_runs_and_tasks_are_left_out_and_counted(base_dir, caplog):
+    write_scores(base_dir / ".configs.old_r1_00" / "vox", {"test": {"test_score": 0.1}})
+    write_scores(base_dir / "configs.ssam_r1_00" / ".vox_old", {"test": {"test_score": 0.1}})
+    assert set(aggregation.read_results(base_dir).dataset) == {"esc50", "vox"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out hidden or system files and folders: 2, the first is {base_dir}/.configs.old_r1_00; "
+        "--hidden takes tasks"
+    ]
+    results = aggregation.read_results(base_dir, hidden=True)
+    assert {".configs.old", "configs.ssam"} <= set(results.exp) and ".vox_old" in set(results.dataset)
 
 
 def test_an_unreadable_score_file_is_named(base_dir):

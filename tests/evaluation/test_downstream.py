@@ -124,3 +124,43 @@ def test_processes_are_limited_by_cores_and_memory(monkeypatch):
     for memory, processes in ((100, 8), (35, 3), (5, 1), (None, 8)):
         monkeypatch.setattr(machine, "available_memory", lambda memory=memory: memory)
         assert machine.processes_that_fit(10) == processes
+
+
+@pytest.mark.parametrize("variable, jobs, threads, at_once", [(None, None, 1, 4), ("2", None, 2, 2), ("3", 5, 3, 5)])
+def test_heads_take_one_thread_unless_told_otherwise(output_dir, monkeypatch, variable, jobs, threads, at_once):
+    """The number of processes follows from it, unless JOBS says so."""
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    monkeypatch.setattr(machine, "available_memory", lambda: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    alive, most, given = 0, 0, []
+
+    class Process:
+        exitcode = 0
+
+        def __init__(self, target, args):
+            self.sentinel, given[len(given) :] = len(given), [args[3]]
+
+        def start(self):
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+
+        def join(self):
+            nonlocal alive
+            alive -= 1
+
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(context, "Process", Process, raising=False)
+    monkeypatch.setattr(downstream, "wait", lambda sentinels: sentinels[:1])
+    heads = [Job(output_dir, seed) for seed in range(8)]
+    assert downstream.run_jobs(heads, "fast", jobs) == ([], [])
+    assert given == 8 * [threads] and most == at_once
+
+
+def test_a_wrong_number_of_threads_is_named(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    with pytest.raises(SystemExit, match="OMP_NUM_THREADS: 'many' must be a number of threads"):
+        downstream.requested_threads(1)

@@ -3,6 +3,7 @@ import os
 import pytest
 
 from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.downstream import find_jobs
 from audio_mamba.external_sources.embeddings import resolve_module
 
 
@@ -55,6 +56,38 @@ def test_incomplete_embeddings_are_not_linked(tmp_path):
 
 def test_only_folders_with_metadata_are_tasks(tiny_tasks):
     assert [task.name for task in layout.task_folders(tiny_tasks)] == ["event", "folds", "scene"]
+
+
+HIDDEN_TASKS = [".Trash-1000", "._scene", "@eaDir", "__MACOSX"]
+
+
+def test_hidden_tasks_are_left_out_and_counted(tmp_path):
+    for name in (*HIDDEN_TASKS, "scene"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "task_metadata.json").touch()
+    assert [task.name for task in layout.task_folders(tmp_path)] == ["scene"]
+    assert [task.name for task in layout.task_folders(tmp_path, hidden=True)] == sorted([*HIDDEN_TASKS, "scene"])
+    first = tmp_path / ".Trash-1000"
+    note = f"left out hidden or system files and folders: 4, the first is {first}; --hidden takes tasks"
+    assert layout.hidden_note([tmp_path]) == note
+    assert layout.hidden_note([tmp_path / "scene"]) is None
+
+
+def test_hidden_embeddings_and_files_are_linked_only_on_request(tmp_path, capsys):
+    for task in ("scene", ".old"):
+        folder = make_embeddings(tmp_path / "audioset" / "configs.x", task)
+        (folder / ".DS_Store").touch()
+    runs = tmp_path / "todo_audioset"
+    layout.link_run(tmp_path, "configs.x", 0)
+    assert [job.task.name for job in find_jobs(tmp_path, "configs.x", [0])] == ["scene"] and not capsys.readouterr().err
+    assert [job.task.name for job in find_jobs(tmp_path, "configs.x", [0, 1], hidden=True)] == [".old", "scene"] * 2
+    assert [job.task.name for job in find_jobs(tmp_path, "configs.x", [0, 1])] == ["scene"] * 2
+    first = runs / "configs.x_r1_00" / ".old"
+    assert f"left out hidden or system files and folders: 2, the first is {first}" in capsys.readouterr().err
+    assert ".DS_Store" not in os.listdir(first) and ".done.embeddings" in os.listdir(first)
+    (runs / "configs.x_r1_00").rename(runs / ".configs.y_r1_00")
+    with pytest.raises(SystemExit, match=r"has no runs of \.configs\.y"):
+        find_jobs(tmp_path, ".configs.y", [0])
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,21 @@ def wait_for(condition, complaint, seconds=60):
         time.sleep(0.1)
 
 
+def test_hidden_tasks_are_taken_on_request(command, tiny_tasks, tmp_path):
+    tasks, output = tmp_path / "tasks:1", tmp_path / "out:1"
+    for name in ("scene", ".scene", "@eaDir"):
+        shutil.copytree(tiny_tasks / "scene", tasks / name)
+    shutil.copytree(tasks / "scene" / "16000" / "train", tasks / "scene" / "16000" / ".ipynb_checkpoints")
+    done = command("extract_features.sh", tasks, output, MODULE)
+    embedded = output / "audioset" / MODULE
+    assert os.listdir(embedded) == ["scene"]
+    assert f"left out hidden or system files and folders: 2, the first is {tasks}/.scene" in done.stderr
+    assert done.stderr.count("skipped") == 0
+    done = command("extract_features.sh", tasks, output, MODULE, "--hidden")
+    assert sorted(os.listdir(embedded)) == [".scene", "@eaDir", "scene"] and "left out" not in done.stderr
+    assert sorted(os.listdir(output / "todo_audioset" / f"{MODULE}_r1_00")) == [".scene", "@eaDir", "scene"]
+
+
 def test_mistakes_get_one_sentence(command, tiny_tasks, tmp_path):
     for arguments, sentence in (
         (("extract_features.sh", tmp_path / "none", tmp_path / "o"), "none is not a folder"),

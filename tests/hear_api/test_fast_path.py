@@ -11,7 +11,9 @@ import torch
 from audio_mamba.data.normalisation import Statistics
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api import RuntimeSSAST, clips
-from audio_mamba.hear_api.segments import TOKENS_PER_BATCH, batch_segments, plan_segments
+from audio_mamba.hear_api.segments import TOKENS_PER_BATCH, Cut, batch_segments, plan_segments
+from audio_mamba.models.ops import linear_choice
+from audio_mamba.models.ops.private_torch import has_onednn_linear
 from tests.golden_weights import fill_by_rule
 from tests.hear_api.test_runtime import config_of
 
@@ -98,7 +100,7 @@ def test_long_files_are_read_in_chunks_and_give_the_same_numbers(runtime, tmp_pa
     monkeypatch.setattr(clips, "LONG_SECONDS", 1.5)  # the last four are longer
     monkeypatch.setattr(clips, "GROUP_FRAMES", 250)
     chunks, read = clips.LongFile.chunks, []
-    monkeypatch.setattr(clips.LongFile, "chunks", lambda file, n: read.append(file.path) or chunks(file, n))
+    monkeypatch.setattr(clips.LongFile, "chunks", lambda file, *sizes: read.append(file.path) or chunks(file, *sizes))
     for ours, expected in zip(runtime.embed(paths, kind=kind), whole, strict=True):
         for array, expected_array in zip(ours, expected, strict=True) if kind == "timestamps" else [(ours, expected)]:
             np.testing.assert_allclose(array, expected_array, rtol=0, atol=2e-4)
@@ -148,7 +150,7 @@ def test_a_causal_encoder_skips_the_padding_of_the_last_segment(runtime, layout,
 
 def test_batches_hold_every_segment_once_and_pad_little():
     steps = list(np.random.default_rng(0).integers(1, 400, 300))
-    segments = plan_segments(steps, 50, lambda kept: 5 * kept)
+    segments = plan_segments(steps, Cut(50), lambda kept: 5 * kept)
     batches = list(batch_segments(segments, "cpu"))
     assert sorted((segment.clip, segment.first) for batch in batches for segment in batch) == [
         (clip, first) for clip, count in enumerate(steps) for first in range(0, count, 50)
@@ -156,3 +158,45 @@ def test_batches_hold_every_segment_once_and_pad_little():
     assert all(len(batch) * batch[0].tokens <= TOKENS_PER_BATCH["cpu"] for batch in batches)
     padded = sum(len(batch) * max(segment.tokens for segment in batch) for batch in batches)
     assert padded < 1.02 * sum(segment.tokens for segment in segments)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads, and restores it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.skipif(not has_onednn_linear(), reason="torch's own library rounds by the number of rows")
+def test_the_bits_of_a_clip_depend_on_neither_the_others_nor_the_threads(runtime, precision, threads, monkeypatch):
+    monkeypatch.setattr(linear_choice, "_choice", "onednn")
+    monkeypatch.setattr(runtime, "precision", precision)
+    alone = []
+    for clip in CLIPS:
+        threads(1)
+        alone.append(runtime.embed(clip, kind="timestamps")[0][0])
+    for count, tokens in ((1, 4000), (2, 300), (3, 600)):
+        threads(count)
+        monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", tokens)
+        together = [rows for rows, _ in runtime.embed(CLIPS[::-1], kind="timestamps")][::-1]
+        assert all(map(np.array_equal, together, alone))
+        assert torch.get_num_threads() == count and torch.is_grad_enabled()
+
+
+def test_an_error_in_one_batch_is_raised_and_stops_the_others(runtime, threads, monkeypatch):
+    threads(2)
+    monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 1)
+    calls, forward = [], runtime.model.forward_features
+
+    def failing(x, *arguments, **settings):
+        calls.append(len(x))
+        if len(calls) == 3:
+            raise RuntimeError("out of something")
+        return forward(x, *arguments, **settings)
+
+    monkeypatch.setattr(runtime.model, "forward_features", failing)
+    with pytest.raises(RuntimeError, match="out of something"):
+        runtime.encode([torch.zeros(200, 80)] * 40, "bands")
+    assert len(calls) < 10 and torch.get_num_threads() == 2

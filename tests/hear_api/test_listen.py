@@ -1,6 +1,8 @@
 """The listen command, on a file and on stdin."""
 
 import re
+import signal
+import struct
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import torch
 from audio_mamba.hear_api.listen import Novelty, main
 from tests.conftest import ROOT
 
+UINT = struct.Struct("<I")
 MODEL = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--device", "cpu"]
 
 
@@ -44,8 +47,71 @@ def test_raw_stdin_in_a_separate_process():
     assert b"26 steps of 40 ms" in done.stdout
 
 
+def start(*arguments, **pipes):
+    return subprocess.Popen([sys.executable, "-m", "hear_api.listen", *arguments, *MODEL], cwd=ROOT, **pipes)
+
+
+def wav(channels, rate, size=None):
+    """Float samples as a wav file whose header counts `size` bytes, as if ffmpeg wrote it to a pipe."""
+    data = np.stack(channels, 1).astype("<f4").tobytes()
+    form = struct.pack("<HHIIHH", 3, len(channels), rate, 4 * rate * len(channels), 4 * len(channels), 32)
+    sizes = [0xFFFFFFFF] * 2 if size is None else [36 + size, size]
+    return b"RIFF%bWAVEfmt %b%bdata%b" % (*map(UINT.pack, (sizes[0], 16)), form, UINT.pack(sizes[1])) + data
+
+
+def bar(out):
+    """The characters that show novelty."""
+    return "".join(re.findall(r"\|(.*)", out.decode()))
+
+
+def test_a_wav_on_a_pipe_is_obeyed(tmp_path, capsys, one_thread):
+    left, right = (0.3 * np.sin(2 * np.pi * hertz * np.arange(3 * 44100) / 44100) for hertz in (440, 3000))
+    right[: 44100 * 2] = 0
+    shown = {}
+    for channel, size in (("mix", None), ("right", 2 * 4 * 3 * 44100)):
+        with start("-", "--channel", channel, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as listener:
+            shown[channel], _ = listener.communicate(wav([left, right], 44100, size), timeout=60)
+        assert listener.returncode == 0 and b"76 steps of 40 ms" in shown[channel]  # 3 s, as in `test_a_file`
+    for channel, samples in (("mix", (left + right) / 2), ("right", right)):
+        soundfile.write(tmp_path / "a.wav", samples, 44100, subtype="FLOAT")
+        main([str(tmp_path / "a.wav"), *MODEL])
+        assert bar(capsys.readouterr().out.encode()) == bar(shown[channel])
+    assert bar(shown["mix"]) != bar(shown["right"])
+
+
+@pytest.mark.parametrize("suffix, kind", [("flac", "FLAC"), ("mp3", "mp3"), ("ogg", "Ogg")])
+def test_compressed_audio_on_a_pipe_is_refused_by_name(tmp_path, suffix, kind):
+    soundfile.write(tmp_path / f"a.{suffix}", tone(440, 3), 16000)
+    with (
+        subprocess.Popen(["cat", str(tmp_path / f"a.{suffix}")], stdout=subprocess.PIPE) as cat,
+        start("-", stdin=cat.stdout, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as listener,
+    ):
+        cat.stdout.close()
+        error = listener.communicate(timeout=60)[1].decode()
+    assert listener.returncode == 1 and f"listen: stdin: this is {kind}, not samples; decode it first" in error
+    assert "Traceback" not in error
+
+
+def test_a_reader_that_goes_away_ends_it_without_a_word(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(440, 30), 16000)
+    with start(str(tmp_path / "a.wav"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listener:
+        assert listener.stdout.readline().startswith(b"small_config:untrained")
+        listener.stdout.close()
+        assert listener.wait(timeout=60) == 128 + signal.SIGPIPE
+        assert listener.stderr.read() == b""
+
+
+def test_it_runs_with_closed_streams(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(440, 1), 16000)
+    command = f"{sys.executable} -m hear_api.listen {{}} {' '.join(MODEL)}"
+    done = subprocess.run(["bash", "-c", command.format(tmp_path / "a.wav") + " 2>&-"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0 and b"26 steps of 40 ms" in done.stdout
+    done = subprocess.run(["bash", "-c", command.format("-") + " <&-"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 1 and done.stderr.startswith(b"listen: ") and b"Traceback" not in done.stderr
+
+
 def test_ctrl_c_ends_live_audio_and_prints_the_measurements(monkeypatch, capsys, one_thread):
-    def pieces(source, sample_rate):
+    def pieces(source, sample_rate, channel):
         yield from torch.tensor(tone(440, 1), dtype=torch.float32).split(640)
         raise KeyboardInterrupt
 
@@ -68,8 +134,23 @@ def test_errors_are_one_line(tmp_path, one_thread):
 
 
 def test_novelty_is_high_where_the_embeddings_change():
-    rng, novelty = np.random.default_rng(0), Novelty()
+    rng, novelty = np.random.default_rng(0), Novelty(50)
     before, after = torch.tensor(rng.standard_normal((2, 64)), dtype=torch.float32)
     rows = torch.cat([before.expand(100, -1), after.expand(100, -1)]) + 0.1 * torch.randn(200, 64)
-    values = [novelty(row) for row in rows]
+    values = [novelty(row, number % 50) for number, row in enumerate(rows)]
     assert np.argmax(values[20:]) + 20 in range(100, 103) and np.mean(values[180:]) < 0.2
+
+
+def test_novelty_does_not_show_where_segments_start():
+    """Embeddings that differ only by their step in the segment, and by noise: a jump from step 49 to step 0."""
+    rng = np.random.default_rng(0)
+    by_step = torch.tensor(np.linspace(-1, 1, 50)[:, None] * rng.standard_normal(64), dtype=torch.float32)
+    rows = by_step.repeat(20, 1) + 0.1 * torch.tensor(rng.standard_normal((1000, 64)), dtype=torch.float32)
+
+    def starts_among_the_highest(step_of):
+        novelty = Novelty(50)
+        values = np.array([novelty(row, step_of(number)) for number, row in enumerate(rows)])[100:]
+        return np.mean(np.argsort(-values)[:18] % 50 == 0)
+
+    assert starts_among_the_highest(lambda number: number % 50) <= 0.1  # by chance 0.02
+    assert starts_among_the_highest(lambda number: 0) > 0.3  # with one average for all steps

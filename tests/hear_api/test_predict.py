@@ -118,11 +118,11 @@ def test_each_window_is_classified_as_a_clip_of_its_own(tmp_path, weights, recor
 def test_long_files_are_read_in_parts(tmp_path, recording, pooling, monkeypatch):
     classifier = load_classifier(build(tmp_path / "classifier", pooling), "cpu")
     whole = classifier.probabilities([recording[0]])
-    clip = clips_module.decode(recording[0], classifier.front_end)
+    clip = clips_module.decode(recording[0], classifier.front_end, "mix")
     windows = classifier.of_windows(clip, 150, 70)
     monkeypatch.setattr(clips_module, "LONG_SECONDS", 5)
     monkeypatch.setattr(clips_module, "CHUNK_FRAMES", 400)
-    long = clips_module.decode(recording[0], classifier.front_end)
+    long = clips_module.decode(recording[0], classifier.front_end, "mix")
     assert isinstance(long, clips_module.LongFile)
     np.testing.assert_allclose(classifier.probabilities([recording[0]]), whole, atol=1e-5)
     np.testing.assert_allclose(classifier.of_windows(long, 150, 70), windows, atol=1e-4)
@@ -286,3 +286,12 @@ def test_a_copied_classifier_is_the_same(tmp_path, weights):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(SystemExit, match="holds something else"):
         export.main(["--weights", str(weights), "--out", str(tmp_path / "run")])
+
+
+def test_left_and_right_channels(tmp_path, weights):
+    stereo = np.stack([sound("high", 2), sound("hiss", 2)], axis=1)
+    soundfile.write(tmp_path / "s.wav", stereo, RATE, subtype="FLOAT")
+    for channel, label in (("left", "high"), ("right", "hiss")):
+        out = tmp_path / f"{channel}.csv"
+        run(tmp_path / "s.wav", "--weights", weights, "--channel", channel, "--out", out)
+        assert [row["label"] for row in rows_of(out)] == [label]

@@ -213,3 +213,33 @@ def test_a_damaged_clip_is_named(folder, tmp_path):
     (tmp_path / "low").symlink_to(folder / "low")
     with pytest.raises(SystemExit, match="bad.wav"):
         main([str(tmp_path), "--model", "logmel", "--out", str(tmp_path / "out")])
+
+
+def test_a_channel_and_hidden_files_are_taken_on_request(folder, tmp_path):
+    """The left channels hold the tones, the right ones cancel them out; a hidden folder holds a fourth kind."""
+    stereo = tmp_path / "stereo"
+    for path in folder.rglob("*.wav"):
+        samples, rate = soundfile.read(path)
+        for kind in {path.parent.name, ".more"}:
+            (stereo / kind).mkdir(parents=True, exist_ok=True)
+            soundfile.write(stereo / kind / path.name, np.stack([samples, -samples], 1), rate)
+    arguments = ["--model", "logmel", "--out"]
+    main([str(folder), *arguments, str(tmp_path / "mono")])
+    main([str(stereo), *arguments, str(tmp_path / "mix")])
+    main([str(stereo), *arguments, str(tmp_path / "left"), "--channel", "left"])
+    main([str(stereo), *arguments, str(tmp_path / "hidden"), "--channel", "left", "--hidden"])
+
+    def embedding(name):
+        (path,) = (tmp_path / name / "embeddings").iterdir()
+        with np.load(path) as saved:
+            return saved["embedding"], list(saved["name"])
+
+    (mono, names), (left, left_names) = embedding("mono"), embedding("left")
+    assert names == left_names
+    np.testing.assert_allclose(left, mono, atol=1e-3)
+    assert np.abs(embedding("mix")[0] - mono).max() > 1
+    assert [name for name in embedding("hidden")[1] if name not in names] == [f".more/{n}.wav" for n in range(10)]
+    assert embedding("left")[0].shape == embedding("mix")[0].shape  # and kept apart
+    with pytest.raises(SystemExit, match="is an archive, whose channels were chosen by data.prepare"):
+        prepare([str(folder), str(tmp_path / "archive"), "--workers", "1"])
+        main([str(tmp_path / "archive"), *arguments, str(tmp_path / "none"), "--channel", "left"])

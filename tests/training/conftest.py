@@ -1,11 +1,21 @@
 """Archives and undisturbed runs that the tests of training share."""
 
 import functools
+import signal
 
 import pytest
 
 from audio_mamba.training import checkpoint
 from tests.training.runs import finish, losses, start_checkpointing
+
+
+@pytest.fixture(autouse=True)
+def signals_of_a_fresh_process():
+    """A run that was asked to stop ignores SIGTERM and SIGUSR1 for the rest of its process, here that of all tests."""
+    yield
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,17 @@
 """Start, follow and end train.py as its users do, for the tests."""
 
 import contextlib
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import numpy as np
 
 from audio_mamba.training.records import read_log
 from tests.conftest import ROOT
@@ -37,6 +41,24 @@ def arguments(workdir, data=None, *options, config="configs.ssast_tiny_200_16x4"
     ]
 
 
+def write_archive(folder, counts, seed=0):
+    """Shards with these numbers of random samples; the content of each depends on the seed and its number."""
+    from audio_mamba.data.archives import write_shard  # not above, so that GPU tests need no audio libraries
+    from audio_mamba.data.samples import Sample
+
+    folder.mkdir()
+    for shard, count in enumerate(counts):
+        draw = np.random.default_rng((seed, shard))
+        write_shard(
+            folder / f"shard-{shard}.tar",
+            [
+                Sample(f"clip{shard}-{i}", draw.normal(size=(200, 80)).astype(np.float32), np.zeros(0, np.int64))
+                for i in range(count)
+            ],
+        )
+    return folder
+
+
 def losses(workdir):
     return [line["train_loss"] for line in read_log(workdir / "log.txt")]
 
@@ -53,6 +75,49 @@ def start(processes, train_arguments, launcher_options=STANDALONE):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+SUCCESSIVE_RUNS = """
+import json, os, sys
+from audio_mamba import train
+train.figures._save = lambda figure, path: None  # drawing takes most of the time of a short run
+for port, arguments in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = str(port)
+    train.main(arguments)
+"""
+
+
+def start_ranks(*runs):
+    """Start one process per rank without a launcher, so that each rank can have arguments of its own.
+
+    Args:
+        runs: successive runs of the same processes, each a list of the arguments of every rank. Processes end at the
+            first run that fails.
+    """
+    sockets = [socket.socket() for _ in runs]
+    for free in sockets:
+        free.bind(("127.0.0.1", 0))
+    ports = [free.getsockname()[1] for free in sockets]
+    for free in sockets:
+        free.close()
+    world_size = len(runs[0])
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                SUCCESSIVE_RUNS,
+                json.dumps([(port, run[rank]) for port, run in zip(ports, runs, strict=True)]),
+            ],
+            cwd=ROOT,
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": str(world_size)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(world_size)
+    ]
 
 
 def children(process):

@@ -22,11 +22,25 @@ def test_an_incomplete_last_line_of_a_log_is_dropped(tmp_path):
     assert [line["epoch"] for line in read_log(tmp_path / "log.txt")] == [0]
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"train_loss": 1.0}'])
-def test_a_line_that_is_not_an_epoch_is_reported(tmp_path, line):
-    (tmp_path / "log.txt").write_text('{"epoch": 0}\n' + line + "\n")
-    with pytest.raises(ValueError, match="log.txt, line 2: "):
-        read_log(tmp_path / "log.txt")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "",
+        "[1]",
+        "[" * 100_000,
+        "\0\0\0",
+        '{"train_loss": 1.0}',
+        '{"epoch": true}',
+        '{"epoch": 1, "train_loss": "low"}',
+    ],
+    ids=lambda line: repr(line[:20]),
+)
+def test_a_line_that_is_not_an_epoch_is_reported_and_left_out(tmp_path, line, caplog):
+    (tmp_path / "log.txt").write_text('{"epoch": 0}\n' + line + '\n{"epoch": 1}\n')
+    assert read_log(tmp_path / "log.txt") == [{"epoch": 0}, {"epoch": 1}]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{tmp_path}/log.txt, line 2: ") and "1 such line(s) are left out" in message
 
 
 def test_a_row_is_flushed_at_once_and_reads_back_exactly(tmp_path):
@@ -48,6 +62,15 @@ def test_resuming_drops_later_rows_and_keeps_the_bytes_of_the_others(tmp_path):
     assert (tmp_path / "steps.csv").read_text() == whole[: whole.index("6,0,")]
     table.add({"step": 6, "epoch": 0, "train_loss": 0.1 * 6})
     assert (tmp_path / "steps.csv").read_text() == whole
+
+
+def test_rows_of_earlier_epochs_are_kept_whatever_their_step(tmp_path):
+    """Checkpoints of earlier versions do not say how many steps the run had; a product may be too small."""
+    table = StepTable(tmp_path / "steps.csv", last_step=0)
+    for step, epoch in ((4, 0), (8, 1), (10, 2), (12, 2)):
+        table.add({"step": step, "epoch": epoch, "train_loss": 0.5})
+    StepTable(tmp_path / "steps.csv", last_step=5, first_epoch=2)
+    assert [row["step"] for row in read_steps(tmp_path / "steps.csv")] == [4, 8]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def test_random_states_survive_a_checkpoint(tmp_path):
     save(tmp_path, Progress(0, 1), processes=[{"random": resume.random_states(), "monitor": {}}], samples_per_step=8)
     expected = random.random(), np.random.normal(), torch.randn(2).tolist()
     _, state = resume.load_newest(tmp_path)
-    assert resume.restore_process(state, samples_per_step=8, accumulation=1) == (Progress(0, 1), {})
+    start = resume.restore_process(state, samples_per_step=8, accumulation=1, steps_per_epoch=5)
+    assert start == (Progress(0, 1), 1, {})
     assert (random.random(), np.random.normal(), torch.randn(2).tolist()) == expected
 
 
@@ -83,8 +84,8 @@ def test_another_number_of_processes_resumes_at_the_same_sample(samples_per_step
         "samples_per_step": 8,
         "processes": [{"random": None, "monitor": {"loss": 1.0}}, {"random": None, "monitor": {"loss": 2.0}}],
     }
-    place, monitor = resume.restore_process(state, samples_per_step, accumulation)
-    assert place == Progress(3, step) and monitor == {"loss": 1.5}
+    start = resume.restore_process(state, samples_per_step, accumulation, steps_per_epoch=10)
+    assert start.progress == Progress(3, step) and start.monitor == {"loss": 1.5}
     assert ("trained again" in caplog.text) == (step * samples_per_step != 48)
 
 

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from audio_mamba import train
-from audio_mamba.cli import train_setup
+from audio_mamba.cli import train_data
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.samples import Sample
 from audio_mamba.system import folder_lock
@@ -264,7 +264,7 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, synthetic_archiv
 
 
 def test_the_work_folder_names_the_data_of_the_run(tmp_path, synthetic_archive, caplog, monkeypatch):
-    monkeypatch.setattr(train_setup, "FAKE_SAMPLES", 16)
+    monkeypatch.setattr(train_data, "FAKE_SAMPLES", 16)
 
     def noted():
         return json.loads((tmp_path / "config.json").read_text())["data"]
@@ -310,7 +310,7 @@ def test_a_damaged_config_and_a_file_as_workdir_are_reported(tmp_path, synthetic
 
 
 def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_setup, "FAKE_SAMPLES", 64)
+    monkeypatch.setattr(train_data, "FAKE_SAMPLES", 64)
     (loss,) = run(tmp_path, None, "--bias_decay", num_epochs=1, batch_size=16)
     assert 0.9 < loss < 1.5  # white noise of variance 1 cannot be predicted
     (group,) = last_state(tmp_path)["optimizer"]["param_groups"]

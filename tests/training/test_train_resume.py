@@ -13,9 +13,10 @@ import torch
 from ml_collections import ConfigDict
 
 from audio_mamba import models, train
-from audio_mamba.cli import train_arguments, train_setup
+from audio_mamba.cli import train_arguments, train_data, train_setup
 from audio_mamba.data.loader import make_validation_loader
 from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.system import folder_lock
 from audio_mamba.training import checkpoint, optim, resume, validation
 from audio_mamba.training.records import read_log, read_steps
 from tests.training.runs import arguments, losses
@@ -143,7 +144,7 @@ def test_a_nan_step_is_skipped_and_reported(tmp_path, synthetic_archive, monkeyp
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
     (message,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
     assert message.startswith("epoch 1, step 2 skipped: the loss is nan; its samples in this process: ")
-    dataset = train_setup.make_loader([synthetic_archive], num_frames=200, batch_size=4).dataset
+    dataset = train_data.make_loader([synthetic_archive], num_frames=200, batch_size=4).dataset
     assert all(dataset.name(index) in message for index in steps[1])
     assert [row["skipped"] for row in read_steps(tmp_path / "steps.csv")] == [0, 1]
 
@@ -244,8 +245,9 @@ def test_a_published_checkpoint_resumes_with_the_moments_of_each_parameter(tmp_p
     )
     fresh = models.build(settings.model.arch, settings.model.model_args.to_dict())
     optimizer = optim.make_optimizer(fresh, weight_decay=0.05)
-    place, _ = train_setup.load_state(args, settings, tmp_path, fresh, optimizer, torch.amp.GradScaler(enabled=False))
-    assert place == (42, 0)
+    scaler = torch.amp.GradScaler(enabled=False)
+    start = train_setup.load_state(args, settings, tmp_path, fresh, optimizer, scaler, steps_per_epoch=4, contents={})
+    assert start == ((42, 0), 168, None)
     parameters = dict(fresh.named_parameters())
     for index, name in enumerate(names):
         moments = optimizer.state[parameters[name]]
@@ -267,6 +269,68 @@ def test_another_seed_is_refused(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, num_epochs=1)
     with pytest.raises(SystemExit, match="was trained with --seed 0, not 3"):
         run(tmp_path, synthetic_archive, "--seed", "3", num_epochs=2)
+
+
+def test_partial_files_of_killed_runs_go_at_the_next_start_that_holds_the_lock(
+    tmp_path, synthetic_archive, monkeypatch
+):
+    """A second run that is refused touches none of them: they may be those of the first."""
+    run(tmp_path, synthetic_archive, num_epochs=1)
+    strays = [tmp_path / name for name in ("log.txt", "curves.png", "checkpoints/checkpoint-0.pth")]
+    strays = [path.with_name(f"{path.name}.0badcafe.partial") for path in strays]
+    for path in (*strays, tmp_path / "mine.partial"):
+        path.write_bytes(b"half")
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
+    with folder_lock.exclusive_lock(tmp_path), pytest.raises(SystemExit, match="another process is using"):
+        run(tmp_path, synthetic_archive, num_epochs=2)
+    assert all(path.exists() for path in strays)
+    run(tmp_path, synthetic_archive, num_epochs=2)
+    assert [path.name for path in tmp_path.rglob("*.partial")] == ["mine.partial"]
+
+
+def test_a_garbage_line_in_the_log_is_reported_and_the_run_resumes(tmp_path, synthetic_archive, caplog):
+    expected = run(tmp_path / "whole", synthetic_archive)
+    run(tmp_path / "cut", synthetic_archive, num_epochs=1)
+    with open(tmp_path / "cut" / "log.txt", "ab") as file:
+        file.write(b"\xff\0 not JSON\n[[[\n")
+    assert run(tmp_path / "cut", synthetic_archive) == expected
+    assert f"{tmp_path}/cut/log.txt, line 2: " in caplog.text and "2 such line(s) are left out" in caplog.text
+
+
+@pytest.mark.parametrize("stop", [8, 11], ids=["after an epoch", "within an epoch"])
+def test_rows_and_events_survive_a_larger_batch(tmp_path, synthetic_archive, monkeypatch, stop):
+    """Epochs then have fewer steps, so an earlier row may have a higher number than epoch times steps."""
+    options = ["--print_freq", "1", "--tensorboard"]
+    monkeypatch.setattr(train.Monitor, "image", lambda *_: None)  # none is drawn
+    with monkeypatch.context() as patch:
+        stop_at(patch, stop)
+        run(tmp_path, synthetic_archive, *options, batch_size=2)
+    before = read_steps(tmp_path / "steps.csv")
+    assert [row["step"] for row in before] == list(range(1, stop + 1))
+    run(tmp_path, synthetic_archive, *options, batch_size=4)
+    rows = read_steps(tmp_path / "steps.csv")
+    assert rows[:stop] == before
+    epochs = [row["epoch"] for row in rows]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and epochs == sorted(epochs)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("train_loss")]
+    assert shown == [(row["step"], pytest.approx(row["train_loss"])) for row in rows]
+
+
+def test_another_accumulation_is_named_as_the_reason_for_training_samples_again(
+    tmp_path, synthetic_archive, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        run(tmp_path, synthetic_archive)
+    run(tmp_path, synthetic_archive, opt__grad_accum_steps=2)
+    assert (
+        "4 samples of epoch 1 are trained again: opt.grad_accum_steps is now 2, and step 3 is not at the end of a "
+        "window"
+    ) in caplog.text
 
 
 def test_a_stop_waits_for_the_end_of_an_accumulation(tmp_path, synthetic_archive, monkeypatch):

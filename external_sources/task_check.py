@@ -1,0 +1,107 @@
+"""What the kit requires of a task, checked before it runs, with a sentence where the kit has a bare AssertionError."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from audio_mamba.data.label_tables import LabelError, read_classes
+from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.task_files import VOCABULARY, TaskError, audio_files, read_json, split_names
+
+KINDS = {"embedding_type": ("scene", "event"), "prediction_type": ("multiclass", "multilabel")}
+READING_THREADS = 8
+
+
+def check_task(task: Path, sample_rate: int) -> None:
+    """Check the files of a task: metadata, labels of every split, and the audio at one rate.
+
+    Args:
+        task: folder of the task.
+        sample_rate: of the audio in Hz, which is in `<task>/<sample_rate>/<split>/`.
+
+    Raises:
+        TaskError: the first thing that the kit could not use.
+    """
+    metadata = read_json(task / layout.METADATA, dict)
+    for key, accepted in KINDS.items():
+        if metadata.get(key) not in accepted:
+            raise TaskError(
+                f"{task / layout.METADATA}: {key} must be {' or '.join(accepted)}, got {metadata.get(key)!r}"
+            )
+    seconds = metadata.get("sample_duration")
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
+        raise TaskError(f"{task / layout.METADATA}: sample_duration must be seconds or null, got {seconds!r:.60}")
+    try:
+        vocabulary = set(read_classes(task / VOCABULARY))
+    except LabelError as error:
+        raise TaskError(str(error)) from None
+    for split in split_names(task):
+        path = task / f"{split}.json"
+        labels = read_json(path, dict)
+        if not labels:
+            raise TaskError(f"{path} lists no audio")
+        for clip, entries in labels.items():
+            _check_labels(f"{path}: {clip}", entries, metadata, vocabulary)
+    # The kit makes batches of 84 s at 16 kHz.
+    _check_audio(task, sample_rate, same_length=seconds is not None and seconds * sample_rate <= 42 * 16000)
+
+
+def _check_labels(place: str, entries: Any, metadata: dict, vocabulary: set[str]) -> None:
+    """The labels of one clip: a list of labels for scenes; of events, with times in ms, for events."""
+    if not isinstance(entries, list):
+        raise TaskError(f"{place}: the labels must be a list, such as [{entries!r:.60}], got {entries!r:.60}")
+    if metadata["embedding_type"] == "event":
+        for event in entries:
+            _check_event(place, event)
+        labels = [event["label"] for event in entries]
+    else:
+        labels = entries
+        if metadata["prediction_type"] == "multiclass" and len(labels) != 1:
+            raise TaskError(f"{place}: a clip of a multiclass task has one label, got {len(labels)}")
+    for label in labels:
+        if isinstance(label, (dict, list)):
+            raise TaskError(f"{place}: a label must be text, got {label!r:.60}")
+        if str(label) not in vocabulary:
+            raise TaskError(f"{place}: the label {label!r} is not in {VOCABULARY}")
+
+
+def _check_event(place: str, event: Any) -> None:
+    try:
+        start, end = float(event["start"]), float(event["end"])
+        event["label"]
+    except (KeyError, TypeError, ValueError):
+        raise TaskError(f"{place}: an event needs label, start and end (in ms), got {event!r:.80}") from None
+    if not end >= start:
+        raise TaskError(f"{place}: an event ends at {end} ms, before its start at {start} ms")
+
+
+def _check_audio(task: Path, sample_rate: int, same_length: bool) -> None:
+    """One channel at the right rate and, where the kit makes batches, clips of one length."""
+    if not (task / str(sample_rate)).is_dir():
+        raise TaskError(f"no audio at the model's sample rate: {task / str(sample_rate)} is missing")
+    paths = [task / name for name in audio_files(task, sample_rate)]
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        infos = list(pool.map(_read_header, paths))
+    first: dict[str, tuple[str, int]] = {}  # clip and number of samples, by split
+    for path, info in zip(paths, infos):
+        if info.samplerate != sample_rate:
+            raise TaskError(f"{path} has {info.samplerate} Hz, but its folder is for {sample_rate} Hz")
+        if info.channels != 1:
+            raise TaskError(f"{path} has {info.channels} channels; the kit needs 1")
+        clip, frames = first.setdefault(path.parent.name, (path.name, info.frames))
+        if same_length and info.frames != frames:
+            raise TaskError(
+                f"{path} has {info.frames} samples, but {clip} has {frames}; clips of different lengths need "
+                f'"sample_duration": null in {layout.METADATA}'
+            )
+
+
+def _read_header(path: Path) -> Any:
+    if not path.is_file():
+        raise TaskError(f"{path} is missing, but {path.parent.name}.json lists it")
+    try:
+        return soundfile.info(path)
+    except soundfile.SoundFileError as error:
+        raise TaskError(f"{path} cannot be read as audio ({error})") from None

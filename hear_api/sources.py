@@ -1,0 +1,159 @@
+"""The INPUTs of the embed command: which files they name, and what of each file is embedded."""
+
+import csv
+import glob
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from audio_mamba.data.audio import AudioError, channel_count, find_audio, fingerprint, is_hidden, printable
+from audio_mamba.hear_api.clips import prefetch
+from audio_mamba.hear_api.journal import Entry
+
+PATH_COLUMNS = ("path", "file", "filename")  # of a csv list
+COUNTS_AHEAD = 64
+
+logger = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """A file to embed, or one channel of it."""
+
+    path: Path
+    channel: int | None  # its number with `--channel each`, else None
+    version: str  # size and time of the file, which change when it is written again; empty for a missing file
+
+    @property
+    def name(self) -> str:
+        """The path as text for any file or terminal."""
+        return printable(self.path)
+
+
+def list_sources(files: Sequence[Path], channel: str, pool: Executor) -> list[Source]:
+    """The files in order; with channel "each" every channel of them, counted by the pool."""
+    versions = map(_version, files)
+    if channel != "each":
+        return [Source(path, None, version) for path, version in zip(files, versions)]
+    counts = tqdm(
+        prefetch(pool, _count_channels, ((path,) for path in files), COUNTS_AHEAD),
+        desc="counting channels",
+        unit="file",
+        total=len(files),
+        delay=2,
+        leave=False,
+    )
+    return [
+        Source(path, number, version)
+        for path, version, count in zip(files, versions, counts)
+        for number in range(count)
+    ]
+
+
+def digest_of_versions(sources: Sequence[Source | Entry]) -> str:
+    """Changes when any of the files is written again."""
+    return hashlib.sha256("\n".join(str(source.version) for source in sources).encode()).hexdigest()[:16]
+
+
+def _version(path: Path) -> str:
+    try:
+        return " ".join(map(str, fingerprint(path)))
+    except OSError:
+        return ""
+
+
+def _count_channels(path: Path) -> int:
+    try:
+        return channel_count(path)
+    except AudioError:
+        return 1  # what is wrong with it is reported when it is decoded
+
+
+def list_audio(inputs: Iterable[str], hidden: bool = False) -> list[Path]:
+    """The audio files that the INPUTs of a command line name, in the given order and without repeats.
+
+    Args:
+        inputs: each a file, a folder (all audio below it, sorted), a glob ("takes/**/*.wav", sorted), or a `.csv` list.
+            The paths of a list are in its column `path`, `file` or `filename`, or else in its first column, and are
+            relative to the list's folder.
+        hidden: take hidden, trash and system files and folders too. Those that an input itself names are always taken.
+
+    Raises:
+        AudioError: an input that names no file, or a malformed list.
+    """
+    files: list[Path] = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            files += find_audio(path, hidden)
+        elif path.suffix.lower() == ".csv" and path.is_file():
+            files += _read_list(path)
+        elif os.path.lexists(path):  # a dangling link is reported when it is read
+            files.append(path)
+        else:
+            files += _matches(text, hidden)
+    return list(dict.fromkeys(files))
+
+
+def _matches(pattern: str, hidden: bool) -> list[Path]:
+    """The files that match a glob, sorted. Folders are left out, and hidden matches unless the pattern names them."""
+    found = map(Path, glob.glob(pattern, recursive=True, include_hidden=hidden))
+    files = sorted(path for path in found if path.is_file() or path.is_symlink() and not path.exists())
+    named = Path(pattern).parts
+    left_out = [path for path in files if any(is_hidden(part) and part not in named for part in path.parts)]
+    if left_out and not hidden:
+        files = [path for path in files if path not in set(left_out)]
+        logger.warning(
+            "left out hidden or system files: %d, the first is %s; --hidden takes them",
+            len(left_out),
+            printable(left_out[0]),
+        )
+    if not files:
+        raise AudioError(f"{pattern}: no such file or folder, and as a pattern it matches no file")
+    return files
+
+
+def _read_list(path: Path) -> list[Path]:
+    """The paths of a csv list. AudioError with the line number for a row without one."""
+    rows = list(_rows(path))
+    if not rows:
+        raise AudioError(f"{path}: the list is empty")
+    header = [cell.strip().lower() for cell in rows[0][1]]
+    column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
+    if column is not None and len(rows) == 1:
+        raise AudioError(f"{path}: the list has a header and no rows, so it names no file")
+    names = []
+    for line, row in rows if column is None else rows[1:]:
+        name = "".join(row[column or 0 :][:1]).strip()
+        if not name:
+            where = f" in column {header[column]!r}" if column is not None else ""
+            raise AudioError(f"{path}, line {line}: the row has no path{where}")
+        if column is not None and any(cell.strip() for cell in row[len(header) :]):
+            raise AudioError(
+                f"{path}, line {line}: {len(row)} cells, but the header has {len(header)}; put cells with commas in "
+                "quotes"
+            )
+        names.append(name)
+    return [path.parent / name for name in names]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a csv file with the number of the line where each begins. Empty lines are skipped."""
+    line = 0
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            for row in reader:
+                if row:
+                    yield line + 1, row
+                line = reader.line_num
+    except csv.Error as error:
+        problem = "a quote is not closed" if "end of data" in str(error) else f"cannot be read as csv ({error})"
+        raise AudioError(f"{path}, line {line + 1}: {problem}") from error
+    except UnicodeDecodeError as error:
+        raise AudioError(f"{path}: cannot be read as a csv list ({error})") from error

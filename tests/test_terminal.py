@@ -1,0 +1,35 @@
+"""Standard streams that are closed or go away, in real processes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPT = """
+import os, sys
+from audio_mamba.system.terminal import quiet_exit
+with quiet_exit():
+    file = open(sys.argv[1], "wb")
+    file.write(b"rows")
+    for number in (1, 2):
+        os.write(number, b"a message of a C library")
+    print("a bar", file=sys.stderr)
+    print(sys.stdin.read())
+    file.close()
+"""
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-", "</dev/null >&-"])
+def test_a_closed_stream_is_never_the_next_file(tmp_path, closed):
+    command = f'"$0" -c "$1" {tmp_path}/rows </dev/null {closed}'
+    done = subprocess.run(["bash", "-c", command, sys.executable, SCRIPT], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, (tmp_path / "rows").read_bytes()) == (0, b"rows")
+
+
+@pytest.mark.parametrize("command", ["embed", "listen", "probe", "export"])
+def test_help_of_a_module_into_a_closed_output_says_nothing(command):
+    line = f'"$0" -m audio_mamba.hear_api.{command} --help | true'
+    done = subprocess.run(["bash", "-c", line, sys.executable], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
