@@ -15,7 +15,9 @@ import json
 import logging
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ from torch import nn
 from audio_mamba import published_names
 from audio_mamba.cli.train_arguments import parse_arguments
 from audio_mamba.cli.train_data import check_unchanged
-from audio_mamba.cli.train_setup import Run, set_up
+from audio_mamba.cli.train_setup import Loop, Run, set_up
 from audio_mamba.data.loader import set_epoch
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.models.loss import reconstruction_loss
@@ -38,6 +40,8 @@ from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
 from audio_mamba.training.resume import Progress
 from audio_mamba.training.trackers import TensorBoard, Tracker, Wandb
+
+LossOf = Callable[[Any, nn.Module, dict[str, torch.Tensor]], torch.Tensor]  # (run, model, batch) -> mean loss
 
 logger = logging.getLogger("train")
 
@@ -85,7 +89,7 @@ def train(run: Run, interruption: Interruption) -> None:
         logger.info("nothing to do: all %d epochs are complete", config.num_epochs)
     for epoch in range(first.epoch, config.num_epochs):
         check_unchanged(run.loaders, run.contents)
-        steps = train_epoch(run, epoch, monitor, guard, interruption)
+        steps = train_epoch(run, epoch, monitor, guard, interruption, loss_of)
         val_loss = None if interruption.stop_now else validate(run, interruption)
         if interruption.stop_now:
             save_in_epoch(run, Progress(epoch, steps), monitor)
@@ -101,8 +105,10 @@ def train(run: Run, interruption: Interruption) -> None:
         resume.remove_stale(run.workdir, finished=True)
 
 
-def train_epoch(run: Run, epoch: int, monitor: Monitor, guard: StepGuard, interruption: Interruption) -> int:
-    """Train the rest of the epoch; return how many of its steps are complete.
+def train_epoch(
+    run: Loop, epoch: int, monitor: Monitor, guard: StepGuard, interruption: Interruption, loss_of: LossOf
+) -> int:
+    """Train the rest of the epoch; return how many of its steps are complete. finetune.py trains its epochs here, too.
 
     An incomplete accumulation window at the end of the epoch is dropped, as in the published code.
     """
@@ -202,7 +208,7 @@ def validate(run: Run, interruption: Interruption) -> float | None:
     return loss
 
 
-def checkpoint_state(run: Run, monitor: Monitor) -> dict[str, object]:
+def checkpoint_state(run: Loop, monitor: Monitor) -> dict[str, object]:
     """The content of a checkpoint except for its epoch and step. All processes must call this together.
 
     Raises:
@@ -221,17 +227,18 @@ def checkpoint_state(run: Run, monitor: Monitor) -> dict[str, object]:
         "data": {name: data.state() for name, data in run.contents.items()},
         "linear_library": linear_choice() if run.device.type == "cpu" else None,
         "args": {**vars(run.args), "config": run.config.to_dict()},
+        **run.more_state(),
     }
 
 
-def save_in_epoch(run: Run, progress: Progress, monitor: Monitor) -> None:
+def save_in_epoch(run: Loop, progress: Progress, monitor: Monitor) -> None:
     state = checkpoint_state(run, monitor)
     if distributed.is_main():
         resume.save_step_checkpoint(run.workdir, progress, **state)
         logger.info("saved at step %d of epoch %d", progress.step, progress.epoch + 1)
 
 
-def save_after_epoch(run: Run, epoch: int, monitor: Monitor) -> None:
+def save_after_epoch(run: Loop, epoch: int, monitor: Monitor) -> None:
     state = checkpoint_state(run, monitor)
     if distributed.is_main():
         checkpoint.save_checkpoint(checkpoint.checkpoint_path(run.workdir / "checkpoints", epoch), epoch=epoch, **state)
@@ -250,7 +257,7 @@ def save_reconstructions(run: Run, epoch: int) -> None:
     )
 
 
-def start_trackers(run: Run) -> list[Tracker]:
+def start_trackers(run: Loop) -> list[Tracker]:
     """The trackers that the command line asks for; none except on the main process."""
     trackers: list[Tracker] = []
     if distributed.is_main():

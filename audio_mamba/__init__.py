@@ -15,10 +15,11 @@ from audio_mamba import published_names
 
 if TYPE_CHECKING:
     from audio_mamba.hear_api.api import list_models, load_model
+    from audio_mamba.hear_api.classifier import load_classifier
     from audio_mamba.hear_api.runtime import RuntimeSSAST
     from audio_mamba.hear_api.runtime import RuntimeSSAST as AudioEncoder
 
-__all__ = ["AudioEncoder", "RuntimeSSAST", "__version__", "list_models", "load_model"]
+__all__ = ["AudioEncoder", "RuntimeSSAST", "__version__", "list_models", "load_classifier", "load_model"]
 __version__ = "2.0.0"
 
 if not (Path(__file__).parent / "models").is_dir():
@@ -40,4 +41,8 @@ def __getattr__(name: str) -> Any:
         from audio_mamba.hear_api import api
 
         return getattr(api, name)
+    if name == "load_classifier":
+        from audio_mamba.hear_api.classifier import load_classifier
+
+        return load_classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -82,7 +82,7 @@ def check_config(config: ConfigDict, encoders: Mapping[str, Callable[..., Any]],
             or a value is out of range.
     """
     checked = ConfigDict(DEFAULTS, convert_dict=True)
-    _merge(checked, config, prefix="", source=source)
+    merge(checked, config, prefix="", source=source)
     arch = checked.model.arch
     if not isinstance(arch, str):
         raise ValueError(f"{source}: model.arch must be the name of an encoder, got {arch!r}")
@@ -96,17 +96,27 @@ def check_config(config: ConfigDict, encoders: Mapping[str, Callable[..., Any]],
     return checked
 
 
-def _check_values(config: ConfigDict, source: str) -> None:
-    for name in WHOLE_NUMBERS + NUMBERS:
+def check_numbers(
+    config: ConfigDict, whole: Sequence[str], real: Sequence[str], defaults: Mapping[str, Any], source: str
+) -> None:
+    """Raise ValueError unless the keys `whole` are whole numbers of 1 or more, and `real` finite ones of 0 or more.
+
+    None is accepted where it is the default.
+    """
+    for name in (*whole, *real):
         section, _, key = name.rpartition(".")
         value = (config[section] if section else config)[key]
         kind, least, words = (
-            (numbers.Integral, 1, "whole number") if name in WHOLE_NUMBERS else (numbers.Real, 0, "finite number")
+            (numbers.Integral, 1, "whole number") if name in whole else (numbers.Real, 0, "finite number")
         )
-        if value is None and DEFAULTS.get(section, DEFAULTS)[key] is None:
+        if value is None and defaults.get(section, defaults)[key] is None:
             continue
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= float(value) < math.inf:
             raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
+
+
+def _check_values(config: ConfigDict, source: str) -> None:
+    check_numbers(config, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source)
     try:
         FrontEnd.from_settings(config.front_end)
     except FrontEndError as error:
@@ -121,7 +131,12 @@ def _check_values(config: ConfigDict, source: str) -> None:
         raise ValueError(f'{source}: overlap needs scene_layout "bands", since a published row has no single time')
 
 
-def _merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
+def merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
+    """Put the entries of a config, or of the section whose names begin with `prefix`, in place of those of `target`.
+
+    Raises:
+        ValueError: `target` has no such key, or a section is not a section.
+    """
     for key in source_config:
         name, value = prefix + key, source_config[key]
         if key not in target:
@@ -134,7 +149,7 @@ def _merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
         elif name in ("model.model_args", "model.patch_embed_args") and hasattr(value, "keys"):
             target[key] = ConfigDict(value)
         elif hasattr(value, "keys"):
-            _merge(target[key], value, name + ".", source)
+            merge(target[key], value, name + ".", source)
         else:
             keys = f" with keys {', '.join(target[key])}" if target[key] else ""
             raise ValueError(f"{source}: {name} must be a section{keys}, got {value!r}")

@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-FILE_COLUMNS = ("file", "filename", "fname")  # ours, ESC-50, FSD50K
+FILE_COLUMNS = ("file", "filename", "fname", "slice_file_name")  # ours, ESC-50, FSD50K, UrbanSound8K
 YOUTUBE_COLUMN = "YTID"  # AudioSet
 LABEL_COLUMNS = ("label", "labels", "positive_labels", "category")
+LAST_LABEL_COLUMN = "class"  # UrbanSound8K; in a table with one of the above it may be anything
 ID_COLUMNS = ("index", "idx")
 CLASS_COLUMNS = ("mid", "label")  # AudioSet, HEAR
 
@@ -31,10 +32,12 @@ def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
     columns, rows = _read_csv(table)
     file_column = _first_of((*FILE_COLUMNS, YOUTUBE_COLUMN), columns)
     label_columns = [name for name in LABEL_COLUMNS if name in columns]
+    if not label_columns and LAST_LABEL_COLUMN in columns:
+        label_columns = [LAST_LABEL_COLUMN]
     if file_column is None or not label_columns:
         raise LabelError(
             f"{table} has the columns {columns}; it needs one of {[*FILE_COLUMNS, YOUTUBE_COLUMN]} "
-            f"and one of {list(LABEL_COLUMNS)}"
+            f"and one of {[*LABEL_COLUMNS, LAST_LABEL_COLUMN]}"
         )
     if len(label_columns) > 1:
         raise LabelError(
@@ -48,6 +51,28 @@ def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
         labels = (label.strip() for label in re.split("[,;]", row[label_columns[0]]))
         labels_under.setdefault(name, set()).update(label for label in labels if label)
     return file_column == YOUTUBE_COLUMN, labels_under
+
+
+def read_column(table: Path, column: str) -> tuple[bool, dict[str, str]]:
+    """The cells of one column, such as a fold or a speaker, under each file name.
+
+    Returns:
+        whether files are named by their YouTube ids, and the cell of each file name.
+
+    Raises:
+        LabelError: the table or the column cannot be read, or two rows of a file differ.
+    """
+    columns, rows = _read_csv(table)
+    file_column = _first_of((*FILE_COLUMNS, YOUTUBE_COLUMN), columns)
+    if file_column is None or column not in columns:
+        needed = repr(column) if file_column else f"one of {[*FILE_COLUMNS, YOUTUBE_COLUMN]}"
+        raise LabelError(f"{table} has the columns {columns}; it needs {needed}")
+    cells: dict[str, str] = {}
+    for line, row in rows:
+        name, cell = row[file_column].strip(), row[column].strip()
+        if cells.setdefault(name, cell) != cell:
+            raise LabelError(f"{table}, line {line}: {name} has the {column} {cell!r} here and {cells[name]!r} above")
+    return file_column == YOUTUBE_COLUMN, cells
 
 
 def read_classes(table: Path) -> list[str]:

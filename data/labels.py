@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audio_mamba.data.audio_files import find_audio, printable
-from audio_mamba.data.label_tables import LabelError, read_classes, read_label_table
+from audio_mamba.data.label_tables import LabelError, read_classes, read_column, read_label_table
 from audio_mamba.front_end import PUBLISHED
 
 YOUTUBE_ID_LENGTH = 11
+SPEECH_COMMANDS_LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
+NOT_A_WORD = "_background_noise_"  # a folder of Speech Commands with long noises, which are not a class
+FOLDER, SPLIT = "folder", "split"  # columns that need no table
 
 Labelled = tuple[list[Path], list[tuple[str, ...]], list[str]]
 
@@ -46,6 +49,8 @@ def find_labelled(
         files, labels = _hear_task(directory, sample_rate, hidden)
     else:
         files = find_audio(directory, hidden)
+        if is_speech_commands(directory):
+            files = [path for path in files if path.parent.name != NOT_A_WORD]
         labels = labels_of(files, directory, None if table is None else Path(table))
     found = sorted(set().union(*labels))
     if classes is None:
@@ -100,6 +105,55 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
             unused[0],
         )
     return found
+
+
+def column_of(files: Sequence[Path], directory: Path, table: Path | None, column: str) -> list[str]:
+    """What a column says of each file: its fold, or the group (speaker, recording) whose files belong together.
+
+    Args:
+        files: audio files below `directory`.
+        directory, table: as for `labels_of`.
+        column: of the table; or "folder", the folder of each file; or without a table "split", which a HEAR task has
+            in its folders and Speech Commands in its lists (all other files are "train").
+
+    Raises:
+        LabelError: there is no such column, or it is empty for a file.
+    """
+    if column == FOLDER or column == SPLIT and table is None and (directory / "task_metadata.json").exists():
+        return [path.parent.name for path in files]
+    if table is None:
+        if column == SPLIT and is_speech_commands(directory):
+            return _speech_commands_splits(files, directory)
+        raise LabelError(
+            f"{directory}: the column {column!r} needs a table of labels; without one there are {FOLDER!r}, the folder "
+            f"of each file, and for HEAR tasks and Speech Commands {SPLIT!r}"
+        )
+    by_youtube_id, cells = read_column(table, column)
+    prefix = f"{directory.absolute()}/"
+    cell_under = {_comparable(name, prefix): cell for name, cell in cells.items()}
+    found = []
+    for path in files:
+        relative = path.relative_to(directory)
+        names = _youtube_ids(relative) if by_youtube_id else _names(relative)
+        found.append(next(filter(None, (cell_under.get(_comparable(name, prefix)) for name in names)), ""))
+    if "" in found:
+        first = printable(files[found.index("")].relative_to(directory))
+        raise LabelError(f"{table} has no {column} for {found.count('')} of {len(files)} audio files, such as {first}")
+    return found
+
+
+def is_speech_commands(directory: Path) -> bool:
+    """Whether a folder has the layout of Speech Commands (Warden 2018): a folder per word, and two lists of files."""
+    return all((directory / name).is_file() for name in SPEECH_COMMANDS_LISTS)
+
+
+def _speech_commands_splits(files: Sequence[Path], directory: Path) -> list[str]:
+    split_of = {
+        line.strip(): split
+        for name, split in SPEECH_COMMANDS_LISTS.items()
+        for line in (directory / name).read_text().splitlines()
+    }
+    return [split_of.get(path.relative_to(directory).as_posix(), "train") for path in files]
 
 
 def _comparable(name: str, prefix: str) -> str:

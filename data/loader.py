@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba.data.crops import DrawMask
@@ -52,10 +52,13 @@ class EpochBatches(Sampler):
     def __iter__(self) -> "_EpochIterator":
         return _EpochIterator(self)
 
+    def order(self, epoch: int) -> np.ndarray:
+        """All samples in the order of an epoch, int64 [n_samples]."""
+        return np.random.default_rng((self.seed, epoch)).permutation(self.n_samples)
+
     def batches(self, epoch: int) -> np.ndarray:
         """The sample indices of all steps of an epoch for this rank, int64 [steps, batch_size]."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.n_samples)
-        used = order[: len(self) * self.world_size * self.batch_size]
+        used = self.order(epoch)[: len(self) * self.world_size * self.batch_size]
         return used.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
 
 
@@ -105,7 +108,7 @@ class ArchiveLoader(StatefulDataLoader):
     `samples` is the number of samples per pass on this rank; `allowed` of them may be lost in any case.
     """
 
-    def __init__(self, dataset: LogMelDataset | RemoteShards, samples: int, allowed: int = 0, **options):
+    def __init__(self, dataset: Dataset, samples: int, allowed: int = 0, **options):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
             super().__init__(dataset, collate_fn=_as_it_is, **options)

@@ -100,6 +100,8 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "files_skipped": (_is_count, COUNT),
     "settings": (lambda value: isinstance(value, dict), "an object"),
     "labels": (_are_names, "a list of names"),
+    "folds": (_are_names, "a list of names"),
+    "groups": (_are_names, "a list of names"),
     "shards": (lambda value: isinstance(value, list), "a list"),
     "skipped": (_are_skipped_files, "a list of objects with file and reason"),
 }

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from audio_mamba.data.archives import MANIFEST_NAME
 from audio_mamba.data.audio import printable
-from audio_mamba.data.labels import find_labelled
+from audio_mamba.data.labels import column_of, find_labelled
 from audio_mamba.data.prepare_job import (
     CHANNELS,
     CLIP_SECONDS,
@@ -41,6 +41,8 @@ from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.terminal import quiet_exit
 
+logger = logging.getLogger(__name__)
+
 
 def prepare(
     audio_dir: str | Path,
@@ -52,6 +54,8 @@ def prepare(
     share: Share = Share(),
     keep: Callable[[list[str]], set[int]] | None = None,
     hidden: bool = False,
+    fold_column: str | None = None,
+    group_column: str | None = None,
 ) -> dict | None:
     """Make an archive (see the module) with a progress bar on stderr.
 
@@ -62,9 +66,11 @@ def prepare(
         workers: number of processes; the result is the same for any.
         share: the part of this process among several that share both folders. One alone keeps all others out; those
             that share let each other in, so that a second start of the same share is not noticed.
-        keep: which of the files, given by their paths below audio_dir, go into the archive; None takes all. The
-            labels are those of all files.
+        keep: which of the files, given by their paths below audio_dir (or by their groups, if there is a
+            group_column), go into the archive; None takes all. The labels are those of all files.
         hidden: take hidden, trash and system files and folders too.
+        fold_column, group_column: where the fold of each file is, and the group (speaker, recording) that it shares
+            with others (see `data.labels.column_of`). The manifest keeps them as "folds" and "groups".
 
     Returns:
         the manifest; None where other processes still have shards to make. Where out_dir already holds this very
@@ -82,12 +88,19 @@ def prepare(
     paths, labels, vocabulary = find_labelled(
         audio_dir, labels_csv, classes_csv, settings.front_end.sample_rate, hidden
     )
+    columns = {
+        name: column_of(paths, audio_dir, None if labels_csv is None else Path(labels_csv), column)
+        for name, column in (("folds", fold_column), ("groups", group_column))
+        if column is not None
+    }
+    warn_of_divided_groups(columns)
     if keep is not None:
-        kept = sorted(keep([printable(path.relative_to(audio_dir)) for path in paths]))
+        kept = sorted(keep(columns.get("groups") or [printable(path.relative_to(audio_dir)) for path in paths]))
         paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
+        columns = {name: [values[i] for i in kept] for name, values in columns.items()}
     id_of = {label: i for i, label in enumerate(vocabulary)}
     files = [AudioFile(i, path, tuple(id_of[label] for label in labels[i])) for i, path in enumerate(paths)]
-    described = describe(settings, files, labels, vocabulary, audio_dir)
+    described = describe(settings, files, labels, vocabulary, audio_dir, columns)
 
     finished = finished_archive(out_dir, described)
     if finished is not None:
@@ -101,7 +114,7 @@ def prepare(
         shards = job.unfinished(share)
         if shards:
             make_shards(job, shards, settings, audio_dir, workers)
-        manifest = job.merge(vocabulary)
+        manifest = job.merge(vocabulary, columns)
     if manifest is not None and not manifest["samples"]:
         skipped = manifest["skipped"][0]
         raise PrepareError(
@@ -111,19 +124,46 @@ def prepare(
     return manifest
 
 
-def held_out(paths: list[str], fraction: float) -> set[int]:
+def held_out(names: list[str], fraction: float) -> set[int]:
     """The numbers of the files that `fraction` of them, at least one, leaves for validation.
 
-    Their hashes choose, so that the same paths give the same files anywhere. PrepareError where nothing would be left.
+    Args:
+        names: of the files, or of their groups: files of one name stay together.
+        fraction: of the files, above 0 and below 1.
+
+    The hashes of the names choose, so that the same names give the same files anywhere. PrepareError where nothing
+    would be left on one side.
     """
-    count = max(1, round(fraction * len(paths))) if 0 < fraction < 1 else len(paths)
-    if count >= len(paths):
+    count = max(1, round(fraction * len(names))) if 0 < fraction < 1 else len(names)
+    chosen: set[int] = set()
+    members: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        members.setdefault(name, []).append(number)
+    for name in sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if len(chosen) < count:
+            chosen.update(members[name])
+    if len(chosen) == len(names):
         raise PrepareError(
-            f"--validation {fraction:g} of {len(paths)} files leaves nothing on one side; a share "
-            "between 0 and 1 is needed, and two files at least"
+            f"--validation {fraction:g} of {len(names)} files leaves nothing on one side; a share "
+            "between 0 and 1 is needed, and two files (or groups of files) at least"
         )
-    ranked = sorted(range(len(paths)), key=lambda i: hashlib.sha256(paths[i].encode()).digest())
-    return set(ranked[:count])
+    return chosen
+
+
+def warn_of_divided_groups(columns: dict[str, list[str]]) -> None:
+    """Warn if the files of a group are in several folds, so that training would know what is tested."""
+    folds_of: dict[str, set[str]] = {}
+    for group, fold in zip(columns.get("groups", []), columns.get("folds", [])):
+        folds_of.setdefault(group, set()).add(fold)
+    divided = [group for group, folds in folds_of.items() if len(folds) > 1]
+    if divided:
+        logger.warning(
+            "%d of %d groups have files in several folds, such as %s in %s",
+            len(divided),
+            len(folds_of),
+            divided[0],
+            " and ".join(sorted(folds_of[divided[0]])),
+        )
 
 
 # ---------------------------------------------------------------- the command
@@ -160,6 +200,18 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         type=float,
         metavar="SHARE",
         help="of the files, such as 0.05, for validation: the archives are then OUT_DIR/train and OUT_DIR/validation",
+    )
+    add(
+        "--fold-column",
+        metavar="NAME",
+        help="column of --labels with the fold or split of each file, such as fold (ESC-50, UrbanSound8K); or folder; "
+        "or split, for HEAR tasks and Speech Commands. finetune and probe use it",
+    )
+    add(
+        "--group-column",
+        metavar="NAME",
+        help="column of --labels with what files share, such as a speaker or a recording; or folder. The files of a "
+        "group stay on one side of --validation, finetune and probe",
     )
     add(
         "--workers",
@@ -209,7 +261,17 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         for out_dir, keep in _archives(args.out_dir, args.validation):
             existed = (out_dir / MANIFEST_NAME).exists()
             manifest = prepare(
-                args.audio_dir, out_dir, args.labels, args.workers, settings, args.classes, share, keep, args.hidden
+                args.audio_dir,
+                out_dir,
+                args.labels,
+                args.workers,
+                settings,
+                args.classes,
+                share,
+                keep,
+                args.hidden,
+                args.fold_column,
+                args.group_column,
             )
             _print_result(out_dir, manifest, existed, share)
     except KeyboardInterrupt:
@@ -233,8 +295,8 @@ def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, C
     if validation is None:
         yield out_dir, None
     else:
-        yield out_dir / "train", lambda paths: set(range(len(paths))) - held_out(paths, validation)
-        yield out_dir / "validation", lambda paths: held_out(paths, validation)
+        yield out_dir / "train", lambda names: set(range(len(names))) - held_out(names, validation)
+        yield out_dir / "validation", lambda names: held_out(names, validation)
 
 
 def _print_result(out_dir: Path, manifest: dict | None, existed: bool, share: Share) -> None:

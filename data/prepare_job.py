@@ -138,8 +138,11 @@ class Job:
                 path.unlink(missing_ok=True)
         return shards
 
-    def merge(self, labels: list[str]) -> dict | None:
-        """The manifest, written from the reports of all shards; None where some are not there yet."""
+    def merge(self, labels: list[str], columns: dict[str, list[str]] | None = None) -> dict | None:
+        """The manifest, written from the reports of all shards; None where some are not there yet.
+
+        columns: "folds" and "groups", where they are known, with an entry per file.
+        """
         try:
             reports = [
                 ShardReport(**json.loads(_report_path(self.path(i)).read_text()))
@@ -155,6 +158,7 @@ class Job:
             "files_skipped": len(skipped),
             "settings": self.described,
             "labels": labels,
+            **(columns or {}),
             "shards": [
                 {"name": report.name, "samples": report.samples, "sha256": report.checksums}
                 for report in reports
@@ -192,7 +196,12 @@ def _report_path(shard: Path) -> Path:
 
 
 def describe(
-    settings: Settings, files: list[AudioFile], labels: list[tuple[str, ...]], vocabulary: list[str], audio_dir: Path
+    settings: Settings,
+    files: list[AudioFile],
+    labels: list[tuple[str, ...]],
+    vocabulary: list[str],
+    audio_dir: Path,
+    columns: dict[str, list[str]],
 ) -> dict:
     """What the archive follows from, as the manifest keeps it; of the audio, the paths and sizes of its files."""
     inputs = hashlib.sha256()
@@ -206,6 +215,7 @@ def describe(
     return described | {
         "inputs_sha256": inputs.hexdigest(),
         "labels_sha256": _labels_hash(vocabulary),
+        **{f"{name}_sha256": _labels_hash(values) for name, values in columns.items()},
     }
 
 
@@ -272,9 +282,15 @@ def _begin(out_dir: Path, described: dict, files: list[AudioFile], settings: Set
 
 
 def _refuse_other(out_dir: Path, what: str, found: dict, described: dict) -> None:
-    words = {"inputs_sha256": "files or labels of files", "labels_sha256": "order of labels"}
+    words = {
+        "inputs_sha256": "files or labels of files",
+        "labels_sha256": "order of labels",
+        "folds_sha256": "folds",
+        "groups_sha256": "groups",
+    }
     found = {"channel": "mix"} | found  # which earlier versions did not note
-    differing = [words.get(key, key) for key in described if found.get(key) != described[key]]
+    keys = [*described, *(key for key in ("folds_sha256", "groups_sha256") if key in found and key not in described)]
+    differing = [words.get(key, key) for key in keys if found.get(key) != described.get(key)]
     if differing:
         raise PrepareError(
             f"{out_dir} already holds {what} made with other {', '.join(differing)}; choose another folder or remove it"

@@ -103,7 +103,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
 def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
     """Embed the files of a command line; returns the entries of those that failed."""
     files, share = list_audio(args.inputs, args.hidden), args.share
-    with _decoding_pool(args.workers) as pool:
+    with decoding_pool(args.workers) as pool:
         source = resolve(args.config, args.weights, **feature_choices(args))
         runtime = build_runtime(source, args.precision, _own_device(args.device, share))
         settings = _settings(args, files, runtime, source)
@@ -114,7 +114,7 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
         step_seconds = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
         with output.journal(settings, runtime.width_of(args.kind), share) as journal:
             own = share.part(sources)
-            _drop_changed(journal, own)
+            drop_changed(journal, own)
             _embed_sources(args, own, pool, runtime, journal)
             if share.count == 1:
                 return output.finish(journal, step_seconds)
@@ -134,14 +134,15 @@ def _say_share(output: Output, share: Share) -> None:
     if output.path.exists():
         return
     missing = ", ".join(f"{other.number + 1}" for other in output.missing_shares(share))
-    _say(
+    say(
         f"share {share} is complete; the process that completes the last one writes {output.path}"
         + (f". Not complete, and nobody works on them now: {missing}; start them with --resume" if missing else "")
     )
 
 
 @contextmanager
-def _decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that run `decode`."""
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
         pool.submit(int).result()  # starts the workers now, before the threads of the model exist
@@ -153,7 +154,6 @@ def _decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST, source: ModelSource) -> dict:
     """What the result depends on. Weights are identified by their bytes, not by path or time, so the settings are the
     same in every copy of the project."""
-    listed = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
     digest = source.weights and f"SHA-256 {sha256(source.weights)[:16]}"
     return {
         "model": source.label,
@@ -165,11 +165,17 @@ def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST
         "overlap": runtime.overlap,
         "precision": runtime.working_precision,
         "device": args.device,
-        "list of files": f"{len(files)} files, {listed[:16]}",
+        "list of files": list_digest(files),
     }
 
 
-def _drop_changed(journal: Journal, sources: Sequence[Source]) -> None:
+def list_digest(files: list[Path]) -> str:
+    """The number of files, and what tells their list from others."""
+    digest = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
+    return f"{len(files)} files, {digest[:16]}"
+
+
+def drop_changed(journal: Journal, sources: Sequence[Source]) -> None:
     """Keep what an interrupted run has finished up to the first file that has changed since; say what is not kept.
 
     All later files are embedded again, too, since rows are in the order of files, and groups must be the same as in an
@@ -177,20 +183,21 @@ def _drop_changed(journal: Journal, sources: Sequence[Source]) -> None:
     """
     done = journal.entries
     if any(entry.version is None for entry in done):
-        _say("this run was started by an earlier version, which noted no sizes and times; its files are not compared")
+        say("this run was started by an earlier version, which noted no sizes and times; its files are not compared")
     versions = {source.name: source.version for source in sources}
     changed = [n for n, entry in enumerate(done) if entry.version not in (None, versions[entry.path])]
     if changed:
         files = dict.fromkeys(done[number].path for number in changed)
         journal.keep(changed[0])
         kept = len({entry.path for entry in journal.entries})
-        _say(
+        say(
             f"{len(files)} of the files that were embedded have changed since, the first is {next(iter(files))}; the "
             f"results of {kept} files before it are kept, the others are embedded again"
         )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line above the progress bar."""
     tqdm.write(f"embed: {text}", file=sys.stderr)
 
 
@@ -208,7 +215,7 @@ def _embed_sources(
     )
     clips: Iterator[Clip | Failure] = prefetch(pool, decode, calls, FILES_AHEAD * args.workers)
     if args.strict:
-        clips = _without_failures(left, clips)
+        clips = without_failures(left, clips)
     waiting = iter(left)
     with tqdm(
         desc="embedding" if args.share.count == 1 else f"embedding share {args.share}",
@@ -230,34 +237,38 @@ def _embed_sources(
                     bar.update(share)
             except AudioFileError as error:  # a long file that has changed or gone since it was measured
                 if args.strict:
-                    raise _strict_error(error.path, error.reason)
+                    raise strict_error(error.path, error.reason)
                 journal.drop()
                 group = [Failure(error.reason)]
-            journal.commit(_entry(*finished) for finished in zip(group, counts, waiting))
+            journal.commit(entry_of(*finished) for finished in zip(group, counts, waiting))
             bar.update(len(journal.entries) - bar.n)
 
 
-def _entry(clip: Clip | Failure, rows: int, source: Source) -> Entry:
+def entry_of(clip: Clip | Failure, rows: int, source: Source) -> Entry:
+    """What the journal keeps of a source with so many rows."""
     if isinstance(clip, Failure):
         return Entry(source.name, error=clip.reason, channel=source.channel, version=source.version)
     return Entry(source.name, rows, clip.seconds, channel=source.channel, version=source.version)
 
 
-def _without_failures(sources: Sequence[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
+def without_failures(sources: Sequence[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
+    """The clips of sources; AudioError, which names the file, at the first failure."""
     for source, clip in zip(sources, clips):
         if isinstance(clip, Failure):
-            raise _strict_error(source.path, clip.reason)
+            raise strict_error(source.path, clip.reason)
         yield clip
 
 
-def _strict_error(path: str | Path, reason: str) -> AudioError:
+def strict_error(path: str | Path, reason: str) -> AudioError:
+    """What ends a run with --strict."""
     return AudioError(f"{path}: {reason} (--strict)")
 
 
-def _print_failures(failed: list[Entry], output: Output) -> None:
+def print_failures(failed: list[Entry], output: Output, done: str = "embedded") -> None:
+    """List the files that could not be `done` on stderr."""
     width, count = max(len(entry.path) for entry in failed), len({entry.path for entry in failed})
     files = "1 file" if count == 1 else f"{count} files"
-    print(f"\n{files} could not be embedded (this list: {output.failures_path}):", file=sys.stderr)
+    print(f"\n{files} could not be {done} (this list: {output.failures_path}):", file=sys.stderr)
     for path, error in dict.fromkeys((entry.path, entry.error) for entry in failed):  # once for all channels
         print(f"  {path:<{width}}  {error}", file=sys.stderr)
 
@@ -279,7 +290,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"embed: {error}")
     if failed:
-        _print_failures(failed, output)
+        print_failures(failed, output)
         sys.exit(FAILED_STATUS)
 
 

@@ -6,7 +6,9 @@ FOLDER gets the weights as safetensors and a config.json, which `hear_api.pretra
 (torch.export) and FILE.onnx hold the encoder for any batch size. With the paper's configs they map segments of
 normalised log-mel [batch, 1, 200, 80] (frequency-first [batch, 1, 80, 200]) to features [batch, 50, width] in the
 chosen layout. Both are checked against the encoder itself before they are kept. A .pt2 file of SSAM contains this
-project's operators: `import audio_mamba.models` before you load it. ONNX has no operator for the selective scan, so
+project's operators: `import audio_mamba.models` before you load it. Of a fine-tuned classifier (--weights RUN of
+finetune.py), FOLDER gets the weights and a config.json with the names of the classes, and FILE.pt2 maps segments to
+calibrated probabilities [batch, classes]. ONNX has no operator for the selective scan, so
 SSAM cannot be exported to it; SSAST can.
 """
 
@@ -18,10 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audio_mamba.hear_api.classifier import AudioClassifier, copy_classifier, is_classifier, load_classifier
 from audio_mamba.hear_api.command_line import add_weights_arguments
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
+from audio_mamba.models.classifier import probabilities
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.terminal import quiet_exit
@@ -43,22 +47,47 @@ class _Features(nn.Module):
         return self.model.forward_features(segments, self.layout)
 
 
+class _Probabilities(nn.Module):
+    def __init__(self, classifier: AudioClassifier):
+        super().__init__()
+        self.model: MaskedSpectrogramEncoder = classifier.model.encoder
+        self.classifier, self.loss, self.temperature = classifier.model, classifier.loss, classifier.temperature
+
+    def forward(self, segments: Tensor) -> Tensor:
+        return probabilities(self.classifier(self.model.to_time_first(segments)), self.loss, self.temperature)
+
+
+def export_classifier(classifier: AudioClassifier, out: Path) -> None:
+    """Write `out`: a folder, or a .pt2 program. ExportError for another suffix and for a failed check."""
+    if out.suffix == "":
+        copy_classifier(classifier.folder, out)
+    elif out.suffix == ".pt2":
+        _replace(out, lambda temporary: _write_program(_Probabilities(classifier).eval(), temporary))
+    else:
+        raise ExportError(f"--out {out}: a classifier is written as .pt2, or without a suffix for a folder")
+
+
 def export(runtime: RuntimeSSAST, out: Path, layout: str = "bands", dtype: str = "float32") -> None:
     """Write `out` in the format of its suffix. ExportError for an unknown suffix and for a failed check."""
     writers = {".pt2": _write_program, ".onnx": _write_onnx}
     if out.suffix == "":
         save_pretrained(runtime, out, dtype)
     elif out.suffix in writers:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
-        try:
-            with torch.no_grad():
-                writers[out.suffix](_Features(runtime.model, layout).eval(), _segments(runtime.model, 2), temporary)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _replace(out, lambda temporary: writers[out.suffix](_Features(runtime.model, layout).eval(), temporary))
     else:
         raise ExportError(f"--out {out}: write it as .pt2, .onnx, or without a suffix for a folder")
+
+
+def _replace(out: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` write a temporary file, which takes the place of `out` once it is complete."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
+    try:
+        with torch.no_grad():
+            write(temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _segments(model: MaskedSpectrogramEncoder, batch: int) -> Tensor:
@@ -66,17 +95,18 @@ def _segments(model: MaskedSpectrogramEncoder, batch: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(batch))
 
 
-def _program(module: _Features, example: Tensor) -> torch.export.ExportedProgram:
+def _program(module: _Features | _Probabilities) -> torch.export.ExportedProgram:
+    example = _segments(module.model, 2)
     return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
 
 
-def _write_program(module: _Features, example: Tensor, path: Path) -> None:
-    torch.export.save(_program(module, example), path)
+def _write_program(module: _Features | _Probabilities, path: Path) -> None:
+    torch.export.save(_program(module), path)
     loaded = torch.export.load(path).module()
     _check(module, loaded)
 
 
-def _write_onnx(module: _Features, example: Tensor, path: Path) -> None:
+def _write_onnx(module: _Features, path: Path) -> None:
     if module.model.causal:
         raise ExportError("ONNX has no operator for the selective scan of SSAM; export it as .pt2, or export an SSAST")
     try:
@@ -86,7 +116,7 @@ def _write_onnx(module: _Features, example: Tensor, path: Path) -> None:
     except ImportError as error:
         raise ExportError(f"ONNX needs the packages onnx and onnxscript (requirements-dev.txt): {error}") from error
     exported = torch.onnx.export(
-        _program(module, example), dynamo=True, verbose=False, input_names=["units"], output_names=["features"]
+        _program(module), dynamo=True, verbose=False, input_names=["units"], output_names=["features"]
     )
     assert exported is not None  # with dynamo=True
     exported.save(str(path))
@@ -94,7 +124,7 @@ def _write_onnx(module: _Features, example: Tensor, path: Path) -> None:
     _check(module, lambda segments: torch.from_numpy(evaluator.run(None, {"units": segments.numpy()})[0]))
 
 
-def _check(module: _Features, exported: Callable[[Tensor], Tensor]) -> None:
+def _check(module: _Features | _Probabilities, exported: Callable[[Tensor], Tensor]) -> None:
     for batch in (1, 3):
         segments = _segments(module.model, batch)
         difference = (module(segments) - exported(segments)).abs().max().item()
@@ -123,6 +153,11 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     )
     args = parser.parse_args(arguments)
     try:
+        if args.weights and is_classifier(args.weights):
+            classifier = load_classifier(args.weights, "cpu", precision="float32")
+            export_classifier(classifier, args.out)
+            print(f"{classifier.folder} -> {args.out}")
+            return
         source = resolve(args.config, args.weights)
         runtime = build_runtime(source, device="cpu")
         export(runtime, args.out, args.layout, args.dtype)

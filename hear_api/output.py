@@ -10,7 +10,7 @@ from pathlib import Path
 
 from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal, JournalError, check_settings, is_complete
 from audio_mamba.hear_api.sources import digest_of_versions
-from audio_mamba.hear_api.writers import format_of, has_channels, read_settings
+from audio_mamba.hear_api.writers import Format, format_of, has_channels, read_settings
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.shares import Share
@@ -23,16 +23,17 @@ class Output:
     """What `--out` names.
 
     Args:
-        path: of the result; its suffix chooses the format.
+        path: of the result.
         resume: continue an interrupted run, and accept a complete result.
+        format: of the result; None lets the suffix of `path` choose one of `writers`.
 
     Raises:
         ValueError: unknown format, or a result is already there and `resume` is not set.
     """
 
-    def __init__(self, path: Path, resume: bool):
+    def __init__(self, path: Path, resume: bool, format: Format | None = None):
         self.path, self.resume = path, resume
-        self._write = format_of(path).write
+        self._format = format or format_of(path)
         self._journal_folder = path.with_name(f"{path.name}.partial")
         if path.exists() and not resume:
             raise ValueError(f"{path} exists already; remove it or choose another name")
@@ -54,7 +55,7 @@ class Output:
         """
         if not (self.resume and self.path.exists()):
             return False
-        if made_with := read_settings(self.path):
+        if made_with := read_settings(self.path, self._format):
             check_settings(f"{self.path} was made", made_with, settings)
             if made_with.get(VERSIONS, versions) != versions:  # earlier versions of this program did not note it
                 raise JournalError(
@@ -141,7 +142,7 @@ class Output:
         remove_partials(self.path)  # of a run that was killed while it wrote
         failed = [entry for entry in journal.entries if entry.error]
         self._write_failures(failed, has_channels(journal))
-        self._write(self.path, journal, step_seconds)
+        self._format.write(self.path, journal, step_seconds)
         shutil.rmtree(journal.folder)
         return failed
 

@@ -10,7 +10,13 @@ from ml_collections import ConfigDict
 
 from audio_mamba import models
 from audio_mamba.front_end import FrontEnd
-from audio_mamba.hear_api.weights import CONFIG_NAME, FORMAT, find_checkpoint
+from audio_mamba.hear_api.weights import (
+    CLASSIFIER_FOLDER,
+    CLASSIFIER_FORMAT,
+    CONFIG_NAME,
+    FORMAT,
+    find_checkpoint,
+)
 from audio_mamba.published_names import experiments, import_named, stored_name
 from audio_mamba.schema import check_config
 
@@ -144,6 +150,12 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
                 "front_end": entries.get("front_end", {}),
                 "model": {"arch": entries["arch"], "model_args": entries["model_args"]},
             }
+        elif found and entries.get("format") == CLASSIFIER_FORMAT:
+            name = found.absolute().parents[1].name if found.parent.name == CLASSIFIER_FOLDER else found.parent.name
+            model = {"arch": entries["arch"], "model_args": entries["model_args"]}
+            entries = {"scene_layout": "bands", "front_end": entries["front_end"], "model": model}
+        elif {"encoder", "head"} <= entries.keys():  # a checkpoint of finetune.py
+            entries = {"scene_layout": "bands", "front_end": entries["front_end"], "model": entries["model"]}
         if "model" not in entries:
             raise ValueError(f"cannot tell which config {path} was trained with; pass --config")
         return check_config(ConfigDict(entries), models.ARCHS, source=str(found)), name

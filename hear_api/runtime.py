@@ -203,7 +203,7 @@ class RuntimeSSAST(nn.Module):
         sample_rate = self.sample_rate if sample_rate is None else sample_rate
         check_sample_rate(sample_rate)
         results: list[Tensor] = []
-        for group in group_clips(self._read(as_clips(clips), sample_rate, channel)):
+        for group in group_clips(self.read_clips(as_clips(clips), sample_rate, channel)):
             rows: list[list[Tensor]] = [[] for _ in group]
             for part in self.embed_group(group, kind):
                 rows[part.number].append(part.rows)
@@ -213,7 +213,8 @@ class RuntimeSSAST(nn.Module):
             return convert(torch.cat(results) if results else torch.zeros(0, self.scene_embedding_size))
         return [(convert(rows), convert(torch.arange(len(rows)) * self.step_ms)) for rows in results]
 
-    def _read(self, clips: list[ClipInput], sample_rate: int, channel: str | int) -> Iterator[Clip]:
+    def read_clips(self, clips: list[ClipInput], sample_rate: int, channel: str | int = "mix") -> Iterator[Clip]:
+        """The clips that `embed` takes, read in threads; arguments and errors as for `embed`."""
         calls = (
             (clip, f"clip {number} of {len(clips)}", sample_rate, self.front_end, channel)
             for number, clip in enumerate(clips)
@@ -305,6 +306,12 @@ def build_runtime(
 ) -> RuntimeSSAST:
     """The runtime of a resolved model on a device (default: a GPU if there is one). torch is limited to as many threads
     as this process has cores. ValueError for a device that is not available."""
+    return RuntimeSSAST(source.config, source.weights, precision).to(pick_device(device))
+
+
+def pick_device(device: str | torch.device | None = None) -> str | torch.device:
+    """A device that is available (default: a GPU if there is one). torch is limited to as many threads as this process
+    has cores. ValueError for a device that is not available."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -312,7 +319,7 @@ def build_runtime(
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise ValueError(f"device {device}: {str(error).splitlines()[0]}") from error
     bound_threads()
-    return RuntimeSSAST(source.config, source.weights, precision).to(device)
+    return device
 
 
 def build_model(config: ConfigDict) -> MaskedSpectrogramEncoder:

@@ -11,6 +11,9 @@ from audio_mamba.training.checkpoint import CheckpointError, latest_checkpoint, 
 CONFIG_NAME = "config.json"  # beside the weights, in a work folder or a saved model
 WEIGHTS_NAME = "model.safetensors"  # of a saved model
 FORMAT = "audio-mamba 1"  # of a saved model's config.json
+CLASSIFIER_FORMAT = "audio-mamba classifier 1"  # of a fine-tuned one's
+CLASSIFIER_FOLDER = "classifier"  # in a work folder of finetune.py
+ENCODER_PREFIX = "encoder."  # of the encoder's weights in a classifier
 
 
 def find_checkpoint(weights_dir: str | Path) -> Path:
@@ -18,7 +21,7 @@ def find_checkpoint(weights_dir: str | Path) -> Path:
 
     Args:
         weights_dir: a weight file, a saved model, or a folder of checkpoints or with a sub-folder `checkpoints`, of
-            which the highest epoch counts.
+            which the highest epoch counts; of a work folder of finetune.py, the classifier's weights.
 
     Raises:
         FileNotFoundError: no weights there.
@@ -26,8 +29,9 @@ def find_checkpoint(weights_dir: str | Path) -> Path:
     weights_dir = Path(weights_dir)
     if weights_dir.is_file():
         return weights_dir
-    if (weights_dir / WEIGHTS_NAME).is_file():
-        return weights_dir / WEIGHTS_NAME
+    for folder in (weights_dir, weights_dir / CLASSIFIER_FOLDER):
+        if (folder / WEIGHTS_NAME).is_file():
+            return folder / WEIGHTS_NAME
     for folder in (weights_dir / "checkpoints", weights_dir):
         if found := latest_checkpoint(folder):
             return found[0]
@@ -44,9 +48,18 @@ def load_weights(model: nn.Module, weights_dir: str | Path) -> Path:
         CheckpointError: a damaged file, or weights of another architecture.
     """
     path = find_checkpoint(weights_dir)
-    state = read_safetensors(path) if path.suffix == ".safetensors" else load_checkpoint(path)["model"]
-    load_model_state(model, state, source=path)
+    load_model_state(model, read_weights(path), source=path)
     return path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of an encoder by name, also of one within a classifier. CheckpointError if the file is damaged."""
+    state = read_safetensors(path) if path.suffix == ".safetensors" else load_checkpoint(path)["model"]
+    if any(key.startswith(ENCODER_PREFIX) for key in state):
+        return {
+            key.removeprefix(ENCODER_PREFIX): value for key, value in state.items() if key.startswith(ENCODER_PREFIX)
+        }
+    return state
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -44,13 +44,14 @@ def format_of(out: Path) -> Format:
     return formats[out.suffix.lower()]
 
 
-def read_settings(out: Path) -> dict | None:
-    """The settings of a result; None for a result of earlier versions, which did not store them.
+def read_settings(out: Path, format: Format | None = None) -> dict | None:
+    """The settings of a result in a format (default: that of its suffix); None for a result of earlier versions, which
+    did not store them.
 
     ValueError if `out` is not a result.
     """
     try:
-        text = format_of(out).settings(out)
+        text = (format or format_of(out)).settings(out)
         return None if text is None else json.loads(text)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(

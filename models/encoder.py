@@ -4,7 +4,7 @@ Symbols: B batch, T frames, M mel bands, T' x M' grid of patches, L = T'*M' patc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -186,6 +186,28 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
     @abstractmethod
     def forward_blocks(self, tokens: Tensor) -> Tensor:
         """All tokens [B, L (+1), D] -> `encoder_norm` of the last block's output, the same shape."""
+
+    def with_own_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the same encoder for inputs of another length, with the positions of this one's length.
+
+        Positions follow a rule, `sincos_position_embedding`, so those of other lengths are its continuation.
+
+        Raises:
+            ValueError: the positions of `state` do not follow the rule.
+        """
+        found, bands = state.get("pos_embed"), self.grid_size()[1]
+        if found is None or found.shape == self.pos_embed.shape:
+            return dict(state)
+        token = self.cls_token is not None
+        patches = found.shape[1] - token
+        if found.dim() == 3 and found.shape[2] == self.embed_dim and patches % bands == 0:
+            rule = sincos_position_embedding((patches // bands, bands), self.embed_dim, token)
+            if (found[0].float() - torch.from_numpy(rule)).abs().max() < 1e-3:  # weights may be stored in float16
+                return {**state, "pos_embed": self.pos_embed.detach()}
+        raise ValueError(
+            f"its position table {list(found.shape)} does not follow the sine-cosine rule for {bands} bands of width "
+            f"{self.embed_dim}, so it cannot be continued to {list(self.pos_embed.shape)}"
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Predicts all patches of a spectrogram from the unmasked ones.

@@ -11,6 +11,7 @@ FLOORS = {
     "audio_mamba.published_names": 0,
     "audio_mamba.front_end": 0,
     "audio_mamba.schema": 1,
+    "audio_mamba.finetune_schema": 2,
     "audio_mamba.system": 0,
     "audio_mamba.models.ops": 1,
     "audio_mamba.models": 2,
@@ -22,6 +23,7 @@ FLOORS = {
     "audio_mamba": 5,  # the public names alone
     "audio_mamba.cli": 5,
     "audio_mamba.train": 5,
+    "audio_mamba.finetune": 5,
     "audio_mamba.stats_aggregation_v2": 5,
     "benchmarks": 5,
     "experiments": 5,
@@ -31,7 +33,7 @@ OPTIONAL = {"torchaudio", "mamba_ssm", "causal_conv1d", "triton", "torchvision",
 
 def project_files():
     """Path of each file by its module name; a link in audio_mamba/ stands for what it points to."""
-    paths = [ROOT / "train.py", ROOT / "stats_aggregation_v2.py"]
+    paths = [ROOT / "train.py", ROOT / "finetune.py", ROOT / "stats_aggregation_v2.py"]
     for folder in (
         ROOT / "audio_mamba",
         *(link.resolve() for link in (ROOT / "audio_mamba").iterdir() if link.is_dir()),
@@ -132,6 +134,7 @@ def test_no_optional_package_at_module_level(module):
 def test_the_walk_sees_the_project():
     assert {
         "audio_mamba.train",
+        "audio_mamba.finetune",
         "audio_mamba.models.ssam",
         "audio_mamba.cli.train_setup",
         "audio_mamba.published_names",

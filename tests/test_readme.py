@@ -99,6 +99,8 @@ def parser_of(words):
             assert words[2] in HEAR_COMMANDS, words
             return ["audio-mamba", *words[1:3]]
         return ["audio-mamba", words[1]]
+    if "finetune.py" in words:
+        return ["audio-mamba", "finetune"]
     if "train.py" in words or "audio_mamba.train" in words:
         return ["audio-mamba", "train"]
     if "stats_aggregation_v2.py" in words:
@@ -111,7 +113,7 @@ def parser_of(words):
 def arguments_of(words):
     """The words after the name of the program."""
     for number, word in enumerate(words):
-        if word.endswith("train.py") or word == "audio_mamba.train":
+        if word.endswith(("train.py", "finetune.py")) or word == "audio_mamba.train":
             return words[number + 1 :]
     return words
 

@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,8 +208,8 @@ class Monitor:
         if self._main:
             self._trackers.image(name, path, self.global_step)
 
-    def end_epoch(self, val_loss: float | None = None) -> None:
-        """Write the epoch to log.txt, with its validation loss if there is one, and draw the curves."""
+    def end_epoch(self, val_loss: float | None = None, metrics: Mapping[str, float] | None = None) -> None:
+        """Write the epoch to log.txt, with its validation loss and metrics if there are any, and draw the curves."""
         if self._since.steps:  # there were fewer batches than steps_per_epoch
             self._end_line()
         train_loss, *_ = self._written.over_processes()
@@ -218,6 +218,7 @@ class Monitor:
         if not self._main:
             return
         validation = {} if val_loss is None else {"val_loss": val_loss}
+        validation |= {f"val_{name}": value for name, value in (metrics or {}).items()}
         self._history.append(
             {
                 "epoch": self._epoch,
@@ -235,7 +236,7 @@ class Monitor:
             self._epoch + 1,
             self._num_epochs,
             train_loss,
-            "" if val_loss is None else f"  val loss {val_loss:.4f}",
+            "".join(f"  {name.replace('_', ' ')} {value:.4f}" for name, value in validation.items()),
             seconds,
         )
 

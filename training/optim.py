@@ -71,9 +71,9 @@ def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any], source: str 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameter groups."""
+    """Set the learning rate of all parameter groups, times the "scale" of a group that has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
 
 
 def peak_learning_rate(base_rate: float, global_batch: int) -> float:

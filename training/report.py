@@ -152,7 +152,7 @@ def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def make_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Charts of losses by epoch and by step, learning rate and gradient norm, with a curve per run that has data."""
+    """Charts of losses by epoch and by step, validation metrics if there are any, learning rate and gradient norm."""
     losses = [
         Curve(number, label, run.by_epoch("epoch") + 1, run.by_epoch(key), dashed=key == "val_loss")
         for number, run in enumerate(runs)
@@ -174,8 +174,15 @@ def make_charts(runs: Sequence[Run]) -> list[Chart]:
             ],
             from_zero=True,
         )
+    metrics = [
+        Curve(number, f"{run.name} {label}", run.by_epoch("epoch") + 1, run.by_epoch(key))
+        for number, run in enumerate(runs)
+        for key, label in (("val_accuracy", "accuracy"), ("val_mAP", "mAP"))
+        if np.isfinite(run.by_epoch(key)).any()
+    ]
     return [
         draw("Loss", "epoch", losses),
+        *([draw("Validation metrics", "epoch", metrics)] if metrics else []),  # of fine-tuning
         draw("Training loss", "step", by_step("train_loss")),
         rate,
         draw("Gradient norm", "step", by_step("grad_norm"), log_scale=True),

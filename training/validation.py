@@ -1,7 +1,8 @@
-"""The loss on held-out samples, always with the same crops and masks."""
+"""The loss and the outputs on held-out samples, always with the same crops and masks."""
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 
 from audio_mamba.training import distributed
@@ -32,3 +33,34 @@ def mean_loss(
         total[1] += size
     losses, samples, stopped = distributed.total(total).tolist()
     return None if stopped else losses / samples
+
+
+@torch.no_grad()
+def gather_outputs(
+    batches: Iterable[dict[str, torch.Tensor]],
+    logits_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor] | None:
+    """What a classifier gives for the clips of all processes. Every process must call this, and gets the same.
+
+    Args:
+        batches: of this process; "index" has one entry per clip, "target" is [B, classes].
+        logits_of: returns [B, classes] of a batch.
+        stop: asked before each batch of this process; if any process stops, all return None.
+
+    Returns:
+        The index of each clip, ascending, int64 [n]; logits and targets [n, classes], on the CPU.
+    """
+    found: list[tuple[torch.Tensor, ...]] = []
+    stopped = False
+    for batch in batches:
+        if stopped := stop():
+            break
+        found.append((batch["index"].cpu(), logits_of(batch).cpu(), batch["target"].cpu()))
+    joined = None if stopped else [torch.cat(parts) for parts in zip(*found)]
+    gathered = distributed.gather(joined)
+    if None in gathered:
+        return None
+    index, logits, target = (torch.cat(parts) for parts in zip(*filter(None, gathered)))
+    order = index.argsort()
+    return index[order].numpy(), logits[order], target[order]

@@ -21,6 +21,8 @@ COMMANDS = {
     "verify": "check every sample of an archive",
     "inspect": "summarise an archive: counts, hours, labels, statistics",
     "train": "pretrain an encoder on archives",
+    "finetune": "train a classifier on labelled clips, from an encoder",
+    "predict": "audio files -> labels, by a fine-tuned classifier",
     "report": "compare training runs in one HTML page",
     "hear": "HEAR evaluation: extract, heads, table, validate",
 }
@@ -57,6 +59,10 @@ def load(command: str) -> Main:
             from audio_mamba.data.inspect import main
         case "train":
             from audio_mamba.train import main
+        case "finetune":
+            from audio_mamba.finetune import main
+        case "predict":
+            from audio_mamba.hear_api.predict import main
         case "report":
             from audio_mamba.training.report import main
         case _:

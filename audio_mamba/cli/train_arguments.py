@@ -1,4 +1,4 @@
-"""The command-line options of train.py."""
+"""The command-line options of train.py, and those that it shares with finetune.py."""
 
 import argparse
 import math
@@ -18,7 +18,6 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
     )
     add = parser.add_argument
     add("--config", required=True, metavar="MODULE", help="config module, such as configs.ssam_tiny_200_16x4")
-    add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; created if missing")
     add(
         "--data",
         nargs="+",
@@ -33,6 +32,26 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         help="archive folder for the validation loss (default: data.val_dir of the config, unless --data is given)",
     )
     add("--fake-data", action="store_true", help=f"train on {FAKE_SAMPLES} random spectrograms instead of archives")
+    add(
+        "--init",
+        metavar="PATH",
+        help="initial weights of a new run, such as published ones: a checkpoint, a work folder or a saved model. "
+        "Optimizer and schedule start fresh. Once the workdir has checkpoints, training resumes from those",
+    )
+    add(
+        "--bias-decay",
+        action="store_true",
+        help="apply weight decay to all parameters, in one group with betas (0.9, 0.999) instead of (0.9, 0.95)",
+    )
+    add("--compile", action="store_true", help="use torch.compile: a slow start, then faster steps")
+    add_run_options(parser)
+    return parser.parse_args(hyphenated(arguments))
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every training loop."""
+    add = parser.add_argument
+    add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; created if missing")
     add(
         "--strict-data",
         action="store_true",
@@ -67,12 +86,6 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         "workdir to go back to, once newer ones are moved away (default: the newest readable one in the workdir)",
     )
     add(
-        "--init",
-        metavar="PATH",
-        help="initial weights of a new run, such as published ones: a checkpoint, a work folder or a saved model. "
-        "Optimizer and schedule start fresh. Once the workdir has checkpoints, training resumes from those",
-    )
-    add(
         "--checkpoint-minutes",
         type=at_least(0.0),
         default=15.0,
@@ -84,11 +97,6 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         type=at_least(0.0),
         default=0.0,
         help="learning rate at the end of the schedule (default: %(default)s)",
-    )
-    add(
-        "--bias-decay",
-        action="store_true",
-        help="apply weight decay to all parameters, in one group with betas (0.9, 0.999) instead of (0.9, 0.95)",
     )
     add(
         "--seed",
@@ -107,7 +115,6 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         action="store_true",
         help="multiply float32 matrices on a GPU in TF32: several times faster, with a 10-bit mantissa",
     )
-    add("--compile", action="store_true", help="use torch.compile: a slow start, then faster steps")
     add(
         "--gradient-checkpointing",
         action="store_true",
@@ -122,7 +129,6 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
     )
     add("--no-wandb", action="store_true", help="do not log to wandb")
     add("--tensorboard", action="store_true", help="log to TensorBoard, in WORKDIR/tensorboard")
-    return parser.parse_args(hyphenated(arguments))
 
 
 def at_least(least: int | float) -> Callable[[str], int | float]:

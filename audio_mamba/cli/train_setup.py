@@ -62,6 +62,12 @@ logger = logging.getLogger("train")
 def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
     """The config of a module with KEY=VALUE overrides. Raises ValueError for an unknown module, key or value."""
     config = resolve.load_config(module_name)
+    apply_overrides(config, overrides)
+    return check_config(config, models.ARCHS, source="--set")
+
+
+def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
+    """Change a config by KEY=VALUE entries of a command line. Raises ValueError for an unknown key or wrong value."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -78,24 +84,22 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
             now = flattened(config.to_dict()).get(key)
             expected = f"expected a value like {now!r}" if now is not None else f"set its entries, as {key}.NAME=VALUE"
             raise ValueError(f"--set {override}: {expected}") from error
-    return check_config(config, models.ARCHS, source="--set")
 
 
 @dataclass
-class Run:
-    """Everything that the loop needs."""
+class Loop:
+    """What the steps of a training loop need to start or resume."""
 
     args: argparse.Namespace
     config: ConfigDict
     workdir: Path
     device: torch.device
-    model: MaskedSpectrogramEncoder
+    model: nn.Module
     parallel_model: nn.Module
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     loaders: Loaders
     contents: dict[str, Contents]  # of the data, when the run started
-    fixed_clips: dict[str, torch.Tensor]  # a batch for the pictures
     peak_rate: float
     start: Start
 
@@ -103,6 +107,18 @@ class Run:
     def samples_per_step(self) -> int:
         """Samples of a step, all processes together."""
         return self.config.batch_size * distributed.world_size()
+
+    def more_state(self) -> dict[str, Any]:
+        """Further entries of a checkpoint."""
+        return {}
+
+
+@dataclass
+class Run(Loop):
+    """Everything that the loop of train.py needs."""
+
+    model: MaskedSpectrogramEncoder
+    fixed_clips: dict[str, torch.Tensor]  # a batch for the pictures
 
 
 def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
@@ -119,31 +135,11 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     config = load_config(args.config, args.overrides)
     name_data(config, args)
     optim.check_names(config.opt.optimizer, config.opt.schedule)
-    args.print_freq = args.print_freq or config.log_every_steps
-    args.precision = args.precision or config.precision
-    if args.precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {args.precision!r}; choose from {', '.join(PRECISIONS)}")
-    device = distributed.init(args.device)
-    if device.type == "cpu":  # the processes round alike; a checkpoint may name another library below
-        set_linear_choice(distributed.gather(linear_choice())[0])
-    if args.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
-    if args.tf32 and device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    logging.basicConfig(
-        level=logging.INFO if distributed.is_main() else logging.WARNING,
-        handlers=[OutputHandler()],
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    device = join_processes(args, config)
     if args.init and args.resume:
         raise ValueError("--init and --resume exclude each other: --init starts a new run, --resume continues one")
-    workdir = Path(args.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir {workdir} is a file; expected a folder")
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if distributed.is_main():
-        resources.enter_context(exclusive_lock(workdir))
+    workdir = open_workdir(Path(args.workdir), resources)
+    (workdir / "checkpoints").mkdir(exist_ok=True)
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)
@@ -172,10 +168,42 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
         scaler,
         loaders,
         contents,
-        clips_to_show(loaders.train),
         optim.peak_learning_rate(config.opt.learning_rate, global_batch),
         start,
+        clips_to_show(loaders.train),
     )
+
+
+def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device:
+    """Join the processes of torchrun and start logging; return the device of this process. Errors as for `set_up`."""
+    args.print_freq = args.print_freq or config.log_every_steps
+    args.precision = args.precision or config.precision
+    if args.precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {args.precision!r}; choose from {', '.join(PRECISIONS)}")
+    device = distributed.init(args.device)
+    if device.type == "cpu":  # the processes round alike; a checkpoint may name another library below
+        set_linear_choice(distributed.gather(linear_choice())[0])
+    if args.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
+    if args.tf32 and device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    logging.basicConfig(
+        level=logging.INFO if distributed.is_main() else logging.WARNING,
+        handlers=[OutputHandler()],
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    return device
+
+
+def open_workdir(workdir: Path, resources: ExitStack) -> Path:
+    """Make the work folder if it is missing, and lock it until `resources` are closed. Errors as for `set_up`."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir {workdir} is a file; expected a folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if distributed.is_main():
+        resources.enter_context(exclusive_lock(workdir))
+    return workdir
 
 
 def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
@@ -192,13 +220,16 @@ def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
         )
 
 
-def check_same_experiment(workdir: Path, config: ConfigDict) -> None:
-    """Raise ValueError if the checkpoints in `workdir` belong to a config that differs in more than FREE_KEYS."""
+def check_same_experiment(workdir: Path, config: ConfigDict, defaults: Mapping[str, Any] = DEFAULTS) -> None:
+    """Raise ValueError if the checkpoints in `workdir` belong to a config that differs in more than FREE_KEYS.
+
+    `defaults` are the values of keys that are younger than the work folder.
+    """
     if not (workdir / "config.json").exists() or not resume.checkpoints(workdir):
         return
     try:
         written = json.loads((workdir / "config.json").read_text())
-        theirs = flattened(DEFAULTS) | flattened(written)  # the file may be older than some keys
+        theirs = flattened(dict(defaults)) | flattened(written)  # the file may be older than some keys
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{workdir / 'config.json'} is damaged ({error}), so this run cannot be checked against it; "

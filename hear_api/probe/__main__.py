@@ -26,7 +26,8 @@ def probe(args: argparse.Namespace) -> str:
     from audio_mamba.hear_api.probe.report import compare, markdown, write
 
     models = [find_model(name, **feature_choices(args)) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
-    clips = read_clips(args.source, args.labels, args.channel, args.hidden)
+    columns = {"fold_column": args.fold_column, "group_column": args.group_column}
+    clips = read_clips(args.source, args.labels, args.channel, args.hidden, **columns)
     rounds = clips.rounds()
     results = []
     for model in models:
@@ -51,6 +52,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
     )
     add("--labels", metavar="CSV", type=Path, help="table of labels, as for data.prepare")
+    add("--fold-column", metavar="NAME", help="column of --labels with the fold of each clip, or folder")
+    add(
+        "--group-column",
+        metavar="NAME",
+        help="column of --labels with what clips share (speaker, recording), or folder; a group stays in one fold",
+    )
     add(
         "--channel",
         choices=CHANNELS,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from audio_mamba.data.archives import archive_front_end, read_manifest, read_shard, shard_indices
 from audio_mamba.data.audio import printable
-from audio_mamba.data.labels import find_labelled
+from audio_mamba.data.folds import deal, file_numbers
+from audio_mamba.data.labels import column_of, find_labelled
 from audio_mamba.front_end import FrontEnd
 
 SPLITS = ("train", "valid", "test")
-FOLDS = 5  # where nothing else splits the clips
 
 
 class ProbeError(ValueError):
@@ -100,7 +99,14 @@ class Clips:
         return [torch.from_numpy(sample.spectrogram).float() for sample in samples]
 
 
-def read_clips(source: Path, table: Path | None = None, channel: str = "mix", hidden: bool = False) -> Clips:
+def read_clips(
+    source: Path,
+    table: Path | None = None,
+    channel: str = "mix",
+    hidden: bool = False,
+    fold_column: str | None = None,
+    group_column: str | None = None,
+) -> Clips:
     """The labelled clips of an audio folder (labels from a table, or the first folder level), a HEAR task of scenes, or
     an archive made by `data.prepare`.
 
@@ -109,6 +115,8 @@ def read_clips(source: Path, table: Path | None = None, channel: str = "mix", hi
         table: of labels, see `data.labels.labels_of`.
         channel: of audio files with several, see `data.audio.stream_audio`.
         hidden: take hidden, trash and system files and folders too.
+        fold_column, group_column: of the table, for an audio folder (see `data.labels.column_of`). An archive has its
+            own.
 
     Raises:
         ProbeError: no labels, or too few clips of them. LabelError, AudioError, ArchiveError: the source is faulty.
@@ -125,19 +133,34 @@ def read_clips(source: Path, table: Path | None = None, channel: str = "mix", hi
         paths, labels, vocabulary = find_labelled(source, table, hidden=hidden)
         names = [printable(path.relative_to(source)) for path in paths]
         hear = (source / "task_metadata.json").is_file() and table is None
-        splits = [path.parent.name for path in paths] if hear else deal(names, labels)
+        if hear:
+            splits = [path.parent.name for path in paths]
+        elif fold_column is not None:
+            splits = column_of(paths, source, table, fold_column)
+        else:
+            splits = deal(
+                names, labels, None if group_column is None else column_of(paths, source, table, group_column)
+            )
         clips = Clips(source, names, paths, labels, vocabulary, splits, channel)
     return _labelled_only(clips)
 
 
 def _of_archive(source: Path) -> Clips:
-    vocabulary = (read_manifest(source) or {}).get("labels") or []
-    names, labels = [], []
+    manifest = read_manifest(source) or {}
+    vocabulary = manifest.get("labels") or []
+    names, labels, keys = [], [], []
     for path, _ in shard_indices(source):
         for sample in read_shard(path):
             names.append(f"{path.name}/{sample.key}")
             labels.append(tuple(vocabulary[label] for label in sample.labels.tolist()))
-    return Clips(source, names, None, labels, vocabulary, deal(names, labels))
+            keys.append(sample.key)
+    numbers = file_numbers(keys)
+    if "folds" in manifest:
+        splits = [manifest["folds"][number] for number in numbers]
+    else:
+        groups = manifest.get("groups")
+        splits = deal(names, labels, [groups[number] if groups else str(number) for number in numbers])
+    return Clips(source, names, None, labels, vocabulary, splits)
 
 
 def _labelled_only(clips: Clips) -> Clips:
@@ -152,16 +175,3 @@ def _labelled_only(clips: Clips) -> Clips:
     if len(counts) < 2:
         raise ProbeError(f"{clips.source}: {len(counts)} label(s) in use; at least 2 are needed to tell apart")
     return clips
-
-
-def deal(names: Sequence[str], labels: Sequence[tuple[str, ...]], folds: int = FOLDS) -> list[str]:
-    """A fold for each clip, "fold0" to "fold4": the clips of each label are dealt out in the order of their names'
-    SHA-256, so that the same names give the same folds anywhere and every fold has its share of each label. A clip of
-    several labels counts for its rarest."""
-    counts = Counter(label for of_clip in labels for label in of_clip)
-    rarest = [min(of_clip, key=lambda label: (counts[label], label)) if of_clip else "" for of_clip in labels]
-    order = sorted(range(len(names)), key=lambda i: (rarest[i], hashlib.sha256(names[i].encode()).digest()))
-    fold = [""] * len(names)
-    for place, clip in enumerate(order):
-        fold[clip] = f"fold{place % folds}"
-    return fold

@@ -1,0 +1,156 @@
+"""The clips of a fine-tuning run: archives or a HEAR task, their splits, and what makes them unusable."""
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from audio_mamba.cli.finetune_arguments import ALL_FOLDS
+from audio_mamba.data.folds import FoldError, Split, deal, find_fold, fold_names, split_by_fold, split_by_name
+from audio_mamba.data.labelled import LabelledClips, read_labelled
+from audio_mamba.data.manifest import MANIFEST_NAME
+from audio_mamba.data.prepare import prepare
+from audio_mamba.data.prepare_job import CLIP_SECONDS, Settings
+from audio_mamba.front_end import FrontEnd
+from audio_mamba.system.machine import usable_cores
+from audio_mamba.training import distributed
+
+FEW = 10  # clips of a class; fewer are worth a warning
+NAMED = 5  # classes in a message
+LONGEST_CLIP = 600.0  # seconds, of a HEAR task that does not say how long its clips are
+
+logger = logging.getLogger("finetune")
+
+
+def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> LabelledClips:
+    """All clips of data.train_dirs, data.val_dir and data.test_dir, in this order. Every process must call this.
+
+    Raises:
+        ValueError: a folder has no labelled clips, or another class list or front end.
+    """
+    folders = [*config.data.train_dirs, *filter(None, (config.data.val_dir, config.data.test_dir))]
+    if not config.data.train_dirs:
+        raise ValueError("no training data: name a labelled archive or a HEAR task with --data")
+    if len(set(folders)) < len(folders):
+        raise ValueError("--data, --val-data and --test-data must be different folders")
+    clips = read_labelled([_archive(Path(folder), front_end, cache) for folder in folders], front_end)
+    if not len(clips):
+        raise ValueError(f"{folders[0]} has no clips")
+    return clips
+
+
+def _archive(folder: Path, front_end: FrontEnd, cache: Path) -> Path:
+    """The folder itself, or for a HEAR task its archive in `cache`, which the main process makes."""
+    task = folder / "task_metadata.json"
+    if (folder / MANIFEST_NAME).exists() or not task.exists():
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder; expected a labelled archive or a HEAR task")
+        return folder
+    problem = ""
+    if distributed.is_main():
+        try:
+            seconds = json.loads(task.read_text()).get("sample_duration") or LONGEST_CLIP
+            settings = Settings(clip_seconds=max(CLIP_SECONDS, float(seconds)), front_end=front_end)
+            prepare(folder, cache / folder.name, workers=usable_cores(), settings=settings, fold_column="split")
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    if problem := distributed.gather(problem)[0]:
+        raise ValueError(problem)
+    return cache / folder.name
+
+
+def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) -> dict[str, Split]:
+    """The runs to make, by the name of the fold that each tests; "" is the name of a run without folds.
+
+    Without --val-data, the clips of data.train_dirs are split: by their named splits (train, valid, test), or their
+    folds (k tests, k + 1 validates), or five folds that are dealt here, of which the first validates and none tests
+    unless --fold or --folds asks for it. Clips of one audio file or group stay together in dealt folds.
+
+    Raises:
+        ValueError: folds that are not there, or a choice that is missing.
+    """
+    train_dirs, val_dir, test_dir = len(config.data.train_dirs), config.data.val_dir, config.data.test_dir
+    own = np.flatnonzero(clips.directories < train_dirs)
+    valid = np.flatnonzero(clips.directories == train_dirs) if val_dir else None
+    test = np.flatnonzero(clips.directories == train_dirs + bool(val_dir)) if test_dir else None
+    wanted = args.fold or args.folds
+    if wanted and (val_dir or test_dir):
+        raise ValueError("--fold and --folds exclude --val-data and --test-data: folds have their own")
+    if valid is not None:
+        return {"": Split(own, valid, own[:0] if test is None else test)}
+    folds = [clips.folds[clip] for clip in own]
+    known = all(folds)
+    given = fold_names(folds) if known else []
+    if known and not given:
+        if wanted:
+            raise FoldError(f"the clips have the splits {', '.join(sorted(set(folds)))}, not folds to choose from")
+        split = split_by_name(folds)
+        if not len(split.valid):
+            in_fold = np.array(_deal(clips, split.train))
+            split = Split(split.train[in_fold != "fold0"], split.train[in_fold == "fold0"], split.test)
+        return {"": _of(own, split) if test is None else Split(own[split.train], own[split.valid], test)}
+    if given and not wanted:
+        raise FoldError(f"the clips are in the folds {', '.join(given)}: choose one with --fold, or --folds all")
+    folds = folds if known else _deal(clips, own)
+    if not wanted:
+        in_fold = np.array(folds)
+        return {"": Split(own[in_fold != "fold0"], own[in_fold == "fold0"], own[:0] if test is None else test)}
+    names = fold_names(folds)
+    chosen = names if wanted == ALL_FOLDS else [find_fold(names, wanted)]
+    return {name: _of(own, split_by_fold(folds, name)) for name in chosen}
+
+
+def _of(own: np.ndarray, split: Split) -> Split:
+    return Split(*(own[part] for part in split))
+
+
+def _deal(clips: LabelledClips, chosen: Sequence[int] | np.ndarray) -> list[str]:
+    labels = [tuple(clips.labels[clip].tolist()) for clip in chosen]
+    return deal([clips.keys[clip] for clip in chosen], labels, [clips.groups[clip] for clip in chosen])
+
+
+def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> None:
+    """Refuse clips that cannot be trained on or judged, and warn of few.
+
+    Raises:
+        ValueError: no training or validation clips; several labels, or none, for a clip under a single-label loss;
+            labels in validation or test that training lacks, or a class of one clip, under a single-label loss.
+    """
+    for part, chosen in zip(("training", "validation"), split):
+        if not len(chosen):
+            raise ValueError(f"{source}: there are no {part} clips")
+    counts, in_valid, in_test = map(clips.counts, split)
+    if not in_valid.any():
+        raise ValueError(f"{source}: no validation clip has a label")
+    if (counts > 0).sum() < (2 if loss == "single" else 1):
+        raise ValueError(f"{source}: the training clips have {int((counts > 0).sum())} label(s); at least 2 are needed")
+    if loss == "single":
+        for clip in np.concatenate(split):
+            if (number := len(clips.labels[clip])) != 1:
+                advice = "use --loss multi" if number else "label it, or leave it out"
+                raise ValueError(f"{clips.name(clip)} has {number} labels, but --loss single needs one; {advice}")
+    if single := [clips.classes[k] for k in np.flatnonzero(counts + in_valid + in_test == 1)]:
+        message = f"{source}: one clip each for {_listed(single)}; training and validation need one each"
+        if loss == "single":
+            raise ValueError(f"{message}; add clips, or leave the class out")
+        logger.warning("%s", message)
+    for part, found in (("validation", in_valid), ("test", in_test)):
+        unseen = (found > 0) & (counts == 0)
+        if unseen.any():
+            names = _listed([clips.classes[k] for k in np.flatnonzero(unseen)])
+            message = f"{source}: {part} clips have labels that no training clip has: {names}"
+            if loss == "single":
+                raise ValueError(f"{message}; give training some of these clips, or leave them out")
+            logger.warning("%s", message)
+    few = [clips.classes[k] for k in np.flatnonzero((counts > 0) & (counts < FEW))]
+    if few and distributed.is_main():
+        logger.warning("fewer than %d training clips each for %s", FEW, _listed(few))
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,263 @@
+"""Set-up of finetune.py: check the arguments and build everything that the loop needs."""
+
+import argparse
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from audio_mamba import finetune_schema, models
+from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
+from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes
+from audio_mamba.cli.train_setup import (
+    Loop,
+    apply_overrides,
+    check_same_experiment,
+    check_schedule,
+    find_state,
+    join_processes,
+    load_state,
+    open_workdir,
+)
+from audio_mamba.data.augment import Augmentation
+from audio_mamba.data.folds import Split
+from audio_mamba.data.labelled import LabelledClips, LabelledDataset, training_loader, whole_clip_loader
+from audio_mamba.finetune_schema import check_finetune_config
+from audio_mamba.front_end import FrontEnd
+from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, resolve
+from audio_mamba.hear_api.weights import read_weights
+from audio_mamba.models.classifier import Classifier
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.published_names import import_named, stored_name
+from audio_mamba.training import checkpoint, distributed, optim, resume
+from audio_mamba.training.interruption import leave_signals_to_the_trainer
+from audio_mamba.training.metrics import SINGLE_LABEL
+
+# Keys of a run's config.json that follow from others, beside those of `finetune_schema`.
+FOUND = {"name": "", "model": {}, "front_end": {}, "fold": ""}
+
+
+@dataclass
+class Best:
+    """The state of the model after the epoch whose validation metric was highest so far."""
+
+    epoch: int
+    metrics: dict[str, float]  # on the validation clips
+    temperature: float
+    model: dict[str, Tensor]
+
+
+@dataclass
+class Experiment:
+    """What all folds share."""
+
+    args: argparse.Namespace
+    config: ConfigDict
+    device: torch.device
+    source: ModelSource
+    clips: LabelledClips
+    splits: dict[str, Split]
+    loss: str
+    metric: str
+
+    def workdir(self, fold: str) -> Path:
+        """The work folder of a fold's run: the one named, or one inside it for each of all folds."""
+        workdir = Path(self.args.workdir)
+        return workdir / f"fold-{fold}" if self.args.folds else workdir
+
+
+@dataclass
+class Run(Loop):
+    """Everything that the loop of finetune.py needs."""
+
+    model: Classifier
+    experiment: Experiment
+    fold: str
+    test_loader: StatefulDataLoader | None
+    best: Best | None
+
+    def more_state(self) -> dict[str, Any]:
+        """What a fine-tuned checkpoint has beside those of train.py."""
+        return {
+            "classes": self.experiment.clips.classes,
+            "loss": self.experiment.loss,
+            "best": None if self.best is None else vars(self.best),
+        }
+
+
+def load_config(args: argparse.Namespace) -> ConfigDict:
+    """The config of the command line. Raises ValueError for an unknown module, key or value."""
+    args.config = stored_name(args.config)
+    try:
+        module = import_named(args.config)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"no config module {args.config!r} ({error})") from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"the module {args.config!r} is not a config: it has no get_config()")
+    config = check_finetune_config(module.get_config(), source=args.config)
+    with config.ignore_type():  # None may become a number
+        apply_overrides(config, args.overrides)
+    config = check_finetune_config(config, source="--set")
+    if args.data:
+        config.data.train_dirs, config.data.val_dir, config.data.test_dir = args.data, "", ""
+    config.data.val_dir = args.val_data or config.data.val_dir
+    config.data.test_dir = args.test_data or config.data.test_dir
+    config.encoder.name = args.model or config.encoder.name
+    config.encoder.random = config.encoder.random if args.start is None else args.start == "random"
+    config.encoder.frozen = config.encoder.frozen or args.freeze
+    with config.ignore_type():
+        config.head.loss = args.loss or config.head.loss
+    Augmentation(**config.augment.to_dict())
+    return config
+
+
+def find_encoder(name: str, random: bool) -> ModelSource:
+    """Config and weights of an encoder, named as for `load_model`. With `random`, its weights are not read."""
+    if "/" in name or Path(name).exists():
+        source = resolve(None, name)
+        return ModelSource(source.config, None, source.name) if random else source
+    return resolve(name, UNTRAINED if random else None)
+
+
+def set_up(args: argparse.Namespace, resources: ExitStack) -> Experiment:
+    """Read the config and the clips. Every process must call this together.
+
+    Args:
+        args: the command line; defaults that the config decides are filled in.
+        resources: takes the lock of the workdir.
+
+    Raises:
+        ValueError, OSError: a mistake of the user, in one sentence; raised in every process alike.
+    """
+    if args.folds and args.resume:
+        raise ValueError("--folds and --resume exclude each other: each fold resumes from its own work folder")
+    config = load_config(args)
+    source = find_encoder(config.encoder.name, config.encoder.random)
+    device = join_processes(args, config)
+    workdir = open_workdir(Path(args.workdir), resources)
+    front_end = FrontEnd.from_settings(source.config.front_end)
+    clips = read_clips(config, front_end, workdir / "data")
+    loss = config.head.loss or ("multi" if clips.multi_label else "single")
+    metric = config.metric or ("accuracy" if loss == "single" else "mAP")
+    if loss == "multi" and metric in SINGLE_LABEL:
+        raise ValueError(f"metric {metric} needs one label per clip; for several choose mAP, AUC or d_prime")
+    splits = find_splits(clips, config, args)
+    for fold, split in splits.items():
+        check_clips(clips, split, loss, f"fold {fold}" if fold else str(config.data.train_dirs[0]))
+    return Experiment(args, config, device, source, clips, splits, loss, metric)
+
+
+def build_encoder(source: ModelSource, num_frames: int | None) -> MaskedSpectrogramEncoder:
+    """The encoder of a source with its weights, for inputs of `num_frames` frames if they are given.
+
+    Raises:
+        ValueError: a length that the patches do not divide, or weights that do not fit.
+    """
+    section = source.config.model
+    arguments = section.model_args.to_dict()
+    encoder = models.build(section.arch, arguments, section.backend)
+    if num_frames not in (None, encoder.num_frames):
+        mels = encoder.n_mels
+        arguments["img_size"] = (mels, num_frames) if encoder.frequency_first else (num_frames, mels)
+        encoder = models.build(section.arch, arguments, section.backend)
+    section.model_args = ConfigDict(arguments)
+    if source.weights is not None:
+        try:
+            state = encoder.with_own_positions(read_weights(source.weights))
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"{source.weights}: {error}") from error
+        checkpoint.load_model_state(encoder, state, source=source.weights)
+    return encoder
+
+
+def start_run(experiment: Experiment, fold: str) -> Run:
+    """Build the run of a fold, at its newest checkpoint if there is one. Every process must call this together.
+
+    Raises:
+        ValueError, OSError: as for `set_up`.
+    """
+    args, device, clips, split = experiment.args, experiment.device, experiment.clips, experiment.splits[fold]
+    workdir, config = experiment.workdir(fold), experiment.config.copy_and_resolve_references()
+    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    encoder = build_encoder(experiment.source, config.data.num_frames)
+    encoder.gradient_checkpointing = args.gradient_checkpointing
+    model = Classifier(encoder, len(clips.classes), config.head.pooling, config.encoder.frozen).to(device)
+    config.name, config.fold = args.config, fold
+    config.model, config.front_end = experiment.source.config.model, experiment.source.config.front_end
+    check_same_experiment(workdir, config, finetune_schema.DEFAULTS | FOUND)
+    if distributed.is_main():
+        resume.remove_stale(workdir)
+    resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
+    # A small data set still fills one batch on each process.
+    config.batch_size = min(config.batch_size, max(1, len(split.train) // distributed.world_size()))
+    loaders, test_loader = build_loaders(experiment, config, split, encoder.num_frames)
+    contents = loaders.contents()
+    check_same_in_all_processes(contents)
+    check_schedule(config, len(loaders.train))
+    groups = model.parameter_groups(config.opt.weight_decay, config.opt.layer_decay, config.opt.head_rate)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
+    best = check_classes(args, workdir, clips.classes)
+    start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
+    global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
+    return Run(
+        args,
+        config,
+        workdir,
+        device,
+        model,
+        distributed.parallel(model, device),
+        optimizer,
+        scaler,
+        loaders,
+        contents,
+        optim.peak_learning_rate(config.opt.learning_rate, global_batch),
+        start,
+        experiment,
+        fold,
+        test_loader,
+        best,
+    )
+
+
+def check_classes(args: argparse.Namespace, workdir: Path, classes: list[str]) -> Best | None:
+    """The best state so far in the checkpoint that the run resumes from. ValueError if it has other classes."""
+    path, state = find_state(args.resume, workdir)
+    if state is None:
+        return None
+    if state.get("classes") != classes:
+        theirs = state.get("classes")
+        words = f"{len(theirs)} classes ({', '.join(theirs[:3])} ...)" if theirs else "no classes"
+        raise ValueError(
+            f"{path} has {words}, but the data have {len(classes)} ({', '.join(classes[:3])} ...): choose another "
+            "--workdir, or start from its encoder with --model"
+        )
+    return None if state["best"] is None else Best(**state["best"])
+
+
+def build_loaders(
+    experiment: Experiment, config: ConfigDict, split: Split, encoder_frames: int
+) -> tuple[Loaders, StatefulDataLoader | None]:
+    """The loaders for training and validation and, if there are such clips, for test."""
+    args, clips = experiment.args, experiment.clips
+    crop_frames = config.data.crop_frames or encoder_frames
+    place = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    options = {
+        "num_workers": args.num_workers,
+        "pin_memory": experiment.device.type == "cuda",
+        "worker_init_fn": leave_signals_to_the_trainer,
+    }
+    augmentation = Augmentation(**config.augment.to_dict())
+    training = LabelledDataset(clips, split.train, crop_frames, augmentation, args.seed, args.strict_data)
+    loader = training_loader(training, config.batch_size, config.data.balanced, **place, **options)
+    valid, test = (
+        whole_clip_loader(LabelledDataset(clips, chosen), config.batch_size, **place, **options)
+        for chosen in (split.valid, split.test)
+    )
+    return Loaders(loader, valid), test if len(split.test) else None

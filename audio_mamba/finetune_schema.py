@@ -1,0 +1,93 @@
+"""The schema of a config for fine-tuning: every key with its default, and the check that completes and refuses."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from audio_mamba.schema import check_numbers, merge
+
+DEFAULTS: dict[str, Any] = {
+    "encoder": {
+        "name": "ssam_tiny_free_audio",  # of `list_models()`, a config, or the path of weights
+        "random": False,  # start from random weights, in place of the encoder's own
+        "frozen": False,  # train the head alone
+    },
+    "head": {
+        "pooling": "mean",  # or "mean_std", of the features over time
+        "loss": None,  # "single" or "multi" label; None: as the clips have it
+    },
+    "data": {
+        "train_dirs": [],  # archives of data.prepare
+        "val_dir": "",  # archive that chooses the checkpoint; "": clips of train_dirs, see `data.folds`
+        "test_dir": "",
+        "num_frames": None,  # of the encoder's input; None: as it was pretrained
+        "crop_frames": None,  # of a training crop; None: one input of the encoder
+        "balanced": False,  # sample clips by AudioSet's rule
+    },
+    "augment": {"gain": 0.0, "mixup": 0.0, "time_shift": 0, "time_mask": 0, "freq_mask": 0},  # see `data.augment`
+    "opt": {
+        "learning_rate": 4e-3,  # for a global batch of 256
+        "weight_decay": 0.05,
+        "warmup_epochs": 2.0,
+        "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it
+        "head_rate": 1.0,  # factor of the head's learning rate
+        "label_smoothing": 0.0,
+        "grad_accum_steps": 1,
+        "clip_grad_value": None,  # of the total gradient norm
+    },
+    "metric": None,  # that chooses the checkpoint; None: accuracy for one label per clip, mAP for several
+    "batch_size": 32,  # per process
+    "num_epochs": 30,
+    "precision": "float32",  # unless --precision is given
+    "log_every_steps": 10,  # unless --print-freq is given
+    "wandb": {"project": "audio-mamba-finetune"},
+}
+METRICS = ("accuracy", "balanced_accuracy", "mAP", "AUC", "d_prime")
+
+WHOLE_NUMBERS = (
+    "batch_size",
+    "num_epochs",
+    "log_every_steps",
+    "opt.grad_accum_steps",
+    "data.num_frames",
+    "data.crop_frames",
+)
+NUMBERS = (
+    "opt.learning_rate",
+    "opt.weight_decay",
+    "opt.warmup_epochs",
+    "opt.clip_grad_value",
+    "opt.layer_decay",
+    "opt.head_rate",
+    "opt.label_smoothing",
+)
+
+
+def check_finetune_config(config: ConfigDict, source: str) -> ConfigDict:
+    """A copy of a config with every missing key at its default.
+
+    Args:
+        config: complete or partial.
+        source: where the config comes from, for the messages.
+
+    Raises:
+        ValueError: an unknown key (the message suggests the nearest valid name), or a value out of range.
+    """
+    checked = ConfigDict(DEFAULTS, convert_dict=True)
+    merge(checked, config, prefix="", source=source)
+    check_numbers(checked, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source)
+    for key, highest in (("layer_decay", 1), ("label_smoothing", 0.99)):
+        if checked.opt[key] > highest:
+            raise ValueError(f"{source}: opt.{key} must be at most {highest}, got {checked.opt[key]}")
+    choices = {
+        "head.loss": (checked.head.loss, (None, "single", "multi")),
+        "head.pooling": (checked.head.pooling, ("mean", "mean_std")),
+        "metric": (checked.metric, (None, *METRICS)),
+        "encoder.random": (checked.encoder.random, (True, False)),
+        "encoder.frozen": (checked.encoder.frozen, (True, False)),
+        "data.balanced": (checked.data.balanced, (True, False)),
+    }
+    for name, (value, accepted) in choices.items():
+        if value not in accepted:
+            raise ValueError(f"{source}: {name} must be one of {', '.join(map(str, accepted))}, got {value!r}")
+    return checked

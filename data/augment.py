@@ -1,0 +1,87 @@
+"""Augmentation of labelled log-mels: gain, mixup, time shift, and the masks of SpecAugment.
+
+Every function draws from the numpy generator it is given, so a sample's augmentation depends on nothing else.
+"""
+
+import dataclasses
+
+import numpy as np
+
+MIXUP_ALPHA = 10.0  # of the Beta distribution of the share, as AST (Gong et al. 2021): shares are near one half
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How much of each; 0 is none.
+
+    Attributes:
+        gain: at most so many dB louder or softer. A clip is normalised, so this moves its quiet parts relative to the
+            front end's floor.
+        mixup: probability that a clip is mixed with another one (Zhang et al. 2018).
+        time_shift: at most so many frames, around the end of the crop.
+        time_mask, freq_mask: width of the widest mask, in frames and in mel bands (Park et al. 2019); there is one of
+            each.
+    """
+
+    gain: float = 0.0
+    mixup: float = 0.0
+    time_shift: int = 0
+    time_mask: int = 0
+    freq_mask: int = 0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and type(value) is not int or isinstance(value, bool) or not 0 <= value < 1000:
+                kind = "a whole number" if field.type is int else "a number"
+                raise ValueError(f"augment.{field.name} must be {kind} of at least 0, got {value!r}")
+        if self.mixup > 1:
+            raise ValueError(f"augment.mixup is a probability, at most 1, got {self.mixup}")
+
+
+def draw_gain(rng: np.random.Generator, most: float) -> float:
+    """A gain in dB, evenly from -most to most."""
+    return float(rng.uniform(-most, most))
+
+
+def apply_gain(log_mel: np.ndarray, decibels: float, log_offset: float) -> np.ndarray:
+    """The log-mel, not normalised, that the front end would give for audio so many dB louder, any shape.
+
+    A log-mel is log(power + log_offset), and it is the power that is scaled.
+    """
+    power = np.maximum(np.exp(log_mel) - np.float32(log_offset), 0)  # rounding may have made it negative
+    return np.log(power * np.float32(10 ** (decibels / 10)) + np.float32(log_offset))
+
+
+def draw_share(rng: np.random.Generator, probability: float) -> float:
+    """The share of the first clip in a mixture: 1 without mixup, else from Beta(10, 10)."""
+    return float(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA)) if rng.random() < probability else 1.0
+
+
+def mix(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """Normalised log-mels of one shape, mixed as powers: log(share e^first + (1 - share) e^second), as in BYOL-A
+    (Niizumi et al. 2021)."""
+    return np.logaddexp(first + np.float32(np.log(share)), second + np.float32(np.log1p(-share)))
+
+
+def shift(crop: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
+    """Roll a crop [frames, mels] by -most to most frames; what leaves at one end enters at the other."""
+    return np.roll(crop, rng.integers(-most, most + 1), axis=0)
+
+
+def mask(crop: np.ndarray, rng: np.random.Generator, time_mask: int, freq_mask: int) -> None:
+    """Set a run of frames and a run of mel bands of a normalised crop [frames, mels] to 0, its mean, in place.
+
+    The widths are drawn evenly from 0 to the given ones; never is all of the crop masked.
+    """
+    frames, mels = crop.shape
+    width, begin = _run(rng, frames, time_mask)
+    crop[begin : begin + width] = 0
+    width, begin = _run(rng, mels, freq_mask)
+    crop[:, begin : begin + width] = 0
+
+
+def _run(rng: np.random.Generator, length: int, widest: int) -> tuple[int, int]:
+    """Width and begin of a run within `length` places."""
+    width = int(rng.integers(min(widest, length - 1) + 1))
+    return width, int(rng.integers(length - width + 1))

@@ -1,0 +1,297 @@
+"""Fine-tune an encoder to classify labelled clips, in one process or in several under torchrun:
+
+    python finetune.py --model ssam_tiny_free_audio --data ARCHIVE --workdir W
+    python finetune.py --data HEAR_TASK --folds all --workdir W
+    torchrun --standalone --nnodes=1 --nproc-per-node=2 finetune.py --config configs.finetune_esc50 --fold 1 --workdir W
+
+An installed package runs as `audio-mamba finetune` or `torchrun ... -m audio_mamba.finetune`, with the same options.
+
+The run writes config.json, log.txt, steps.csv, curves.png, checkpoints/, classifier/ (the weights after the best epoch,
+for `audio-mamba predict`), results.json and predictions.csv to W. Run the same command again to resume exactly where it
+stopped. On SIGTERM, SIGUSR1 and Ctrl-C it saves a checkpoint and exits with status 0.
+"""
+
+import argparse
+import csv
+import io
+import json
+import logging
+import math
+import traceback
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from audio_mamba.cli.finetune_arguments import parse_arguments
+from audio_mamba.cli.finetune_setup import Best, Experiment, Run, set_up, start_run
+from audio_mamba.cli.train_data import check_unchanged
+from audio_mamba.data.samples import ArchiveError
+from audio_mamba.hear_api.classifier import save_classifier
+from audio_mamba.models.classifier import classification_loss, fit_temperature, probabilities
+from audio_mamba.models.precision import autocast
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.train import checkpoint_state, save_in_epoch, start_trackers, train_epoch
+from audio_mamba.training import checkpoint, distributed, resume
+from audio_mamba.training.guards import NonFiniteError, StepGuard
+from audio_mamba.training.interruption import Interruption, LostWorkerError, Shielded, reporting_lost_workers
+from audio_mamba.training.metrics import evaluate
+from audio_mamba.training.monitor import Monitor
+from audio_mamba.training.prefetch import prefetch
+from audio_mamba.training.resume import Progress
+from audio_mamba.training.validation import gather_outputs
+
+EPOCHS_KEPT = 2  # checkpoints of whole epochs; the best weights are in each of them
+
+logger = logging.getLogger("finetune")
+
+
+def train(run: Run, interruption: Interruption) -> None:
+    """Train from the run's progress to its last epoch, or until it is asked to stop; then test the best epoch."""
+    config, experiment, first = run.config, run.experiment, run.start.progress
+    if distributed.is_main():
+        logger.info(
+            "%s%s: %d classes, %s label; %d training, %d validation and %d test clips; %d steps per epoch",
+            run.args.config,
+            f", fold {run.fold}" if run.fold else "",
+            len(experiment.clips.classes),
+            experiment.loss,
+            *map(len, experiment.splits[run.fold]),
+            len(run.loaders.train),
+        )
+        if first.epoch < config.num_epochs:
+            write_json(run.workdir / "config.json", config.to_dict())
+    monitor = Monitor(
+        run.workdir,
+        first_epoch=first.epoch,
+        first_step=first.step,
+        global_step=run.start.global_step,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=len(run.loaders.train),
+        print_freq=run.args.print_freq,
+        samples_per_step=run.samples_per_step,
+        trackers=start_trackers(run),
+    )
+    if run.start.monitor:
+        monitor.load_state_dict(run.start.monitor)
+    guard = StepGuard(run.scaler.is_enabled(), name_sample=experiment.clips.name)
+
+    for epoch in range(first.epoch, config.num_epochs):
+        check_unchanged(run.loaders, run.contents)
+        steps = train_epoch(run, epoch, monitor, guard, interruption, loss_of)
+        outputs = None if interruption.stop_now else outputs_of(run, run.loaders.validation, interruption)
+        if outputs is None:
+            save_in_epoch(run, Progress(epoch, steps), monitor)
+            break
+        loss, metrics = judge(run, *outputs)
+        monitor.end_epoch(loss, metrics)
+        keep_best(run, epoch, metrics, *outputs)
+        save_after_epoch(run, epoch, monitor)
+    monitor.close()
+    if not interruption.stop_now:
+        finish(run, interruption)
+
+
+def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The mean loss of a training batch; `model` is the run's model or its parallel wrapper."""
+    logits = logits_of(run, model, batch)
+    target = batch["target"].to(run.device, non_blocking=True)
+    return classification_loss(logits, target, run.experiment.loss, run.config.opt.label_smoothing)
+
+
+def logits_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[B, classes]."""
+    spectrogram, frames = (batch[name].to(run.device, non_blocking=True) for name in ("spectrogram", "frames"))
+    with autocast(run.device, run.args.precision):
+        return model(spectrogram, frames)
+
+
+def outputs_of(
+    run: Run, loader: StatefulDataLoader, interruption: Interruption
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor] | None:
+    """Numbers [n] of the whole clips of all processes, in order, their logits and targets [n, classes], float32.
+
+    None, and `interruption.stop_now` set, if a signal came.
+    """
+    run.model.eval()
+    outputs = gather_outputs(
+        prefetch(Shielded(loader), run.device),
+        lambda batch: logits_of(run, run.model, batch).float(),
+        stop=lambda: interruption.requested,
+    )
+    interruption.stop_now = outputs is None
+    return outputs
+
+
+def judge(run: Run, clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor) -> tuple[float, dict[str, float]]:
+    """Mean loss and all metrics of clips, the same in every process."""
+    loss = run.experiment.loss
+    scores = probabilities(logits, loss)
+    return classification_loss(logits, target, loss).item(), evaluate(scores.numpy(), target.numpy() > 0.5, loss)
+
+
+def keep_best(
+    run: Run, epoch: int, metrics: dict[str, float], clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor
+) -> None:
+    """Keep the weights if the validation metric is higher than after every earlier epoch; the first of equals stays."""
+    metric = run.experiment.metric
+    value, highest = (
+        -math.inf if found is None or math.isnan(found[metric]) else found[metric]
+        for found in (metrics, None if run.best is None else run.best.metrics)
+    )
+    if run.best is None or value > highest:
+        state = {key: value.detach().cpu().clone() for key, value in run.model.state_dict().items()}
+        run.best = Best(epoch, metrics, fit_temperature(logits, target, run.experiment.loss), state)
+
+
+def save_after_epoch(run: Run, epoch: int, monitor: Monitor) -> None:
+    """Write the checkpoint, and the classifier if this epoch is the best; keep the last few checkpoints."""
+    state = checkpoint_state(run, monitor)
+    if not distributed.is_main():
+        return
+    folder = run.workdir / "checkpoints"
+    checkpoint.save_checkpoint(checkpoint.checkpoint_path(folder, epoch), epoch=epoch, **state)
+    if run.best is not None and run.best.epoch == epoch:
+        write_classifier(run, run.best)
+    for _, path in resume.checkpoints(run.workdir)[EPOCHS_KEPT:]:
+        if path.parent == folder:
+            path.unlink()
+
+
+def write_classifier(run: Run, best: Best) -> None:
+    save_classifier(
+        run.workdir / "classifier",
+        best.model,
+        run.config,
+        classes=run.experiment.clips.classes,
+        loss=run.experiment.loss,
+        temperature=best.temperature,
+        notes=without_infinities({"epoch": best.epoch + 1, "validation": best.metrics}),
+    )
+
+
+def finish(run: Run, interruption: Interruption) -> None:
+    """Judge the best weights on the test clips (else on the validation clips), and write the results."""
+    best, loader = run.best, run.test_loader or run.loaders.validation
+    assert best is not None and loader is not None
+    run.model.load_state_dict(best.model)
+    outputs = outputs_of(run, loader, interruption)
+    if outputs is None:
+        return
+    loss, metrics = judge(run, *outputs)
+    if not distributed.is_main():
+        return
+    part, metric = "test" if run.test_loader else "validation", run.experiment.metric
+    results = {"fold": run.fold, "best_epoch": best.epoch + 1, "metric": metric, "temperature": best.temperature}
+    results |= {"validation": best.metrics} | ({"test": metrics, "test_loss": loss} if run.test_loader else {})
+    write_classifier(run, best)
+    write_predictions(run, best, *outputs)
+    write_json(run.workdir / "results.json", results)
+    resume.remove_stale(run.workdir, finished=True)
+    logger.info("best epoch %d: %s %.4f on the %s clips", best.epoch + 1, metric, metrics[metric], part)
+
+
+def write_predictions(run: Run, best: Best, clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor) -> None:
+    """A row per clip in predictions.csv: its name, its labels, and the calibrated probability of every class."""
+    classes = run.experiment.clips.classes
+    likely = probabilities(logits, run.experiment.loss, best.temperature).numpy()
+    with atomic_write(run.workdir / "predictions.csv") as file:
+        table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True))
+        table.writerow(["clip", "labels", *classes])
+        for clip, row in zip(clips, likely):
+            labels = [classes[label] for label in run.experiment.clips.labels[clip]]
+            table.writerow([run.experiment.clips.keys[clip], ";".join(labels), *(f"{value:.6g}" for value in row)])
+        text.detach()
+
+
+def summarise(experiment: Experiment) -> None:
+    """Write results.json of all folds: each fold's test metrics, their mean and standard deviation."""
+    folds = [json.loads((experiment.workdir(fold) / "results.json").read_text()) for fold in experiment.splits]
+    scores = {name: [fold["test"][name] for fold in folds] for name in folds[0]["test"]}
+    scores = {name: [np.nan if value is None else value for value in values] for name, values in scores.items()}
+    mean, deviation = ({name: float(of(values)) for name, values in scores.items()} for of in (np.mean, np.std))
+    metric, workdir = experiment.metric, experiment.args.workdir
+    write_json(
+        Path(workdir) / "results.json",
+        {"metric": metric, "test_mean": mean, "test_standard_deviation": deviation, "folds": folds},
+    )
+    logger.info(
+        "%s: test %s %.4f, standard deviation over %d folds %.4f",
+        workdir,
+        metric,
+        mean[metric],
+        len(folds),
+        deviation[metric],
+    )
+
+
+def write_json(path: Path, content: dict) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(without_infinities(content), indent=2).encode())
+
+
+def without_infinities(content: dict) -> dict:
+    """The content with None for NaN and Inf, which JSON lacks; d' is Inf for a perfect AUC."""
+    return json.loads(json.dumps(content), parse_constant=lambda name: None)
+
+
+def main(arguments: list[str] | None = None, prog: str = "finetune.py") -> None:
+    """Command line."""
+    with quiet_exit():
+        args = parse_arguments(str(__doc__), arguments, prog)
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # from torchdata, once per loader
+        with ExitStack() as resources:
+            finetune(args, resources)
+        distributed.cleanup()
+
+
+def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
+    """Set up and train every fold; report expected errors in one sentence and exit with status 1."""
+    try:
+        with distributed.reporting_lost_processes():
+            experiment = set_up(args, resources)
+    except (ValueError, OSError) as error:
+        distributed.fail(f"finetune.py: {error}")
+    try:
+        with (
+            Interruption(args.checkpoint_minutes) as interruption,
+            distributed.reporting_lost_processes(),
+            reporting_lost_workers(),
+            torch.autograd.set_detect_anomaly(args.detect_anomaly),
+        ):
+            for fold in experiment.splits:
+                if not interruption.stop_now:
+                    run = start_run(experiment, fold)
+                    if not (args.folds and is_finished(run)):
+                        train(run, interruption)
+            if args.folds and not interruption.stop_now and distributed.is_main():
+                summarise(experiment)
+            interruption.ignore_further_signals()
+    except ArchiveError as error:  # if a data worker raised it, its traceback comes before the sentence
+        message = str(error).splitlines()[-1].removeprefix("audio_mamba.data.samples.ArchiveError: ")
+        distributed.fail(f"finetune.py: {message}")
+    except ValueError as error:
+        distributed.fail(f"finetune.py: {error}")
+    except (NonFiniteError, LostWorkerError, OSError) as error:
+        distributed.fail(
+            f"finetune.py: {error}; run the same command to resume from the newest checkpoint in {args.workdir}"
+        )
+    except Exception:
+        if distributed.world_size() == 1:
+            raise
+        distributed.fail(traceback.format_exc())
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run has all its epochs and its results; the same answer in every process."""
+    done = run.start.progress.epoch >= run.config.num_epochs and (run.workdir / "results.json").exists()
+    return distributed.gather(done)[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""A fine-tuned classifier for use: a folder with `model.safetensors` and `config.json`, and the labels of audio.
+
+The folder holds all that is needed: weights, front end, names of the classes, and the temperature that calibrates the
+probabilities.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.hear_api.clips import Clip, Failure, LongFile, ShortClip, group_clips, prefetch_chunks
+from audio_mamba.hear_api.inputs import ClipInput, as_clips, check_sample_rate
+from audio_mamba.hear_api.pooling import RunningPool, pool
+from audio_mamba.hear_api.runtime import RuntimeSSAST, pick_device
+from audio_mamba.hear_api.weights import (
+    CLASSIFIER_FOLDER,
+    CLASSIFIER_FORMAT,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    read_safetensors,
+)
+from audio_mamba.models.classifier import Classifier, probabilities
+from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.training.checkpoint import CheckpointError, load_model_state
+
+WINDOWS_AT_ONCE = 32
+SHORTEST_WINDOW = 0.1  # of a window, at the end of a file; so does data.prepare cut clips
+
+
+def save_classifier(
+    folder: Path,
+    state: dict[str, Tensor],
+    config: ConfigDict,
+    *,
+    classes: list[str],
+    loss: str,
+    temperature: float,
+    notes: dict[str, Any],
+) -> None:
+    """Write a classifier. The config is written last, so a folder with a config is complete.
+
+    Args:
+        folder: created if absent; a classifier there is replaced.
+        state: of a `models.classifier.Classifier`.
+        config: with model.arch, model.model_args, front_end and head.pooling.
+        classes: names in the order of the logits.
+        loss: "single" or "multi" label.
+        temperature: by which the logits are divided.
+        notes: on the training, for people.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    with atomic_write(folder / WEIGHTS_NAME) as file:
+        file.write(save({key: value.contiguous() for key, value in state.items()}, metadata={"format": "pt"}))
+    entries = {
+        "format": CLASSIFIER_FORMAT,
+        "classes": classes,
+        "loss": loss,
+        "temperature": temperature,
+        "pooling": config.head.pooling,
+        "arch": config.model.arch,
+        "model_args": config.model.model_args.to_dict(),
+        "front_end": config.front_end.to_dict(),
+        "trained": notes,
+    }
+    with atomic_write(folder / CONFIG_NAME) as file:
+        file.write(json.dumps(entries, indent=1, ensure_ascii=False).encode())
+
+
+def find_classifier(path: str | Path) -> Path:
+    """The folder of a classifier: the one named, or `classifier` in a work folder of finetune.py.
+
+    Raises:
+        FileNotFoundError: there is no classifier.
+    """
+    path = Path(path)
+    for folder in (path, path / CLASSIFIER_FOLDER):
+        if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
+            return folder
+    if folds := sorted(path.glob("fold-*/classifier")):
+        raise FileNotFoundError(f"{path} has a classifier for each fold; name one, such as {folds[0]}")
+    raise FileNotFoundError(f"no classifier ({CONFIG_NAME} and {WEIGHTS_NAME}) in {path} or {path / CLASSIFIER_FOLDER}")
+
+
+def is_classifier(path: str | Path) -> bool:
+    """Whether `find_classifier` finds a classifier of finetune.py."""
+    try:
+        _read_entries(find_classifier(path) / CONFIG_NAME)
+    except (FileNotFoundError, CheckpointError):
+        return False
+    return True
+
+
+def copy_classifier(folder: Path, out: Path) -> None:
+    """Copy a classifier to another folder, the config last. ValueError if something else is there."""
+    if (out / CONFIG_NAME).exists() and not is_classifier(out) or (out / "checkpoints").exists():
+        raise ValueError(
+            f"{out} holds something else, such as a training run; choose another folder for the classifier"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG_NAME).unlink(missing_ok=True)
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        with atomic_write(out / name) as file:
+            file.write((folder / name).read_bytes())
+
+
+class AudioClassifier(nn.Module):
+    """A fine-tuned classifier; `.cuda()` and `.to()` move it as any module.
+
+    Args:
+        path: folder of a classifier, or work folder of finetune.py.
+        precision: as for `RuntimeSSAST`.
+
+    Attributes:
+        classes: names in the order of the columns of `probabilities`.
+        loss: "single": the probabilities of a clip add up to 1; "multi": each class has its own.
+        temperature: fitted on the validation clips of the training, so that a probability of 0.8 is right in about
+            eight of ten cases on audio like those clips.
+
+    Raises:
+        FileNotFoundError: no classifier there. CheckpointError: damaged. ValueError: unknown precision.
+    """
+
+    def __init__(self, path: str | Path, precision: str = "auto"):
+        super().__init__()
+        self.folder = find_classifier(path)
+        entries = _read_entries(self.folder / CONFIG_NAME)
+        try:
+            self.classes, self.loss = list(entries["classes"]), str(entries["loss"])
+            self.temperature, self.pooling = float(entries["temperature"]), str(entries["pooling"])
+            section = {"arch": entries["arch"], "model_args": entries["model_args"]}
+            config = ConfigDict({"model": section, "front_end": entries["front_end"], "scene_layout": "bands"})
+            self.runtime = RuntimeSSAST(config, None, precision)
+            self.model = Classifier(self.runtime.model, len(self.classes), self.pooling)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.folder / CONFIG_NAME}: does not describe a classifier ({error})") from error
+        weights = self.folder / WEIGHTS_NAME
+        load_model_state(self.model, read_safetensors(weights), source=weights)
+        self.eval()
+
+    @property
+    def front_end(self):
+        """The log-mel settings of the encoder."""
+        return self.runtime.front_end
+
+    def predict(
+        self, clips: ClipInput | Sequence[ClipInput], top: int | None = None, sample_rate: int | None = None
+    ) -> list[dict[str, float]]:
+        """For each clip its classes with their probabilities, the most likely first.
+
+        Args:
+            clips: as for `probabilities`.
+            top: only so many classes; None for all.
+            sample_rate: of arrays.
+        """
+        rows = self.probabilities(clips, sample_rate)
+        return [{self.classes[k]: float(row[k]) for k in np.argsort(-row, kind="stable")[:top]} for row in rows]
+
+    def probabilities(self, clips: ClipInput | Sequence[ClipInput], sample_rate: int | None = None) -> np.ndarray:
+        """Calibrated probabilities of whole clips, float32 [clips, classes].
+
+        Args:
+            clips: a list of arrays or tensors [n] and paths of audio files; or one of them; or an array [c, n].
+            sample_rate: of the arrays, which are resampled if it is not the model's.
+
+        Raises:
+            hear_api.inputs.InputError: an invalid array. data.audio.AudioFileError: an invalid file.
+        """
+        sample_rate = self.runtime.sample_rate if sample_rate is None else sample_rate
+        check_sample_rate(sample_rate)
+        groups = group_clips(self.runtime.read_clips(as_clips(clips), sample_rate))
+        rows = [row for group in groups for row in self.of_group(group)]
+        return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
+
+    @torch.no_grad()
+    def of_group(self, group: Sequence[Clip | Failure]) -> Iterator[Tensor]:
+        """Probabilities of the whole clips of a group of `clips.group_clips`, float32 [1, classes] each, on the CPU;
+        failures have none.
+
+        Raises:
+            data.audio.AudioFileError: a long file cannot be read a second time.
+        """
+        if isinstance(group[0], LongFile):
+            yield self._of_long(group[0])
+            return
+        spectrograms = [torch.as_tensor(clip.spectrogram) for clip in group if isinstance(clip, ShortClip)]
+        for steps in self.runtime.encode(spectrograms, "bands"):
+            yield self._of_features(pool(steps, self.pooling)[None])
+
+    def _of_long(self, file: LongFile) -> Tensor:
+        running = RunningPool(self.pooling, self.runtime.timestamp_embedding_size)
+        for chunk in self._chunks(file):
+            running.add(self.runtime.encode([chunk], "bands")[0].cpu())  # [t, W]
+        return self._of_features(running.result())
+
+    @torch.no_grad()
+    def of_windows(self, clip: Clip, window_frames: int, hop_frames: int) -> Tensor:
+        """Probabilities of the windows of a clip, float32 [windows, classes] on the CPU, in bounded memory.
+
+        Each window is classified as a clip of its own: normalised by itself, with nothing of its surroundings.
+        """
+        total = clip.frames if isinstance(clip, LongFile) else len(clip.spectrogram)
+        windows = cut_windows(self._chunks(clip), total, window_frames, hop_frames)
+        rows = []
+        while batch := list(islice(windows, WINDOWS_AT_ONCE)):
+            normal = [normalise(window, clip_statistics(window, ddof=1)) for window in batch]
+            features = self.runtime.encode(normal, "bands")  # of each, [t, W]
+            rows += [self._of_features(pool(steps, self.pooling)[None]) for steps in features]
+        return torch.cat(rows)
+
+    def _chunks(self, clip: Clip) -> Iterator[Tensor]:
+        """The normalised log-mel of a clip, [frames, mels] in parts of whole segments; a short clip is one part."""
+        if isinstance(clip, LongFile):
+            length = self.model.encoder.num_frames
+            yield from (chunk for chunk, _, _ in prefetch_chunks(clip.chunks(length, stride=length)))
+        else:
+            yield torch.as_tensor(clip.spectrogram).cpu()
+
+    def _of_features(self, pooled: Tensor) -> Tensor:
+        logits = self.model.head(pooled.to(self.model.encoder.pos_embed.device))
+        return probabilities(logits, self.loss, self.temperature).cpu()
+
+
+def window_count(frames: int, window_frames: int, hop_frames: int) -> int:
+    """Windows of a clip: as many as it takes to reach its end, but at least one.
+
+    The last one may be shorter, down to a tenth of a window. The last frame of a clip is centred on its end, so it does
+    not count.
+    """
+    length = max(1, frames - 1)
+    last = max(0, -(-(length - window_frames) // hop_frames))
+    if last and length - last * hop_frames < SHORTEST_WINDOW * window_frames:
+        last -= 1
+    return last + 1
+
+
+def cut_windows(chunks: Iterable[Tensor], frames: int, window_frames: int, hop_frames: int) -> Iterator[Tensor]:
+    """Windows [window_frames, mels] of a clip of `frames` frames that arrives in parts; window k begins at frame
+    k * hop_frames."""
+    arriving, held, first = iter(chunks), None, 0  # the held frames begin with frame number `first`
+    for number in range(window_count(frames, window_frames, hop_frames)):
+        begin = number * hop_frames
+        end = min(begin + window_frames, frames)
+        while held is None or first + len(held) < end:
+            chunk = next(arriving)
+            held = chunk if held is None else torch.cat([held, chunk])
+        held, first = held[begin - first :], begin
+        yield held[: end - begin]
+
+
+def _read_entries(path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    if not isinstance(entries, dict) or entries.get("format") != CLASSIFIER_FORMAT:
+        raise CheckpointError(f"{path}: its format is not {CLASSIFIER_FORMAT!r}; finetune.py writes classifiers")
+    return entries
+
+
+def load_classifier(
+    path: str | Path, device: str | torch.device | None = None, *, precision: str = "auto"
+) -> AudioClassifier:
+    """A fine-tuned classifier.
+
+    Args:
+        path: folder of a classifier, or work folder of finetune.py.
+        device: torch device; default: a GPU if there is one, else the CPU.
+        precision: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, float32 elsewhere.
+
+    Raises:
+        FileNotFoundError: no classifier there.
+        ValueError: damaged files, unknown precision, or a device that is not available.
+    """
+    return AudioClassifier(path, precision).to(pick_device(device))

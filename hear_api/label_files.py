@@ -1,0 +1,257 @@
+"""Predicted labels as files: a csv or jsonl table, label tracks for Audacity, or selection tables for Raven.
+
+Times are in seconds from the start of the recording. A table has `<name>.settings.json` beside it, a folder has it
+inside: what the labels depend on, with the names of all classes and the temperature of the probabilities.
+"""
+
+import csv
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from audio_mamba.hear_api.classifier import AudioClassifier
+from audio_mamba.hear_api.clips import Clip, Failure
+from audio_mamba.hear_api.journal import Entry, Journal
+from audio_mamba.hear_api.writers import NAME_BYTES, SETTINGS_NAME, Format
+from audio_mamba.system.atomic_files import atomic_write
+
+FORMATS = ("csv", "jsonl", "audacity", "raven")
+TRACK_SUFFIX = {"audacity": ".txt", "raven": ".selections.txt"}
+
+
+class Label(NamedTuple):
+    """One label of a window or a whole file."""
+
+    start: float
+    end: float
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Which parts of a file are labelled, and which labels of each part are reported.
+
+    Attributes:
+        classes: names of all labels.
+        temperature: of the classifier, for the settings.
+        window_frames, hop_frames: of the log-mel; None for whole files.
+        window_seconds, hop_seconds: the same in seconds, 0 for whole files.
+        top: at most so many labels; None for no limit.
+        threshold: the least probability.
+        max_hz: the upper edge of the front end's bands.
+    """
+
+    classes: list[str]
+    temperature: float
+    window_frames: int | None
+    hop_frames: int | None
+    window_seconds: float
+    hop_seconds: float
+    top: int | None
+    threshold: float
+    max_hz: float
+
+    @classmethod
+    def for_classifier(
+        cls,
+        classifier: AudioClassifier,
+        window: float | None,
+        hop: float | None,
+        top: int | None,
+        threshold: float | None,
+    ) -> "Labelling":
+        """From the options of the command. ValueError for a value out of range."""
+        rate = classifier.front_end.frames_per_second
+        for name, value in (("--window", window), ("--hop", hop)):
+            if value is not None and not 1 <= value * rate < math.inf:
+                raise ValueError(f"{name} must be at least {1 / rate:g} seconds, got {value:g}")
+        if top is not None and top < 1:
+            raise ValueError(f"--top must be at least 1, got {top}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"--threshold is a probability, from 0 to 1, got {threshold:g}")
+        if top is None and threshold is None:
+            top, threshold = (1, 0.0) if classifier.loss == "single" else (None, 0.5)
+        frames = None if window is None else round(window * rate)
+        hop_frames = frames if hop is None else round(hop * rate)
+        return cls(
+            classifier.classes,
+            classifier.temperature,
+            frames,
+            hop_frames,
+            (frames or 0) / rate,
+            (hop_frames or 0) / rate,
+            top,
+            threshold or 0.0,
+            classifier.front_end.mel_max_hz,
+        )
+
+    def rows(self, classifier: AudioClassifier, group: Sequence[Clip | Failure]) -> Iterator[Tensor]:
+        """For each clip of a group the probabilities of its windows, or of all of it, float32 [n, classes];
+        failures have none.
+
+        Raises:
+            data.audio.AudioFileError: a long file, which is a group of its own, cannot be read a second time.
+        """
+        if self.window_frames is None or self.hop_frames is None:
+            yield from classifier.of_group(group)
+        else:
+            for clip in group:
+                if not isinstance(clip, Failure):
+                    yield classifier.of_windows(clip, self.window_frames, self.hop_frames)
+
+    def settings(self) -> dict:
+        """What the result depends on, beside weights and files."""
+        return {
+            "window": self.window_seconds,
+            "hop": self.hop_seconds,
+            "top": self.top,
+            "threshold": self.threshold,
+            "classes": self.classes,
+            "temperature": self.temperature,
+        }
+
+    def labels(self, rows: np.ndarray, seconds: float) -> Iterator[Label]:
+        """The reported labels of a file, window by window, the most likely first.
+
+        rows: probabilities [windows, classes]. seconds: length of the file.
+        """
+        for number, row in enumerate(rows):
+            start = number * self.hop_seconds
+            end = min(start + self.window_seconds, seconds) if self.window_seconds else seconds
+            for k in np.argsort(-row, kind="stable")[: self.top]:
+                if row[k] >= self.threshold:
+                    yield Label(round(start, 6), round(end, 6), self.classes[k], float(row[k]))
+
+
+def merged(labels: Iterator[Label]) -> list[Label]:
+    """Successive windows of one label that touch or overlap become one span with their highest probability; in order
+    of start."""
+    spans: list[Label] = []
+    last: dict[str, int] = {}  # place of each label's latest span
+    for label in labels:
+        place = last.get(label.label)
+        if place is not None and label.start <= spans[place].end + 1e-6:
+            span = spans[place]
+            probability = max(span.probability, label.probability)
+            spans[place] = span._replace(end=max(span.end, label.end), probability=probability)
+        else:
+            last[label.label] = len(spans)
+            spans.append(label)
+    return sorted(spans, key=lambda span: (span.start, span.label))
+
+
+def format_for(out: Path, name: str | None, labelling: Labelling) -> Format:
+    """How the result is written: as named, or as the suffix of `out` says. ValueError if they do not fit."""
+    suffix = out.suffix.lower()
+    name = name or suffix.removeprefix(".")
+    if name not in FORMATS or suffix != ("" if name in TRACK_SUFFIX else f".{name}"):
+        raise ValueError(
+            f"--out {out}: write it as .csv or .jsonl, or with --format audacity or raven without a suffix for a folder"
+        )
+    if name in TRACK_SUFFIX:
+        return Format(partial(_write_folder, labelling, name), _settings_in_folder)
+    return Format(partial(_write_table, labelling, name), _settings_beside)
+
+
+def files_of(journal: Journal) -> Iterator[tuple[Entry, np.ndarray]]:
+    """The files without a failure, each with its rows [n, classes]."""
+    held = np.zeros((0, journal.width), np.float32)
+    blocks = journal.read_rows()
+    for entry in journal.entries:
+        if entry.error is None:
+            while len(held) < entry.rows:
+                held = np.concatenate([held, next(blocks)])
+            yield entry, held[: entry.rows]
+            held = held[entry.rows :]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _write_table(labelling: Labelling, name: str, out: Path, journal: Journal, step_seconds: float) -> None:
+    """csv: a row per label. jsonl: an object per window with its labels, also if it has none."""
+    with atomic_write(_beside(out)) as file:
+        file.write(json.dumps(journal.settings, ensure_ascii=False).encode())
+    with atomic_write(out) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        (_write_csv if name == "csv" else _write_jsonl)(labelling, text, journal)
+        text.detach()
+
+
+def _write_csv(labelling: Labelling, text: IO[str], journal: Journal) -> None:
+    table = csv.writer(text)
+    table.writerow(["path", "start", "end", "label", "probability"])
+    for entry, rows in files_of(journal):
+        for label in labelling.labels(rows, entry.seconds):
+            table.writerow([entry.path, label.start, label.end, label.label, f"{label.probability:.6g}"])
+
+
+def _write_jsonl(labelling: Labelling, text: IO[str], journal: Journal) -> None:
+    for entry, rows in files_of(journal):
+        for number, row in enumerate(rows):
+            found = list(labelling.labels(row[None], entry.seconds))
+            start = round(number * labelling.hop_seconds, 6)
+            end = min(start + labelling.window_seconds, entry.seconds) if labelling.window_seconds else entry.seconds
+            window = {"path": entry.path, "start": start, "end": round(end, 6)}
+            window["labels"] = {label.label: round(label.probability, 6) for label in found}
+            text.write(json.dumps(window, ensure_ascii=False) + "\n")
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.settings.json")
+
+
+def _settings_beside(out: Path) -> str | None:
+    return _beside(out).read_text() if _beside(out).exists() else None
+
+
+# ---------------------------------------------------------------- a file per recording
+
+
+def _write_folder(labelling: Labelling, name: str, out: Path, journal: Journal, step_seconds: float) -> None:
+    """A label track or selection table per recording, named `<number>_<name of the recording>`."""
+    unfinished = journal.folder / "labels"
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
+    unfinished.mkdir()
+    (unfinished / SETTINGS_NAME).write_text(json.dumps(journal.settings, ensure_ascii=False))
+    for number, (entry, rows) in enumerate(files_of(journal)):
+        stem = Path(entry.path).stem.encode()[:NAME_BYTES].decode(errors="ignore")
+        spans = merged(labelling.labels(rows, entry.seconds))
+        text = audacity_track(spans) if name == "audacity" else raven_table(spans, labelling.max_hz)
+        (unfinished / f"{number:06d}_{stem}{TRACK_SUFFIX[name]}").write_text(text, encoding="utf-8")
+    unfinished.rename(out)
+
+
+def _settings_in_folder(out: Path) -> str | None:
+    return (out / SETTINGS_NAME).read_text()
+
+
+def audacity_track(spans: list[Label]) -> str:
+    """A label track: start, end and label on a line, separated by tabs (Audacity manual, "Importing and Exporting
+    Labels")."""
+    return "".join(f"{span.start:.6f}\t{span.end:.6f}\t{_one_line(span.label)}\n" for span in spans)
+
+
+def raven_table(spans: list[Label], max_hz: float) -> str:
+    """A selection table with the columns that Raven needs, over all frequencies, and label and score."""
+    header = ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)"]
+    lines = ["\t".join([*header, "Label", "Score"])]
+    for number, span in enumerate(spans, start=1):
+        cells = [number, "Spectrogram 1", 1, f"{span.start:.6f}", f"{span.end:.6f}", "0.0", f"{max_hz:.1f}"]
+        lines.append("\t".join(map(str, [*cells, _one_line(span.label), f"{span.probability:.4f}"])))
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(label: str) -> str:
+    """A label without the tabs and line ends that would break its line."""
+    return " ".join(label.split())

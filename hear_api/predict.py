@@ -1,0 +1,168 @@
+"""Labels of audio files by a fine-tuned classifier, from the command line.
+
+    audio-mamba predict INPUT... --weights RUN [--window 2 --hop 1] [--out FILE]
+
+Probabilities are calibrated by one temperature, fitted on the validation clips of the training. Exit status: 0 if every
+file was labelled, 3 if some failed (a table at the end lists them), 1 if the command cannot run, 130 after Ctrl-C. Run
+the same command with --resume to continue an interrupted run, even after kill -9.
+"""
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from tqdm import tqdm
+
+from audio_mamba.data.audio import CHANNELS, AudioFileError
+from audio_mamba.hear_api.classifier import AudioClassifier, load_classifier
+from audio_mamba.hear_api.clips import Failure, decode, group_clips, prefetch
+from audio_mamba.hear_api.command_line import add_device_argument, add_hidden_argument
+from audio_mamba.hear_api.embed import (
+    FAILED_STATUS,
+    FILES_AHEAD,
+    decoding_pool,
+    drop_changed,
+    entry_of,
+    list_digest,
+    print_failures,
+    strict_error,
+    without_failures,
+)
+from audio_mamba.hear_api.journal import Entry, Journal
+from audio_mamba.hear_api.label_files import FORMATS, Labelling, format_for
+from audio_mamba.hear_api.output import Output
+from audio_mamba.hear_api.sources import Source, digest_of_versions, list_audio, list_sources
+from audio_mamba.hear_api.weights import WEIGHTS_NAME
+from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.system.atomic_files import sha256
+from audio_mamba.system.machine import usable_cores
+
+
+def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 2)[2])
+    add = parser.add_argument
+    add("inputs", metavar="INPUT", nargs="+", help="file, folder, glob in quotes, or .csv list with a column path")
+    add("--weights", metavar="PATH", required=True, help="work folder of finetune.py, or its folder classifier")
+    add_device_argument(parser)
+    add(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="default: auto, float16 on CUDA and float32 elsewhere",
+    )
+    add("--window", type=float, metavar="SECONDS", help="label windows of this length (default: whole files)")
+    add("--hop", type=float, metavar="SECONDS", help="from one window to the next (default: the window)")
+    add("--top", type=int, metavar="K", help="the K most likely labels (default: 1 if a clip has one label)")
+    add(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="labels of at least this probability (default: 0.5 if a clip may have several labels)",
+    )
+    add(
+        "--out",
+        default=Path("predictions.csv"),
+        metavar="FILE",
+        type=Path,
+        help=".csv, .jsonl, or with --format audacity or raven a folder (default: %(default)s)",
+    )
+    add("--format", choices=FORMATS, help="default: that of the suffix of --out")
+    add(
+        "--channel",
+        choices=CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
+    )
+    add_hidden_argument(parser)
+    add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
+    add("--resume", action="store_true", help="continue an interrupted run; files that have changed are labelled again")
+    add("--strict", action="store_true", help="stop at the first file that fails")
+    args = parser.parse_args(arguments)
+    if args.workers < 1:
+        raise SystemExit(f"predict: --workers must be at least 1, got {args.workers}")
+    if args.hop is not None and args.window is None:
+        raise SystemExit("predict: --hop needs --window")
+    return args
+
+
+def predict(args: argparse.Namespace, output: Output, classifier: AudioClassifier, labelling: Labelling) -> list[Entry]:
+    """Label the files of a command line; returns the entries of those that failed."""
+    files = list_audio(args.inputs, args.hidden)
+    settings = {
+        "model": f"SHA-256 {sha256(classifier.folder / WEIGHTS_NAME)[:16]}",
+        **labelling.settings(),
+        "channel": args.channel,
+        "precision": classifier.runtime.working_precision,
+        "device": args.device,
+        "list of files": list_digest(files),
+    }
+    with decoding_pool(args.workers) as pool:
+        sources = list_sources(files, args.channel, pool)
+        if output.is_complete(settings, digest_of_versions(sources)):
+            tqdm.write(f"{output.path} is complete already", file=sys.stderr)
+            return output.read_failures()
+        classifier.to(args.device)
+        with output.journal(settings, len(classifier.classes)) as journal:
+            drop_changed(journal, sources)
+            _label_sources(args, sources, pool, classifier, labelling, journal)
+            return output.finish(journal, labelling.hop_seconds)
+
+
+def _label_sources(
+    args: argparse.Namespace,
+    sources: list[Source],
+    pool: ProcessPoolExecutor,
+    classifier: AudioClassifier,
+    labelling: Labelling,
+    journal: Journal,
+) -> None:
+    """Label the files that the journal lacks, group by group; each group is committed before the next one."""
+    left = sources[len(journal.entries) :]
+    calls = ((source.path, classifier.front_end, args.channel) for source in left)
+    clips = prefetch(pool, decode, calls, FILES_AHEAD * args.workers)
+    if args.strict:
+        clips = without_failures(left, clips)
+    waiting = iter(left)
+    with tqdm(desc="labelling", unit="file", total=len(sources), initial=len(journal.entries)) as bar:
+        for group in group_clips(clips):
+            try:
+                rows = [row.numpy() for row in labelling.rows(classifier, group)]
+            except AudioFileError as error:  # a long file that has changed or gone since it was measured
+                if args.strict:
+                    raise strict_error(error.path, error.reason)
+                group, rows = [Failure(error.reason)], []
+            for row in rows:
+                journal.append(row)
+            counts = map(len, rows)
+            counted = [0 if isinstance(clip, Failure) else next(counts) for clip in group]
+            journal.commit(entry_of(*finished) for finished in zip(group, counted, waiting))
+            bar.update(len(group))
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.predict") -> None:
+    """The predict command."""
+    args = _parse(arguments, prog)
+    try:
+        classifier = load_classifier(args.weights, "cpu", precision=args.precision)
+        labelling = Labelling.for_classifier(classifier, args.window, args.hop, args.top, args.threshold)
+        output = Output(args.out, args.resume, format_for(args.out, args.format, labelling))
+        failed = predict(args, output, classifier, labelling)
+    except KeyboardInterrupt:
+        print("predict: interrupted; run the same command with --resume to continue", file=sys.stderr)
+        sys.exit(130)
+    except BrokenProcessPool:
+        raise SystemExit(
+            "predict: a decoding process was killed, possibly for lack of memory; continue with --resume and fewer "
+            "--workers"
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"predict: {error}")
+    if failed:
+        print_failures(failed, output, "labelled")
+        sys.exit(FAILED_STATUS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""An encoder with a classification head, and the losses to train it.
+
+Symbols: B clips, T frames, M mel bands, S segments of a clip, t time steps, W width of a step's features, K classes.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.schema import POOLINGS
+
+LOSSES = ("single", "multi")
+
+
+class Classifier(nn.Module):
+    """Pools the features of all segments of a clip over time and maps them to one logit per class.
+
+    Args:
+        encoder: gives features in true time order, W = M' * D for each step.
+        num_classes: K.
+        pooling: "mean", or "mean_std" for mean and standard deviation (divided by t), which makes 2 W.
+        frozen: train the head alone; the encoder then runs without gradients.
+    """
+
+    def __init__(
+        self, encoder: MaskedSpectrogramEncoder, num_classes: int, pooling: str = "mean", frozen: bool = False
+    ):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown head.pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
+        self.encoder, self.pooling, self.frozen = encoder, pooling, frozen
+        width = POOLINGS[pooling] * encoder.grid_size()[1] * encoder.embed_dim
+        linear = nn.Linear(width, num_classes)
+        nn.init.zeros_(linear.weight)  # equal probabilities at the start
+        nn.init.zeros_(linear.bias)
+        self.head = nn.Sequential(nn.LayerNorm(width), linear)
+        # Nothing here depends on them; DistributedDataParallel would wait for their gradients.
+        encoder.pred.requires_grad_(False)
+        encoder.mask_token.requires_grad_(False)
+        if frozen:
+            encoder.requires_grad_(False)
+
+    def forward(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Logits of clips.
+
+        Args:
+            spectrogram: normalised log-mels in the order of time, [B, 1, T, M].
+            frames: lengths of the clips, int64 [B], where some are padded; None if all are T frames long.
+
+        Returns:
+            [B, K].
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            pooled = self.embed(spectrogram, frames)
+        return self.head(pooled)
+
+    def embed(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Pooled features of clips, [B, W] or [B, 2 W]; arguments as for `forward`."""
+        length, (per_segment, _) = self.encoder.num_frames, self.encoder.grid_size()
+        batch, _, longest, _ = spectrogram.shape
+        segments = -(-longest // length)
+        padded = F.pad(spectrogram, (0, 0, 0, segments * length - longest))
+        x = padded.unflatten(2, (segments, length))  # [B, 1, S, T', M]
+        if frames is None:  # as below, without shapes that depend on values, for torch.export
+            x = x.transpose(1, 2).flatten(0, 1)  # [B*S, 1, T', M]
+            rows = self.encoder.forward_features(self.encoder.from_time_first(x), "bands").float()
+            rows = rows.unflatten(0, (batch, segments)).flatten(1, 2)[:, : -(-longest * per_segment // length)]
+            mean = rows.mean(dim=1)  # [B, t, W] -> [B, W]
+            return mean if self.pooling == "mean" else torch.cat([mean, rows.std(dim=1, correction=0)], dim=1)
+        steps = -(-frames * per_segment // length)  # [B], of each clip
+        parts = []  # of each segment: the clips that reach it, their features, and which of them are within the clip
+        for segment in range(segments):
+            left = steps - segment * per_segment
+            clips = (left > 0).nonzero()[:, 0]
+            most = min(per_segment, int(left.max()))
+            rows = self.encoder.forward_features(self.encoder.from_time_first(x[clips, :, segment]), "bands", most)
+            parts.append((clips, rows.float(), torch.arange(most, device=x.device) < left[clips, None]))
+
+        def mean_over_time(of_step: Callable[[Tensor, Tensor], Tensor]) -> Tensor:  # -> [B, W]
+            total = parts[0][1].new_zeros(batch, parts[0][1].shape[2])
+            for clips, rows, inside in parts:
+                total = total.index_add(0, clips, (of_step(rows, clips) * inside[..., None]).sum(dim=1))
+            return total / steps[:, None]
+
+        mean = mean_over_time(lambda rows, clips: rows)
+        if self.pooling == "mean":
+            return mean
+        variance = mean_over_time(lambda rows, clips: (rows - mean[clips][:, None]).square())
+        return torch.cat([mean, variance.clamp(min=1e-12).sqrt()], dim=1)  # the root of 0 has no gradient
+
+    def layer_of(self, name: str) -> int:
+        """The depth of a parameter: 0 for patches and class token, i + 1 for block i, depth + 1 for what follows."""
+        parts = name.split(".")
+        if parts[0] == "encoder" and parts[1] == "blocks":
+            return int(parts[2]) + 1
+        after = parts[0] == "head" or parts[1] == "encoder_norm"
+        return self.encoder.depth + 1 if after else 0
+
+    def parameter_groups(self, weight_decay: float, layer_decay: float, head_rate: float = 1.0) -> list[dict]:
+        """The trainable parameters for AdamW, with the factor of each group's learning rate as "scale".
+
+        Args:
+            weight_decay: of all but vectors and biases.
+            layer_decay: factor of the rate from each layer to the one before it (Clark et al. 2020; BEiT, MAE).
+            head_rate: factor of the head's rate.
+        """
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                decay = 0.0 if parameter.ndim == 1 or name.endswith(".bias") else weight_decay
+                head = head_rate if name.startswith("head.") else 1.0
+                scale = head * layer_decay ** (self.encoder.depth + 1 - self.layer_of(name))
+                groups.setdefault((scale, decay), []).append(parameter)
+        return [
+            {"params": parameters, "weight_decay": decay, "scale": scale}
+            for (scale, decay), parameters in groups.items()
+        ]
+
+
+def classification_loss(
+    logits: Tensor, target: Tensor, loss: str, smoothing: float = 0.0, per_clip: bool = False
+) -> Tensor:
+    """Cross-entropy for one label per clip ("single"), or the mean over classes of binary cross-entropy ("multi").
+
+    Args:
+        logits: [B, K].
+        target: float [B, K], 1 for the labels of a clip; in a mixture of clips, their shares.
+        loss: one of LOSSES.
+        smoothing: label smoothing (Szegedy et al. 2016), in [0, 1): moves this share of each target to all classes, or
+            for several labels to 0.5.
+        per_clip: return [B] instead of the mean.
+    """
+    logits = logits.float()
+    if loss == "single":
+        losses = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+    else:
+        smooth = target * (1 - smoothing) + smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
+    return losses if per_clip else losses.mean()
+
+
+def probabilities(logits: Tensor, loss: str, temperature: float = 1.0) -> Tensor:
+    """Logits [..., K] -> probabilities: they add up to 1 ("single"), or each is by itself ("multi")."""
+    scaled = logits.float() / temperature
+    return scaled.softmax(dim=-1) if loss == "single" else scaled.sigmoid()
+
+
+def fit_temperature(logits: Tensor, target: Tensor, loss: str) -> float:
+    """The temperature that makes the probabilities of held-out clips most likely (Guo et al. 2017), 0.05 to 20.
+
+    logits, target: [n, K]. The loss is convex in 1 / temperature; golden-section search on its logarithm finds it.
+    """
+    logits, target = logits.double(), target.double()
+
+    def at(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        if loss == "single":
+            return float(F.cross_entropy(scaled, target))
+        return float(F.binary_cross_entropy_with_logits(scaled, target))
+
+    low, high, ratio = math.log(0.05), math.log(20.0), (math.sqrt(5) - 1) / 2
+    while high - low > 1e-4:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if at(left) <= at(right):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)

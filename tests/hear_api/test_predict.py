@@ -1,0 +1,297 @@
+"""predict: windows, formats, resume and failures, with a classifier of known answers."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audio_mamba import load_classifier
+from audio_mamba.hear_api import clips as clips_module
+from audio_mamba.hear_api import export, predict
+from audio_mamba.hear_api.classifier import cut_windows, find_classifier, save_classifier, window_count
+from audio_mamba.hear_api.label_files import Label, audacity_track, merged, raven_table
+from audio_mamba.models.classifier import Classifier
+from audio_mamba.schema import DEFAULTS
+from audio_mamba.training.checkpoint import CheckpointError
+
+RATE = 16000
+CLASSES = ["low, hum", "high", "hiss"]
+
+
+def sound(kind, seconds):
+    time = np.arange(round(seconds * RATE)) / RATE
+    noise = np.random.default_rng(len(time)).standard_normal(len(time))
+    clean = {"low, hum": np.sin(2 * np.pi * 200 * time), "high": np.sin(2 * np.pi * 3000 * time), "hiss": noise}[kind]
+    return (0.2 * clean + 0.001 * noise).astype(np.float32)
+
+
+def build(folder, pooling="mean", loss="single", temperature=1.0):
+    """A classifier whose head was fitted by least squares to short clips of the three sounds."""
+    from tests.hear_api.small_config import get_config
+
+    config = get_config()
+    config.head = {"pooling": pooling}
+    config.front_end = DEFAULTS["front_end"]
+    from audio_mamba.hear_api.runtime import build_model
+
+    torch.manual_seed(0)
+    model = Classifier(build_model(config), 3, pooling).eval()
+    settings = {"classes": CLASSES, "loss": loss, "temperature": temperature, "notes": {}}
+    save_classifier(folder, model.state_dict(), config, **settings)
+    unfitted = load_classifier(folder, "cpu")
+    clips = [sound(kind, seconds) for seconds in (0.5, 1.0, 2.0, 1.7) for kind in CLASSES]
+    with torch.no_grad():
+        pooled = torch.cat(
+            [
+                model.embed(unfitted.runtime.spectrogram(torch.from_numpy(clip))[:, None])  # [1, W]
+                for clip in clips
+            ]
+        )
+        x = torch.cat([model.head[0](pooled), torch.ones(len(clips), 1)], dim=1)
+        target = 8 * torch.eye(3).repeat(4, 1) - 4
+        solution = torch.linalg.lstsq(x, target, driver="gelsd").solution
+        model.head[1].weight.copy_(solution[:-1].T)
+        model.head[1].bias.copy_(solution[-1])
+    save_classifier(folder, model.state_dict(), config, **settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """12 s of two seconds each."""
+    kinds = ["high", "high", "hiss", "low, hum", "hiss", "high"]
+    soundfile.write(tmp_path / "r.wav", np.concatenate([sound(kind, 2) for kind in kinds]), RATE, subtype="FLOAT")
+    return tmp_path / "r.wav", kinds
+
+
+def run(*arguments):
+    predict.main([*map(str, arguments), "--device", "cpu", "--workers", "1"])
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    "frames, window, hop, expected",
+    [
+        (61, 20, 20, [(0, 20), (20, 40), (40, 60)]),  # 0.6 s: the last frame is centred on the end
+        (70, 20, 20, [(0, 20), (20, 40), (40, 60), (60, 70)]),
+        (62, 20, 20, [(0, 20), (20, 40), (40, 60)]),  # the rest is shorter than a tenth of a window
+        (63, 20, 20, [(0, 20), (20, 40), (40, 60), (60, 63)]),
+        (55, 20, 10, [(0, 20), (10, 30), (20, 40), (30, 50), (40, 55)]),
+        (7, 20, 10, [(0, 7)]),
+        (1, 20, 10, [(0, 1)]),
+        (31, 10, 30, [(0, 10)]),
+        (45, 10, 30, [(0, 10), (30, 40)]),
+    ],
+)
+@pytest.mark.parametrize("part", [1, 7, 100])
+def test_windows_reach_the_end_and_are_cut_from_parts(frames, window, hop, expected, part):
+    clip = torch.arange(frames)[:, None].float()
+    found = [cut[:, 0].tolist() for cut in cut_windows(clip.split(part), frames, window, hop)]
+    assert found == [list(range(*window)) for window in expected]
+    assert len(found) == window_count(frames, window, hop)
+
+
+def test_each_window_is_classified_as_a_clip_of_its_own(tmp_path, weights, recording):
+    path, kinds = recording
+    run(path, "--weights", weights, "--window", 2, "--out", tmp_path / "p.csv")
+    rows = rows_of(tmp_path / "p.csv")
+    assert [row["label"] for row in rows] == kinds
+    assert [(float(row["start"]), float(row["end"])) for row in rows] == [(2 * i, 2 * i + 2) for i in range(6)]
+    alone = load_classifier(weights, "cpu").predict([sound(kind, 2) for kind in kinds])
+    for row, likely in zip(rows, alone):
+        assert float(row["probability"]) == pytest.approx(likely[row["label"]], abs=0.05)  # neighbours at the edges
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+def test_long_files_are_read_in_parts(tmp_path, recording, pooling, monkeypatch):
+    classifier = load_classifier(build(tmp_path / "classifier", pooling), "cpu")
+    whole = classifier.probabilities([recording[0]])
+    clip = clips_module.decode(recording[0], classifier.front_end, "mix")
+    windows = classifier.of_windows(clip, 150, 70)
+    monkeypatch.setattr(clips_module, "LONG_SECONDS", 5)
+    monkeypatch.setattr(clips_module, "CHUNK_FRAMES", 400)
+    long = clips_module.decode(recording[0], classifier.front_end, "mix")
+    assert isinstance(long, clips_module.LongFile)
+    np.testing.assert_allclose(classifier.probabilities([recording[0]]), whole, atol=1e-5)
+    np.testing.assert_allclose(classifier.of_windows(long, 150, 70), windows, atol=1e-4)
+
+
+def test_jsonl_has_a_line_per_window_and_settings_beside_it(tmp_path, weights, recording):
+    out = tmp_path / "p.jsonl"
+    run(recording[0], "--weights", weights, "--window", 2, "--hop", 1, "--top", 3, "--threshold", 0.9, "--out", out)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["start"] for line in lines] == list(range(11))
+    assert all(line["path"] == str(recording[0]) and min(line["labels"].values(), default=1) >= 0.9 for line in lines)
+    settings = json.loads((tmp_path / "p.jsonl.settings.json").read_text())
+    assert settings["classes"] == CLASSES and settings["temperature"] == 1.0 and settings["hop"] == 1.0
+
+
+def parse_audacity(text):
+    """By the format of the manual: start, end and label, separated by tabs."""
+    tracks = []
+    for line in text.splitlines():
+        start, end, label = line.split("\t")
+        tracks.append((float(start), float(end), label))
+        assert 0 <= float(start) <= float(end)
+    return tracks
+
+
+def test_audacity_and_raven(tmp_path, weights, recording):
+    for name in ("audacity", "raven"):
+        run(recording[0], "--weights", weights, "--window", 2, "--out", tmp_path / name, "--format", name)
+    (track,) = (tmp_path / "audacity").glob("*.txt")
+    spans = parse_audacity(track.read_text())
+    assert spans == [(0, 4, "high"), (4, 6, "hiss"), (6, 8, "low, hum"), (8, 10, "hiss"), (10, 12, "high")]
+    (table,) = (tmp_path / "raven").glob("*.selections.txt")
+    header, *rows = (line.split("\t") for line in table.read_text().splitlines())
+    assert header[:5] == ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)"]
+    assert all(len(row) == len(header) for row in rows)
+    assert [(float(row[3]), float(row[4]), row[header.index("Label")]) for row in rows] == spans
+
+
+def test_labels_of_several_lines_stay_on_one():
+    spans = [Label(0, 1, "a\tb\nc", 0.5)]
+    assert parse_audacity(audacity_track(spans)) == [(0, 1, "a b c")]
+    assert len(raven_table(spans, 8000.0).splitlines()) == 2
+
+
+def test_overlapping_windows_of_a_label_become_one_span():
+    labels = [Label(0, 2, "a", 0.6), Label(1, 3, "a", 0.9), Label(1, 3, "b", 0.5), Label(4, 6, "a", 0.7)]
+    assert merged(iter(labels)) == [Label(0, 3, "a", 0.9), Label(1, 3, "b", 0.5), Label(4, 6, "a", 0.7)]
+
+
+def test_failures_are_listed_and_the_rest_is_labelled(tmp_path, weights, recording, capsys):
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "broken.wav", recording[0], "--weights", weights, "--out", tmp_path / "p.csv")
+    assert ended.value.code == 3
+    assert "1 file could not be labelled" in capsys.readouterr().err
+    assert [row["path"] for row in rows_of(tmp_path / "p.csv")] == [str(recording[0])]
+    (failed,) = rows_of(tmp_path / "p.csv.failed.csv")
+    assert failed["path"] == str(tmp_path / "broken.wav")
+    with pytest.raises(SystemExit, match=r"broken.wav: .*\(--strict\)"):
+        run(tmp_path / "broken.wav", recording[0], "--weights", weights, "--out", tmp_path / "s.csv", "--strict")
+
+
+def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monkeypatch):
+    for number in range(4):
+        soundfile.write(tmp_path / f"{number}.wav", sound("high", 1 + number), RATE)
+    monkeypatch.setattr(clips_module, "GROUP_FRAMES", 150)
+    files = sorted(tmp_path.glob("*.wav"))
+    run(*files, "--weights", weights, "--out", tmp_path / "whole.csv")
+    seen = []
+    real = predict.Labelling.rows
+
+    def rows(self, classifier, group):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(group)
+        return real(self, classifier, group)
+
+    out = tmp_path / "parts.csv"
+    with monkeypatch.context() as patched:
+        patched.setattr(predict.Labelling, "rows", rows)
+        with pytest.raises(SystemExit) as ended:
+            run(*files, "--weights", weights, "--out", out)
+        assert ended.value.code == 130 and not out.exists()
+    with pytest.raises(SystemExit, match="continue it with --resume"):
+        run(*files, "--weights", weights, "--out", out)
+    with pytest.raises(SystemExit, match="another window"):
+        run(*files, "--weights", weights, "--out", out, "--resume", "--window", 1)
+    run(*files, "--weights", weights, "--out", out, "--resume")
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    run(*files, "--weights", weights, "--out", out, "--resume")  # complete already
+    with pytest.raises(SystemExit, match="another top"):
+        run(*files, "--weights", weights, "--out", out, "--resume", "--threshold", 0.3)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (("--hop", 1), "--hop needs --window"),
+        (("--window", 0.001), "--window must be at least 0.01 seconds"),
+        (("--top", 0), "--top must be at least 1"),
+        (("--threshold", 2), "--threshold is a probability"),
+        (("--out", "p.txt"), "write it as .csv or .jsonl"),
+        (("--out", "p.csv", "--format", "raven"), "without a suffix for a folder"),
+    ],
+)
+def test_options_that_cannot_be(weights, recording, options, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        run(recording[0], "--weights", weights, *options)
+
+
+def test_temperature_divides_the_logits_and_keeps_the_order(tmp_path, weights, recording):
+    hot = load_classifier(build(tmp_path / "hot", temperature=3.0), "cpu").probabilities([recording[0]])
+    cold = load_classifier(weights, "cpu").probabilities([recording[0]])
+    expected = np.exp(np.log(cold) / 3)
+    np.testing.assert_allclose(hot, expected / expected.sum(), rtol=1e-3)
+
+
+def test_several_labels_have_probabilities_of_their_own(tmp_path, recording):
+    folder = build(tmp_path / "multi", loss="multi")
+    (likely,) = load_classifier(folder, "cpu").predict(sound("high", 2))
+    assert likely["high"] > 0.9 and sum(likely.values()) != pytest.approx(1, abs=1e-3)
+    run(recording[0], "--weights", folder, "--window", 2, "--out", tmp_path / "p.csv")
+    assert all(float(row["probability"]) >= 0.5 for row in rows_of(tmp_path / "p.csv"))
+
+
+def test_folders_that_are_no_classifier(tmp_path, weights):
+    with pytest.raises(FileNotFoundError, match="no classifier"):
+        load_classifier(tmp_path)
+    (tmp_path / "fold-1" / "classifier").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="a classifier for each fold; name one"):
+        find_classifier(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((weights / name).read_bytes())
+    entries = json.loads((weights / "config.json").read_text())
+    for change, message in (({"format": "other"}, "its format is not"), ({"classes": ["a"]}, "another architecture")):
+        (tmp_path / "config.json").write_text(json.dumps(entries | change))
+        with pytest.raises(CheckpointError, match=message):
+            load_classifier(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_classifier(tmp_path)
+
+
+@pytest.mark.slow
+def test_an_exported_program_gives_the_same_probabilities(tmp_path, weights):
+    export.main(["--weights", str(weights), "--out", str(tmp_path / "c.pt2")])
+    program = torch.export.load(tmp_path / "c.pt2").module()
+    classifier = load_classifier(weights, "cpu")
+    audio = np.stack([sound(kind, 1.99) for kind in CLASSES])  # 200 frames, one segment
+    with torch.no_grad():
+        found = program(classifier.runtime.spectrogram(torch.from_numpy(audio))[:, None])
+    np.testing.assert_allclose(found, classifier.probabilities(list(audio)), atol=1e-5)
+
+
+def test_a_copied_classifier_is_the_same(tmp_path, weights):
+    export.main(["--weights", str(weights), "--out", str(tmp_path / "copy")])
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "copy" / name).read_bytes() == (weights / name).read_bytes()
+    with pytest.raises(SystemExit, match="as .pt2, or without a suffix"):
+        export.main(["--weights", str(weights), "--out", str(tmp_path / "c.onnx")])
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="holds something else"):
+        export.main(["--weights", str(weights), "--out", str(tmp_path / "run")])
+
+
+def test_left_and_right_channels(tmp_path, weights):
+    stereo = np.stack([sound("high", 2), sound("hiss", 2)], axis=1)
+    soundfile.write(tmp_path / "s.wav", stereo, RATE, subtype="FLOAT")
+    for channel, label in (("left", "high"), ("right", "hiss")):
+        out = tmp_path / f"{channel}.csv"
+        run(tmp_path / "s.wav", "--weights", weights, "--channel", channel, "--out", out)
+        assert [row["label"] for row in rows_of(out)] == [label]

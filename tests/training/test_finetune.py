@@ -1,0 +1,452 @@
+"""finetune.py as its users run it, on clips of synthetic sounds and with a very small encoder."""
+
+import csv
+import json
+import logging
+import random
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from audio_mamba import finetune, load_classifier, load_model
+from audio_mamba.cli.finetune_data import check_clips
+from audio_mamba.data.folds import Split
+from audio_mamba.data.labelled import read_labelled
+from audio_mamba.data.prepare import prepare
+from audio_mamba.data.prepare_job import Settings
+from audio_mamba.data.synthetic import KINDS, make_clip, write_scene_task
+from audio_mamba.front_end import PUBLISHED
+from audio_mamba.training.interruption import Interruption
+from audio_mamba.training.records import read_log, read_steps
+from audio_mamba.training.report import write_report
+from tests.conftest import ROOT
+from tests.training.runs import STANDALONE, finish, kill
+
+ENCODER = "tests.hear_api.small_config"
+QUICK = ["num_epochs=2", "opt.warmup_epochs=0.5", "batch_size=8", "opt.learning_rate=0.03"]
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory):
+    """A HEAR task with the splits train (48 clips), valid and test (24 each) of eight kinds of sound."""
+    return write_scene_task(tmp_path_factory.mktemp("tasks"), clips={"train": 6, "valid": 3, "test": 3}, seconds=0.5)
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    """60 clips of four kinds, in float32, with the folds 1 to 3."""
+    folder = tmp_path_factory.mktemp("folds")
+    with open(folder / "labels.csv", "w") as table:
+        table.write("file,label,fold\n")
+        for number in range(60):
+            kind = list(KINDS)[number % 4]
+            audio = make_clip(kind, 0.4, np.random.default_rng(number))
+            (folder / "audio").mkdir(exist_ok=True)
+            soundfile.write(folder / "audio" / f"{number:02d}.wav", audio, 16000, subtype="FLOAT")
+            table.write(f"{number:02d}.wav,{kind},{number // 4 % 3 + 1}\n")
+    settings = Settings(dtype="float32")
+    prepare(folder / "audio", folder / "archive", folder / "labels.csv", settings=settings, fold_column="fold")
+    return folder / "archive"
+
+
+def arguments(workdir, data, *options, changes=()):
+    return [
+        *("--workdir", str(workdir), "--data", str(data), "--model", ENCODER, "--init", "random", "--no-wandb"),
+        *("--num-workers", "0", "--print-freq", "1", "--device", "cpu", *options, "--set", *QUICK, *changes),
+    ]
+
+
+def tune(workdir, data, *options, changes=()):
+    finetune.main(arguments(workdir, data, *options, changes=changes))
+
+
+def refused(capsys, *call, **options):
+    """The sentence with which a command line fails."""
+    with pytest.raises(SystemExit) as ended:
+        tune(*call, **options)
+    assert isinstance(ended.value.code, str) and "\n" not in ended.value.code
+    return ended.value.code
+
+
+def outcome(workdir):
+    """What a run ends with, to the bit; without times."""
+    log = [{key: value for key, value in line.items() if key != "seconds"} for line in read_log(workdir / "log.txt")]
+    files = ("results.json", "predictions.csv", "classifier/model.safetensors", "classifier/config.json")
+    return log, [(workdir / name).read_bytes() for name in files]
+
+
+def predictions(workdir):
+    with open(workdir / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory, task):
+    """The work folder of a run on the task, long enough to learn."""
+    workdir = tmp_path_factory.mktemp("tuned")
+    tune(workdir, task, changes=["num_epochs=8", "augment.mixup=0"])
+    return workdir
+
+
+def test_it_learns_and_writes_what_it_says(tuned, task):
+    results = json.loads((tuned / "results.json").read_text())
+    log = read_log(tuned / "log.txt")
+    assert len(log) == 8 and log[-1]["train_loss"] < log[0]["train_loss"]
+    assert results["test"]["accuracy"] > 0.35, "chance is 0.125"
+    best = max(log, key=lambda line: line["val_accuracy"])
+    assert results["best_epoch"] == best["epoch"] + 1
+    assert results["validation"]["accuracy"] == best["val_accuracy"]
+    rows = predictions(tuned)
+    assert len(rows) == 24
+    right = [max(KINDS, key=lambda kind: float(row[kind])) == row["labels"] for row in rows]
+    assert results["test"]["accuracy"] == pytest.approx(np.mean(right))
+    labels = json.loads((task / "test.json").read_text())
+    assert {row["labels"] for row in rows} == {label for (label,) in labels.values()}
+    assert not (tuned / "resume").exists() and len(list((tuned / "checkpoints").glob("*.pth"))) == 2
+    assert (tuned / "curves.png").exists() and read_steps(tuned / "steps.csv")
+
+
+def test_the_classifier_says_of_files_what_the_run_said_of_its_clips(tuned, task):
+    classifier = load_classifier(tuned, "cpu")
+    assert classifier.classes == list(KINDS), "the order of the task's vocabulary"
+    expected = {
+        row["clip"].split("_", 2)[2]: [float(row[kind]) for kind in classifier.classes] for row in predictions(tuned)
+    }
+    files = sorted((task / "16000" / "test").glob("*.wav"))
+    found = classifier.probabilities(files)
+    np.testing.assert_allclose(found, [expected[file.stem] for file in files], atol=0.01)  # the archive is float16
+    (first,) = classifier.predict(str(files[0]), top=3)
+    assert list(first) == [classifier.classes[k] for k in np.argsort(-found[0])[:3]]
+
+
+def test_float32_archives_give_the_same_numbers(tmp_path, archive):
+    tune(tmp_path, archive, "--fold", "2", changes=["head.pooling=mean_std"])
+    classifier = load_classifier(tmp_path, "cpu")
+    rows = predictions(tmp_path)
+    files = [archive.parent / "audio" / f"{row['clip'].rsplit('_', 1)[1]}.wav" for row in rows]
+    expected = [[float(row[kind]) for kind in classifier.classes] for row in rows]
+    np.testing.assert_allclose(classifier.probabilities(files), expected, atol=1e-5)
+    assert len(rows) == 20
+
+
+def test_stopped_runs_end_with_the_same_bits(tmp_path, archive, monkeypatch):
+    """Stopped in an epoch, at its last step, and during validation."""
+    options = ("--fold", "1")
+    changes = ["data.balanced=True", "augment.gain=3", "num_epochs=4"]  # of two steps each
+    tune(tmp_path / "whole", archive, *options, changes=changes)
+    asked = Interruption.ask
+    for stop_after in (0, 1, 1):
+        steps = iter([False] * stop_after + [True])
+
+        def ask(self, steps=steps):
+            asked(self)
+            self.stop_now = next(steps)
+            return self.stop_now
+
+        monkeypatch.setattr(Interruption, "ask", ask)
+        tune(tmp_path / "parts", archive, *options, changes=changes)
+        assert not (tmp_path / "parts" / "results.json").exists()
+    monkeypatch.setattr(Interruption, "ask", asked)
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruption, "requested", property(lambda self: True))  # asked during validation alone
+        tune(tmp_path / "parts", archive, *options, changes=changes)
+    assert not (tmp_path / "parts" / "results.json").exists()
+    tune(tmp_path / "parts", archive, *options, changes=changes)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+    before = outcome(tmp_path / "whole")
+    tune(tmp_path / "whole", archive, *options, changes=changes)  # nothing to do
+    assert outcome(tmp_path / "whole") == before
+
+
+def start(processes, arguments):
+    launcher = ["-m", "torch.distributed.run", *STANDALONE, f"--nproc-per-node={processes}"] if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, "finetune.py", *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tmp_path, archive):
+    command = [*("--fold", "1", "--checkpoint-minutes", "0.0003"), *()]
+    changes = ["num_epochs=12"]
+    tune(tmp_path / "whole", archive, *command, changes=changes)
+    rng = random.Random(0)
+    for _ in range(10):
+        process = start(1, arguments(tmp_path / "parts", archive, *command, changes=changes))
+        for line in process.stdout:
+            if "step" in line and rng.random() < 0.2:
+                break
+        time.sleep(rng.random())
+        kill(process)
+        process.wait()
+    process = start(1, arguments(tmp_path / "parts", archive, *command, changes=changes))
+    assert process.wait(200) == 0, process.stdout.read()
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, archive):
+    """Over 50 steps, with all augmentations and balanced sampling."""
+    changes = ["num_epochs=25", "data.balanced=True", "augment.gain=3", "batch_size=4"]
+    process = start(2, arguments(tmp_path / "two", archive, "--fold", "1", changes=changes))
+    changes[-1] = "batch_size=8"
+    tune(tmp_path / "one", archive, "--fold", "1", changes=changes)
+    output = finish(process)
+    assert process.returncode == 0, output
+    one, two = (read_steps(tmp_path / name / "steps.csv") for name in ("one", "two"))
+    losses = [[row["train_loss"] for row in rows] for rows in (one, two)]
+    assert len(losses[0]) == len(losses[1]) == 50
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-5)
+    for found, expected in zip(*(read_log(tmp_path / name / "log.txt") for name in ("two", "one"))):
+        assert found["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-4)
+
+
+def test_all_folds_and_their_mean(tmp_path, archive, caplog):
+    tune(tmp_path, archive, "--folds", "all", "--freeze", changes=["num_epochs=1"])
+    summary = json.loads((tmp_path / "results.json").read_text())
+    assert [fold["fold"] for fold in summary["folds"]] == ["1", "2", "3"]
+    accuracies = [fold["test"]["accuracy"] for fold in summary["folds"]]
+    assert summary["test_mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
+    tested = [row["clip"] for fold in "123" for row in predictions(tmp_path / f"fold-{fold}")]
+    assert len(tested) == len(set(tested)) == 60
+    (tmp_path / "fold-2" / "results.json").unlink()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        tune(tmp_path, archive, "--folds", "all", "--freeze", changes=["num_epochs=1"])
+    assert json.loads((tmp_path / "results.json").read_text()) == summary
+    assert len(re.findall(r"configs.finetune, fold \d", caplog.text)) == 1, "finished folds are not trained again"
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    finetune.write_json(tmp_path / "r.json", {"d_prime": float("inf"), "mAP": [float("nan"), 1.5]})
+    assert json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail) == {
+        "d_prime": None,
+        "mAP": [None, 1.5],
+    }
+
+
+def test_the_report_shows_the_validation_metrics(tuned, tmp_path):
+    write_report([tuned], tmp_path / "report.html")
+    assert "Validation metrics by epoch" in (tmp_path / "report.html").read_text()
+
+
+def test_the_test_fold_has_no_influence_on_what_is_chosen(tmp_path, archive, monkeypatch):
+    """With the labels of the test clips wrong, training and choice stay the same."""
+    tune(tmp_path / "right", archive, "--fold", "1")
+    real = finetune.set_up
+
+    def set_up(args, resources):
+        experiment = real(args, resources)
+        for clip in experiment.splits["1"].test:
+            experiment.clips.labels[clip] = (experiment.clips.labels[clip] + 1) % 4
+        return experiment
+
+    monkeypatch.setattr(finetune, "set_up", set_up)
+    tune(tmp_path / "wrong", archive, "--fold", "1")
+    right, wrong = (outcome(tmp_path / name) for name in ("right", "wrong"))
+    assert right[0] == wrong[0] and right[1][2:] == wrong[1][2:]
+    assert right[1][0] != wrong[1][0]
+
+
+def test_frozen_encoders_keep_their_weights(tmp_path, archive):
+    tune(tmp_path, archive, "--fold", "1", "--freeze")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["encoder"] == {"name": ENCODER, "random": True, "frozen": True}
+    torch.manual_seed(0)
+    from audio_mamba import models
+    from tests.hear_api import small_config
+
+    fresh = models.build("mamba_ssast_tiny", small_config.get_config().model.model_args.to_dict()).state_dict()
+    found = load_file(tmp_path / "classifier" / "model.safetensors")
+    assert all(torch.equal(found[f"encoder.{key}"], value) for key, value in fresh.items())
+    assert found["head.1.weight"].abs().sum() > 0
+
+
+def test_shipped_weights_at_a_longer_input(tmp_path, archive, caplog):
+    """The encoder of the project, with its positions continued to 4 s."""
+    with caplog.at_level(logging.INFO):
+        finetune.main(
+            [
+                *(
+                    "--workdir",
+                    str(tmp_path),
+                    "--data",
+                    str(archive),
+                    "--fold",
+                    "1",
+                    "--no-wandb",
+                    "--num-workers",
+                    "0",
+                ),
+                *("--freeze", "--device", "cpu"),
+                *("--set", "data.num_frames=400", "num_epochs=1", "batch_size=20", "opt.warmup_epochs=0"),
+            ]
+        )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model"]["model_args"]["img_size"] == [400, 80]
+    assert load_classifier(tmp_path, "cpu").runtime.steps_per_segment == 100
+
+
+def test_the_tuned_encoder_embeds_and_is_tuned_further(tmp_path, tuned, archive):
+    classifier = load_classifier(tuned, "cpu")
+    audio = torch.from_numpy(make_clip("siren", 1.0, np.random.default_rng(0)))[None]
+    expected = classifier.runtime.get_scene_embeddings(audio)
+    newest = max((tuned / "checkpoints").glob("*.pth"))
+    for weights in (tuned, tuned / "classifier"):
+        assert torch.equal(load_model(weights, device="cpu").get_scene_embeddings(audio), expected)
+    assert load_model(newest, device="cpu").get_scene_embeddings(audio).shape == expected.shape
+    call = arguments(tmp_path, archive, "--fold", "1", "--freeze", "--model", str(tuned), "--init", "pretrained")
+    finetune.main(call)
+    found, before = (load_file(path / "classifier" / "model.safetensors") for path in (tmp_path, tuned))
+    assert all(torch.equal(found[key], value) for key, value in before.items() if key.startswith("encoder."))
+
+
+# ---------------------------------------------------------------- several labels
+
+
+@pytest.fixture(scope="session")
+def audioset(tmp_path_factory):
+    """Fake clips under the table formats of AudioSet: YouTube ids, machine ids of labels, 527 classes."""
+    folder = tmp_path_factory.mktemp("audioset")
+    mids = [f"/m/{number:05d}" for number in range(527)]
+    with open(folder / "classes.csv", "w") as file:
+        file.write("index,mid,display_name\n")
+        file.writelines(f'{number},{mid},"Sound, number {number}"\n' for number, mid in enumerate(mids))
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("eval", 16)):
+        (folder / part).mkdir()
+        with open(folder / f"{part}.csv", "w") as file:
+            file.write("# Segments csv created Sun Mar  5 10:54:31 2017\n# num_ytids=1\n")
+            file.write("# YTID, start_seconds, end_seconds, positive_labels\n")
+            for number in range(count):
+                ytid = f"{part}_{number:06d}"[:11].ljust(11, "x")
+                first = number % 4
+                audio = make_clip(list(KINDS)[first], 0.4, rng)
+                soundfile.write(folder / part / f"Y{ytid}.wav", audio, 16000)
+                labels = [mids[first], mids[4 + number % 3]][: 1 + number % 2]
+                file.write(f'{ytid}, 30.000, 40.000, "{",".join(labels)}"\n')
+        archive = folder / f"{part}_archive"
+        prepare(folder / part, archive, folder / f"{part}.csv", classes_csv=folder / "classes.csv")
+    return folder
+
+
+def test_audioset_runs_end_to_end(tmp_path, audioset, caplog):
+    options = ("--val-data", str(audioset / "eval_archive"))
+    with caplog.at_level(logging.WARNING):
+        tune(tmp_path, audioset / "train_archive", *options, changes=["data.balanced=True"])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["metric"] == "mAP" and results["validation"].keys() == {"mAP", "AUC", "d_prime"}
+    classifier = load_classifier(tmp_path, "cpu")
+    assert len(classifier.classes) == 527 and classifier.loss == "multi"
+    rows = classifier.probabilities(sorted((audioset / "eval").glob("*.wav"))[:2])
+    assert rows.shape == (2, 527) and (rows > 0).all() and (rows < 1).all() and rows.sum() != pytest.approx(2)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def labelled(folder, labels, seconds=0.3):
+    """An archive of clips with the given labels."""
+    with open(folder / "labels.csv", "w") as table:
+        table.write("file,label\n")
+        for number, label in enumerate(labels):
+            (folder / "audio").mkdir(exist_ok=True)
+            audio = make_clip("tone", seconds, np.random.default_rng(number))
+            soundfile.write(folder / "audio" / f"{number:02d}.wav", audio, 16000)
+            table.write(f'{number:02d}.wav,"{label}"\n')
+    prepare(folder / "audio", folder / "archive", folder / "labels.csv")
+    return folder / "archive"
+
+
+@pytest.mark.parametrize(
+    "labels, options, sentence",
+    [
+        (["a"] * 6 + ["b"] * 6 + ["c"], (), "one clip each for c; training and validation need one each"),
+        (["a"] * 6, (), r"the training clips have 1 label\(s\); at least 2 are needed"),
+        (["a,b"] * 6 + ["b"] * 6, ("--loss", "single"), "has 2 labels, but --loss single needs one; use --loss multi"),
+        (["a"] * 6 + ["b"] * 5 + [""], (), "has 0 labels, but --loss single needs one; label it, or leave it out"),
+    ],
+    ids=["a class with one clip", "one class", "several labels", "a clip without a label"],
+)
+def test_labels_that_cannot_be_used(tmp_path, capsys, labels, options, sentence):
+    assert re.search(sentence, refused(capsys, tmp_path / "run", labelled(tmp_path, labels), *options))
+
+
+def test_validation_clips_that_cannot_be_used(tmp_path, capsys):
+    for name, labels in (("train", ["a"] * 4 + ["b"] * 4), ("seen", ["a", "b"] * 2), ("other", ["a", "c"] * 2)):
+        (tmp_path / name).mkdir()
+        labelled(tmp_path / name, labels)
+    train, other = tmp_path / "train" / "archive", tmp_path / "other" / "archive"
+    message = refused(capsys, tmp_path / "run", train, "--val-data", str(other))
+    assert message.endswith(f"{other} has another class list than {train}: 'c' is only there")
+
+    classes = tmp_path / "classes.csv"
+    classes.write_text("idx,label\n0,a\n1,b\n2,c\n")
+    for name in ("train", "other"):
+        folder = tmp_path / name
+        prepare(folder / "audio", folder / "same", folder / "labels.csv", classes_csv=classes)
+    message = refused(capsys, tmp_path / "run", tmp_path / "train/same", "--val-data", str(tmp_path / "other/same"))
+    assert "validation clips have labels that no training clip has: c; give training some" in message
+
+
+def test_empty_training_or_validation(tmp_path, capsys, archive):
+    clips = read_labelled([archive], PUBLISHED)
+    some, none = np.arange(30), np.arange(0)
+    for split, part in ((Split(some, none, none), "validation"), (Split(none, some, none), "training")):
+        with pytest.raises(ValueError, match=f"^here: there are no {part} clips$"):
+            check_clips(clips, split, "single", "here")
+    with open(tmp_path / "labels.csv", "w") as file:
+        file.write("file,label,split\n" + "".join(f"{n:02d}.wav,{'ab'[n % 2]},test\n" for n in range(60)))
+    prepare(archive.parent / "audio", tmp_path / "test", tmp_path / "labels.csv", fold_column="split")
+    assert "there are no training clips" in refused(capsys, tmp_path / "run", tmp_path / "test")
+    assert "must be different folders" in refused(capsys, tmp_path, archive, "--val-data", str(archive))
+
+
+def test_a_checkpoint_of_another_class_list(tmp_path, capsys, archive):
+    tune(tmp_path / "run", archive, "--fold", "1", changes=["num_epochs=1"])
+    (tmp_path / "other").mkdir()
+    other = labelled(tmp_path / "other", ["a"] * 10 + ["b"] * 10)
+    message = refused(
+        capsys, tmp_path / "new", other, "--resume", str(next((tmp_path / "run/checkpoints").glob("*.pth")))
+    )
+    assert "has 4 classes (chirp_down, chirp_up, siren ...), but the data have 2 (a, b ...)" in message
+
+
+@pytest.mark.parametrize(
+    "options, changes, sentence",
+    [
+        ((), (), "the clips are in the folds 1, 2, 3: choose one with --fold, or --folds all"),
+        (("--fold", "9"), (), "no fold '9'; there are 1, 2, 3"),
+        (("--folds", "all", "--resume", "x.pth"), (), "--folds and --resume exclude each other"),
+        (("--fold", "1", "--loss", "multi"), ("metric=accuracy",), "metric accuracy needs one label per clip"),
+        (("--fold", "1"), ("metric=acuracy",), "metric must be one of None, accuracy, balanced_accuracy"),
+        (("--fold", "1"), ("opt.layer_decay=2",), "opt.layer_decay must be at most 1"),
+        (("--fold", "1"), ("augment.mixup=2",), "augment.mixup is a probability"),
+        (("--fold", "1"), ("head.poling=mean",), "head.poling"),
+        (("--fold", "1"), ("data.num_frames=202",), "does not divide"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path, capsys, archive, options, changes, sentence):
+    assert sentence in refused(capsys, tmp_path, archive, *options, changes=changes)
+
+
+def test_data_that_are_not_there(tmp_path, capsys):
+    assert f"{tmp_path / 'none'} is not a folder" in refused(capsys, tmp_path / "run", tmp_path / "none")
+
+
+def test_few_clips_are_a_warning(tmp_path, caplog):
+    archive = labelled(tmp_path, ["a"] * 12 + ["b"] * 12)
+    with caplog.at_level(logging.WARNING):
+        tune(tmp_path / "run", archive, changes=["num_epochs=1"])
+    assert "fewer than 10 training clips each for a" in caplog.text
