@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audio_mamba.data.audio import AudioError
-from audio_mamba.hear_api import RuntimeSSAST
+from audio_mamba.hear_api import RuntimeSSAST, clips
 from audio_mamba.hear_api.inputs import InputError
 from tests.hear_api.test_runtime import config_of
 
@@ -145,6 +145,22 @@ def test_truncated_and_mislabelled_files(runtime, tmp_path):
     expected = runtime.embed(tmp_path / "wave.wav")
     (tmp_path / "wave.wav").rename(tmp_path / "mislabelled.mp3")  # the content decides, not the suffix
     np.testing.assert_array_equal(runtime.embed(tmp_path / "mislabelled.mp3"), expected)
+
+
+@pytest.mark.parametrize("long_seconds", [120, 0.5])
+def test_a_channel_of_files_is_embedded(runtime, tmp_path, monkeypatch, long_seconds):
+    monkeypatch.setattr(clips, "LONG_SECONDS", long_seconds)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 16000)).astype(np.float32)
+    for count in (1, 2, 3):
+        soundfile.write(tmp_path / f"{count}.wav", samples[:count].T, 16000, subtype="FLOAT")
+    paths, alone = [tmp_path / f"{count}.wav" for count in (1, 2, 3)], runtime.embed(samples)
+    for channel, expected in (("left", alone[[0, 0, 0]]), ("right", alone[[0, 1, 1]]), (0, alone[[0, 0, 0]])):
+        np.testing.assert_allclose(runtime.embed(paths, channel=channel), expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(runtime.embed(paths[2], channel=2), alone[[2]], rtol=0, atol=2e-4)
+    with pytest.raises(AudioError, match="1.wav: has no channel 1, it has 1"):
+        runtime.embed(paths, channel=1)
+    with pytest.raises(ValueError, match="channel must be a number or one of mix, left, right, got 'each'"):
+        runtime.embed(paths, channel="each")
 
 
 def test_more_than_two_channels_are_mixed_with_a_warning(runtime, tmp_path, caplog):
