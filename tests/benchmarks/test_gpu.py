@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from tests.conftest import DEVICE, runs_on_device
 
 
 def test_without_a_gpu_it_says_so_in_one_sentence(monkeypatch):
@@ -83,11 +84,11 @@ def test_a_row_that_fails_says_why_and_leaves_the_others(monkeypatch):
     assert "| not measured: RuntimeError: two lines / of reasons |" in gpu.line(row)
 
 
-def test_the_kernel_of_exponentials_does_as_many_as_it_says():
+@pytest.mark.parametrize("device", [pytest.param(DEVICE, marks=runs_on_device)])
+def test_the_kernel_of_exponentials_does_as_many_as_it_says(device):
     pytest.importorskip("triton")
     from benchmarks import gpu_triton
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     x = -torch.rand(gpu_triton.BLOCK, device=device)
     y = torch.empty_like(x)
     assert gpu_triton.exponentials(x, y) == gpu_triton.REPEATS * gpu_triton.BLOCK

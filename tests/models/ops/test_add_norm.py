@@ -6,8 +6,9 @@ from torch import nn
 
 from audio_mamba.models import MambaSSAST
 from audio_mamba.models.ops.add_norm import reference, triton
+from tests.conftest import DEVICE, runs_on_device
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = runs_on_device
 KINDS = [(nn.LayerNorm, 33), (nn.RMSNorm, 33), (nn.LayerNorm, 192), (nn.RMSNorm, 1)]
 
 

@@ -6,9 +6,10 @@ import torch
 pytest.importorskip("triton")
 
 from audio_mamba.models.ops.causal_conv1d import triton
+from tests.conftest import DEVICE, runs_on_device
 from tests.models.ops.test_causal_conv1d import expected
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = runs_on_device
 
 
 @pytest.mark.parametrize(

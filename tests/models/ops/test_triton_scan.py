@@ -9,11 +9,11 @@ import torch
 from audio_mamba.models.mamba import Mamba
 from audio_mamba.models.ops.selective_scan import selective_scan
 from audio_mamba.models.ops.selective_scan import triton as triton_scan
-from tests.conftest import ROOT
+from tests.conftest import DEVICE, ROOT, runs_on_device
 from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
 
 pytest.importorskip("triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = runs_on_device
 
 LENGTHS, CHANNELS, STATES, BATCHES = (17, 65, 1, 2), (5, 33, 1, 6), (8, 1, 24, 9), (2, 1, 1, 1)
 OPTIONS = ({}, {"optional": False}, {"groups": True, "softplus": False}, {"channels_last": False})
