@@ -88,6 +88,17 @@ def test_under_autocast_the_norm_has_the_dtype_that_a_linear_layer_reads(kernel)
         torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=4e-3 * max(1.0, theirs.abs().max().item()))
 
 
+def test_inference_calls_the_kernel_without_the_dispatcher(kernel, monkeypatch):
+    norm, hidden, residual = make(nn.LayerNorm, 33, torch.float32, torch.float32, torch.float32)
+    arguments = hidden.to(DEVICE), residual.to(DEVICE), norm.to(DEVICE), True
+    through_operator = kernel(*arguments)
+    monkeypatch.setattr(torch.ops.audio_mamba, "add_norm_triton", None)
+    with torch.no_grad():
+        assert all(map(torch.equal, kernel(*arguments), through_operator))
+    with pytest.raises(TypeError):
+        kernel(*arguments)
+
+
 def test_many_rows_per_program(kernel, monkeypatch):
     monkeypatch.setattr(triton, "PROGRAMS", 3)
     norm, hidden, residual = make(nn.LayerNorm, 5, torch.float32, torch.float32, torch.float32)

@@ -44,6 +44,16 @@ def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dt
         )
 
 
+def test_inference_calls_the_kernel_without_the_dispatcher(monkeypatch):
+    x, weight = torch.randn(1, 3, 9, device=DEVICE), torch.randn(3, 4, device=DEVICE, requires_grad=True)
+    through_operator = triton.causal_conv1d(x, weight, None, "silu")
+    monkeypatch.setattr(torch.ops.audio_mamba, "causal_conv1d_triton", None)
+    with torch.no_grad():
+        assert torch.equal(triton.causal_conv1d(x, weight, None, "silu"), through_operator)
+    with pytest.raises(TypeError):
+        triton.causal_conv1d(x, weight, None, "silu")
+
+
 def test_no_time():
     x = torch.zeros(2, 3, 0, device=DEVICE, requires_grad=True)
     weight = torch.ones(3, 4, device=DEVICE, requires_grad=True)

@@ -102,13 +102,13 @@ def test_nan_is_not_lost(name):
 
 def test_a_single_step_reads_nothing_before_its_inputs(monkeypatch):
     """Backward works on pairs of steps; with a single step, the first of the pair is absent."""
-    pad = torch.nn.functional.pad
+    padded_to = triton_scan._padded_to
 
-    def pad_after_nan(t, rest):
-        t = pad(t, rest)
+    def padded_after_nan(t, size, dim):
+        t = padded_to(t, size, dim)
         return torch.cat([t.new_full((64,), torch.nan), t.flatten()])[64:].view_as(t)
 
-    monkeypatch.setattr(torch.nn.functional, "pad", pad_after_nan)
+    monkeypatch.setattr(triton_scan, "_padded_to", padded_after_nan)
     found = outputs_and_gradients(triton_scan, make_inputs(1, 3, 1, 4), device=DEVICE)
     assert all(tensor.isfinite().all() for tensor in found.values())
 
@@ -167,6 +167,29 @@ def test_opcheck(optional):
         torch.ops.audio_mamba.selective_scan_triton_backward,
         (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]),
     )
+
+
+@pytest.mark.parametrize("states, copied", [(24, False), (8, False), (20, True)])
+def test_states_that_fill_their_tiles_are_read_where_they_are(states, copied):
+    """In float32 and contiguous, B and C are not copied. Padding is zeros."""
+    u, A, row = torch.randn(2, 7, 3), -torch.rand(3, states), torch.randn(2, 7, states)
+    launch = triton_scan._Launch(u, u, A, row, row, None, None, None, True)
+    assert (launch.B.data_ptr() == row.data_ptr()) != copied and launch.B.is_contiguous()
+    for padded, plain in ((launch.B, row), (launch.A.t(), A * triton_scan.LOG2_E)):
+        assert torch.equal(padded[..., :states], plain) and (padded[..., states:] == 0).all()
+
+
+def test_inference_calls_the_kernels_without_the_dispatcher(monkeypatch):
+    """Which costs tens of microseconds per call. The numbers are the same."""
+    inputs = {name: t.to(DEVICE) for name, t in make_inputs(1, 3, 10, 2).items()}
+    leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+    through_operator = triton_scan.selective_scan(**leaves, delta_softplus=True)
+    monkeypatch.setattr(torch.ops.audio_mamba, "selective_scan_triton", None)
+    assert torch.equal(triton_scan.selective_scan(**inputs, delta_softplus=True), through_operator)
+    with torch.no_grad():
+        assert torch.equal(triton_scan.selective_scan(**leaves, delta_softplus=True), through_operator)
+    with pytest.raises(TypeError):
+        triton_scan.selective_scan(**leaves)
 
 
 def test_training_saves_little_memory():
