@@ -1,9 +1,9 @@
 """What the kernels of our scan cost, counted in their machine code without a GPU: `python -m benchmarks.gpu_counts`.
 
 The scan is compiled for the GPU of `--target`, for the states and dtype of SSAM's pretraining, once for each way of
-dividing the work in VARIANTS. The tools in triton's wheel give registers and spills, and the disassembly gives the issue
-slots: the instructions that one warp issues for BLOCK channels and one time step, at 32 channels per warp. What
-instructions wait for cannot be counted; benchmarks.gpu_sweep times the same variants.
+dividing the work in VARIANTS. The tools in triton's wheel give registers and spills, and the disassembly gives the
+issue slots: the instructions that warps issue for 32 channels and one time step. What instructions wait for cannot be
+counted; benchmarks.gpu_sweep times the same variants.
 """
 
 import argparse

@@ -43,10 +43,14 @@ PROGRAMS = 2048  # keep a large GPU busy; with less than half as many, time is c
 GROUP, BLOCK, PER_THREAD = 4, 32, 32
 COMBINED = 8  # chunks whose ends are loaded together
 LOG2_E = math.log2(math.e)
+# The kernels count the numbers of B in one batch entry, and those of a group of steps, in 32 bits.
+MOST_NUMBERS, MOST_STRIDE = 2**31 - 1, 2**27
 
 
 def unsupported_reason(call: ScanCall) -> str | None:
-    """See `models.ops.triton_support.unsupported_reason`."""
+    """A sequence of billions of steps, or see `models.ops.triton_support.unsupported_reason`."""
+    if (numbers := call.u.shape[2] * padded(call.A.shape[1])) > MOST_NUMBERS:
+        return f"B has {numbers} numbers in a batch entry, more than {MOST_NUMBERS}"
     return triton_support.unsupported_reason(*call.tensors)
 
 
@@ -245,7 +249,7 @@ class _Launch:
     """The arguments of a call in the form that the kernels read, and how the work is divided."""
 
     def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus):
-        self.u, self.delta, self.z = (t if t is None else rows(t) for t in (u, delta, z))
+        self.u, self.delta, self.z = (t if t is None else _near_rows(t) for t in (u, delta, z))
         self.D, self.bias = (t if t is None else t.contiguous() for t in (D, delta_bias))
         states = padded(A.shape[1])
         self.A = A.new_zeros(states, len(A))  # [S, D]
@@ -309,6 +313,11 @@ def padded(states: int) -> int:
     """S, the number of states that the kernels see: the given ones, then zeros."""
     cut = tiles(states)
     return cut["WIDTH"] * cut["PARTS"]
+
+
+def _near_rows(tensor: Tensor) -> Tensor:
+    """`rows`, copied also where the steps of time are very far from each other."""
+    return rows(tensor) if tensor.stride(1) <= MOST_STRIDE else tensor.contiguous()
 
 
 def _padded_to(tensor: Tensor, size: int, dim: int) -> Tensor:

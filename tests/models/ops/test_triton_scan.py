@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from audio_mamba.models.mamba import Mamba
+from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.selective_scan import selective_scan
 from audio_mamba.models.ops.selective_scan import triton as triton_scan
 from tests.conftest import DEVICE, ROOT, runs_on_device
@@ -145,6 +146,25 @@ def test_the_views_of_a_mamba_block():
         results.append([y, *torch.autograd.grad(y.square().sum(), list(mixer.parameters()))])
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_that_are_far_apart_in_memory_are_copied(monkeypatch):
+    monkeypatch.setattr(triton_scan, "MOST_STRIDE", 8)
+    inputs = make_inputs(2, 3, 9, 2)
+    wide = inputs["u"].new_zeros(2, 9, 9)
+    wide[..., :3] = inputs["u"].transpose(1, 2)
+    assert triton_scan._near_rows(wide[..., :3]).is_contiguous() and not wide[..., :3].is_contiguous()
+    inputs["u"] = wide[..., :3].transpose(1, 2)
+    check_against_float64(triton_scan, inputs, device=DEVICE)
+
+
+def test_a_sequence_whose_rows_32_bits_cannot_count_is_refused():
+    def call(length):
+        u, row = (torch.zeros(1).expand(1, size, length) for size in (2, 24))
+        return ScanCall(u, u, torch.zeros(2, 24), row, row)
+
+    assert "more than 2147483647" in triton_scan.unsupported_reason(call(2**31 // 24 + 1))
+    assert "2147483647" not in str(triton_scan.unsupported_reason(call(2**31 // 24)))
 
 
 def test_same_bits_every_time():
