@@ -1,4 +1,4 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and what happens on a machine without a GPU or without some packages."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when torch imports it
+# The mark of tests that run on DEVICE: on a machine with a GPU they are among `-m cuda`, elsewhere among the default.
+runs_on_device = [pytest.mark.cuda] if DEVICE == "cuda" else []
 ROOT = Path(__file__).resolve().parent.parent
+# What a machine for embedding or for GPU kernels may lack.
+OPTIONAL_PACKAGES = {
+    *("av", "hypothesis", "jinja2", "matplotlib", "ml_collections", "pandas", "pyarrow", "safetensors", "scipy"),
+    *("sklearn", "soundfile", "soxr", "torchdata", "tqdm", "webdataset"),
+}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A test file that imports a missing package is skipped, with the reason, instead of an error."""
+    report = yield
+    excinfo = getattr(getattr(report, "call", None), "excinfo", None)
+    error = excinfo and excinfo.value.__cause__
+    if isinstance(error, ModuleNotFoundError) and (name := str(error.name).split(".")[0]) in OPTIONAL_PACKAGES:
+        del report.call  # otherwise pytest announces the exception
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 1, f"the package {name} is not installed")
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from audio_mamba.models.ops.calls import Call
+from audio_mamba.models.ops.measured_order import measured_order, reordered
 from audio_mamba.models.ops.private_torch import constant_when_traced
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def _from_environment() -> str | None:
 
 
 class Operator:
-    """An operator and its back ends, in the order in which "auto" asks them: the fastest first, as measured."""
+    """An operator and its back ends, in the order in which "auto" asks them, unless `measured_order` has another."""
 
     def __init__(self, name: str, backends: Mapping[str, ModuleType]):
         self.name, self.backends = name, backends
@@ -87,7 +88,8 @@ class Operator:
     def first_that_supports(self, call: Call) -> str | None:
         """The name of the back end that "auto" takes for a call."""
         device_type = call.device_type
-        for name, module in self.backends.items():
+        for name in reordered(list(self.backends), measured_order(self.name, call)):
+            module = self.backends[name]
             devices = getattr(module, "AUTO_DEVICES", None)
             if (devices is None or device_type in devices) and module.unsupported_reason(call) is None:
                 return name

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from audio_mamba.models.ops import triton_support
 from audio_mamba.models.ops.calls import AddNormCall
+from audio_mamba.models.ops.private_torch import unwatched
 
 AUTO_DEVICES = ("cuda",)  # on the CPU runs Triton's interpreter, which is for tests
 PROGRAMS = 2048  # of a backward pass, at most; each leaves one row of weight gradients
 
 
 def unsupported_reason(call: AddNormCall) -> str | None:
-    """See `models.ops.triton_support.unsupported_reason`."""
+    """A norm without eps, whose meaning depends on the dtype; or see `models.ops.triton_support.unsupported_reason`."""
+    if call.norm.eps is None:
+        return "the norm's eps is None"
     return triton_support.unsupported_reason(*call.tensors, call.norm.weight)
 
 
@@ -32,11 +35,15 @@ def add_norm(
     dtype = hidden.dtype if residual is None else torch.promote_types(hidden.dtype, residual.dtype)
     autocast = torch.is_autocast_enabled(hidden.device.type)
     normed_dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else norm.weight.dtype
-    normed, total, _, _ = torch.ops.audio_mamba.add_norm_triton(
+    weight, bias = norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None
+    assert norm.eps is not None
+    fast = unwatched(hidden, residual, weight, bias)
+    operator = _forward_in_triton if fast else torch.ops.audio_mamba.add_norm_triton
+    normed, total, _, _ = operator(
         hidden,
         residual,
-        norm.weight,
-        None if rms else norm.bias,
+        weight,
+        bias,
         norm.eps,
         rms,
         torch.float32 if residual_in_fp32 else dtype,
@@ -45,8 +52,7 @@ def add_norm(
     return normed, total
 
 
-@torch.library.custom_op("audio_mamba::add_norm_triton", mutates_args=())
-def _forward(
+def _forward_in_triton(
     hidden: Tensor,
     residual: Tensor | None,
     weight: Tensor,
@@ -89,6 +95,9 @@ def _outputs(hidden, rms, dtype, normed_dtype):
         hidden.new_empty(0 if rms else rows, dtype=torch.float32),
         hidden.new_empty(rows, dtype=torch.float32),
     )
+
+
+_forward = torch.library.custom_op("audio_mamba::add_norm_triton", _forward_in_triton, mutates_args=())
 
 
 @_forward.register_fake

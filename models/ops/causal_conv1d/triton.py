@@ -12,6 +12,7 @@ from torch import Tensor
 from audio_mamba.models.ops import triton_support
 from audio_mamba.models.ops.calls import ConvCall
 from audio_mamba.models.ops.native import rows
+from audio_mamba.models.ops.private_torch import unwatched
 
 AUTO_DEVICES = ("cuda",)  # on the CPU runs Triton's interpreter, which is for tests
 STEPS, BLOCK = 32, 64  # time steps and channels of a program
@@ -25,13 +26,13 @@ def unsupported_reason(call: ConvCall) -> str | None:
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """See `models.ops.causal_conv1d`."""
-    bias = bias if bias is None else bias.float()
-    y = torch.ops.audio_mamba.causal_conv1d_triton(x.transpose(1, 2), weight.float(), bias, activation == "silu")
+    weight, bias = weight.float(), bias if bias is None else bias.float()
+    operator = _forward_in_triton if unwatched(x, weight, bias) else torch.ops.audio_mamba.causal_conv1d_triton
+    y = operator(x.transpose(1, 2), weight, bias, activation == "silu")
     return y.transpose(1, 2)  # [B, L, D] -> [B, D, L]
 
 
-@torch.library.custom_op("audio_mamba::causal_conv1d_triton", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+def _forward_in_triton(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """x [B, L, D], weight [D, K] and bias [D] in float32 -> [B, L, D]."""
     from audio_mamba.models.ops.causal_conv1d import triton_kernels as kernels
 
@@ -52,6 +53,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tens
                 BLOCK=BLOCK,
             )
     return y
+
+
+_forward = torch.library.custom_op("audio_mamba::causal_conv1d_triton", _forward_in_triton, mutates_args=())
 
 
 @_forward.register_fake

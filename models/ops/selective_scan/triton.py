@@ -26,12 +26,12 @@ least 8 and 14 bytes and N exponentials per channel step; benchmarks/gpu.py comp
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from audio_mamba.models.ops import triton_support
 from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.native import rows
+from audio_mamba.models.ops.private_torch import unwatched
 from audio_mamba.models.ops.selective_scan.groups import scan_by_group
 from audio_mamba.models.ops.triton_support import power_of_two
 
@@ -43,10 +43,14 @@ PROGRAMS = 2048  # keep a large GPU busy; with less than half as many, time is c
 GROUP, BLOCK, PER_THREAD = 4, 32, 32
 COMBINED = 8  # chunks whose ends are loaded together
 LOG2_E = math.log2(math.e)
+# The kernels count the numbers of B in one batch entry, and those of a group of steps, in 32 bits.
+MOST_NUMBERS, MOST_STRIDE = 2**31 - 1, 2**27
 
 
 def unsupported_reason(call: ScanCall) -> str | None:
-    """See `models.ops.triton_support.unsupported_reason`."""
+    """A sequence of billions of steps, or see `models.ops.triton_support.unsupported_reason`."""
+    if (numbers := call.u.shape[2] * padded(call.A.shape[1])) > MOST_NUMBERS:
+        return f"B has {numbers} numbers in a batch entry, more than {MOST_NUMBERS}"
     return triton_support.unsupported_reason(*call.tensors)
 
 
@@ -64,14 +68,13 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     D, delta_bias = (t if t is None else t.float() for t in (D, delta_bias))
-    y, last = scan_by_group(
-        torch.ops.audio_mamba.selective_scan_triton, u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus
-    )
+    watched = not unwatched(u, delta, A, B, C, D, z, delta_bias)
+    operator = torch.ops.audio_mamba.selective_scan_triton if watched else _forward_in_triton
+    y, last = scan_by_group(operator, u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus)
     return (y, last) if return_last_state else y
 
 
-@torch.library.custom_op("audio_mamba::selective_scan_triton", mutates_args=())
-def _forward(
+def _forward_in_triton(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -128,6 +131,9 @@ def _outputs(u, A, save):
     )
 
 
+_forward = torch.library.custom_op("audio_mamba::selective_scan_triton", _forward_in_triton, mutates_args=())
+
+
 @_forward.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, softplus, save):
     return _outputs(u, A, save)
@@ -157,14 +163,14 @@ def _backward(
             output.zero_()
         return outputs
     launch = _Launch(u, delta, A, B, C, D, z, delta_bias, softplus)
-    (batch, length, channels), state, rest = u.shape, padded(A.shape[1]), padded(A.shape[1]) - A.shape[1]
+    (batch, length, channels), state = u.shape, padded(A.shape[1])
     blocks, parts = -(-channels // BLOCK), batch * launch.chunks
     scratch = A.new_empty(*launch.grid, SPAN // GROUP, state, BLOCK)
     shares_of_BC = A.new_empty(2, blocks, batch, length, state)
     shares_of_A, shares_of_D = A.new_empty(parts, state, channels), A.new_empty(2, parts, channels)
     dy = rows(dy)
     with triton_support.device_of(u):
-        carry = d_last if d_last is None else F.pad(d_last, (0, 0, 0, rest)).contiguous()
+        carry = d_last if d_last is None else _padded_to(d_last, state, dim=1)
         if launch.chunks > 1:
             carry = launch.carry(dy, launch.z, launch.C, carry, reverse=True)
         length_and_channels, chunking = launch.sizes[:2], launch.sizes[2:]
@@ -243,11 +249,12 @@ class _Launch:
     """The arguments of a call in the form that the kernels read, and how the work is divided."""
 
     def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus):
-        self.u, self.delta, self.z = (t if t is None else rows(t) for t in (u, delta, z))
+        self.u, self.delta, self.z = (t if t is None else _near_rows(t) for t in (u, delta, z))
         self.D, self.bias = (t if t is None else t.contiguous() for t in (D, delta_bias))
-        rest = padded(A.shape[1]) - A.shape[1]
-        self.A = F.pad(A.t() * LOG2_E, (0, 0, 0, rest)).contiguous()  # [S, D]
-        self.B, self.C = (F.pad(t.float(), (0, rest)).contiguous() for t in (B, C))  # [B, L, S], for wide loads
+        states = padded(A.shape[1])
+        self.A = A.new_zeros(states, len(A))  # [S, D]
+        torch.mul(A.t(), LOG2_E, out=self.A[: A.shape[1]])
+        self.B, self.C = (_padded_to(t, states, dim=2) for t in (B, C))  # [B, L, S], for wide loads
         self.softplus, self.tiles = softplus, tiles(A.shape[1])
         self.batch, length, self.channels = u.shape
         self.chunks, chunk_length = _plan(*u.shape)
@@ -306,6 +313,22 @@ def padded(states: int) -> int:
     """S, the number of states that the kernels see: the given ones, then zeros."""
     cut = tiles(states)
     return cut["WIDTH"] * cut["PARTS"]
+
+
+def _near_rows(tensor: Tensor) -> Tensor:
+    """`rows`, copied also where the steps of time are very far from each other."""
+    return rows(tensor) if tensor.stride(1) <= MOST_STRIDE else tensor.contiguous()
+
+
+def _padded_to(tensor: Tensor, size: int, dim: int) -> Tensor:
+    """The tensor as contiguous float32, with zeros up to `size` along `dim`; itself where nothing is to be done."""
+    if tensor.shape[dim] == size:
+        return tensor.float().contiguous()
+    shape = list(tensor.shape)
+    shape[dim] = size
+    result = tensor.new_zeros(shape, dtype=torch.float32)
+    result.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+    return result
 
 
 def _plan(batch: int, length: int, channels: int) -> tuple[int, int]:

@@ -68,6 +68,13 @@ def forward(
     h = load_states(carry_ptr, batch * chunks + chunk, d, channels, WIDTH, PARTS, False)
     first = chunk * chunk_length
     end = tl.minimum(first + chunk_length, length)
+    u_ptr += batch * u_batch + first.to(tl.int64) * u_time + d
+    delta_ptr += batch * delta_batch + first.to(tl.int64) * delta_time + d
+    if z_ptr is not None:
+        z_ptr += batch * z_batch + first.to(tl.int64) * z_time + d
+    y_ptr += (batch * length + first) * channels + d
+    B_ptr += batch * length * (PARTS * WIDTH)
+    C_ptr += batch * length * (PARTS * WIDTH)
     for span_number in range(tl.cdiv(end - first, SPAN)):
         span = first + span_number * SPAN
         if starts_ptr is not None:
@@ -77,15 +84,18 @@ def forward(
             begin = span + group * GROUP
             us, steps, gates = (), (), ()
             for i in tl.static_range(GROUP):
-                t = (begin + i).to(tl.int64)
-                inside = used & (t < end)
-                step = load_step(delta_ptr + batch * delta_batch + t * delta_time + d, bias, inside, SOFTPLUS)
-                us, steps = us + (load(u_ptr + batch * u_batch + t * u_time + d, inside),), steps + (step,)
+                inside = used & (begin + i < end)
+                us = us + (load(u_ptr + i * u_time, inside),)
+                steps = steps + (load_step(delta_ptr + i * delta_time, bias, inside, SOFTPLUS),)
                 if z_ptr is not None:
-                    gates = gates + (load(z_ptr + batch * z_batch + t * z_time + d, inside),)
+                    gates = gates + (load(z_ptr + i * z_time, inside),)
+            u_ptr += GROUP * u_time
+            delta_ptr += GROUP * delta_time
+            if z_ptr is not None:
+                z_ptr += GROUP * z_time
             for i in tl.static_range(GROUP):
                 t = begin + i
-                row = batch * length + tl.minimum(t, end - 1)
+                row = tl.minimum(t, end - 1)
                 weighted, after = us[i] * steps[i], ()
                 outputs = tl.zeros([WIDTH, BLOCK], dtype=tl.float32)  # their sum over n is the scan's output
                 for j in tl.static_range(PARTS):
@@ -98,8 +108,8 @@ def forward(
                 y = tl.sum(outputs, axis=0) + skip * us[i]
                 if z_ptr is not None:
                     y *= gates[i] * tl.sigmoid(gates[i])
-                out = y_ptr + (batch * length + t) * channels + d
-                tl.store(out, y.to(y_ptr.dtype.element_ty), mask=used & (t < end))
+                tl.store(y_ptr + i * channels, y.to(y_ptr.dtype.element_ty), mask=used & (t < end))
+            y_ptr += GROUP * channels
     if chunk == chunks - 1:
         store_states(last_ptr, batch, h, d, channels, WIDTH, False)
 

@@ -7,65 +7,19 @@ not: types that change in a loop, and unknown functions.
 import argparse
 import functools
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from audio_mamba.models.ops.add_norm import triton_kernels as norm_kernels
 from audio_mamba.models.ops.causal_conv1d import triton_kernels as conv_kernels
 from audio_mamba.models.ops.selective_scan import triton as triton_scan
 from audio_mamba.models.ops.selective_scan import triton_chunk_kernels
 from audio_mamba.models.ops.selective_scan import triton_kernels as scan_kernels
+from benchmarks.gpu_counts import compile_kernel
 
-# Arguments in the dtype of the activations; other addresses are float32.
-LOW = {
-    "u_ptr",
-    "delta_ptr",
-    "z_ptr",
-    "y_ptr",
-    "dy_ptr",
-    "du_ptr",
-    "d_delta_ptr",
-    "dz_ptr",
-    "x_ptr",
-    "gate_ptr",
-    "dx_ptr",
-    "hidden_ptr",
-    "d_hidden_ptr",
-}
 FEW = {"GROUP": 2, "BLOCK": 16, "WIDTH": 4, "PARTS": 2, "num_warps": 1}
 
 
 def compile_one(kernel, target, dtype, absent=(), num_warps=1, size="i32", **constants):
-    """Compiles `kernel` for activations of `dtype`, and returns the bytes of shared memory that a program needs.
-
-    The arguments named in `absent` are None. Sizes and strides have the type `size`, or are all "1", which Triton makes
-    constants. Addresses and sizes are multiples of 16, as they mostly are, which Triton exploits.
-    """
-    constants |= dict.fromkeys(absent)
-    unspecialised = {"eps", *(kernel.do_not_specialize or ())}
-    if size == "1":
-        constants |= {
-            name: 1
-            for name in kernel.arg_names
-            if not name.endswith("_ptr") and name not in unspecialised | set(constants)
-        }
-        size = "i32"
-    signature, sixteens = {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        if name not in unspecialised | set(constants):
-            sixteens[place,] = [["tt.divisibility", 16]]
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = f"*{dtype if name in LOW else 'fp32'}"
-        else:
-            signature[name] = "fp32" if name == "eps" else size
-    compiled = triton.compile(
-        ASTSource(kernel, signature=signature, constexprs=constants, attrs=sixteens),
-        target=GPUTarget("cuda", target, 32),
-        options={"num_warps": num_warps},
-    )
+    """Compiles `kernel`, see `benchmarks.gpu_counts`, and returns the bytes of shared memory that a program needs."""
+    compiled = compile_kernel(kernel, target, dtype, absent, size, {"num_warps": num_warps}, **constants)
     assert compiled.asm["cubin"]
     return compiled.metadata.shared
 
@@ -92,13 +46,13 @@ def main():
     parser.add_argument("--published", action="store_true", help="with the tiles of 24 states")
     parser.add_argument("--size", choices=["i32", "i64", "1"], default="i32", help="type of sizes and strides")
     args = parser.parse_args()
-    compile_kernel = functools.partial(compile_one, size=args.size)
+    compile_sized = functools.partial(compile_one, size=args.size)
     cut = triton_scan.tiles(24) if args.published else FEW
     check_forward_layout(args.target)
     for dtype, softplus, absent in (("bf16", True, ()), ("fp32", False, ("D_ptr", "z_ptr", "bias_ptr"))):
         options = {"SOFTPLUS": softplus, "SPAN": triton_scan.SPAN}
         without_z = {"dz_ptr"} if absent else set()
-        compile_kernel(
+        compile_sized(
             scan_kernels.forward,
             args.target,
             dtype,
@@ -106,11 +60,9 @@ def main():
             **options,
             **cut,
         )
-        compile_kernel(
-            scan_kernels.backward, args.target, dtype, {*absent, "d_carry_ptr"} | without_z, **options, **cut
-        )
+        compile_sized(scan_kernels.backward, args.target, dtype, {*absent, "d_carry_ptr"} | without_z, **options, **cut)
         for reverse in (False, True):
-            compile_kernel(
+            compile_sized(
                 triton_chunk_kernels.chunk_ends,
                 args.target,
                 dtype,
@@ -119,7 +71,7 @@ def main():
                 SOFTPLUS=softplus,
                 **cut,
             )
-            compile_kernel(
+            compile_sized(
                 triton_chunk_kernels.combine,
                 args.target,
                 dtype,
@@ -129,7 +81,7 @@ def main():
                 BLOCK=32,
             )
         for kernel, group in ((conv_kernels.forward_kernel, {}), (conv_kernels.backward_kernel, {"GROUP": 4})):
-            compile_kernel(
+            compile_sized(
                 kernel,
                 args.target,
                 dtype,
@@ -141,7 +93,7 @@ def main():
                 **group,
             )
         rms = not softplus
-        compile_kernel(
+        compile_sized(
             norm_kernels.forward_kernel,
             args.target,
             dtype,
@@ -149,7 +101,7 @@ def main():
             RMS=rms,
             BLOCK=256,
         )
-        compile_kernel(
+        compile_sized(
             norm_kernels.backward_kernel,
             args.target,
             dtype,

@@ -6,8 +6,9 @@ from torch import nn
 
 from audio_mamba.models import MambaSSAST
 from audio_mamba.models.ops.add_norm import reference, triton
+from tests.conftest import DEVICE, runs_on_device
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = runs_on_device
 KINDS = [(nn.LayerNorm, 33), (nn.RMSNorm, 33), (nn.LayerNorm, 192), (nn.RMSNorm, 1)]
 
 
@@ -85,6 +86,17 @@ def test_under_autocast_the_norm_has_the_dtype_that_a_linear_layer_reads(kernel)
     assert mine[0].dtype == torch.float16 and mine[1].dtype == torch.float32
     for ours, theirs in zip(mine, true, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=4e-3 * max(1.0, theirs.abs().max().item()))
+
+
+def test_inference_calls_the_kernel_without_the_dispatcher(kernel, monkeypatch):
+    norm, hidden, residual = make(nn.LayerNorm, 33, torch.float32, torch.float32, torch.float32)
+    arguments = hidden.to(DEVICE), residual.to(DEVICE), norm.to(DEVICE), True
+    through_operator = kernel(*arguments)
+    monkeypatch.setattr(torch.ops.audio_mamba, "add_norm_triton", None)
+    with torch.no_grad():
+        assert all(map(torch.equal, kernel(*arguments), through_operator))
+    with pytest.raises(TypeError):
+        kernel(*arguments)
 
 
 def test_many_rows_per_program(kernel, monkeypatch):

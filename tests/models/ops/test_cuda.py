@@ -1,6 +1,7 @@
 """Tests that need a CUDA device: `./run_tests.sh -m cuda`."""
 
 import copy
+import fcntl
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ import torch
 from audio_mamba import models
 from audio_mamba.models.loss import reconstruction_loss
 from audio_mamba.models.ops import mamba_block, packages
+from audio_mamba.models.ops.add_norm import add_norm
 from audio_mamba.models.ops.calls import BlockCall, ScanCall
 from audio_mamba.models.ops.causal_conv1d import causal_conv1d
 from audio_mamba.models.ops.selective_scan import BACKENDS, chunked, package, selective_scan
 from audio_mamba.models.ops.selective_scan import triton as triton_scan
+from tests.conftest import DEVICE
 from tests.models.ops.scan_cases import ROWS, check_against_float64, inputs_of, make_inputs, outputs_and_gradients
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -39,17 +42,6 @@ class TestScan:
         plain = outputs_and_gradients(chunked, inputs)
         for name, value in plain.items():
             assert (ours[name] - value).norm() <= 1e-4 * value.norm(), name
-
-    def test_offsets_beyond_two_to_the_31(self):
-        """More elements than 32 bits can index: the last batch entry equals the first, which has the same inputs."""
-        one = {name: t.cuda() for name, t in make_inputs(1, 4096, 1100, 1, dtype=torch.bfloat16).items()}
-        batch = 2**31 // (4096 * 1100) + 2
-        if torch.cuda.mem_get_info()[0] < 24 * 2**30:
-            pytest.skip("less than 24 GiB of free memory")
-        many = {name: t.expand(batch, *t.shape[1:]) if t.dim() == 3 else t for name, t in one.items()}
-        with torch.no_grad():
-            y = selective_scan(**many, delta_softplus=True, backend="triton")
-            assert torch.equal(y[-1], y[0]) and y[-1].isfinite().all()
 
     def test_same_bits_every_time(self):
         first, second = (
@@ -83,6 +75,77 @@ class TestScan:
             selective_scan(**inputs, return_last_state=True, backend="mamba_ssm")
         selective_scan(**inputs, return_last_state=True)[1].sum().backward()
         assert inputs["u"].grad.abs().sum() > 0
+
+
+@pytest.fixture
+def large_memory(tmp_path_factory):
+    """Runs the tests with tensors of gigabytes one after the other, in whichever process they are."""
+    with open(tmp_path_factory.getbasetemp().parent / "large_memory.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
+
+
+def copies(tensor, count):
+    """[1, ...] -> [count, ...], without memory."""
+    return tensor.expand(count, *tensor.shape[1:])
+
+
+class TestBeyond32Bits:
+    """More elements than 32 bits can index. All batch entries are the same, so the last result must equal the first."""
+
+    LENGTH, CHANNELS = 1100, 4096
+    BATCH = 2**31 // (1100 * 4096) + 2
+
+    @staticmethod
+    def need(gigabytes):
+        free = torch.cuda.mem_get_info()[0] / 2**30
+        if free < gigabytes:
+            pytest.skip(f"{free:.0f} GiB of memory are free, not {gigabytes}")
+
+    @staticmethod
+    def check(*tensors):
+        for tensor in tensors:
+            assert torch.equal(tensor[-1], tensor[0]) and tensor[-1].isfinite().all() and tensor[-1].any()
+
+    def scan_inputs(self):
+        """u fills its memory; the other sequences are one entry, expanded."""
+        inputs = make_inputs(1, self.CHANNELS, self.LENGTH, 1, dtype=torch.bfloat16)
+        many = {name: copies(t.to(DEVICE), self.BATCH) if t.dim() == 3 else t.to(DEVICE) for name, t in inputs.items()}
+        return many | {"u": many["u"].transpose(1, 2).contiguous().transpose(1, 2)}
+
+    def test_scan(self, large_memory):
+        self.need(16)
+        with torch.no_grad():
+            self.check(selective_scan(**self.scan_inputs(), delta_softplus=True, backend="triton"))
+
+    def test_scan_backward(self, large_memory):
+        self.need(44)
+        inputs = self.scan_inputs()
+        leaves = [inputs[name].requires_grad_() for name in ("u", "delta", "z")]
+        y = selective_scan(**inputs, delta_softplus=True, backend="triton")
+        self.check(*torch.autograd.grad(y, leaves, copies(torch.ones_like(y[:1]), self.BATCH)))
+
+    def test_convolution_forward_and_backward(self, large_memory):
+        self.need(24)
+        weight = torch.randn(self.CHANNELS, 4, device=DEVICE, requires_grad=True)
+        x = torch.randn(1, self.LENGTH, self.CHANNELS, device=DEVICE, dtype=torch.bfloat16)
+        x = copies(x, self.BATCH).contiguous().transpose(1, 2).requires_grad_()
+        y = causal_conv1d(x, weight, None, "silu", backend="triton")
+        dx, d_weight = torch.autograd.grad(y, [x, weight], copies(torch.ones_like(y[:1]), self.BATCH))
+        self.check(y.detach(), dx)
+        assert d_weight.isfinite().all()
+
+    def test_add_norm_forward_and_backward(self, large_memory):
+        self.need(48)
+        norm = torch.nn.LayerNorm(self.CHANNELS).to(DEVICE)
+        shape = 1, self.LENGTH, self.CHANNELS
+        hidden, residual = (torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+        hidden, residual = (copies(t, self.BATCH).requires_grad_() for t in (hidden, residual))
+        normed, total = add_norm(hidden, residual, norm, backend="triton")
+        weights = [copies(torch.randn_like(t[:1]), self.BATCH) for t in (normed, total)]
+        gradients = torch.autograd.grad([normed, total], [hidden, residual], weights)
+        self.check(normed.detach(), total.detach(), *gradients)
 
 
 def small_model(**kwargs):
@@ -146,6 +209,32 @@ class TestModel:
         expected = model(x, mask)[0]
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x, mask)[0], expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+    def test_torch_compile_with_backward(self, backend):
+        model, x = small_model(), torch.randn(2, 1, 40, 80).to(DEVICE)
+        mask = (torch.arange(50) % 2 == 0).float().expand(2, -1).to(DEVICE)
+        model.to(DEVICE).use_backend("triton")
+        results = []
+        for function in (model, torch.compile(model, fullgraph=True, backend=backend)):
+            loss = reconstruction_loss(*function(x, mask))
+            gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+            results.append([loss, *gradients])
+        for compiled, plain in zip(*reversed(results), strict=True):
+            assert (compiled - plain).norm() <= 1e-3 * plain.norm() + 1e-7
+
+    def test_gradient_checkpointing_with_our_kernels(self):
+        x = torch.randn(2, 1, 40, 80, device=DEVICE)
+        mask = (torch.arange(50) % 2 == 0).float().expand(2, -1).to(DEVICE)
+        results = []
+        for checkpointing in (False, True):
+            model = small_model().to(DEVICE)
+            model.use_backend("triton")
+            model.gradient_checkpointing = checkpointing
+            loss = reconstruction_loss(*model(x, mask))
+            results.append([loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])])
+        for checkpointed, plain in zip(*reversed(results), strict=True):
+            torch.testing.assert_close(checkpointed, plain)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

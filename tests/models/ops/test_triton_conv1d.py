@@ -6,9 +6,10 @@ import torch
 pytest.importorskip("triton")
 
 from audio_mamba.models.ops.causal_conv1d import triton
+from tests.conftest import DEVICE, runs_on_device
 from tests.models.ops.test_causal_conv1d import expected
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = runs_on_device
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,16 @@ def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dt
         torch.testing.assert_close(
             ours.double().cpu(), true.double(), rtol=10 * rounding, atol=rounding * true.abs().max().item() + 1e-7
         )
+
+
+def test_inference_calls_the_kernel_without_the_dispatcher(monkeypatch):
+    x, weight = torch.randn(1, 3, 9, device=DEVICE), torch.randn(3, 4, device=DEVICE, requires_grad=True)
+    through_operator = triton.causal_conv1d(x, weight, None, "silu")
+    monkeypatch.setattr(torch.ops.audio_mamba, "causal_conv1d_triton", None)
+    with torch.no_grad():
+        assert torch.equal(triton.causal_conv1d(x, weight, None, "silu"), through_operator)
+    with pytest.raises(TypeError):
+        triton.causal_conv1d(x, weight, None, "silu")
 
 
 def test_no_time():

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from audio_mamba.models.mamba import Mamba
+from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.selective_scan import selective_scan
 from audio_mamba.models.ops.selective_scan import triton as triton_scan
-from tests.conftest import ROOT
+from tests.conftest import DEVICE, ROOT, runs_on_device
 from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
 
 pytest.importorskip("triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = runs_on_device
 
 LENGTHS, CHANNELS, STATES, BATCHES = (17, 65, 1, 2), (5, 33, 1, 6), (8, 1, 24, 9), (2, 1, 1, 1)
 OPTIONS = ({}, {"optional": False}, {"groups": True, "softplus": False}, {"channels_last": False})
@@ -102,13 +103,13 @@ def test_nan_is_not_lost(name):
 
 def test_a_single_step_reads_nothing_before_its_inputs(monkeypatch):
     """Backward works on pairs of steps; with a single step, the first of the pair is absent."""
-    pad = torch.nn.functional.pad
+    padded_to = triton_scan._padded_to
 
-    def pad_after_nan(t, rest):
-        t = pad(t, rest)
+    def padded_after_nan(t, size, dim):
+        t = padded_to(t, size, dim)
         return torch.cat([t.new_full((64,), torch.nan), t.flatten()])[64:].view_as(t)
 
-    monkeypatch.setattr(torch.nn.functional, "pad", pad_after_nan)
+    monkeypatch.setattr(triton_scan, "_padded_to", padded_after_nan)
     found = outputs_and_gradients(triton_scan, make_inputs(1, 3, 1, 4), device=DEVICE)
     assert all(tensor.isfinite().all() for tensor in found.values())
 
@@ -147,6 +148,25 @@ def test_the_views_of_a_mamba_block():
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
 
 
+def test_steps_that_are_far_apart_in_memory_are_copied(monkeypatch):
+    monkeypatch.setattr(triton_scan, "MOST_STRIDE", 8)
+    inputs = make_inputs(2, 3, 9, 2)
+    wide = inputs["u"].new_zeros(2, 9, 9)
+    wide[..., :3] = inputs["u"].transpose(1, 2)
+    assert triton_scan._near_rows(wide[..., :3]).is_contiguous() and not wide[..., :3].is_contiguous()
+    inputs["u"] = wide[..., :3].transpose(1, 2)
+    check_against_float64(triton_scan, inputs, device=DEVICE)
+
+
+def test_a_sequence_whose_rows_32_bits_cannot_count_is_refused():
+    def call(length):
+        u, row = (torch.zeros(1).expand(1, size, length) for size in (2, 24))
+        return ScanCall(u, u, torch.zeros(2, 24), row, row)
+
+    assert "more than 2147483647" in triton_scan.unsupported_reason(call(2**31 // 24 + 1))
+    assert "2147483647" not in str(triton_scan.unsupported_reason(call(2**31 // 24)))
+
+
 def test_same_bits_every_time():
     first, second = (outputs_and_gradients(triton_scan, make_inputs(2, 17, 5, 3), device=DEVICE) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -167,6 +187,29 @@ def test_opcheck(optional):
         torch.ops.audio_mamba.selective_scan_triton_backward,
         (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]),
     )
+
+
+@pytest.mark.parametrize("states, copied", [(24, False), (8, False), (20, True)])
+def test_states_that_fill_their_tiles_are_read_where_they_are(states, copied):
+    """In float32 and contiguous, B and C are not copied. Padding is zeros."""
+    u, A, row = torch.randn(2, 7, 3), -torch.rand(3, states), torch.randn(2, 7, states)
+    launch = triton_scan._Launch(u, u, A, row, row, None, None, None, True)
+    assert (launch.B.data_ptr() == row.data_ptr()) != copied and launch.B.is_contiguous()
+    for padded, plain in ((launch.B, row), (launch.A.t(), A * triton_scan.LOG2_E)):
+        assert torch.equal(padded[..., :states], plain) and (padded[..., states:] == 0).all()
+
+
+def test_inference_calls_the_kernels_without_the_dispatcher(monkeypatch):
+    """Which costs tens of microseconds per call. The numbers are the same."""
+    inputs = {name: t.to(DEVICE) for name, t in make_inputs(1, 3, 10, 2).items()}
+    leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+    through_operator = triton_scan.selective_scan(**leaves, delta_softplus=True)
+    monkeypatch.setattr(torch.ops.audio_mamba, "selective_scan_triton", None)
+    assert torch.equal(triton_scan.selective_scan(**inputs, delta_softplus=True), through_operator)
+    with torch.no_grad():
+        assert torch.equal(triton_scan.selective_scan(**leaves, delta_softplus=True), through_operator)
+    with pytest.raises(TypeError):
+        triton_scan.selective_scan(**leaves)
 
 
 def test_training_saves_little_memory():
