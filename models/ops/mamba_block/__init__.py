@@ -20,8 +20,8 @@ def choose_fused(call: BlockCall, backend: str = "auto") -> ModuleType | None:
 
     Args:
         call: hidden states [B, L, D] and the block's parameters.
-        backend: see `models.ops.dispatch`. "auto" takes the first fused kernel that supports the call, but none where the
-            operators were measured to be faster; any other name only the one of that name. A call that it does not
+        backend: see `models.ops.dispatch`. "auto" takes the first fused kernel that supports the call, but none where
+            the operators were measured to be faster; any other name only the one of that name. A call that it does not
             support is never an error, since the operators may support it.
 
     Raises:
