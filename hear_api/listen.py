@@ -60,10 +60,11 @@ class Novelty:
         return novelty
 
     def _offset(self, embedding: Tensor, step: int) -> Tensor:
-        """How far what is usual at a step is from what is usual; 0 when the step is new. Takes in the embedding."""
-        seen = torch.tensor([count > 0 for count in self._counts])
-        offset = self._usual[step] - self._usual[seen].mean(dim=0) if seen[step] else torch.zeros_like(embedding)
-        self._counts[step] = min(self._counts[step] + 1, LONG_TERM_SEGMENTS)
+        """How far what is usual at a step is from what is usual; 0 before two segments have shown it. Takes in the
+        embedding."""
+        seen, count = torch.tensor([count > 0 for count in self._counts]), self._counts[step]
+        offset = self._usual[step] - self._usual[seen].mean(dim=0) if count > 1 else torch.zeros_like(embedding)
+        self._counts[step] = min(count + 1, LONG_TERM_SEGMENTS)
         self._usual[step] += (embedding - self._usual[step]) / self._counts[step]
         return offset
 

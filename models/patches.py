@@ -6,9 +6,8 @@ how their kernel is stored.
 """
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor, nn
-
-from audio_mamba.models.ops.linear import linear
 
 
 def patchify(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -40,10 +39,11 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Time-first [B, C, T, M] -> tokens [B, T'*M', D], time-major."""
         weight = self.proj.weight.transpose(-1, -2) if self.frequency_first else self.proj.weight
-        # A convolution whose stride is its kernel is one matrix product on the patches.
+        # A convolution whose stride is its kernel is one matrix product on the patches. It is not `ops.linear`, whose
+        # other rounding AxLSTM would amplify.
         weight = weight.permute(0, 2, 3, 1)  # [D, p_t, p_m, C]
         _, p_t, p_m, _ = weight.shape
-        return linear(patchify(x, (p_t, p_m)), weight.flatten(1), self.proj.bias)
+        return F.linear(patchify(x, (p_t, p_m)), weight.flatten(1), self.proj.bias)
 
 
 def sincos_position_embedding(grid_size: tuple[int, int], dim: int, cls_token: bool) -> np.ndarray:

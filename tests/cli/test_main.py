@@ -92,7 +92,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback():
     command = start_command("print('started', flush=True); time.sleep(60)")
     assert command.stdout.readline() == "started\n"
     command.send_signal(signal.SIGINT)
-    _, err = command.communicate(timeout=20)
+    _, err = command.communicate(timeout=60)
     assert (command.returncode, err) == (-signal.SIGINT, "interrupted\n")
 
 
@@ -100,13 +100,13 @@ def test_output_into_head_ends_a_command_without_a_traceback():
     command = start_command("[print('line', number) for number in range(10**6)]")
     assert command.stdout.readline() == "line 0\n"
     command.stdout.close()
-    assert command.wait(timeout=20) == 128 + signal.SIGPIPE
+    assert command.wait(timeout=60) == 128 + signal.SIGPIPE
     assert command.stderr.read() == ""
 
 
 def test_another_broken_pipe_is_not_taken_for_the_output():
     command = start_command("r, w = os.pipe(); os.close(r); os.write(w, b'x')")
-    _, err = command.communicate(timeout=20)
+    _, err = command.communicate(timeout=60)
     assert command.returncode == 1 and "BrokenPipeError" in err
 
 
@@ -119,7 +119,7 @@ def test_help_into_a_closed_pipe_says_nothing():
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     os.close(write)
     assert done.stderr == ""

@@ -136,7 +136,8 @@ def test_errors_are_one_line(tmp_path, one_thread):
 def test_novelty_is_high_where_the_embeddings_change():
     rng, novelty = np.random.default_rng(0), Novelty(50)
     before, after = torch.tensor(rng.standard_normal((2, 64)), dtype=torch.float32)
-    rows = torch.cat([before.expand(100, -1), after.expand(100, -1)]) + 0.1 * torch.randn(200, 64)
+    rows = torch.cat([before.expand(100, -1), after.expand(100, -1)])
+    rows += 0.1 * torch.tensor(rng.standard_normal((200, 64)), dtype=torch.float32)
     values = [novelty(row, number % 50) for number, row in enumerate(rows)]
     assert np.argmax(values[20:]) + 20 in range(100, 103) and np.mean(values[180:]) < 0.2
 
