@@ -22,9 +22,10 @@ import soundfile as sf
 from tqdm import tqdm
 
 from experiments.free_audio.fetch import fetch
+from experiments.judge.clips import Clip
 from experiments.judge.instruments import SAMPLE_RATE
 from experiments.judge.packages import SUFFIXES, read_sources, versions
-from experiments.judge.tasks import TASKS, Clip, Task
+from experiments.judge.tasks import TASKS, Task
 
 
 def write_task(task: Task, packages: Path, out: Path, expected: dict[str, int] | None = None) -> Counter:

@@ -14,8 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from audio_mamba import load_model
 from audio_mamba.data.labels import find_labelled
 from audio_mamba.hear_api.probe.clips import read_clips
-from experiments.judge import build, tasks
+from experiments.judge import build, played, tasks
 from experiments.judge.__main__ import Features, embeddings, main
+from experiments.judge.clips import Clip, split_by
 from experiments.judge.instruments import SAMPLE_RATE, midi_file, read_patch
 from experiments.judge.packages import read_sources
 from experiments.judge.poolings import POOLINGS
@@ -83,8 +84,8 @@ def test_the_table_of_packages_has_every_task_and_no_source_of_the_evaluation_ta
 
 
 def test_split_by_is_the_same_anywhere():
-    assert [tasks.split_by(key) for key in ("ball", "bow", "coat", "egypt_boy")] == ["test", "train", "train", "train"]
-    shares = [tasks.split_by(str(number)) for number in range(2000)]
+    assert [split_by(key) for key in ("ball", "bow", "coat", "egypt_boy")] == ["test", "train", "train", "train"]
+    shares = [split_by(str(number)) for number in range(2000)]
     assert 0.55 < shares.count("train") / 2000 < 0.65 and 0.16 < shares.count("test") / 2000 < 0.24
 
 
@@ -220,6 +221,6 @@ def test_drum_clips_that_differ_in_level_alone_are_kept_once(monkeypatch):
     hit = rng.standard_normal(SAMPLE_RATE).astype(np.float32)
     other = rng.standard_normal(SAMPLE_RATE).astype(np.float32)
     audios = [hit, 0.3 * hit, other, 0 * hit]
-    made = [tasks.Clip("p", "fold00", "snare", str(number), audio) for number, audio in enumerate(audios)]
-    monkeypatch.setattr(tasks, "_drum_pieces", lambda packages: iter(made))
-    assert [clip.name for clip in tasks.drum_pieces(None)] == ["0", "2"]
+    made = [Clip("p", "fold00", "snare", str(number), audio) for number, audio in enumerate(audios)]
+    monkeypatch.setattr(played, "_drum_pieces", lambda packages: iter(made))
+    assert [clip.name for clip in played.drum_pieces(None)] == ["0", "2"]
