@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,21 +22,25 @@ from experiments.free_audio.packages import read_packages
 SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3"}  # of the files that the shipped weights were trained on
 
 
-def fetch(name: str, out: Path) -> None:
+def fetch(name: str, out: Path, version: str | None = None, suffixes: Set[str] = SUFFIXES) -> None:
     """Download one package and keep its audio and copyright file in out/name, which appears only when complete.
+
+    Args:
+        version: of the package; None for the newest.
+        suffixes: of the files to keep.
 
     Raises:
         RuntimeError: apt-get or dpkg-deb failed; the message is their last line.
     """
     with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
         temporary = Path(folder)
-        _run(["apt-get", "download", name], temporary)
+        _run(["apt-get", "download", f"{name}={version}" if version else name], temporary)
         _run(["dpkg-deb", "--extract", next(temporary.glob("*.deb")).name, "all"], temporary)
         for file in (temporary / "all").rglob("*"):
             if (
                 file.is_file()
                 and not file.is_symlink()
-                and (file.suffix.lower() in SUFFIXES or file.name == "copyright")
+                and (file.suffix.lower() in suffixes or file.name == "copyright")
             ):
                 kept = temporary / "kept" / file.relative_to(temporary / "all")
                 kept.parent.mkdir(parents=True, exist_ok=True)

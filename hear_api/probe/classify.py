@@ -1,5 +1,6 @@
 """Logistic regression and nearest neighbours on frozen embeddings, with what they choose chosen on validation clips."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from audio_mamba.hear_api.probe.clips import Round
 
+LOGISTIC_REGRESSION, NEAREST_NEIGHBOURS = "logistic regression", "k-NN"
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of logistic regression
 NEIGHBOURS = (1, 3, 5, 10, 20)
 RESAMPLES = 1000  # of accuracy; mean average precision takes long to compute
@@ -23,15 +25,23 @@ class Result:
 
     Attributes:
         scores: float64 [n, classes] of each clip when it was tested, NaN for clips that never were.
+        valid_scores: likewise of each clip when it was in the validation part, by the chosen C or k.
         chosen: the C or k of each round.
     """
 
     classifier: str
     scores: np.ndarray
+    valid_scores: np.ndarray
     chosen: list[float]
 
 
-def classify(features: np.ndarray, targets: np.ndarray, rounds: list[Round], multi_label: bool) -> list[Result]:
+def classify(
+    features: np.ndarray,
+    targets: np.ndarray,
+    rounds: list[Round],
+    multi_label: bool,
+    classifiers: tuple[str, ...] = (LOGISTIC_REGRESSION, NEAREST_NEIGHBOURS),
+) -> list[Result]:
     """Train, choose and test in every round.
 
     In each round C, or k, is chosen by the score on the validation clips after training on the training clips (the
@@ -42,47 +52,69 @@ def classify(features: np.ndarray, targets: np.ndarray, rounds: list[Round], mul
         features: [n, width].
         targets: bool [n, classes].
         multi_label: one classifier per class, judged by mean average precision; else one over all classes, by accuracy.
+        classifiers: which.
     """
     results = []
-    for name, fit, choices in (("logistic regression", _logistic, REGULARISATION), ("k-NN", _neighbours, NEIGHBOURS)):
-        scores, chosen = np.full(targets.shape, np.nan), []
+    for name in classifiers:
+        fit, choices = _CLASSIFIERS[name]
+        scores, valid_scores, chosen = np.full(targets.shape, np.nan), np.full(targets.shape, np.nan), []
         for part in tqdm(rounds, desc=name, unit="round", delay=2, leave=False):
-            on_valid = []
-            for choice in choices:
-                guesses = fit(features, targets, part.train, part.valid, choice, multi_label)
-                on_valid.append(metric(guesses, targets[part.valid], multi_label))
-            best = choices[int(np.nanargmax(on_valid))] if not np.isnan(on_valid).all() else choices[len(choices) // 2]
+            guesses = fit(features, targets, part.train, part.valid, choices, multi_label)
+            on_valid = [metric(guess, targets[part.valid], multi_label) for guess in guesses]
+            best = int(np.nanargmax(on_valid)) if not np.isnan(on_valid).all() else len(choices) // 2
+            valid_scores[part.valid] = guesses[best]
             both = np.sort(np.concatenate([part.train, part.valid]))
-            scores[part.test] = fit(features, targets, both, part.test, best, multi_label)
-            chosen.append(best)
-        results.append(Result(name, scores, chosen))
+            scores[part.test] = fit(features, targets, both, part.test, choices[best : best + 1], multi_label)[0]
+            chosen.append(choices[best])
+        results.append(Result(name, scores, valid_scores, chosen))
     return results
 
 
-def _logistic(features, targets, train, test, regularisation, multi_label) -> np.ndarray:
-    """Scores [test, classes]; a class without examples, or with nothing else, gets its share of the training clips."""
-    scaler = StandardScaler().fit(features[train])
-    x, unseen = scaler.transform(features[train]), scaler.transform(features[test])
-    scores = np.tile(targets[train].mean(axis=0, dtype=np.float64), (len(test), 1))
+def _logistic(features, targets, train, test, choices, multi_label) -> list[np.ndarray]:
+    """Scores [test, classes] for each C; a class without examples, or with nothing else, gets its share of the training
+    clips."""
+    x, unseen = _standardised(features, train, test)
+    if x.shape[1] > len(x):
+        # The solution is in the span of the training clips: the same regression, in as many dimensions as clips.
+        span, _ = np.linalg.qr(x.T)
+        x, unseen = x @ span, unseen @ span
+    return [_logistic_scores(x, targets[train], unseen, choice, multi_label) for choice in choices]
+
+
+def _logistic_scores(x, targets, unseen, regularisation, multi_label) -> np.ndarray:
+    scores = np.tile(targets.mean(axis=0, dtype=np.float64), (len(unseen), 1))
     if not multi_label:
-        model = LogisticRegression(C=regularisation, max_iter=2000).fit(x, targets[train].argmax(axis=1))
+        model = LogisticRegression(C=regularisation, max_iter=2000).fit(x, targets.argmax(axis=1))
         scores[:] = 0
         scores[:, model.classes_] = model.predict_proba(unseen)
         return scores
     for number in range(targets.shape[1]):
-        positive = targets[train, number]
+        positive = targets[:, number]
         if positive.any() and not positive.all():
             model = LogisticRegression(C=regularisation, max_iter=2000).fit(x, positive)
             scores[:, number] = model.predict_proba(unseen)[:, 1]
     return scores
 
 
-def _neighbours(features, targets, train, test, neighbours, multi_label) -> np.ndarray:
-    """Share of each class among the nearest training clips by cosine, the nearer counting more."""
+def _neighbours(features, targets, train, test, choices, multi_label) -> list[np.ndarray]:
+    """For each k, the share of each class among the nearest training clips by cosine, the nearer counting more."""
+    x, unseen = _standardised(features, train, test)
+    guesses = []
+    for neighbours in choices:
+        model = KNeighborsRegressor(min(neighbours, len(train)), metric="cosine", weights="distance")
+        guesses.append(model.fit(x, targets[train].astype(np.float64)).predict(unseen))
+    return guesses
+
+
+def _standardised(features, train, test) -> tuple[np.ndarray, np.ndarray]:
     scaler = StandardScaler().fit(features[train])
-    model = KNeighborsRegressor(min(neighbours, len(train)), metric="cosine", weights="distance")
-    model.fit(scaler.transform(features[train]), targets[train].astype(np.float64))
-    return model.predict(scaler.transform(features[test]))
+    return scaler.transform(features[train]), scaler.transform(features[test])
+
+
+_CLASSIFIERS: dict[str, tuple[Callable[..., list[np.ndarray]], tuple[float, ...]]] = {
+    LOGISTIC_REGRESSION: (_logistic, REGULARISATION),
+    NEAREST_NEIGHBOURS: (_neighbours, NEIGHBOURS),
+}
 
 
 def metric(scores: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:

@@ -43,6 +43,15 @@ def test_audio_and_licence_are_kept_and_nothing_is_fetched_twice(calls, tmp_path
     ) == ["usr/share/doc/game/copyright", "usr/share/game/Sounds/BANG.OGG"]
 
 
+def test_a_version_and_other_kinds_of_files_can_be_asked_for(calls, tmp_path):
+    fetch.fetch("bambam", tmp_path, "1.0-2", {".txt"})
+    assert calls.read_text().split() == ["bambam=1.0-2"]
+    assert sorted(path.name for path in (tmp_path / "bambam").rglob("*") if path.is_file()) == [
+        "copyright",
+        "level.txt",
+    ]
+
+
 def test_failing_packages_are_reported_and_leave_nothing(calls, tmp_path):
     with pytest.raises(SystemExit, match="khangman: E: Unable to locate package khangman"):
         fetch.main([str(tmp_path / "audio"), "khangman", "bambam"])

@@ -84,6 +84,26 @@ def test_its_table_agrees_with_a_script_on_its_saved_embeddings(folder, tmp_path
     assert sum(int(row["clips"]) * float(row["recall"]) for row in recalls) == pytest.approx(right)
 
 
+@pytest.mark.parametrize("width", [10, 60])
+def test_scores_on_validation_and_test_clips_are_those_of_sklearn(width):
+    """60 numbers for 24 training clips: the regression in the span of the clips is the one in all dimensions."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 3
+    features = rng.standard_normal((40, width)) + 0.5 * np.repeat(np.eye(2)[labels % 2], width // 2, axis=1)
+    part = Round(np.arange(24), np.arange(24, 32), np.arange(32, 40))
+    (result,) = classify(features, np.eye(3, dtype=bool)[labels], [part], False, ("logistic regression",))
+    for train, scored, scores in (
+        (part.train, part.valid, result.valid_scores),
+        (np.arange(32), part.test, result.scores),
+    ):
+        mean, std = features[train].mean(axis=0), features[train].std(axis=0)
+        model = LogisticRegression(C=result.chosen[0], max_iter=2000, tol=1e-8)
+        model.fit((features[train] - mean) / std, labels[train])
+        expected = model.predict_proba((features[scored] - mean) / std)
+        np.testing.assert_allclose(scores[scored], expected, atol=2e-3)
+        assert np.isnan(np.delete(scores, scored, axis=0)).all()
+
+
 def test_embeddings_are_kept_until_model_or_clips_change(folder, tmp_path, monkeypatch):
     arguments = [str(folder), "--model", "ssast_tiny_200_16x4:untrained", "--out", str(tmp_path)]
     main(arguments)

@@ -1,0 +1,92 @@
+"""Recipes of tasks of speech: words, voices, how many voices."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+
+from audio_mamba.data.audio import load_audio
+from experiments.judge.clips import Clip, folds, split_by
+from experiments.judge.instruments import SAMPLE_RATE
+
+
+def mahjong_words(packages: Path) -> Iterator[Clip]:
+    """What is said, by another voice: names of tiles and calls, in two languages."""
+    voices = packages / "kajongg/usr/share/kajongg/voices"
+    for file in sorted(voices.rglob("*.ogg")):
+        voice = file.parent.name
+        language = "" if file.parent.parent == voices else file.parent.parent.name + "_"
+        fold = folds(4)[("female1", "female2", "male1", "male2").index(voice)]
+        yield Clip("kajongg", fold, file.stem, f"{language}{voice}_{file.stem}", load_audio(file))
+
+
+TUBERLING = "ktuberling-data/usr/share/ktuberling/sounds"
+
+
+def tuberling_voices(packages: Path) -> Iterator[Clip]:
+    """Whose voice it is, each of another language, by other words."""
+    for folder in sorted((packages / TUBERLING).iterdir()):
+        words = _words(folder)
+        if len(words) >= 60:
+            for file in words[:80]:
+                split = split_by(file.stem)
+                yield Clip("ktuberling-data", split, folder.name, f"{folder.name}_{file.stem}", load_audio(file))
+
+
+def voice_counts(packages: Path) -> Iterator[Clip]:
+    """How many voices speak at once, one to four, by other voices. Levels differ by voice."""
+    rng, seconds = np.random.default_rng(0), 3.0
+    voices = {folder.name: folder for folder in sorted((packages / TUBERLING).iterdir()) if len(_words(folder)) >= 10}
+    names = [name for name in voices if "@" not in name]  # the others are sr once more
+    of_split = {"train": names[::2], "valid": names[1::4], "test": names[3::4]}
+    for split, each in (("train", 60), ("valid", 30), ("test", 30)):
+        speech = {name: [load_audio(file) for file in _words(voices[name])] for name in of_split[split]}
+        for count in range(1, 5):
+            for number in range(each):
+                mix = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+                for name in rng.choice(of_split[split], count, replace=False):
+                    talk = np.concatenate([speech[name][i] for i in rng.permutation(len(speech[name]))[:10]])
+                    talk = np.roll(talk, rng.integers(len(talk)))[: len(mix)]
+                    mix[: len(talk)] += talk * 10 ** (rng.uniform(-28, -22) / 20) / talk.std()
+                yield Clip("ktuberling-data", split, str(count), f"{split}_{count}_{number}", mix)
+
+
+def _words(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.ogg"), *folder.glob("*.wav")], key=lambda file: (file.stem, file.suffix))
+
+
+PROMPTS = {
+    "asterisk-core-sounds-en-gsm": "en",
+    "asterisk-core-sounds-es-gsm": "es_mx",
+    "asterisk-core-sounds-fr-gsm": "fr_ca",
+    "asterisk-core-sounds-it-gsm": "it",
+    "asterisk-core-sounds-ru-gsm": "ru",
+    "asterisk-prompt-es-co": "es_co",
+    "asterisk-prompt-fr-armelle": "fr",
+    "asterisk-prompt-it-menardi-gsm": "it_menardi",
+}
+
+
+def prompt_voices(packages: Path) -> Iterator[Clip]:
+    """Whose voice it is on the telephone, by other prompts; letters are left out, another task uses them."""
+    for package, voice in PROMPTS.items():
+        files = {
+            file.stem: file
+            for file in sorted((packages / package).rglob("*.gsm"))
+            if file.parent.name not in ("letters", "phonetic", "silence") and not file.is_symlink()
+        }
+        kept = 0
+        for name in sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest()):
+            audio = _gsm(files[name])
+            if len(audio) >= 0.4 * SAMPLE_RATE and "beep" not in name and kept < 80:
+                kept += 1
+                yield Clip(package, split_by(name), voice, f"{voice}_{name}", audio)
+
+
+def _gsm(path: Path) -> np.ndarray:
+    """A headerless GSM 06.10 recording of 8 kHz as float32 [n] at 16 kHz; its upper half of the spectrum is empty."""
+    audio, _ = sf.read(path, dtype="float32", format="RAW", subtype="GSM610", samplerate=8000, channels=1)
+    return soxr.resample(audio, 8000, SAMPLE_RATE)
