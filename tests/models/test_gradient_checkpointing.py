@@ -7,8 +7,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from audio_mamba import models
-from audio_mamba.training import distributed
 from audio_mamba.models.loss import reconstruction_loss
+from audio_mamba.training import distributed
 
 ARCHS = ["mamba_ssast_tiny", "ssast_tiny"]
 BATCH, TOKENS, WIDTH = 2, 251, 192
