@@ -1,11 +1,15 @@
 """Fixtures for all tests, and what happens on a machine without a GPU or without some packages."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts it in the background. Commands that tests start would ignore Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when torch imports it
