@@ -17,7 +17,6 @@ import io
 import json
 import logging
 import math
-import traceback
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,10 +26,10 @@ import torch
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from audio_mamba.cli.failures import running, setting_up
 from audio_mamba.cli.finetune_arguments import parse_arguments
 from audio_mamba.cli.finetune_setup import Best, Experiment, Run, set_up, start_run
 from audio_mamba.cli.train_data import check_unchanged
-from audio_mamba.data.samples import ArchiveError
 from audio_mamba.hear_api.classifier import save_classifier
 from audio_mamba.models.classifier import classification_loss, fit_temperature, probabilities
 from audio_mamba.models.precision import autocast
@@ -38,8 +37,8 @@ from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.train import checkpoint_state, save_in_epoch, start_trackers, train_epoch
 from audio_mamba.training import checkpoint, distributed, resume
-from audio_mamba.training.guards import NonFiniteError, StepGuard
-from audio_mamba.training.interruption import Interruption, LostWorkerError, Shielded, reporting_lost_workers
+from audio_mamba.training.guards import StepGuard
+from audio_mamba.training.interruption import Interruption, Shielded
 from audio_mamba.training.metrics import evaluate
 from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
@@ -251,40 +250,19 @@ def main(arguments: list[str] | None = None, prog: str = "finetune.py") -> None:
 
 
 def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
-    """Set up and train every fold; report expected errors in one sentence and exit with status 1."""
-    try:
-        with distributed.reporting_lost_processes():
-            experiment = set_up(args, resources)
-    except (ValueError, OSError) as error:
-        distributed.fail(f"finetune.py: {error}")
-    try:
-        with (
-            Interruption(args.checkpoint_minutes) as interruption,
-            distributed.reporting_lost_processes(),
-            reporting_lost_workers(),
-            torch.autograd.set_detect_anomaly(args.detect_anomaly),
-        ):
-            for fold in experiment.splits:
-                if not interruption.stop_now:
-                    run = start_run(experiment, fold)
-                    if not (args.folds and is_finished(run)):
-                        train(run, interruption)
-            if args.folds and not interruption.stop_now and distributed.is_main():
-                summarise(experiment)
-            interruption.ignore_further_signals()
-    except ArchiveError as error:  # if a data worker raised it, its traceback comes before the sentence
-        message = str(error).splitlines()[-1].removeprefix("audio_mamba.data.samples.ArchiveError: ")
-        distributed.fail(f"finetune.py: {message}")
-    except ValueError as error:
-        distributed.fail(f"finetune.py: {error}")
-    except (NonFiniteError, LostWorkerError, OSError) as error:
-        distributed.fail(
-            f"finetune.py: {error}; run the same command to resume from the newest checkpoint in {args.workdir}"
-        )
-    except Exception:
-        if distributed.world_size() == 1:
-            raise
-        distributed.fail(traceback.format_exc())
+    """Set up and train every fold."""
+    with setting_up("finetune.py"):
+        experiment = set_up(args, resources)
+    with running("finetune.py", args) as interruption:
+        for fold in experiment.splits:
+            if interruption.stop_now:
+                break
+            with setting_up("finetune.py"):
+                run = start_run(experiment, fold)
+            if not (args.folds and is_finished(run)):
+                train(run, interruption)
+        if args.folds and not interruption.stop_now and distributed.is_main():
+            summarise(experiment)
 
 
 def is_finished(run: Run) -> bool:

@@ -13,7 +13,6 @@ checkpoint and exits with status 0.
 import argparse
 import json
 import logging
-import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -23,11 +22,11 @@ import torch
 from torch import nn
 
 from audio_mamba import published_names
+from audio_mamba.cli.failures import running, setting_up
 from audio_mamba.cli.train_arguments import parse_arguments
 from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.cli.train_setup import Loop, Run, set_up
 from audio_mamba.data.loader import set_epoch
-from audio_mamba.data.samples import ArchiveError
 from audio_mamba.models.loss import reconstruction_loss
 from audio_mamba.models.ops.linear_choice import linear_choice
 from audio_mamba.models.precision import autocast
@@ -35,7 +34,7 @@ from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.training import checkpoint, distributed, figures, optim, resume, validation
 from audio_mamba.training.guards import NonFiniteError, StepGuard, update_ratio
-from audio_mamba.training.interruption import Interruption, LostWorkerError, Shielded, reporting_lost_workers
+from audio_mamba.training.interruption import Interruption, Shielded
 from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
 from audio_mamba.training.resume import Progress
@@ -280,34 +279,11 @@ def main(arguments: list[str] | None = None, prog: str = "train.py") -> None:
 
 
 def pretrain(args: argparse.Namespace, resources: ExitStack) -> None:
-    """Set up and train; report expected errors in one sentence and exit with status 1."""
-    try:
-        with distributed.reporting_lost_processes():
-            run = set_up(args, resources)
-    except (ValueError, OSError) as error:
-        distributed.fail(f"train.py: {error}")
-    try:
-        # Interruption comes first: when a process is lost, torchrun sends SIGTERM to the others, and they would end
-        # before they could report which one it was.
-        with (
-            Interruption(args.checkpoint_minutes) as interruption,
-            distributed.reporting_lost_processes(),
-            reporting_lost_workers(),
-            torch.autograd.set_detect_anomaly(args.detect_anomaly),
-        ):
-            train(run, interruption)
-            interruption.ignore_further_signals()
-    except ArchiveError as error:  # if a data worker raised it, its traceback comes before the sentence
-        message = str(error).splitlines()[-1].removeprefix("audio_mamba.data.samples.ArchiveError: ")
-        distributed.fail(f"train.py: {message}")
-    except (NonFiniteError, LostWorkerError, OSError) as error:
-        distributed.fail(
-            f"train.py: {error}; run the same command to resume from the newest checkpoint in {args.workdir}"
-        )
-    except Exception:
-        if distributed.world_size() == 1:
-            raise
-        distributed.fail(traceback.format_exc())
+    """Set up and train."""
+    with setting_up("train.py"):
+        run = set_up(args, resources)
+    with running("train.py", args) as interruption:
+        train(run, interruption)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from audio_mamba.published_names import import_named
 from audio_mamba.system import machine
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.terminal import quiet_exit
 
 SETTINGS = "xares-settings.json"  # beside the scores: the origin of the embeddings
 LOG = "xares.log"  # beside the scores: what xares printed
@@ -287,7 +288,8 @@ def evaluate_all(encoder: xares_kit.HearEncoder, origin: Origin, args: argparse.
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; run the same command to continue") from None
+    with quiet_exit():
+        try:
+            main()
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; run the same command to continue") from None

@@ -1,6 +1,10 @@
 """Shared options for choosing a model and a device."""
 
 import argparse
+import sys
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import torch
 
@@ -59,3 +63,20 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (default: %(default)s)"
     )
+
+
+@contextmanager
+def ending_in_one_line(command: str) -> Iterator[None]:
+    """Around the work of a command that keeps a journal: what ends it is one line on stderr, Ctrl-C with status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; run the same command with --resume to continue", file=sys.stderr)
+        sys.exit(130)
+    except BrokenProcessPool:
+        raise SystemExit(
+            f"{command}: a decoding process was killed, possibly for lack of memory; continue with --resume and fewer "
+            "--workers"
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{command}: {error}")

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from audio_mamba.hear_api.command_line import (
     add_feature_arguments,
     add_hidden_argument,
     add_weights_arguments,
+    ending_in_one_line,
     feature_choices,
 )
 from audio_mamba.hear_api.journal import Entry, Journal
@@ -276,19 +276,9 @@ def print_failures(failed: list[Entry], output: Output, done: str = "embedded") 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.embed") -> None:
     """The embed command."""
     args = _parse(arguments, prog)
-    try:
+    with ending_in_one_line("embed"):
         output = Output(args.out, args.resume)
         failed = embed(args, output)
-    except KeyboardInterrupt:
-        print("embed: interrupted; run the same command with --resume to continue", file=sys.stderr)
-        sys.exit(130)
-    except BrokenProcessPool:
-        raise SystemExit(
-            "embed: a decoding process was killed, possibly for lack of memory; continue with --resume and fewer "
-            "--workers"
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"embed: {error}")
     if failed:
         print_failures(failed, output)
         sys.exit(FAILED_STATUS)

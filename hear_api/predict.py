@@ -10,7 +10,6 @@ the same command with --resume to continue an interrupted run, even after kill -
 import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from audio_mamba.data.audio import CHANNELS, AudioFileError
 from audio_mamba.hear_api.classifier import AudioClassifier, load_classifier
 from audio_mamba.hear_api.clips import Failure, decode, group_clips, prefetch
-from audio_mamba.hear_api.command_line import add_device_argument, add_hidden_argument
+from audio_mamba.hear_api.command_line import add_device_argument, add_hidden_argument, ending_in_one_line
 from audio_mamba.hear_api.embed import (
     FAILED_STATUS,
     FILES_AHEAD,
@@ -38,6 +37,7 @@ from audio_mamba.hear_api.weights import WEIGHTS_NAME
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
+from audio_mamba.system.terminal import quiet_exit
 
 
 def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
@@ -144,25 +144,16 @@ def _label_sources(
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.predict") -> None:
     """The predict command."""
     args = _parse(arguments, prog)
-    try:
+    with ending_in_one_line("predict"):
         classifier = load_classifier(args.weights, "cpu", precision=args.precision)
         labelling = Labelling.for_classifier(classifier, args.window, args.hop, args.top, args.threshold)
         output = Output(args.out, args.resume, format_for(args.out, args.format, labelling))
         failed = predict(args, output, classifier, labelling)
-    except KeyboardInterrupt:
-        print("predict: interrupted; run the same command with --resume to continue", file=sys.stderr)
-        sys.exit(130)
-    except BrokenProcessPool:
-        raise SystemExit(
-            "predict: a decoding process was killed, possibly for lack of memory; continue with --resume and fewer "
-            "--workers"
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"predict: {error}")
     if failed:
         print_failures(failed, output, "labelled")
         sys.exit(FAILED_STATUS)
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_exit():
+        main()

@@ -28,8 +28,17 @@ def test_a_closed_stream_is_never_the_next_file(tmp_path, closed):
     assert (done.returncode, (tmp_path / "rows").read_bytes()) == (0, b"rows")
 
 
-@pytest.mark.parametrize("command", ["embed", "listen", "probe", "export"])
+@pytest.mark.parametrize("command", ["embed", "listen", "probe", "export", "predict"])
 def test_help_of_a_module_into_a_closed_output_says_nothing(command):
     line = f'"$0" -m audio_mamba.hear_api.{command} --help | true'
     done = subprocess.run(["bash", "-c", line, sys.executable], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_every_command_of_the_package_ends_quietly():
+    folders = ("audio_mamba", "data", "training", "hear_api", "external_sources")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")] + list(ROOT.glob("*.py"))
+    commands = [path for path in files if '__name__ == "__main__"' in path.read_text()]
+    assert len(commands) > 12
+    loud = [path.relative_to(ROOT).as_posix() for path in commands if "with quiet_exit():" not in path.read_text()]
+    assert not loud
