@@ -8,6 +8,12 @@ Procedures take turns and the best of `--repeats` counts, so that other work on 
 
 At the end, the whole embed command on `--files` flac files of mixed lengths is compared with the time that the model
 alone needs for their log-mels.
+
+    git worktree add OLD COMMIT && python -m benchmarks.embed --against OLD
+
+compares `RuntimeSSAST.embed` with that of another checkout instead, on the CPU, in float32 and bfloat16. Old and new
+code run in turns, --rounds times each, in fresh processes. The median of the ratios counts; the lowest and the highest
+are printed beside it.
 """
 
 import argparse
@@ -17,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +39,7 @@ from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.models.encoder import LAYOUTS
 from audio_mamba.system.atomic_files import atomic_write
+from benchmarks import embed_against
 
 ROOT = Path(__file__).resolve().parent.parent
 SEGMENT_FRAMES = 200
@@ -158,7 +166,7 @@ def print_command(config: str, found: dict[str, float]) -> None:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.embed",
         description=__doc__.splitlines()[0],
@@ -175,7 +183,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", default="auto", help="as for RuntimeSSAST")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="compare with the code of another checkout")
+    parser.add_argument("--rounds", type=int, default=5, help="of --against")
     args = parser.parse_args(arguments)
+    if args.against and not (args.against / "benchmarks" / "embed.py").is_file():
+        parser.error(f"--against {args.against}: not a checkout of this project (no benchmarks/embed.py)")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    return args
+
+
+def run_against(args: argparse.Namespace) -> list[embed_against.Comparison]:
+    """Compare with the code in `args.against`; the file `args.out` grows setting by setting."""
+    comparisons = []
+    total = len(args.configs) * len(args.clips) * len(embed_against.PRECISIONS)
+    settings = embed_against.compare(
+        args.configs, args.clips, args.count, args.repeats, args.rounds, args.against.resolve()
+    )
+    for one in tqdm(settings, total=total, unit="setting"):
+        comparisons.append(one)
+        if args.out:
+            with atomic_write(args.out) as file:
+                file.write(json.dumps([asdict(one) for one in comparisons], indent=1).encode())
+    return comparisons
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    if args.against:
+        print(embed_against.table(run_against(args)))
+        return
     synchronise = partial(torch.cuda.synchronize, args.device) if args.device.startswith("cuda") else lambda: None
 
     results = []

@@ -2,10 +2,11 @@
 
 import json
 
+import pytest
 import torch
 
 from audio_mamba.hear_api import RuntimeSSAST
-from benchmarks import embed
+from benchmarks import embed, embed_against
 from tests.hear_api.small_config import get_config
 
 
@@ -51,3 +52,42 @@ def test_the_procedures_give_the_same_embeddings():
         with torch.no_grad():
             expected = embed.published(runtime, clips, 16, layout)
         torch.testing.assert_close(embed.fast(runtime, clips, layout), expected, rtol=0, atol=5e-5)
+
+
+def test_against_a_checkout_prints_both_sides(tmp_path, capsys):
+    embed.main(
+        ["--configs", "tests.hear_api.small_config", "--clips", "2.0 s", "--count", "4", "--repeats", "1"]
+        + ["--against", str(embed.ROOT), "--rounds", "1", "--out", str(tmp_path / "rates.json")]
+    )
+    rows = json.loads((tmp_path / "rates.json").read_text())
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
+    assert all(min(row["old"] + row["new"]) > 0 for row in rows)
+    exact, low = (RuntimeSSAST(get_config(), None, name) for name in ("float32", "bfloat16"))
+    clips = embed.make_clips([2.0], 4)
+    pair = [runtime.embed(clips, output="torch").double() for runtime in (exact, low)]
+    error = float(1 - torch.cosine_similarity(*pair).min())
+    assert error > 1e-9 and 1 - rows[1]["cosine"] == pytest.approx(error, rel=0.05)
+    assert 1 - rows[0]["cosine"] == pytest.approx(0, abs=1e-12)
+    assert "times as fast as float32" in capsys.readouterr().out
+
+
+def test_the_lowest_cosine_counts():
+    assert embed_against.lowest_cosine([[1, 0], [1, 1]], [[2, 0], [3, 0]]) == pytest.approx(0.5**0.5)
+
+
+def test_the_median_of_the_ratios_counts():
+    one = embed_against.Comparison("ssam", "2.0 s", "float32", [10.0, 20.0, 10.0], [15.0, 60.0, 16.0], 1.0)
+    text = embed_against.table([one])
+    assert "| 1.60 | 1.50 to 3.00 |" in text and "| 10.0 | 16.0 |" in text
+
+
+def test_a_failing_side_is_reported_with_its_output(tmp_path):
+    with pytest.raises(RuntimeError, match="No module named 'benchmarks'"):
+        embed_against.measure("ssam_tiny_200_16x4", "2.0 s", "float32", 1, 1, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [["--against", "/nowhere"], ["--rounds", "0"]])
+def test_a_wrong_option_of_the_comparison_is_named(wrong, capsys):
+    with pytest.raises(SystemExit):
+        embed.main(wrong)
+    assert wrong[0] in capsys.readouterr().err
