@@ -245,7 +245,8 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     parser.add_argument(
         "--grid",
         default="published",
-        help="published; a grid of heareval (default, fast, faster); or JSON, in a file or inline, whose lists replace "
+        help="published; small, for tasks of fewer than about a thousand training clips; a grid of heareval (default, "
+        "fast, faster); or JSON, in a file or inline, whose lists replace "
         "those of the published grid (environment: GRID); default: %(default)s",
     )
     parser.add_argument(

@@ -28,6 +28,13 @@ def test_json_replaces_values_of_the_published_grid(tmp_path):
     assert number_of_points(parse_grid(json.dumps(changes))) == 4
 
 
+def test_the_grid_for_small_tasks_changes_the_steps_alone():
+    small = parse_grid("small")
+    assert {key for key in PUBLISHED if small[key] != PUBLISHED[key]} == {"lr", "batch_size"}
+    assert max(small["lr"]) > max(PUBLISHED["lr"]) and max(small["batch_size"]) < min(PUBLISHED["batch_size"])
+    assert number_of_points(small) == 2
+
+
 def test_grids_of_the_kit_are_accepted_by_name():
     assert parse_grid("fast") == "fast"
 
@@ -38,7 +45,7 @@ def test_grids_of_the_kit_are_accepted_by_name():
         ('{"max_epoch": [5]}', "unknown key 'max_epoch'; did you mean max_epochs?"),
         ('{"max_epochs": 5}', "max_epochs must be a list"),
         ('{"optim": ["Adom"]}', "torch.optim has no Adom"),
-        ("quick", "GRID: 'quick' is neither published"),
+        ("quick", "GRID: 'quick' is neither published, small, default"),
         ('{"lr": [', "GRID"),
     ],
 )
