@@ -3,7 +3,6 @@
 Symbols: B batch, T frames, M mel bands, T' x M' grid of patches, L = T'*M' patches, P values per patch, D channels.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +17,15 @@ from audio_mamba.models.patches import PatchEmbed, patchify, sincos_position_emb
 from audio_mamba.schema import LAYOUTS
 
 
-class MaskedSpectrogramEncoder(nn.Module, ABC):
+class MaskedSpectrogramEncoder(nn.Module):
     """Reads a spectrogram as patches, replaces masked patches by one learned token, and predicts all patches.
 
+    An encoder of a kind of its own is a subclass that makes its `blocks`, each [B, L, D] -> [B, L, D], and calls
+    `init_weights`; see docs/extending.md and `models.register_encoder`.
+
     Args:
+        embed_dim: D.
+        depth: number of blocks.
         img_size: the spectrogram's size in the order of the input: (T, M), or (M, T) if `frequency_first`.
         patch_size: likewise.
         in_chans: channels of the spectrogram.
@@ -41,21 +45,23 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         ValueError: patches that do not tile the spectrogram, or values out of range.
     """
 
-    causal = False  # True if no output token depends on a later input token
+    # Ask the instance, since arguments may decide.
+    causal: bool = False  # no output token depends on a later input token
+    carries_state: bool = False  # it has `step`, so it can continue a segment; only causal encoders can
     blocks: nn.ModuleList
 
     def __init__(
         self,
-        embed_dim: int,
-        depth: int,
-        img_size: tuple[int, int],
-        patch_size: tuple[int, int],
-        in_chans: int,
-        mask_ratio: float,
-        masking_mode: str,
-        use_cls_token: bool,
-        frequency_first: bool,
-        masked_positions: bool,
+        embed_dim: int = 192,
+        depth: int = 12,
+        img_size: tuple[int, int] = (80, 200),
+        patch_size: tuple[int, int] = (16, 4),
+        in_chans: int = 1,
+        mask_ratio: float = 0.5,
+        masking_mode: str = "unstructured",
+        use_cls_token: bool = True,
+        frequency_first: bool = True,
+        masked_positions: bool = False,
     ):
         super().__init__()
         img_size, patch_size = _pair(img_size), _pair(patch_size)
@@ -183,9 +189,29 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
             return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return block(*inputs)
 
-    @abstractmethod
     def forward_blocks(self, tokens: Tensor) -> Tensor:
         """All tokens [B, L (+1), D] -> `encoder_norm` of the last block's output, the same shape."""
+        for block in self.blocks:
+            tokens = self.run_block(block, tokens)
+        return self.encoder_norm(tokens)
+
+    def step(self, tokens: Tensor, states: Any = None) -> tuple[Tensor, Any]:
+        """Continue a segment, if the encoder `carries_state`.
+
+        Args:
+            tokens: further patch tokens with positions, [B, L, D], see `embed_steps`.
+            states: of all tokens before them; None: these are the first ones, which follow the class token, if any.
+
+        Returns:
+            What `encode` computes for these tokens, [B, L, D], and the states after them.
+
+        Raises:
+            NotImplementedError: the encoder carries no state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} carries no state from step to step")
+
+    def use_backend(self, backend: str) -> None:
+        """Choose the kernels, see `models.ops.dispatch`. Encoders whose blocks have no choice ignore it."""
 
     def with_own_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the same encoder for inputs of another length, with the positions of this one's length.

@@ -50,6 +50,7 @@ class MambaSSAST(MaskedSpectrogramEncoder):
     """
 
     causal = True
+    carries_state = True
 
     def __init__(
         self,

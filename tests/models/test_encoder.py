@@ -19,7 +19,8 @@ def small(arch, **args):
 
 def test_arch_table_has_six_sizes_of_each_model():
     sizes = ("tiny", "small", "medium", "base", "large", "huge")
-    assert set(models.ARCHS) == {
+    own = {arch for arch, encoder in models.ARCHS.items() if encoder.func.__module__.startswith("audio_mamba.")}
+    assert own == {  # other tests may have registered encoders of theirs
         prefix + size for prefix in ("ssast_", "mamba_ssast_", "xlstm_ssast_") for size in sizes
     }
     for size, (depth, width) in zip(sizes, [(12, 192), (12, 384), (12, 512), (12, 768), (24, 1024), (32, 1280)]):
