@@ -29,10 +29,10 @@ class MambaState(NamedTuple):
 class Mamba(nn.Module):
     """Mixes tokens: hidden [B, L, D] -> [B, L, D].
 
-    `direction` is how convolution and scan walk through the tokens: "forward" (causal), "backward", or "both" ways on
-    two paths, as the mixer "v2" of Vision Mamba does (Zhu et al. 2024, arXiv 2401.09417). Both share the projections of
-    input and output, before which their results are summed; the backward path has the other layers for itself, with
-    the suffix `_b`.
+    `direction` is the order in which convolution and scan walk through the tokens: "forward" (causal), "backward", or
+    "both", on two paths, as the mixer "v2" of Vision Mamba does (Zhu et al. 2024, arXiv 2401.09417). The two paths
+    share the projections of input and output, and their results are summed before the latter. The backward path has
+    its own convolution, `x_proj`, `dt_proj`, A and D, with the suffix `_b`.
 
     Set the attribute `backend` to choose the kernels, see `models.ops.dispatch`.
 
