@@ -12,7 +12,6 @@ alone needs for their log-mels.
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -64,12 +63,11 @@ def fast(runtime: RuntimeSSAST, clips: list[Tensor], layout: str) -> Tensor:
 
 def procedures(runtime: RuntimeSSAST, batch: int) -> dict[str, Callable[[list[Tensor]], None]]:
     """The procedures to compare, by their names in the table."""
-    model = runtime.model
-    whole, tokens_read = math.prod(model.grid_size()), model.tokens_read
+    causal = runtime.model.causal
 
     def run(function: Callable, *arguments, cut: bool = False) -> Callable[[list[Tensor]], None]:
         def call(clips: list[Tensor]) -> None:
-            model.tokens_read = tokens_read if cut else lambda layout, steps: whole  # type: ignore[method-assign]
+            runtime.model.causal = cut
             with torch.inference_mode():
                 function(runtime, clips, *arguments)
 
@@ -80,7 +78,7 @@ def procedures(runtime: RuntimeSSAST, batch: int) -> dict[str, Callable[[list[Te
         f"published, batch {batch}": run(published, batch, "published"),
         "fast, whole segments": run(fast, "published"),
     }
-    if model.causal:
+    if causal:
         table |= {f"fast, cut, {layout}": run(fast, layout, cut=True) for layout in LAYOUTS}
     return table
 

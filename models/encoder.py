@@ -16,6 +16,8 @@ from audio_mamba.models.ops.linear import Linear
 from audio_mamba.models.patches import PatchEmbed, patchify, sincos_position_embedding, unpatchify
 from audio_mamba.schema import LAYOUTS
 
+CLS_POSITIONS = ("first", "middle", "last")
+
 
 class MaskedSpectrogramEncoder(nn.Module):
     """Reads a spectrogram as patches, replaces masked patches by one learned token, and predicts all patches.
@@ -37,6 +39,8 @@ class MaskedSpectrogramEncoder(nn.Module):
         masked_positions: add the positions to masked tokens too, as Gong et al. (2022) do. The published Audio Mamba
             does not, so only its place in the sequence tells where a masked token is. The scan of SSAM depends on that
             place. Attention does not, so SSAST predicts the same patch for all masked patches of a clip.
+        cls_position: where the class token is among the L patches: "first" (published), "middle" (before patch number
+            L // 2, as in AuM) or "last". It matters to blocks that depend on the order.
 
     Set the attribute `gradient_checkpointing` to train in less memory: only the input of each block is kept, and the
     backward pass runs the block again (Chen et al. 2016, arXiv 1604.06174). Losses and gradients stay the same.
@@ -45,8 +49,8 @@ class MaskedSpectrogramEncoder(nn.Module):
         ValueError: patches that do not tile the spectrogram, or values out of range.
     """
 
-    # Ask the instance, since arguments may decide.
-    causal: bool = False  # no output token depends on a later input token
+    # Ask an instance for these two, since they may depend on its arguments.
+    causal: bool = False  # no output token depends on a later input token, and the class token is the first
     carries_state: bool = False  # it has `step`, so it can continue a segment; only causal encoders can
     blocks: nn.ModuleList
 
@@ -62,6 +66,7 @@ class MaskedSpectrogramEncoder(nn.Module):
         use_cls_token: bool = True,
         frequency_first: bool = True,
         masked_positions: bool = False,
+        cls_position: str = "first",
     ):
         super().__init__()
         img_size, patch_size = _pair(img_size), _pair(patch_size)
@@ -71,9 +76,13 @@ class MaskedSpectrogramEncoder(nn.Module):
             raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}")
         if masking_mode not in masking.MODES:
             raise ValueError(f"unknown masking_mode {masking_mode!r}; choose from {', '.join(masking.MODES)}")
+        if cls_position not in CLS_POSITIONS:
+            raise ValueError(f"unknown cls_position {cls_position!r}; choose from {', '.join(CLS_POSITIONS)}")
+        if cls_position != "first" and not use_cls_token:
+            raise ValueError(f"cls_position {cls_position!r} needs a class token, but use_cls_token is False")
         self.img_size, self.embed_dim, self.depth, self.in_chans = img_size, embed_dim, depth, in_chans
         self.mask_ratio, self.masking_mode, self.frequency_first = mask_ratio, masking_mode, frequency_first
-        self.masked_positions = masked_positions
+        self.masked_positions, self.cls_position = masked_positions, cls_position
         self._patch_size = patch_size
         self.gradient_checkpointing = False
 
@@ -176,11 +185,16 @@ class MaskedSpectrogramEncoder(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens [B, L, D] -> normalised output of the blocks [B, L, D], without the class token."""
-        if self.cls_token is not None:
-            cls_token = self.cls_token + self.pos_embed[:, :1]
-            tokens = torch.cat([cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
-        hidden = self.forward_blocks(tokens)
-        return hidden if self.cls_token is None else hidden[:, 1:]
+        if self.cls_token is None:
+            return self.forward_blocks(tokens)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+        if self.cls_position == "first":
+            return self.forward_blocks(torch.cat([cls_token, tokens], dim=1))[:, 1:]
+        if self.cls_position == "last":
+            return self.forward_blocks(torch.cat([tokens, cls_token], dim=1))[:, :-1]
+        middle = tokens.shape[1] // 2
+        hidden = self.forward_blocks(torch.cat([tokens[:, :middle], cls_token, tokens[:, middle:]], dim=1))
+        return torch.cat([hidden[:, :middle], hidden[:, middle + 1 :]], dim=1)
 
     def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Any:
         """The block's output. With `gradient_checkpointing`, its activations are not kept for the backward pass."""

@@ -1,5 +1,6 @@
-"""SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2)."""
+"""SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2), in one direction or both."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.mamba import Mamba, MambaState
 from audio_mamba.models.ops.add_norm import add_norm
+
+# How the blocks walk through the tokens: these take turns.
+DIRECTIONS = {"forward": ("forward",), "alternate": ("forward", "backward"), "both": ("both",)}
 
 
 class MambaBlock(nn.Module):
@@ -47,10 +51,13 @@ class MambaSSAST(MaskedSpectrogramEncoder):
     norm_epsilon: of the blocks' norms.
     ssm_kwargs: arguments of `Mamba`. They replace the published {d_state 24, d_conv 4, expand 3} as a whole: a missing
         one takes Mamba's own default.
-    """
+    direction: "forward" in time (published); "alternate", in which every second block walks backward, as in ViL (Alkin
+        et al. 2024, arXiv 2406.04303); or "both", in which each block does both on two paths, see `Mamba`, as in AuM
+        and SSAMBA.
+    cls_position: see `MaskedSpectrogramEncoder`.
 
-    causal = True
-    carries_state = True
+    It is causal and carries state only with direction "forward" and the class token, if any, first.
+    """
 
     def __init__(
         self,
@@ -69,7 +76,11 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         norm_epsilon: float = 1e-6,
         ssm_kwargs: dict | None = None,
         masked_positions: bool = False,
+        direction: str = "forward",
+        cls_position: str = "first",
     ):
+        if direction not in DIRECTIONS:
+            raise ValueError(f"unknown direction {direction!r}; choose from {', '.join(DIRECTIONS)}")
         super().__init__(
             embed_dim,
             depth,
@@ -81,14 +92,20 @@ class MambaSSAST(MaskedSpectrogramEncoder):
             use_cls_token,
             frequency_first,
             masked_positions,
+            cls_position,
         )
+        self.causal = self.carries_state = direction == "forward" and cls_position == "first"
         ssm_kwargs = {"d_state": 24, "d_conv": 4, "expand": 3} if ssm_kwargs is None else dict(ssm_kwargs)
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
+        turns = itertools.islice(itertools.cycle(DIRECTIONS[direction]), depth)
         self.blocks = nn.ModuleList(
             MambaBlock(
-                Mamba(embed_dim, **ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32, fused_add_norm
+                Mamba(embed_dim, direction=turn, **ssm_kwargs),
+                norm(embed_dim, eps=norm_epsilon),
+                residual_in_fp32,
+                fused_add_norm,
             )
-            for _ in range(depth)
+            for turn in turns
         )
         self.init_weights()
 
@@ -114,7 +131,13 @@ class MambaSSAST(MaskedSpectrogramEncoder):
 
     def step(self, tokens: Tensor, states: list[MambaState] | None = None) -> tuple[Tensor, list[MambaState]]:
         """Further patch tokens with positions [B, L, D] after those in `states` (None: the first ones of a unit, so
-        after the class token, if there is one) -> what `encode` computes for them, and the blocks' new states."""
+        after the class token, if there is one) -> what `encode` computes for them, and the blocks' new states.
+
+        Raises:
+            ValueError: the encoder does not carry state.
+        """
+        if not self.carries_state:
+            raise ValueError("only an SSAM of direction 'forward' with the class token first carries state")
         count = tokens.shape[1]
         if states is None and self.cls_token is not None:
             cls_token = self.cls_token + self.pos_embed[:, :1]
