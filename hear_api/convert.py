@@ -4,8 +4,8 @@
 
 SSAMBA: Shams et al. 2024, arXiv 2405.11831; AuM: Erol et al. 2024, arXiv 2406.03344. FOLDER is a saved model, as
 `audio-mamba export` writes it. All weights of the encoder are kept, so the tokens are the same numbers for the same
-spectrogram; the front end is not the same, see docs/embedding.md. The report names the weights that have no place here
-(heads) and those that the checkpoint lacks (the head of our pretraining), which are random.
+spectrogram. The front end is not the same, see docs/embedding.md. The report names the weights that have no place here
+(heads) and those that the checkpoint lacks (parts of our pretraining), which are random.
 """
 
 import argparse
@@ -82,21 +82,26 @@ def convert(state: Mapping[str, Tensor], whole_sum: bool = False) -> Converted:
 
     Both put the spectrogram as [B, 1, mel, time] through their patch embedding and flatten the grid, so their tokens go
     through all time steps of a mel band before the next band. Ours are time-major with `token_order="frequency"`, which
-    passes them to the blocks in that order, so the position table is reordered. Their mixers halve the sum of both
-    directions (`if_devide_out`); here the half is in `out_proj`, which is exact.
+    passes them to the blocks in that order, so the position table is reordered.
+
+    What the weights do not say is as in the published training code:
+
+    - Mixers with layers of their own for each direction (Vim's "v2") halve the sum of both (`if_devide_out`). Here the
+      half is in `out_proj`, which is exact. Those with one convolution ("v1", AuM's "Fo-Bi") do not.
+    - SSAMBA with LayerNorms has its blocks in pairs, see `models.ssamba`; with RMSNorms it has them in sequence.
 
     Args:
         state: of the checkpoint. With keys in `v.`, it is SSAMBA's, otherwise AuM's; `module.` before a key is ignored.
-        whole_sum: the mixers do not halve the sum (`if_devide_out=False`).
+        whole_sum: no mixer halves the sum (`if_devide_out=False`).
 
     Raises:
-        CheckpointError: a key has no known place, or a weight is missing or does not have the shape that follows from
-            the others.
+        CheckpointError: a key has no known place, or what decides the encoder's arguments is missing or does not fit.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     kind = "SSAMBA" if any(name.startswith("v.") for name in state) else "AuM"
     state = {name.removeprefix("v."): value for name, value in state.items()}
-    _check_supported(state)
+    if empty := [name for name, value in state.items() if not value.numel()]:
+        raise CheckpointError(f"{empty[0]} has no values, {list(state[empty[0]].shape)}")
     found: dict[str, Tensor] = {}
     left_out, unknown = [], []
     for name, value in state.items():
@@ -107,12 +112,16 @@ def convert(state: Mapping[str, Tensor], whole_sum: bool = False) -> Converted:
         elif name not in (*POSITIONS, *IMAGE_SIZE):
             unknown.append(name)
     if unknown:
-        raise CheckpointError(f"the converter knows no place for {_some(unknown)}")
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise CheckpointError(f"the converter knows no place for {', '.join(unknown[:3])}{more}")
     model_args = _model_args(kind, state)
-    found["pos_embed"] = _sorted_positions(kind, state, model_args)
+    found["pos_embed"] = _reordered_positions(kind, state, model_args)
     if model_args["direction"] == "both" and not whole_sum:
         found |= {name: value / 2 for name, value in found.items() if name.endswith(".out_proj.weight")}
-    arch = f"mamba_ssast_{SIZES.get(model_args['embed_dim'], 'tiny')}"
+    prefix = "mamba_ssast"
+    if kind == "SSAMBA" and not model_args["rms_norm"]:
+        prefix, found = "ssamba", _second_blocks_turned(found)
+    arch = f"{prefix}_{SIZES.get(model_args['embed_dim'], 'tiny')}"
     return Converted(kind, {"arch": arch, "model_args": model_args}, found, left_out)
 
 
@@ -131,20 +140,6 @@ def build(converted: Converted, source: str) -> tuple[RuntimeSSAST, list[str]]:
     state = {name: value.to(own[name].dtype) if name in own else value for name, value in converted.state.items()}
     load_model_state(runtime.model, state | {name: own[name] for name in random}, source=source)
     return runtime, random
-
-
-def _check_supported(state: Mapping[str, Tensor]) -> None:
-    """CheckpointError for the variants that both codes have beside the ones that are converted."""
-    for name in state:
-        if name.startswith("layers.") and name.endswith(".norm.bias"):
-            raise CheckpointError(f"{name}: its blocks have LayerNorms; only those with RMSNorms are converted")
-    for name in state:
-        shared = name.removesuffix("A_b_log") + "conv1d_b.weight"
-        if name.endswith(".A_b_log") and shared not in state:
-            raise CheckpointError(
-                f"no {shared}: both directions of its mixers share their convolution (variant v1, Fo-Bi); only those "
-                "with layers of their own (v2, Bi-Bi) are converted"
-            )
 
 
 def _place_of(name: str) -> str | None:
@@ -174,6 +169,9 @@ def _model_args(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     img_size = (mels, count // bands * patch_size[1])
     if frames not in (None, img_size[1]):
         raise CheckpointError(f"its positions are for {img_size[1]} frames, but p_input_tdim is {frames}")
+    direction = "forward"
+    if "layers.0.mixer.A_b_log" in state:
+        direction = "both" if "layers.0.mixer.conv1d_b.weight" in state else "both_scans"
     return {
         "embed_dim": dim,
         "depth": len(layers),
@@ -181,11 +179,11 @@ def _model_args(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "patch_size": tuple(patch_size),
         "frequency_first": True,
         "token_order": "frequency",
-        "direction": "both" if "layers.0.mixer.A_b_log" in state else "forward",
+        "direction": direction,
         "cls_position": "first" if kind == "SSAMBA" else "middle",
         "ssm_kwargs": {"d_state": a_log.shape[1], "d_conv": taps, "expand": a_log.shape[0] // dim},
-        "rms_norm": True,
-        "final_rms_norm": True,
+        "rms_norm": "layers.0.norm.bias" not in state,
+        "same_final_norm": True,
         "norm_epsilon": NORM_EPSILON,
         "masked_positions": kind == "SSAMBA",
     }
@@ -201,22 +199,33 @@ def _take(state: Mapping[str, Tensor], name: str, dims: int) -> Tensor:
 
 def _table(state: Mapping[str, Tensor]) -> Tensor:
     name = next((name for name in POSITIONS if name in state), POSITIONS[0])
-    return _take(state, name, 3)  # [1, 1 + L, D]
+    table = _take(state, name, 3)  # [1, 1 + L, D]
+    if len(table) != 1:
+        raise CheckpointError(f"{name} must be one table, got {list(table.shape)}")
+    return table
 
 
-def _sorted_positions(kind: str, state: Mapping[str, Tensor], model_args: Mapping[str, Any]) -> Tensor:
+def _reordered_positions(kind: str, state: Mapping[str, Tensor], model_args: Mapping[str, Any]) -> Tensor:
     """Their positions [1, 1 + L, D] in our order: the class token, then the patches, time-major."""
-    table = _table(state)
+    table = _table(state)[0]
     bands = model_args["img_size"][0] // model_args["patch_size"][0]
-    # AuM's module `pos_embed` keeps the class token first; a plain table is in the order of the sequence, as in Vim.
-    row = 0 if kind == "SSAMBA" or POSITIONS[1] in state else (table.shape[1] - 1) // 2
-    patches = table[0, [number for number in range(table.shape[1]) if number != row]]
-    patches = patches.unflatten(0, (bands, -1)).transpose(0, 1).flatten(0, 1)  # [M'*T', D] -> [T'*M', D]
-    return torch.cat([table[0, row : row + 1], patches])[None]
+    # AuM's module `pos_embed` has the class token first. A plain table is in the order of the sequence, as in Vim.
+    row = 0 if kind == "SSAMBA" or POSITIONS[1] in state else (len(table) - 1) // 2
+    patches = torch.cat([table[:row], table[row + 1 :]])  # [M'*T', D]
+    patches = patches.unflatten(0, (bands, -1)).transpose(0, 1).flatten(0, 1)  # [T'*M', D]
+    return torch.cat([table[row : row + 1], patches])[None]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _second_blocks_turned(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the two paths of every second block swapped: such a block on reversed tokens is the same."""
+    turned = {}
+    for name, value in found.items():
+        match = re.fullmatch(r"(blocks\.\d*[13579]\.mixer)\.(conv1d|x_proj|dt_proj|A|D)(_b)?(_log)?(\.\w+)?", name)
+        if match:
+            mixer, layer, suffix, log, rest = (part or "" for part in match.groups())
+            name = f"{mixer}.{layer}{'' if suffix else '_b'}{log}{rest}"
+        turned[name] = value
+    return turned
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.convert") -> None:
@@ -240,7 +249,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         raise SystemExit(f"convert: {error}")
     model_args = converted.model["model_args"]
     print(
-        f"{converted.kind}, {model_args['depth']} blocks of width {model_args['embed_dim']}, spectrograms of "
+        f"{converted.kind} as {converted.model['arch']}, {model_args['depth']} blocks of width "
+        f"{model_args['embed_dim']} with direction {model_args['direction']!r}, spectrograms of "
         f"{model_args['img_size'][0]} mel bands x {model_args['img_size'][1]} frames -> {args.out}"
     )
     if converted.left_out:

@@ -1,7 +1,8 @@
 """The encoders, by the arch names that configs use: `models.build(arch, model_args)`.
 
-`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST, `xlstm_ssast_<size>` AxLSTM; `register_encoder` adds others. The
-defaults are frequency-first [B, 1, 80, 200] inputs; the paper's configs choose time-first ones.
+`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST, `xlstm_ssast_<size>` AxLSTM, `ssamba_<size>` SSAMBA;
+`register_encoder` adds others. The defaults are frequency-first [B, 1, 80, 200] inputs; the paper's configs choose
+time-first ones.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from audio_mamba.models.axlstm import XLSTMSSAST
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.registry import ARCHS, SIZES, build, known_archs, register_encoder
 from audio_mamba.models.ssam import MambaSSAST
+from audio_mamba.models.ssamba import SSAMBA
 from audio_mamba.models.ssast import SSAST
 
 register_encoder("mamba_ssast", MambaSSAST)
@@ -18,6 +20,9 @@ register_encoder(
     "ssast",
     SSAST,
     {size: {"depth": depth, "embed_dim": width, "num_heads": heads} for size, (depth, width, heads) in SIZES.items()},
+)
+register_encoder(
+    "ssamba", SSAMBA, {size: {"depth": 24, "embed_dim": SIZES[size][1]} for size in ("tiny", "small", "base")}
 )
 
 
@@ -31,6 +36,7 @@ def __getattr__(name: str) -> Callable[..., MaskedSpectrogramEncoder]:
 __all__ = [
     "ARCHS",
     "SIZES",
+    "SSAMBA",
     "SSAST",
     "XLSTMSSAST",
     "MambaSSAST",

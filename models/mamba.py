@@ -4,7 +4,7 @@ Symbols: B batch, L tokens, D channels of the model, E = expand * D inner channe
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,10 @@ class Mamba(nn.Module):
     def _walk(self, path: MambaPath, x: Tensor, z: Tensor) -> Tensor:
         """Convolution, scan and gate on one path: x and z [B, E, L] -> [B, E, L]."""
         x = self._convolve(path, x)
-        delta, A, B, C = self._scan_inputs(path, x)
+        return self._scan(path, x, z, *self._scan_inputs(path, x))
+
+    def _scan(self, path: MambaPath, x: Tensor, z: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """Scan and gate on one path, [B, E, L]; the other inputs as from `_scan_inputs`."""
         y = selective_scan(
             x,
             delta,
@@ -191,3 +194,42 @@ class Mamba(nn.Module):
         dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = linear(dt, path.dt_proj.weight)  # [B, L, R] -> [B, L, E]; the scan adds the bias, in float32
         return delta.transpose(1, 2), -torch.exp(path.A_log.float()), B.transpose(1, 2), C.transpose(1, 2)
+
+
+class SharedMamba(Mamba):
+    """Mixes tokens both ways through one convolution: hidden [B, L, D] -> [B, L, D].
+
+    This is the mixer "v1" of Vision Mamba, with which AuM's published models were trained ("Fo-Bi"). The convolution
+    walks forward. Two scans, one each way, share its output, the step, B, C and D; only A is their own.
+
+    Args:
+        d_model: D.
+        arguments: those of `Mamba` but direction.
+    """
+
+    def __init__(self, d_model: int, **arguments: Any):
+        super().__init__(d_model, direction="forward", **arguments)
+        self.A_b_log = nn.Parameter(torch.empty_like(self.A_log))
+
+    def init_weights(self, depth: int) -> None:
+        super().init_weights(depth)
+        with torch.no_grad():
+            self.A_b_log.copy_(self.A_log)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`compose`, since the fused kernels know one scan for each convolution."""
+        return self.compose(hidden)
+
+    def compose(self, hidden: Tensor) -> Tensor:
+        """Operator by operator: hidden [B, L, D] -> [B, L, D]."""
+        (path,) = self.paths
+        x, z = self._branches(hidden)
+        x = self._convolve(path, x)
+        inputs = self._scan_inputs(path, x)
+        y = self._scan(path, x, z, *inputs)
+        y = y + self._scan(path._replace(reverse=True), x, z, inputs[0], -torch.exp(self.A_b_log.float()), *inputs[2:])
+        return linear(y.transpose(1, 2), self.out_proj.weight, self.out_proj.bias)  # [B, E, L] -> [B, L, D]
+
+    def step(self, hidden: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+        """Always raises ValueError: one of the scans walks backward."""
+        raise ValueError("a Mamba block with scans both ways needs all tokens at once: it carries no state")

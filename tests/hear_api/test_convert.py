@@ -11,7 +11,7 @@ from audio_mamba import load_model
 from audio_mamba.hear_api.convert import build, convert, main, read_state
 from audio_mamba.training.checkpoint import CheckpointError
 
-DIM, DEPTH, STATE, TAPS, EXPAND, RANK = 24, 3, 16, 4, 2, 2
+DIM, DEPTH, STATE, TAPS, EXPAND, RANK = 24, 4, 16, 4, 2, 2
 INNER = EXPAND * DIM
 PATCH = 16
 
@@ -29,7 +29,8 @@ def mixer_shapes(suffix):
     }
 
 
-def encoder_shapes(patches, positions):
+def encoder_shapes(patches, positions, shared=False, layer_norm=False):
+    """The shapes of all layers; `shared`: one convolution for both directions; `layer_norm`: norms have biases."""
     shapes = {
         "patch_embed.proj.weight": (DIM, 1, PATCH, PATCH),
         "patch_embed.proj.bias": (DIM,),
@@ -40,10 +41,13 @@ def encoder_shapes(patches, positions):
         "head.bias": (7,),
     }
     for layer in range(DEPTH):
-        mixer = {"in_proj.weight": (2 * INNER, DIM), "out_proj.weight": (DIM, INNER)}
-        for name, shape in (mixer | mixer_shapes("") | mixer_shapes("_b")).items():
+        mixer = {"in_proj.weight": (2 * INNER, DIM), "out_proj.weight": (DIM, INNER)} | mixer_shapes("")
+        mixer |= {"A_b_log": (INNER, STATE)} if shared else mixer_shapes("_b")
+        for name, shape in mixer.items():
             shapes[f"layers.{layer}.mixer.{name}"] = shape
         shapes[f"layers.{layer}.norm.weight"] = (DIM,)
+    if layer_norm:
+        shapes |= {name.replace("weight", "bias"): (DIM,) for name in shapes if "norm" in name}
     return shapes
 
 
@@ -58,12 +62,12 @@ def drawn(shapes):
     return state
 
 
-def aum(steps=3, positions="pos_embed"):
-    return drawn(encoder_shapes(8 * steps, positions))
+def aum(steps=3, positions="pos_embed", shared=False):
+    return drawn(encoder_shapes(8 * steps, positions, shared))
 
 
-def ssamba(mels=48, frames=64):
-    shapes = encoder_shapes(mels // PATCH * (frames // PATCH), "pos_embed")
+def ssamba(mels=48, frames=64, layer_norm=False):
+    shapes = encoder_shapes(mels // PATCH * (frames // PATCH), "pos_embed", layer_norm=layer_norm)
     shapes = {f"module.v.{name}": shape for name, shape in shapes.items()}
     shapes["module.mask_embed"] = (1, 1, DIM)
     for head in ("cpredlayer", "gpredlayer"):
@@ -74,7 +78,7 @@ def ssamba(mels=48, frames=64):
 
 
 def plain(state, x, cls_at, cls_row, share, masked=()):
-    """The page's formulas, token by token in float64.
+    """The published formulas, token by token in float64.
 
     Args:
         state: without `module.` and `v.`
@@ -101,45 +105,72 @@ def plain(state, x, cls_at, cls_row, share, masked=()):
             places.append((band, step))
     sequence.insert(cls_at, weights["cls_token"][0, 0] + table[cls_row])
     places.insert(cls_at, None)
-    hidden, residual = torch.stack(sequence), 0  # [L, D]
-    for layer in range(DEPTH):
-        layer_weights = {
-            name.removeprefix(f"layers.{layer}.mixer."): value
-            for name, value in weights.items()
-            if name.startswith(f"layers.{layer}.mixer.")
-        }
-        residual = residual + hidden
-        hidden = mix(layer_weights, rms(residual, weights[f"layers.{layer}.norm.weight"]), share)
-    output = rms(residual + hidden, weights["norm_f.weight"])
+    output = (in_pairs if "norm_f.bias" in weights else in_sequence)(weights, torch.stack(sequence), share)
     return {place: row for place, row in zip(places, output, strict=True) if place}
 
 
-def rms(x, weight):
-    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+def in_sequence(weights, hidden, share):
+    residual = torch.zeros(())
+    for layer in range(DEPTH):
+        residual = residual + hidden
+        hidden = mix(weights, layer, residual, share)
+    return norm(weights, "norm_f", residual + hidden)
 
 
-def mix(weights, tokens, share):
-    x, z = (tokens @ weights["in_proj.weight"].T).chunk(2, dim=1)  # [L, E]
-    forward = inside(weights, x, z, "", "A_log")
-    backward = inside(weights, x.flip(0), z.flip(0), "_b", "A_b_log").flip(0)
-    return share * (forward + backward) @ weights["out_proj.weight"].T
+def in_pairs(weights, hidden, share):
+    """As SSAMBA's training script has it: the second of two blocks reads the tokens in reverse."""
+    residual = torch.zeros(())
+    for layer in range(0, DEPTH, 2):
+        stream = residual + hidden
+        back = mix(weights, layer + 1, stream.flip(0), share)
+        hidden, residual = mix(weights, layer, stream, share) + back.flip(0), stream + stream.flip(0).flip(0)
+    return norm(weights, "norm_f", norm(weights, "norm_f", residual + hidden))
 
 
-def inside(weights, x, z, suffix, a_log):
-    """Convolution, SiLU, scan with D and gate of one direction: [L, E] -> [L, E]."""
-    silu, a = torch.nn.functional.silu, -torch.exp(weights[a_log])
-    state, rows = torch.zeros(INNER, STATE, dtype=torch.float64), []
+def norm(weights, name, x):
+    """RMSNorm, or LayerNorm if there is a bias."""
+    bias = weights.get(f"{name}.bias")
+    if bias is not None:
+        x = x - x.mean(-1, keepdim=True)
+    scaled = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"]
+    return scaled if bias is None else scaled + bias
+
+
+def mix(weights, layer, stream, share):
+    """Norm and mixer of a layer: [L, D] -> [L, D]."""
+    tokens = norm(weights, f"layers.{layer}.norm", stream)
+    prefix = f"layers.{layer}.mixer."
+    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    x, z = (tokens @ own["in_proj.weight"].T).chunk(2, dim=1)  # [L, E]
+    if "conv1d_b.weight" in own:
+        forward = scan(own, convolve(own, x, ""), z, "", "A_log")
+        backward = scan(own, convolve(own, x.flip(0), "_b"), z.flip(0), "_b", "A_b_log").flip(0)
+    else:  # one convolution, and the sum is not halved
+        x, share = convolve(own, x, ""), 1.0
+        forward, backward = scan(own, x, z, "", "A_log"), scan(own, x.flip(0), z.flip(0), "", "A_b_log").flip(0)
+    return share * (forward + backward) @ own["out_proj.weight"].T
+
+
+def convolve(weights, x, suffix):
+    """Convolution and SiLU: [L, E] -> [L, E]."""
+    rows = []
     for token in range(len(x)):
-        u = weights[f"conv1d{suffix}.bias"].clone()
-        for tap in range(TAPS):
-            if token - tap >= 0:
-                u += weights[f"conv1d{suffix}.weight"][:, 0, TAPS - 1 - tap] * x[token - tap]
-        u = silu(u)
+        row = weights[f"conv1d{suffix}.bias"].clone()
+        for tap in range(min(TAPS, token + 1)):
+            row += weights[f"conv1d{suffix}.weight"][:, 0, TAPS - 1 - tap] * x[token - tap]
+        rows.append(torch.nn.functional.silu(row))
+    return torch.stack(rows)
+
+
+def scan(weights, x, z, suffix, a_log):
+    """The scan with D and gate: [L, E] -> [L, E]."""
+    a = -torch.exp(weights[a_log])
+    state, rows = torch.zeros(INNER, STATE, dtype=torch.float64), []
+    for u, gate in zip(x, z, strict=True):
         dt, b, c = (weights[f"x_proj{suffix}.weight"] @ u).split([RANK, STATE, STATE])
-        delta = weights[f"dt_proj{suffix}.weight"] @ dt + weights[f"dt_proj{suffix}.bias"]
-        delta = torch.log1p(torch.exp(delta))
+        delta = torch.log1p(torch.exp(weights[f"dt_proj{suffix}.weight"] @ dt + weights[f"dt_proj{suffix}.bias"]))
         state = torch.exp(delta[:, None] * a) * state + (delta * u)[:, None] * b
-        rows.append((state @ c + weights[f"D{suffix}"] * u) * silu(z[token]))
+        rows.append((state @ c + weights[f"D{suffix}"] * u) * torch.nn.functional.silu(gate))
     return torch.stack(rows)
 
 
@@ -162,9 +193,11 @@ def spectrogram(runtime, seed=1):
 LAYOUTS = {  # state, place of the class token, row of its position
     "AuM": (aum(), 12, 12),
     "AuM, 4 steps, module for positions": (aum(4, "pos_embed.pos_embed"), 16, 0),
+    "AuM, one convolution": (aum(shared=True), 12, 12),
     "AuM, DataParallel": ({f"module.{name}": value for name, value in aum().items()}, 12, 12),
     "SSAMBA": (ssamba(), 0, 0),
     "SSAMBA, other size": (ssamba(mels=32, frames=48), 0, 0),
+    "SSAMBA, LayerNorms and pairs": (ssamba(layer_norm=True), 0, 0),
 }
 
 
@@ -207,7 +240,8 @@ def test_the_command_writes_a_model_and_says_what_it_left_out(tmp_path, capsys):
     torch.save(ssamba(), tmp_path / "ssamba.pth")
     main([str(tmp_path / "ssamba.pth"), "--out", str(tmp_path / "ssamba")])
     out = capsys.readouterr().out
-    assert out.startswith("SSAMBA, 3 blocks of width 24, spectrograms of 48 mel bands x 64 frames -> ")
+    assert out.startswith("SSAMBA as mamba_ssast_tiny, 4 blocks of width 24 with direction 'both', ")
+    assert "spectrograms of 48 mel bands x 64 frames -> " in out
     assert "left out, without a place here: head.weight, head.bias, cpredlayer.0.weight, " in out
     assert "random, not in the checkpoint: pred.0.weight, pred.0.bias, pred.2.weight, pred.2.bias\n" in out
     model, (built, _) = load_model(tmp_path / "ssamba", device="cpu"), build(convert(ssamba()), "a.pth")
@@ -223,7 +257,9 @@ def test_the_command_writes_a_model_and_says_what_it_left_out(tmp_path, capsys):
     for source in ("aum.safetensors", "nested.pth"):
         main([str(tmp_path / source), "--out", str(tmp_path / source.split(".")[0]), "--whole-sum"])
         out = capsys.readouterr().out
-        assert out.startswith("AuM, 3 blocks of width 24, spectrograms of 128 mel bands x 48 frames -> ")
+        assert out.startswith(
+            "AuM as mamba_ssast_tiny, 4 blocks of width 24 with direction 'both', spectrograms of 128 "
+        )
         assert "here: head.weight, head.bias\n" in out and "in the checkpoint: mask_token, pred.0.weight, " in out
     states = [load_model(tmp_path / name, device="cpu").model.state_dict() for name in ("aum", "nested")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -255,12 +291,17 @@ def changed(state, **changes):
     "state, message",
     [
         (changed(aum(), rope__freqs=torch.ones(3)), "knows no place for rope.freqs$"),
-        (changed(aum(), layers__1__norm__bias=torch.ones(DIM)), "layers.1.norm.bias: its blocks have LayerNorms"),
-        (changed(aum(), layers__1__mixer__conv1d_b__weight=None), "no layers.1.mixer.conv1d_b.weight: both directions"),
+        (changed(aum(), layers__1__norm__bias=torch.ones(DIM)), "a.pth .*unexpected blocks.1.norm.bias"),
+        (changed(aum(), layers__1__mixer__conv1d_b__weight=None), "a.pth .*no blocks.1.mixer.conv1d_b.weight"),
+        (changed(aum(), layers__1__mixer__D_b=torch.ones(0)), r"layers.1.mixer.D_b has no values, \[0\]"),
+        (changed(aum(), pos_embed=torch.ones(2, 25, DIM)), r"pos_embed must be one table, got \[2, 25, 24\]"),
         (changed(aum(), layers__1__mixer__gamma=torch.ones(DIM)), "a.pth .*unexpected blocks.1.mixer.gamma"),
         (changed(aum(), layers__2__mixer__D=torch.ones(3)), r"a.pth .*blocks.2.mixer.D is \(3,\) instead of \(48,\)"),
         (changed(aum(), layers__2__mixer__D_b=None), "a.pth .*no blocks.2.mixer.D_b"),
-        (changed(aum(), layers__9__norm__weight=torch.ones(DIM)), r"numbered from 0 without a gap, got \[0, 1, 2, 9\]"),
+        (
+            changed(aum(), layers__9__norm__weight=torch.ones(DIM)),
+            r"without a gap, got \[0, 1, 2, 3, 9\]",
+        ),
         (changed(aum(), cls_token=None), "a.pth .*no cls_token"),
         (changed(aum(), pos_embed=None), "no pos_embed"),
         (
