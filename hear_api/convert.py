@@ -72,7 +72,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     for entry in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(entry), dict):
             state = state[entry]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    entries = state.items() if isinstance(state, dict) else ()
+    if not entries or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries):
         raise CheckpointError(f"{path} is not a state dict: it must hold tensors by name")
     return state
 
@@ -254,7 +255,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         f"{model_args['img_size'][0]} mel bands x {model_args['img_size'][1]} frames -> {args.out}"
     )
     if converted.left_out:
-        print(f"left out, without a place here: {', '.join(converted.left_out)}")
+        print(f"left out, without a place here: {', '.join(sorted(converted.left_out))}")
     if random:
         print(f"random, not in the checkpoint: {', '.join(random)}")
 

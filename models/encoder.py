@@ -91,7 +91,7 @@ class MaskedSpectrogramEncoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.from_numpy(positions)[None], requires_grad=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, frequency_first)
-        self.encoder_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.encoder_norm: nn.LayerNorm | nn.RMSNorm = nn.LayerNorm(embed_dim, eps=1e-6)
         patch_values = patch_size[0] * patch_size[1] * in_chans
         self.pred = nn.Sequential(Linear(embed_dim, embed_dim), nn.GELU(), Linear(embed_dim, patch_values))
 

@@ -191,7 +191,7 @@ def test_finetune_takes_an_encoder_of_a_module(tmp_path):
     finetune.main(
         [
             *("--workdir", str(tmp_path / "run"), "--data", str(tmp_path / "archive"), "--model", MEAN),
-            *("--init", "random", "--no-wandb", "--num-workers", "0", "--device", "cpu"),
+            *("--init", "random", "--no-wandb", "--num-workers", "0", "--device", "cpu", "--fold", "1"),
             *("--set", "num_epochs=1", "opt.warmup_epochs=0", "batch_size=4"),
         ]
     )

@@ -242,7 +242,7 @@ def test_the_command_writes_a_model_and_says_what_it_left_out(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("SSAMBA as mamba_ssast_tiny, 4 blocks of width 24 with direction 'both', ")
     assert "spectrograms of 48 mel bands x 64 frames -> " in out
-    assert "left out, without a place here: head.weight, head.bias, cpredlayer.0.weight, " in out
+    assert "left out, without a place here: cpredlayer.0.bias, cpredlayer.0.weight, " in out
     assert "random, not in the checkpoint: pred.0.weight, pred.0.bias, pred.2.weight, pred.2.bias\n" in out
     model, (built, _) = load_model(tmp_path / "ssamba", device="cpu"), build(convert(ssamba()), "a.pth")
     for name, value in built.model.state_dict().items():
@@ -260,7 +260,7 @@ def test_the_command_writes_a_model_and_says_what_it_left_out(tmp_path, capsys):
         assert out.startswith(
             "AuM as mamba_ssast_tiny, 4 blocks of width 24 with direction 'both', spectrograms of 128 "
         )
-        assert "here: head.weight, head.bias\n" in out and "in the checkpoint: mask_token, pred.0.weight, " in out
+        assert "here: head.bias, head.weight\n" in out and "in the checkpoint: mask_token, pred.0.weight, " in out
     states = [load_model(tmp_path / name, device="cpu").model.state_dict() for name in ("aum", "nested")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
