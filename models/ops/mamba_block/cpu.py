@@ -10,7 +10,7 @@ Symbols as in `models.mamba`: B batch, L tokens, D channels of the model, E inne
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,7 +78,8 @@ class _Kept(NamedTuple):
 
 def _parameters(block: MambaParameters) -> list[Tensor | None]:
     """Those of the projections, then a `_Path` for each path."""
-    parameters = [block.in_proj.weight, block.in_proj.bias, block.out_proj.weight, block.out_proj.bias]
+    projections = block.in_proj, block.out_proj
+    parameters: list[Tensor | None] = [p for projection in projections for p in (projection.weight, projection.bias)]
     for conv1d, x_proj, dt_proj, A_log, D, _ in block.paths:
         parameters += _Path(conv1d.weight, conv1d.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A_log, D)
     return parameters
@@ -93,7 +94,7 @@ class _MambaBlock(torch.autograd.Function):
         xz = linear(hidden, w_in, b_in)  # [B, L, 2 E]
         x, z = xz.chunk(2, dim=-1)
         y, kept = x.new_empty(x.shape), []
-        for number, (reverse, path) in enumerate(zip(reverses, _of_size(of_paths, _Path), strict=True)):
+        for number, (reverse, path) in enumerate(zip(reverses, _by_path(of_paths, _Path), strict=True)):
             taps, b_conv, w_x, w_dt, b_dt, A_log, D = path
             w_x, w_dt = w_x.to(dtype), w_dt.to(dtype)
             u = conv.forward_in_c(x, taps.squeeze(1), b_conv, True, reverse)
@@ -120,7 +121,7 @@ def _backward(ctx, d_out):
     d_out = d_out.contiguous()
     dy, d_w_out = product_gradients(d_out, y, w_out)
     of_paths = []
-    for number, (reverse, path) in enumerate(zip(ctx.reverses, _of_size(kept, _Kept), strict=True)):
+    for number, (reverse, path) in enumerate(zip(ctx.reverses, _by_path(kept, _Kept), strict=True)):
         of_paths += _path_backward(path, reverse, dy, xz, d_xz, add=number > 0)
     d_hidden, d_w_in = product_gradients(d_xz, hidden, w_in)
     d_b_in, d_b_out = (
@@ -143,12 +144,18 @@ def _path_backward(path: _Kept, reverse: bool, dy: Tensor, xz: Tensor, d_xz: Ten
     d_joined[..., w_dt.shape[1] :].unflatten(-1, (2, -1)).copy_(d_matrices.permute(1, 2, 0, 3))
     du_more, d_w_x = product_gradients(d_joined, u, w_x)
     d_taps, d_b_conv = conv.backward_in_c(du, du_more, x, taps.squeeze(1), b_conv, True, reverse, dx, add)
-    d_A_log = dA * A  # A = -exp(A_log)
-    d_b_conv = None if b_conv is None else d_b_conv
-    return _Path(d_taps.unsqueeze(1), d_b_conv, d_w_x.float(), d_w_dt.float(), d_b_dt, d_A_log, dD)
+    return _Path(
+        d_taps.unsqueeze(1),
+        None if b_conv is None else d_b_conv,
+        d_w_x.float(),
+        d_w_dt.float(),
+        d_b_dt,
+        dA * A,  # A = -exp(A_log)
+        dD,
+    )
 
 
-def _of_size(values: Sequence[Tensor], kind: type) -> list:
+def _by_path(values: Sequence[Tensor | None], kind: Any) -> list[Any]:
     """`values` as tuples of one kind, one for each path."""
     size = len(kind._fields)
     return [kind(*values[first : first + size]) for first in range(0, len(values), size)]

@@ -39,7 +39,8 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     if reverse:
-        u, delta, B, C, z = (t if t is None else t.flip(-1) for t in (u, delta, B, C, z))
+        u, delta, B, C = (t.flip(-1) for t in (u, delta, B, C))
+        z = z if z is None else z.flip(-1)
     with torch.autocast(u.device.type, enabled=False):
         batch, channels, length = u.shape
         groups = math.lcm(*(t.shape[1] if t.dim() == 4 else 1 for t in (B, C)))

@@ -26,7 +26,8 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`. Autograd keeps every state: memory O(B D L N)."""
     if reverse:
-        u, delta, B, C, z = (t if t is None else t.flip(-1) for t in (u, delta, B, C, z))
+        u, delta, B, C = (t.flip(-1) for t in (u, delta, B, C))
+        z = z if z is None else z.flip(-1)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     x, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
     B, C = (_per_channel(t, u.shape[1]) for t in (B, C))  # [B, D, N, L] each

@@ -113,7 +113,7 @@ def _forward_in_triton(
             launch.z,
             launch.bias,
             carry,
-            launch.start(y),
+            walk_start(y, reverse),
             padded_last,
             starts if save else None,
             *launch.sizes,
@@ -174,7 +174,7 @@ def _backward(
     scratch = A.new_empty(*launch.grid, SPAN // GROUP, state, BLOCK)
     shares_of_BC = A.new_empty(2, blocks, batch, length, state)
     shares_of_A, shares_of_D = A.new_empty(parts, state, channels), A.new_empty(2, parts, channels)
-    dy = launch.start(rows(dy))
+    dy = walk_start(rows(dy), reverse)
     with triton_support.device_of(u):
         carry = d_last if d_last is None else _padded_to(d_last, state, dim=1)
         if launch.chunks > 1:
@@ -193,9 +193,11 @@ def _backward(
             launch.D,
             launch.z,
             launch.bias,
-            *map(launch.start, (du, d_delta, z if z is None else dz)),
+            walk_start(du, reverse),
+            walk_start(d_delta, reverse),
+            z if z is None else walk_start(dz, reverse),
             shares_of_A,
-            *map(launch.start, shares_of_BC.unbind(0)),
+            *(walk_start(shares, reverse) for shares in shares_of_BC.unbind(0)),
             *shares_of_D.unbind(0),
             batch,
             *length_and_channels,
@@ -255,26 +257,23 @@ class _Launch:
     """The arguments of a call in the form that the kernels read, and how the work is divided."""
 
     def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus, reverse):
-        self.sign = -1 if reverse else 1
-        self.u, self.delta, self.z = (t if t is None else self.start(_near_rows(t)) for t in (u, delta, z))
+        self.reverse, self.sign = reverse, -1 if reverse else 1
+        self.u, self.delta, self.z = (t if t is None else walk_start(_near_rows(t), reverse) for t in (u, delta, z))
         self.D, self.bias = (t if t is None else t.contiguous() for t in (D, delta_bias))
         states = padded(A.shape[1])
         self.A = A.new_zeros(states, len(A))  # [S, D]
         torch.mul(A.t(), LOG2_E, out=self.A[: A.shape[1]])
-        self.B, self.C = (self.start(_padded_to(t, states, dim=2)) for t in (B, C))  # [B, L, S], for wide loads
+        padded_rows = (_padded_to(t, states, dim=2) for t in (B, C))  # [B, L, S], for wide loads
+        self.B, self.C = (walk_start(t, reverse) for t in padded_rows)
         self.softplus, self.tiles = softplus, tiles(A.shape[1])
         self.batch, length, self.channels = u.shape
         self.chunks, chunk_length = _plan(*u.shape)
         self.sizes = (length, self.channels, self.chunks, chunk_length)
         self.grid = (self.batch * self.chunks * -(-self.channels // BLOCK),)
 
-    def start(self, sequence: Tensor | None) -> Tensor | None:
-        """See `walk_start`; None stays None."""
-        return sequence if sequence is None else walk_start(sequence, self.sign < 0)
-
     def strides(self, *sequences: Tensor | None) -> list[int]:
         """`walk_strides` of all sequences, one after the other."""
-        return [stride for t in sequences for stride in walk_strides(t, self.sign < 0)]
+        return [stride for t in sequences for stride in walk_strides(t, self.reverse)]
 
     def carry(self, x: Tensor, gate: Tensor | None, row: Tensor, entry: Tensor | None, adjoint: bool) -> Tensor:
         """What each chunk starts from, [B, chunks, S, D]: the state, or as `adjoint` the gradient q of `backward`."""
