@@ -5,10 +5,11 @@ reads, so a config file of the published code works when dropped in, and a missp
 """
 
 import difflib
+import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -65,6 +66,7 @@ WHOLE_NUMBERS = ("batch_size", "num_epochs", "log_every_steps", "opt.grad_accum_
 NUMBERS = ("opt.learning_rate", "opt.weight_decay", "opt.warmup_epochs", "opt.clip_grad_value")  # 0 or more
 LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
 POOLINGS = {"mean": 1, "mean_std": 2}  # of scene features, and the width of the result; see `hear_api.pooling`
+ENCODERS_VARIABLE = "AUDIO_MAMBA_ENCODERS"  # modules that register encoders, see `models.registry`
 MAX_OVERLAP = 0.75  # of a segment with the one before; costs four times the work
 
 
@@ -87,13 +89,40 @@ def check_config(config: ConfigDict, encoders: Mapping[str, Callable[..., Any]],
     if not isinstance(arch, str):
         raise ValueError(f"{source}: model.arch must be the name of an encoder, got {arch!r}")
     if arch not in encoders:
-        raise ValueError(f"{source}: unknown model.arch {arch!r}; {_suggestion(arch, list(encoders))}")
-    valid = list(inspect.signature(encoders[arch]).parameters)
+        raise ValueError(f"{source}: {unknown_arch(arch, encoders)}")
+    valid = argument_names(encoders[arch])
     for key in checked.model.model_args:
         if key not in valid:
             raise _unknown_key(f"model.model_args.{key}", valid, f"{source}, with model.arch {arch!r}")
     _check_values(checked, source)
     return checked
+
+
+def unknown_arch(arch: str, encoders: Iterable[str]) -> str:
+    """What is wrong with an arch that none of the `encoders` has."""
+    own = f"if your own code registers it, name that module in ${ENCODERS_VARIABLE}"
+    return f"unknown model.arch {arch!r}; {suggestion(arch, list(encoders))} ({own})"
+
+
+def argument_names(constructor: Callable[..., Any]) -> list[str]:
+    """The keyword arguments of a class, or of another callable, also in a `functools.partial`.
+
+    In the constructor of a class, `**kwargs` stands for the arguments of the next constructor in its method resolution
+    order, to which `super().__init__(**kwargs)` passes them.
+    """
+    while isinstance(constructor, functools.partial):
+        constructor = constructor.func
+    functions: list[Callable[..., Any]] = [constructor]
+    if isinstance(constructor, type):
+        own = [vars(cls)["__init__"] for cls in constructor.__mro__ if "__init__" in vars(cls)]
+        functions = [functools.partial(function, None) for function in own]  # without self
+    names: dict[str, None] = {}  # in order, each once
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        names |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return list(names)
 
 
 def check_numbers(
@@ -158,10 +187,11 @@ def merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
 def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:
     """`valid` are the keys of the section, one of which the last part of `name` may have meant."""
     section, dot, key = name.rpartition(".")
-    return ValueError(f"{source}: nothing reads the key {name!r}; {_suggestion(key, valid, section + dot)}")
+    return ValueError(f"{source}: nothing reads the key {name!r}; {suggestion(key, valid, section + dot)}")
 
 
-def _suggestion(name: str, valid: list[str], prefix: str = "") -> str:
+def suggestion(name: str, valid: list[str], prefix: str = "") -> str:
+    """The nearest valid name as a question, or all of them."""
     nearest = difflib.get_close_matches(name, valid, n=1)
     return f"did you mean {prefix + nearest[0]!r}?" if nearest else f"accepted are {', '.join(valid)}"
 

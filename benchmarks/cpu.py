@@ -1,7 +1,8 @@
 """Time and memory on the CPU of SSAM-tiny, its peers and its siblings: `python -m benchmarks.cpu`.
 
 All are stacks of 12 blocks of width 192 on random tokens in float32 (SSAM and the Mamba peers: expand 3, state 24; SSAM
-with LayerNorm, as in the paper's configs). Each row runs in a process of its own, so that peak memory is measured per
+with LayerNorm, as in the paper's configs; also with its blocks walking forward and backward in turns, and both ways
+each). Each row runs in a process of its own, so that peak memory is measured per
 row. The machine's ceilings, a large matrix product and an exponential of a vector, are measured in the same run. `of
 ceiling` is the time that the stack's matrix products and exponentials would take at those rates, divided by the time
 measured. The parts of a block of SSAM-tiny follow, with their shares of ceilings and their errors against float64.
@@ -10,15 +11,20 @@ measured. The parts of a block of SSAM-tiny follow, with their shares of ceiling
 
 compares SSAM-tiny, SSAST-tiny and AxLSTM-tiny with the same stacks of another checkout instead. Old and new code run in
 turns, --rounds times each, in fresh processes. The median of the ratios counts; the lowest and the highest are printed
-beside it.
+beside it. In the same way
+
+    python -m benchmarks.cpu --stacks SSAM-tiny "SSAM-tiny, alternate" "SSAM-tiny, both"
+
+compares stacks of this checkout with the first one named.
 """
 
 import argparse
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -57,8 +63,8 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
 
-def ssam() -> Callable[[Tensor], Tensor]:
-    return models.mamba_ssast_tiny(rms_norm=False).forward_blocks
+def ssam(direction: str = "forward") -> Callable[[Tensor], Tensor]:
+    return models.mamba_ssast_tiny(rms_norm=False, direction=direction).forward_blocks
 
 
 def ssam_plain() -> Callable[[Tensor], Tensor]:
@@ -102,6 +108,8 @@ def mambapy() -> Callable[[Tensor], Tensor]:
 
 STACKS = {
     "SSAM-tiny": ssam,
+    "SSAM-tiny, alternate": partial(ssam, "alternate"),
+    "SSAM-tiny, both": partial(ssam, "both"),
     "SSAM-tiny, plain PyTorch": ssam_plain,
     "transformers MambaModel": transformers_mamba,
     "mambapy": mambapy,
@@ -149,8 +157,9 @@ def work(row: Row) -> tuple[float, float]:
         per_token = 6 * WIDTH**2 + 12 * inner + 24 * inner + 2 * inner * row.tokens
         exponentials = 4 * row.tokens  # of the gates, per head
     else:
-        per_token = WIDTH * 2 * INNER + INNER * (RANK + 2 * STATE) + RANK * INNER + INNER * WIDTH
-        exponentials = INNER * STATE
+        paths = 2 if row.stack == "SSAM-tiny, both" else 1
+        per_token = WIDTH * 2 * INNER + paths * (INNER * (RANK + 2 * STATE) + RANK * INNER) + INNER * WIDTH
+        exponentials = paths * INNER * STATE
     tokens = DEPTH * row.batch * row.tokens
     return 2 * tokens * per_token, tokens * exponentials
 
@@ -224,20 +233,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="where the numbers are written as JSON, row by row (default: %(default)s)",
     )
     parser.add_argument("--against", type=Path, metavar="DIR", help="compare with the stacks of another checkout")
-    parser.add_argument("--rounds", type=int, default=5, help="of --against (default: %(default)s)")
+    parser.add_argument(
+        "--stacks", nargs="+", choices=STACKS, metavar="STACK", help="compare these stacks with the first of them"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of --against and --stacks (default: %(default)s)")
     args = parser.parse_args(arguments)
     if args.against and not (args.against / "benchmarks" / "cpu.py").is_file():
         parser.error(f"--against {args.against}: not a checkout of this project (no benchmarks/cpu.py)")
+    if args.stacks and (args.against or len(args.stacks) < 2):
+        parser.error(f"--stacks needs two or more stacks, and not --against; choose from {', '.join(STACKS)}")
     if args.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {args.rounds}")
     return args
 
 
-def run_against(old: Path, rounds: int, output: Path) -> list[cpu_against.Comparison]:
-    """Compare with the code in `old`; the file `output` grows setting by setting."""
+def collect(found: Iterator[cpu_against.Comparison], stacks: int, output: Path) -> list[cpu_against.Comparison]:
+    """All comparisons of so many stacks; the file `output` grows setting by setting."""
     comparisons = []
-    total = len(OURS) * len(cpu_against.CASES)
-    for one in tqdm(cpu_against.compare(OURS, 251, rounds, old), total=total, unit="setting"):
+    for one in tqdm(found, total=stacks * len(cpu_against.CASES), unit="setting"):
         comparisons.append(one)
         output.write_text(json.dumps([asdict(one) for one in comparisons], indent=1) + "\n")
     return comparisons
@@ -246,7 +259,12 @@ def run_against(old: Path, rounds: int, output: Path) -> list[cpu_against.Compar
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     if args.against:
-        print(cpu_against.table(run_against(args.against, args.rounds, args.output)))
+        found = cpu_against.compare(OURS, 251, args.rounds, args.against)
+        print(cpu_against.table(collect(found, len(OURS), args.output)))
+    elif args.stacks:
+        first, *others = args.stacks
+        found = cpu_against.compare_stacks(first, others, 251, args.rounds)
+        print(cpu_against.table_of_stacks(first, collect(found, len(others), args.output)))
     else:
         print(table(run(args.lengths, args.output)))
         print("", cpu_parts.table(cpu_parts.measure()), "", cpu_parts.error_table(cpu_parts.errors()), sep="\n")

@@ -1,9 +1,10 @@
-"""Two versions of the code on the same stacks: `python -m benchmarks.cpu --against DIR`."""
+"""Two versions of the code on the same stacks, or stacks against each other: `--against` and `--stacks` of
+`python -m benchmarks.cpu`."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ print(json.dumps(row and [row.seconds, row.peak_mib]))
 
 @dataclass
 class Comparison:
-    """One setting; `old` and `new` have the seconds of each round. `old` is empty if that code lacks the stack."""
+    """One setting; `old` and `new` have the seconds of each round. `old` is empty if that code lacks the stack. Among
+    stacks, `old` is the first one."""
 
     stack: str
     batch: int
@@ -54,21 +56,48 @@ def compare(stacks: list[str], tokens: int, rounds: int, old: Path) -> Iterator[
     """Old and new code in turns on each stack and each of CASES."""
     for batch, backward in CASES:
         for stack in stacks:
-            of_old, of_new = in_turns(
-                rounds,
-                partial(measure, stack, batch, tokens, backward, old),
-                partial(measure, stack, batch, tokens, backward),
-            )
-            of_old = [pair for pair in of_old if pair is not None]
-            yield Comparison(
-                stack,
-                batch,
-                backward,
-                [seconds for seconds, _ in of_old],
-                [seconds for seconds, _ in of_new],
-                max((peak for _, peak in of_old), default=0.0),
-                max(peak for _, peak in of_new),
-            )
+            one = partial(measure, stack, batch, tokens, backward, old)
+            yield _comparison(stack, batch, tokens, backward, rounds, one)
+
+
+def compare_stacks(first: str, others: list[str], tokens: int, rounds: int) -> Iterator[Comparison]:
+    """The first stack and each other one in turns, on each of CASES."""
+    for batch, backward in CASES:
+        for stack in others:
+            one = partial(measure, first, batch, tokens, backward)
+            yield _comparison(stack, batch, tokens, backward, rounds, one)
+
+
+def _comparison(
+    stack: str, batch: int, tokens: int, backward: bool, rounds: int, one: Callable[[], tuple[float, float] | None]
+) -> Comparison:
+    """The stack in turns with what `one` measures."""
+    found, of_new = in_turns(rounds, one, partial(measure, stack, batch, tokens, backward))
+    of_old = [pair for pair in found if pair is not None]
+    return Comparison(
+        stack,
+        batch,
+        backward,
+        [seconds for seconds, _ in of_old],
+        [seconds for seconds, _ in of_new],
+        max((peak for _, peak in of_old), default=0.0),
+        max(peak for _, peak in of_new),
+    )
+
+
+def table_of_stacks(first: str, comparisons: list[Comparison]) -> str:
+    """How many times the time of the first stack the others take, in markdown."""
+    lines = [
+        f"| stack | batch | pass | ms | ms of {first} | times as long | lowest to highest | peak MiB "
+        f"| peak MiB of {first} |",
+        "|---|---:|---|" + "---:|" * 6,
+    ]
+    for one in comparisons:
+        lines.append(
+            f"| {one.stack} | {one.batch} | {_name(one)} | {1000 * median(one.new):.1f} | {1000 * median(one.old):.1f} "
+            f"| {ratio_and_spread(one.new, one.old)} | {one.new_peak_mib:.0f} | {one.old_peak_mib:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def table(comparisons: list[Comparison]) -> str:

@@ -71,7 +71,7 @@ def fast(runtime: RuntimeSSAST, clips: list[Tensor], layout: str) -> Tensor:
 
 def procedures(runtime: RuntimeSSAST, batch: int) -> dict[str, Callable[[list[Tensor]], None]]:
     """The procedures to compare, by their names in the table."""
-    causal = type(runtime.model).causal
+    causal = runtime.model.causal
 
     def run(function: Callable, *arguments, cut: bool = False) -> Callable[[list[Tensor]], None]:
         def call(clips: list[Tensor]) -> None:

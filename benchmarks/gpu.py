@@ -1,9 +1,10 @@
 """Speed and memory on a GPU: `python -m benchmarks.gpu`, in one call of under nine minutes, offline.
 
-It measures the selective scan by itself, for pretraining and for one long clip; the encoders and full training steps of
-SSAM in three sizes and of AxLSTM; SSAM and AxLSTM against SSAST from 251 to 22,000 tokens. `ours` are our own Triton
-kernels, whatever packages are installed. The other side is mamba-ssm: its scan in our block, and its fused block. Where
-it is not installed, torch.compile of the plain PyTorch scan is the other side, and the first line says so.
+It measures the selective scan by itself, for pretraining (there also backward in time) and for one long clip; the
+encoders and full training steps of SSAM in three sizes and three directions and of AxLSTM; SSAM and AxLSTM against
+SSAST from 251 to 22,000 tokens. `ours` are our own Triton kernels, whatever packages are installed. The other side is
+mamba-ssm: its scan in our block, and its fused block. Where it is not installed, torch.compile of the plain PyTorch
+scan is the other side, and the first line says so.
 
 The machine's ceilings, a large copy and exponentials in registers, are measured in the same run. `of copy` and `of exp`
 are a scan's least bytes and exponentials per second divided by them; the larger one is the share of the least possible

@@ -163,7 +163,8 @@ def count(which: str, change: dict[str, int], target: int, dtype: str) -> str:
         tile = {name: value for name, value in cut.items() if name not in options}
         absent = {"forward": {"carry_ptr"}, "backward": {"d_carry_ptr"}}[which]
         kernel = getattr(triton_kernels, which)
-        compiled = compile_kernel(kernel, target, dtype, absent, "i32", options, SOFTPLUS=True, SPAN=scan.SPAN, **tile)
+        constants = {"SIGN": 1, "SOFTPLUS": True, "SPAN": scan.SPAN} | tile
+        compiled = compile_kernel(kernel, target, dtype, absent, "i32", options, **constants)
         code = read_code(compiled.asm["cubin"])
         slots = slots_per_step(code, which, tile["GROUP"], tile["BLOCK"], options["num_warps"])
     name = ", ".join(f"{key} {value}" for key, value in change.items()) or "as it is"

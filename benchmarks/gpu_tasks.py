@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ EXPAND, STATE = 3, 24  # of SSAM
 SCANS = {"pretraining": (256, EXPAND * 192, 251, STATE), "long clip": (1, EXPAND * 192, 22000, STATE)}  # B, D, L, N
 LENGTHS = (251, 1000, 4000, 16000, 22000)
 BATCH = 256
-COMPILED = "torch.compile"
+COMPILED, BACKWARD_IN_TIME = "torch.compile", "ours, backward in time"
 ENCODERS = {"SSAM": "mamba_ssast", "AxLSTM": "xlstm_ssast", "SSAST": "ssast"}  # with the prefixes of their archs
-SIZES = ("SSAM-tiny", "SSAM-small", "SSAM-base", "AxLSTM-tiny")
+SIZES = ("SSAM-tiny", "SSAM-tiny alternate", "SSAM-tiny both", "SSAM-small", "SSAM-base", "AxLSTM-tiny")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def tasks() -> list[Task]:
         for way in ways
         for backward in (False, True)
     ]
+    found += [Task("scan", "pretraining", BACKWARD_IN_TIME, "bfloat16", backward) for backward in (False, True)]
     found += [Task("step", f"SSAM-tiny, {BATCH}", way, "bfloat16", True) for way in ways + fused]
     if len(ways) == 1:
         found += compiled
@@ -75,8 +77,11 @@ def tasks() -> list[Task]:
 
 
 def build(encoder: str, way: str, **arguments: object) -> MaskedSpectrogramEncoder:
-    """An encoder such as "SSAM-tiny" on the GPU, with the kernels of a way."""
+    """An encoder on the GPU with the kernels of a way; "SSAM-tiny both" is SSAM-tiny of direction "both"."""
     name, size = encoder.split("-")
+    size, _, direction = size.partition(" ")
+    if direction:
+        arguments["direction"] = direction
     model = models.ARCHS[f"{ENCODERS[name]}_{size}"](**arguments).cuda()
     if isinstance(model, models.MambaSSAST):
         model.use_backend("triton" if way == "ours" else "mamba_ssm")
@@ -108,6 +113,7 @@ def scan_run(task: Task) -> Callable[[], object]:
     weights = torch.randn_like(u)
     scan = {
         "ours": triton.selective_scan,
+        BACKWARD_IN_TIME: partial(triton.selective_scan, reverse=True),
         "mamba-ssm": package.selective_scan,
         "plain": chunked.selective_scan,
     }.get(task.way) or torch.compile(chunked.selective_scan)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.train
 
-SSAM-tiny and SSAST-tiny of the paper's configs run in one process and in two (torchrun, gloo), in each precision:
+SSAM-tiny, SSAST-tiny and AxLSTM-tiny of the paper's configs, and SSAM-tiny whose blocks walk forward and backward in
+turns or both ways each, run in one process and in two (torchrun, gloo), in each precision:
 
     train.py                    the command itself, with its loader, on an archive made for this benchmark
     train.py, checkpointing     the same with --gradient-checkpointing
@@ -11,11 +12,11 @@ SSAM-tiny and SSAST-tiny of the paper's configs run in one process and in two (t
     plain, step-by-step scan    the same with a naive step-by-step scan whose states autograd keeps, as published for
                                 machines without the CUDA kernels; in batches of --loop-batch, because it needs
                                 seconds and over 1 GiB per sample
-    plain                       the bare loop with SSAST
+    plain                       the bare loop with the others, and with the compiled kernels
 
 Each row runs in fresh processes until --seconds of its steps have been timed, and for at least two steps. Everything
-takes about eight minutes on two idle cores. Use --models, --processes, --precisions and --steps to select rows, and
---batch and --seconds to shorten them.
+takes about a quarter of an hour on two idle cores. Use --models, --processes, --precisions and --steps to select rows,
+and --batch and --seconds to shorten them.
 
 samples/s counts all processes together, at the median step. The shares are of the time between two optimizer steps:
 forward with the loss; backward, with the exchange of gradients and the second forward of checkpointing; and optimizer
@@ -52,7 +53,13 @@ from audio_mamba.system.machine import usable_cores
 from benchmarks import train_against
 from benchmarks.train_steps import CHECKPOINTING, PLAIN_SCANS, TRAIN_PY, WORK, Setting
 
-MODELS = {"SSAM-tiny": "configs.ssam_tiny_200_16x4", "SSAST-tiny": "configs.ssast_tiny_200_16x4"}
+MODELS = {
+    "SSAM-tiny": "configs.ssam_tiny_200_16x4",
+    "SSAM-tiny, alternate": "configs.ssam_alternate_tiny_200_16x4",
+    "SSAM-tiny, both": "configs.ssam_both_tiny_200_16x4",
+    "SSAST-tiny": "configs.ssast_tiny_200_16x4",
+    "AxLSTM-tiny": "configs.axlstm_tiny_200_16x4",
+}
 STEPS = (TRAIN_PY, CHECKPOINTING, *PLAIN_SCANS)
 ROOT = Path(__file__).resolve().parent.parent
 AUDIO_MINUTES = 40
@@ -247,7 +254,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="SSAM-tiny, SSAST-tiny")
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="; ".join(MODELS))
     add("--processes", nargs="+", type=int, default=[1, 2], metavar="N", help="world sizes (default: 1 2)")
     add(
         "--precisions",

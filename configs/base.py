@@ -30,9 +30,9 @@ def paper_config(arch: str, **model_args) -> ConfigDict:
     return config
 
 
-def ssam_config(size: str) -> ConfigDict:
-    """The paper's SSAM of one size: LayerNorm, plain add + norm."""
-    return paper_config(f"mamba_ssast_{size}", rms_norm=False, fused_add_norm=False)
+def ssam_config(size: str, **model_args) -> ConfigDict:
+    """The paper's SSAM of one size: LayerNorm, plain add + norm. `model_args` are added to those of the paper."""
+    return paper_config(f"mamba_ssast_{size}", rms_norm=False, fused_add_norm=False, **model_args)
 
 
 def ssast_config(size: str) -> ConfigDict:

@@ -27,6 +27,7 @@ from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
 from audio_mamba.models.classifier import probabilities
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
+from audio_mamba.models.mamba import Mamba
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.terminal import quiet_exit
 
@@ -107,7 +108,7 @@ def _write_program(module: _Features | _Probabilities, path: Path) -> None:
 
 
 def _write_onnx(module: _Features, path: Path) -> None:
-    if module.model.causal:
+    if any(isinstance(part, Mamba) for part in module.model.modules()):
         raise ExportError("ONNX has no operator for the selective scan of SSAM; export it as .pt2, or export an SSAST")
     try:
         import onnx  # noqa: F401 - torch's exporter needs both

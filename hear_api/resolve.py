@@ -68,7 +68,7 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
         path = weights_file(module, weights)
         config, name = _as_trained(config, module, path), module.rpartition(".")[2]
     config.update({key: value for key, value in features.items() if value is not None})
-    config = check_config(config, models.ARCHS, source=name)
+    config = check_config(config, models.known_archs(), source=name)
     return ModelSource(config, path, name)
 
 
@@ -89,7 +89,7 @@ def load_config(name: str) -> ConfigDict:
         raise ValueError(f"no config module {module_name!r}; {hint}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"the module {module_name!r} is not a config: it has no get_config()")
-    return check_config(module.get_config(), models.ARCHS, source=module_name)
+    return check_config(module.get_config(), models.known_archs(), source=module_name)
 
 
 def weights_file(config_name: str, weights: str | Path | None) -> Path | None:
@@ -158,7 +158,7 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
             entries = {"scene_layout": "bands", "front_end": entries["front_end"], "model": entries["model"]}
         if "model" not in entries:
             raise ValueError(f"cannot tell which config {path} was trained with; pass --config")
-        return check_config(ConfigDict(entries), models.ARCHS, source=str(found)), name
+        return check_config(ConfigDict(entries), models.known_archs(), source=str(found)), name
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{found}: does not describe a model ({error}); pass the --config of {path}") from error
 
@@ -171,7 +171,7 @@ def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDic
         return config
     changed = config.copy_and_resolve_references()
     changed.model = ConfigDict(entries["model"])
-    return check_config(changed, models.ARCHS, source=str(found))
+    return check_config(changed, models.known_archs(), source=str(found))
 
 
 def _read_config_beside(path: Path) -> tuple[Path | None, dict]:

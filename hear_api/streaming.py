@@ -1,7 +1,7 @@
-"""Live embeddings: SSAM on audio that arrives in pieces of any length, in constant memory."""
+"""Live embeddings of audio that arrives in pieces of any length, in constant memory."""
 
 import math
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor
 from audio_mamba.data.features import LogMelStream
 from audio_mamba.data.normalisation import RunningStats, Statistics, normalise
 from audio_mamba.hear_api.inputs import as_samples, check_values
+from audio_mamba.hear_api.resolve import DEFAULT_MODEL
 from audio_mamba.hear_api.runtime import RuntimeSSAST
-from audio_mamba.models.mamba import MambaState
-from audio_mamba.models.ssam import MambaSSAST
 
 MODES = ("warmup", "running")
 
@@ -21,38 +20,35 @@ MODES = ("warmup", "running")
 class StreamingSSAM:
     """The timestamp embeddings of an endless clip, each as soon as the frames of its patch step are complete.
 
-    The state of the Mamba blocks is carried from step to step and reset at the start of each segment (every 2 s with
+    The state of the blocks is carried from step to step and reset at the start of each segment (every 2 s with
     the paper's configs). With an `overlap`, a segment begins with the last steps of the one before as context: no audio
     has to be waited for, but the first new step of a segment takes the computing time of the context as well. With the
     same normalisation statistics, the results match those of `RuntimeSSAST.get_timestamp_embeddings` in float32.
 
     Args:
-        runtime: a RuntimeSSAST with a causal encoder (SSAM).
+        runtime: a RuntimeSSAST whose encoder is causal and carries state, such as SSAM.
         statistics: by which the log-mel is normalised. A fixed (mean, std); "warmup": those of the first
             `warmup_seconds`, before which there is no output; or "running": those of all frames so far.
         warmup_seconds: see `statistics`.
 
     Raises:
-        ValueError: an encoder that is not causal, or invalid statistics.
+        ValueError: an encoder that is not causal or carries no state, or invalid statistics.
     """
 
     def __init__(
         self, runtime: RuntimeSSAST, statistics: tuple[float, float] | str = "running", warmup_seconds: float = 2.0
     ):
-        if not runtime.model.causal:
-            raise ValueError(
-                f"{type(runtime.model).__name__} is not causal, so it needs whole segments; streaming is for SSAM"
-            )
+        _check_carries_state(runtime)
         if not 0 < warmup_seconds < math.inf:
             raise ValueError(f"warmup_seconds must be positive, got {warmup_seconds}")
-        self.runtime, self._model = runtime, cast(MambaSSAST, runtime.model)
+        self.runtime, self._model = runtime, runtime.model
         self._mode, self._statistics = _check_statistics(statistics)
         self._warmup_frames = math.ceil(warmup_seconds * runtime.front_end.frames_per_second)
         self._log_mel, self._running = LogMelStream(runtime.front_end), RunningStats()
         self._frames = torch.zeros(0, runtime.front_end.n_mels)  # not yet embedded
         self._context = self._frames  # the last ones that were, for the next segment to start with
         self._step, self._ended = 0, False
-        self._states: list[MambaState] | None = None
+        self._states: Any = None  # of the blocks; None at the start of a segment
 
     @torch.inference_mode()
     def feed(self, samples: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +131,16 @@ class StreamingSSAM:
         """Normalised frames, whose first step is step `first` of the segment -> tokens [1, steps * M', D]."""
         tokens, self._states = self._model.step(self._model.embed_steps(frames[None, None], first), self._states)
         return tokens
+
+
+def _check_carries_state(runtime: RuntimeSSAST) -> None:
+    model = runtime.model
+    if not (model.causal and model.carries_state):
+        fault = "carries no state from step to step" if model.causal else "is not causal"
+        raise ValueError(
+            f"{type(model).__name__} ({runtime.config.model.arch}) {fault}, so it needs whole segments; for live audio "
+            f"use a causal encoder such as {DEFAULT_MODEL}, or embed whole recordings"
+        )
 
 
 def _check_statistics(statistics: tuple[float, float] | str) -> tuple[str, Statistics | None]:

@@ -1,34 +1,29 @@
 """The encoders, by the arch names that configs use: `models.build(arch, model_args)`.
 
-`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST, `xlstm_ssast_<size>` AxLSTM. The defaults are frequency-first
-[B, 1, 80, 200] inputs; the paper's configs choose time-first ones.
+`mamba_ssast_<size>` builds SSAM, `ssast_<size>` SSAST, `xlstm_ssast_<size>` AxLSTM, `ssamba_<size>` SSAMBA;
+`register_encoder` adds others. The defaults are frequency-first [B, 1, 80, 200] inputs; the paper's configs choose
+time-first ones.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 from audio_mamba.models.axlstm import XLSTMSSAST
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
-from audio_mamba.models.ops.dispatch import configured_backend
+from audio_mamba.models.registry import ARCHS, SIZES, build, known_archs, register_encoder
 from audio_mamba.models.ssam import MambaSSAST
+from audio_mamba.models.ssamba import SSAMBA
 from audio_mamba.models.ssast import SSAST
 
-# depth, width, heads: the sizes of ViT (Dosovitskiy et al. 2021), and the paper's own medium (Yadav and Tan 2024).
-SIZES = {
-    "tiny": (12, 192, 3),
-    "small": (12, 384, 6),
-    "medium": (12, 512, 8),
-    "base": (12, 768, 12),
-    "large": (24, 1024, 16),
-    "huge": (32, 1280, 16),
-}
-
-ARCHS: dict[str, Callable[..., MaskedSpectrogramEncoder]] = {}
-for _size, (_depth, _width, _heads) in SIZES.items():
-    ARCHS[f"mamba_ssast_{_size}"] = partial(MambaSSAST, depth=_depth, embed_dim=_width)
-    ARCHS[f"xlstm_ssast_{_size}"] = partial(XLSTMSSAST, depth=_depth, embed_dim=_width)
-    ARCHS[f"ssast_{_size}"] = partial(SSAST, depth=_depth, embed_dim=_width, num_heads=_heads)
+register_encoder("mamba_ssast", MambaSSAST)
+register_encoder("xlstm_ssast", XLSTMSSAST)
+register_encoder(
+    "ssast",
+    SSAST,
+    {size: {"depth": depth, "embed_dim": width, "num_heads": heads} for size, (depth, width, heads) in SIZES.items()},
+)
+register_encoder(
+    "ssamba", SSAMBA, {size: {"depth": 24, "embed_dim": SIZES[size][1]} for size in ("tiny", "small", "base")}
+)
 
 
 def __getattr__(name: str) -> Callable[..., MaskedSpectrogramEncoder]:
@@ -38,31 +33,18 @@ def __getattr__(name: str) -> Callable[..., MaskedSpectrogramEncoder]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def build(arch: str, model_args: Mapping[str, Any], backend: str = "auto") -> MaskedSpectrogramEncoder:
-    """An encoder with new weights, drawn from torch's generator.
-
-    Args:
-        arch: a key of ARCHS.
-        model_args: arguments of its constructor.
-        backend: the config's `model.backend`, whose kernels SSAM uses, see `models.ops.dispatch`. The environment
-            variable AUDIO_MAMBA_BACKEND, if set, wins over it.
-
-    Raises:
-        ValueError: an unknown arch, argument or back end.
-    """
-    backend = configured_backend(backend)
-    if arch not in ARCHS:
-        raise ValueError(f"model.arch {arch!r} is unknown; choose from {', '.join(ARCHS)}")
-    try:
-        encoder = ARCHS[arch](**model_args)
-    except TypeError as error:
-        raise ValueError(f"model.model_args: {error}") from error
-    if isinstance(encoder, MambaSSAST):
-        encoder.use_backend(backend)
-    return encoder
-
-
-__all__ = ["ARCHS", "SIZES", "SSAST", "XLSTMSSAST", "MambaSSAST", "MaskedSpectrogramEncoder", "build"]
+__all__ = [
+    "ARCHS",
+    "SIZES",
+    "SSAMBA",
+    "SSAST",
+    "XLSTMSSAST",
+    "MambaSSAST",
+    "MaskedSpectrogramEncoder",
+    "build",
+    "known_archs",
+    "register_encoder",
+]
 
 if __name__ == "models":
     from audio_mamba import published_names

@@ -7,6 +7,7 @@ A deep AxLSTM amplifies rounding: with the products of oneDNN, which are as exac
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,35 +126,13 @@ class MLSTMBlock(nn.Module):
 
 
 class XLSTMSSAST(MaskedSpectrogramEncoder):
-    """AxLSTM. Arguments as for `MaskedSpectrogramEncoder`; every second block reads the tokens backward."""
+    """AxLSTM. Arguments as for `MaskedSpectrogramEncoder`; every second block reads the tokens backward, so it is not
+    causal."""
 
-    def __init__(
-        self,
-        embed_dim: int = 192,
-        depth: int = 12,
-        img_size: tuple[int, int] = (80, 200),
-        patch_size: tuple[int, int] = (16, 4),
-        in_chans: int = 1,
-        mask_ratio: float = 0.5,
-        masking_mode: str = "unstructured",
-        use_cls_token: bool = True,
-        frequency_first: bool = True,
-        masked_positions: bool = False,
-    ):
+    def __init__(self, embed_dim: int = 192, depth: int = 12, **arguments: Any):
         if 2 * embed_dim % (HEADS * BLOCK_SIZE):
             raise ValueError(f"embed_dim must be a multiple of {HEADS * BLOCK_SIZE // 2}, got {embed_dim}")
-        super().__init__(
-            embed_dim,
-            depth,
-            img_size,
-            patch_size,
-            in_chans,
-            mask_ratio,
-            masking_mode,
-            use_cls_token,
-            frequency_first,
-            masked_positions,
-        )
+        super().__init__(embed_dim, depth, **arguments)
         self.blocks = nn.ModuleList(MLSTMBlock(embed_dim, backward=number % 2 == 1) for number in range(depth))
         self.init_weights()
 
@@ -162,8 +141,3 @@ class XLSTMSSAST(MaskedSpectrogramEncoder):
         for module in self.blocks.modules():
             if isinstance(module, MLSTMLayer):
                 module.init_weights()
-
-    def forward_blocks(self, tokens: Tensor) -> Tensor:
-        for block in self.blocks:
-            tokens = self.run_block(block, tokens)
-        return self.encoder_norm(tokens)

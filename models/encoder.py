@@ -3,7 +3,6 @@
 Symbols: B batch, T frames, M mel bands, T' x M' grid of patches, L = T'*M' patches, P values per patch, D channels.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,18 @@ from audio_mamba.models.ops.linear import Linear
 from audio_mamba.models.patches import PatchEmbed, patchify, sincos_position_embedding, unpatchify
 from audio_mamba.schema import LAYOUTS
 
+CLS_POSITIONS = ("first", "middle", "last")
 
-class MaskedSpectrogramEncoder(nn.Module, ABC):
+
+class MaskedSpectrogramEncoder(nn.Module):
     """Reads a spectrogram as patches, replaces masked patches by one learned token, and predicts all patches.
 
+    An encoder of a kind of its own is a subclass that makes its `blocks`, each [B, L, D] -> [B, L, D], and calls
+    `init_weights`; see docs/extending.md and `models.register_encoder`.
+
     Args:
+        embed_dim: D.
+        depth: number of blocks.
         img_size: the spectrogram's size in the order of the input: (T, M), or (M, T) if `frequency_first`.
         patch_size: likewise.
         in_chans: channels of the spectrogram.
@@ -33,6 +39,8 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         masked_positions: add the positions to masked tokens too, as Gong et al. (2022) do. The published Audio Mamba
             does not, so only its place in the sequence tells where a masked token is. The scan of SSAM depends on that
             place. Attention does not, so SSAST predicts the same patch for all masked patches of a clip.
+        cls_position: where the class token is among the L patches: "first" (published), "middle" (before patch number
+            L // 2, as in AuM) or "last". It matters to blocks that depend on the order.
 
     Set the attribute `gradient_checkpointing` to train in less memory: only the input of each block is kept, and the
     backward pass runs the block again (Chen et al. 2016, arXiv 1604.06174). Losses and gradients stay the same.
@@ -41,21 +49,24 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         ValueError: patches that do not tile the spectrogram, or values out of range.
     """
 
-    causal = False  # True if no output token depends on a later input token
+    # Ask an instance for these two, since they may depend on its arguments.
+    causal: bool = False  # no output token depends on a later input token, and the class token is the first
+    carries_state: bool = False  # it has `step`, so it can continue a segment; only causal encoders can
     blocks: nn.ModuleList
 
     def __init__(
         self,
-        embed_dim: int,
-        depth: int,
-        img_size: tuple[int, int],
-        patch_size: tuple[int, int],
-        in_chans: int,
-        mask_ratio: float,
-        masking_mode: str,
-        use_cls_token: bool,
-        frequency_first: bool,
-        masked_positions: bool,
+        embed_dim: int = 192,
+        depth: int = 12,
+        img_size: tuple[int, int] = (80, 200),
+        patch_size: tuple[int, int] = (16, 4),
+        in_chans: int = 1,
+        mask_ratio: float = 0.5,
+        masking_mode: str = "unstructured",
+        use_cls_token: bool = True,
+        frequency_first: bool = True,
+        masked_positions: bool = False,
+        cls_position: str = "first",
     ):
         super().__init__()
         img_size, patch_size = _pair(img_size), _pair(patch_size)
@@ -65,9 +76,13 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
             raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}")
         if masking_mode not in masking.MODES:
             raise ValueError(f"unknown masking_mode {masking_mode!r}; choose from {', '.join(masking.MODES)}")
+        if cls_position not in CLS_POSITIONS:
+            raise ValueError(f"unknown cls_position {cls_position!r}; choose from {', '.join(CLS_POSITIONS)}")
+        if cls_position != "first" and not use_cls_token:
+            raise ValueError(f"cls_position {cls_position!r} needs a class token, but use_cls_token is False")
         self.img_size, self.embed_dim, self.depth, self.in_chans = img_size, embed_dim, depth, in_chans
         self.mask_ratio, self.masking_mode, self.frequency_first = mask_ratio, masking_mode, frequency_first
-        self.masked_positions = masked_positions
+        self.masked_positions, self.cls_position = masked_positions, cls_position
         self._patch_size = patch_size
         self.gradient_checkpointing = False
 
@@ -76,7 +91,7 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
         self.pos_embed = nn.Parameter(torch.from_numpy(positions)[None], requires_grad=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, frequency_first)
-        self.encoder_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.encoder_norm: nn.LayerNorm | nn.RMSNorm = nn.LayerNorm(embed_dim, eps=1e-6)
         patch_values = patch_size[0] * patch_size[1] * in_chans
         self.pred = nn.Sequential(Linear(embed_dim, embed_dim), nn.GELU(), Linear(embed_dim, patch_values))
 
@@ -170,11 +185,16 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens [B, L, D] -> normalised output of the blocks [B, L, D], without the class token."""
-        if self.cls_token is not None:
-            cls_token = self.cls_token + self.pos_embed[:, :1]
-            tokens = torch.cat([cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
-        hidden = self.forward_blocks(tokens)
-        return hidden if self.cls_token is None else hidden[:, 1:]
+        if self.cls_token is None:
+            return self.forward_blocks(tokens)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+        if self.cls_position == "first":
+            return self.forward_blocks(torch.cat([cls_token, tokens], dim=1))[:, 1:]
+        if self.cls_position == "last":
+            return self.forward_blocks(torch.cat([tokens, cls_token], dim=1))[:, :-1]
+        middle = tokens.shape[1] // 2
+        hidden = self.forward_blocks(torch.cat([tokens[:, :middle], cls_token, tokens[:, middle:]], dim=1))
+        return torch.cat([hidden[:, :middle], hidden[:, middle + 1 :]], dim=1)
 
     def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Any:
         """The block's output. With `gradient_checkpointing`, its activations are not kept for the backward pass."""
@@ -183,9 +203,29 @@ class MaskedSpectrogramEncoder(nn.Module, ABC):
             return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return block(*inputs)
 
-    @abstractmethod
     def forward_blocks(self, tokens: Tensor) -> Tensor:
         """All tokens [B, L (+1), D] -> `encoder_norm` of the last block's output, the same shape."""
+        for block in self.blocks:
+            tokens = self.run_block(block, tokens)
+        return self.encoder_norm(tokens)
+
+    def step(self, tokens: Tensor, states: Any = None) -> tuple[Tensor, Any]:
+        """Continue a segment, if the encoder `carries_state`.
+
+        Args:
+            tokens: further patch tokens with positions, [B, L, D], see `embed_steps`.
+            states: of all tokens before them; None: these are the first ones, which follow the class token, if any.
+
+        Returns:
+            What `encode` computes for these tokens, [B, L, D], and the states after them.
+
+        Raises:
+            NotImplementedError: the encoder carries no state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} carries no state from step to step")
+
+    def use_backend(self, backend: str) -> None:
+        """Choose the kernels, see `models.ops.dispatch`. Encoders whose blocks have no choice ignore it."""
 
     def with_own_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the same encoder for inputs of another length, with the positions of this one's length.

@@ -1,14 +1,24 @@
-"""SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2)."""
+"""SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2), in one direction or both."""
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
-from audio_mamba.models.mamba import Mamba, MambaState
+from audio_mamba.models.mamba import Mamba, MambaState, SharedMamba
 from audio_mamba.models.ops.add_norm import add_norm
+
+# How the blocks walk through the tokens: these take turns.
+DIRECTIONS = {
+    "forward": ("forward",),
+    "alternate": ("forward", "backward"),
+    "both": ("both",),
+    "both_scans": ("both_scans",),
+}
+TOKEN_ORDERS = ("time", "frequency")
 
 
 class MambaBlock(nn.Module):
@@ -41,53 +51,59 @@ class MambaBlock(nn.Module):
 class MambaSSAST(MaskedSpectrogramEncoder):
     """SSAM. Arguments in addition to those of `MaskedSpectrogramEncoder`:
 
-    rms_norm: RMSNorm instead of LayerNorm in the blocks (the final norm is always a LayerNorm).
+    rms_norm: RMSNorm instead of LayerNorm in the blocks (the final norm is a LayerNorm with an epsilon of 1e-6).
+    same_final_norm: the final norm is as the blocks', as in AuM and SSAMBA.
     residual_in_fp32: keep the residual stream in float32 under lower precision.
     fused_add_norm: allow one kernel for add + norm on CUDA tensors; it never changes a result.
     norm_epsilon: of the blocks' norms.
     ssm_kwargs: arguments of `Mamba`. They replace the published {d_state 24, d_conv 4, expand 3} as a whole: a missing
         one takes Mamba's own default.
-    """
+    direction: "forward" in time (published); "alternate", in which every second block walks backward, as in ViL (Alkin
+        et al. 2024, arXiv 2406.04303); "both", in which each block does both on two paths, see `Mamba`, as in SSAMBA;
+        or "both_scans", see `SharedMamba`, as in AuM.
+    token_order: in which the blocks walk through the patches: "time", all bands of a time step before the next step
+        (published); or "frequency", all time steps of a band before the next band, as in AuM and SSAMBA.
 
-    causal = True
+    It is causal and carries state only with direction "forward", token_order "time" and the class token, if any, first.
+    """
 
     def __init__(
         self,
         embed_dim: int = 192,
         depth: int = 12,
-        img_size: tuple[int, int] = (80, 200),
-        patch_size: tuple[int, int] = (16, 4),
-        in_chans: int = 1,
-        mask_ratio: float = 0.5,
-        masking_mode: str = "unstructured",
-        use_cls_token: bool = True,
-        frequency_first: bool = True,
+        *,
         rms_norm: bool = True,
         fused_add_norm: bool = True,
         residual_in_fp32: bool = True,
         norm_epsilon: float = 1e-6,
         ssm_kwargs: dict | None = None,
-        masked_positions: bool = False,
+        direction: str = "forward",
+        token_order: str = "time",
+        same_final_norm: bool = False,
+        **arguments: Any,
     ):
-        super().__init__(
-            embed_dim,
-            depth,
-            img_size,
-            patch_size,
-            in_chans,
-            mask_ratio,
-            masking_mode,
-            use_cls_token,
-            frequency_first,
-            masked_positions,
+        if direction not in DIRECTIONS:
+            raise ValueError(f"unknown direction {direction!r}; choose from {', '.join(DIRECTIONS)}")
+        if token_order not in TOKEN_ORDERS:
+            raise ValueError(f"unknown token_order {token_order!r}; choose from {', '.join(TOKEN_ORDERS)}")
+        super().__init__(embed_dim, depth, **arguments)
+        self.token_order = token_order
+        self.causal = self.carries_state = (
+            direction == "forward" and token_order == "time" and self.cls_position == "first"
         )
         ssm_kwargs = {"d_state": 24, "d_conv": 4, "expand": 3} if ssm_kwargs is None else dict(ssm_kwargs)
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
+        if same_final_norm:
+            self.encoder_norm = norm(embed_dim, eps=norm_epsilon)
+        turns = itertools.islice(itertools.cycle(DIRECTIONS[direction]), depth)
         self.blocks = nn.ModuleList(
             MambaBlock(
-                Mamba(embed_dim, **ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32, fused_add_norm
+                _mixer(embed_dim, turn, ssm_kwargs),
+                norm(embed_dim, eps=norm_epsilon),
+                residual_in_fp32,
+                fused_add_norm,
             )
-            for _ in range(depth)
+            for turn in turns
         )
         self.init_weights()
 
@@ -104,6 +120,14 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         for block in self._mamba_blocks():
             block.mixer.backend = backend
 
+    def encode(self, tokens: Tensor) -> Tensor:
+        """See `MaskedSpectrogramEncoder`; with token_order "frequency", `tokens` must be those of all L patches."""
+        if self.token_order == "time":
+            return super().encode(tokens)
+        steps, bands = self.grid_size()
+        tokens = tokens.unflatten(1, (steps, bands)).transpose(1, 2).flatten(1, 2)  # time- to band-major
+        return super().encode(tokens).unflatten(1, (bands, steps)).transpose(1, 2).flatten(1, 2)
+
     def forward_blocks(self, tokens: Tensor) -> Tensor:
         hidden: Tensor = tokens
         residual: Tensor | None = None
@@ -113,7 +137,15 @@ class MambaSSAST(MaskedSpectrogramEncoder):
 
     def step(self, tokens: Tensor, states: list[MambaState] | None = None) -> tuple[Tensor, list[MambaState]]:
         """Further patch tokens with positions [B, L, D] after those in `states` (None: the first ones of a unit, so
-        after the class token, if there is one) -> what `encode` computes for them, and the blocks' new states."""
+        after the class token, if there is one) -> what `encode` computes for them, and the blocks' new states.
+
+        Raises:
+            ValueError: the encoder does not carry state.
+        """
+        if not self.carries_state:
+            raise ValueError(
+                "only an SSAM of direction 'forward' with the class token first and token_order 'time' carries state"
+            )
         count = tokens.shape[1]
         if states is None and self.cls_token is not None:
             cls_token = self.cls_token + self.pos_embed[:, :1]
@@ -134,3 +166,9 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         if residual is not None:
             hidden = residual + hidden
         return self.encoder_norm(hidden.to(self.encoder_norm.weight.dtype))
+
+
+def _mixer(dim: int, direction: str, ssm_kwargs: dict[str, Any]) -> Mamba:
+    if direction == "both_scans":
+        return SharedMamba(dim, **ssm_kwargs)
+    return Mamba(dim, direction=direction, **ssm_kwargs)

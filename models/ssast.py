@@ -1,5 +1,7 @@
 """SSAST: the masked spectrogram encoder with ViT blocks (Gong et al. 2022, as rebuilt by Yadav and Tan 2024)."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,32 +60,8 @@ class TransformerBlock(nn.Module):
 class SSAST(MaskedSpectrogramEncoder):
     """SSAST. Argument in addition to those of `MaskedSpectrogramEncoder`: num_heads, of each block."""
 
-    def __init__(
-        self,
-        embed_dim: int = 192,
-        depth: int = 12,
-        num_heads: int = 3,
-        img_size: tuple[int, int] = (80, 200),
-        patch_size: tuple[int, int] = (16, 4),
-        in_chans: int = 1,
-        mask_ratio: float = 0.5,
-        masking_mode: str = "unstructured",
-        use_cls_token: bool = True,
-        frequency_first: bool = True,
-        masked_positions: bool = False,
-    ):
-        super().__init__(
-            embed_dim,
-            depth,
-            img_size,
-            patch_size,
-            in_chans,
-            mask_ratio,
-            masking_mode,
-            use_cls_token,
-            frequency_first,
-            masked_positions,
-        )
+    def __init__(self, embed_dim: int = 192, depth: int = 12, num_heads: int = 3, **arguments: Any):
+        super().__init__(embed_dim, depth, **arguments)
         self.blocks = nn.ModuleList(TransformerBlock(embed_dim, num_heads) for _ in range(depth))
         self.init_weights()
 
@@ -93,8 +71,3 @@ class SSAST(MaskedSpectrogramEncoder):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
-
-    def forward_blocks(self, tokens: Tensor) -> Tensor:
-        for block in self.blocks:
-            tokens = self.run_block(block, tokens)
-        return self.encoder_norm(tokens)

@@ -6,12 +6,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-NEW_FILES = dict(re.findall(r"`((?:models|configs)/[\w/]+\.py)`[^`]*:\n\n```python\n(.*?)^```", PAGE, re.M | re.S))
+NEW_FILES = dict(
+    re.findall(r"`((?:models|configs|mypackage)/[\w/]+\.py)`[^`]*:\n\n```python\n(.*?)^```", PAGE, re.M | re.S)
+)
 DIFFS = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
 
 CHECKS = {
@@ -19,18 +23,25 @@ CHECKS = {
 import torch
 import audio_mamba
 from audio_mamba import models
+from audio_mamba.hear_api.resolve import load_config
+try:
+    models.build("gru_ssast_tiny", {})
+    raise SystemExit("an encoder was there before its module was imported")
+except ValueError as error:
+    assert "unknown model.arch 'gru_ssast_tiny'" in str(error) and "AUDIO_MAMBA_ENCODERS" in str(error)
+assert load_config("mypackage.gru").model.arch == "gru_ssast_tiny"
 model = models.build("gru_ssast_tiny", {"depth": 2, "embed_dim": 48, "frequency_first": False, "img_size": (200, 80),
-                                        "patch_size": (4, 16)})
+                                        "patch_size": (4, 16), "gru_layers": 2})
 prediction, target, mask = model(torch.randn(2, 1, 200, 80))
 (prediction - target).square().mean().backward()
 assert prediction.shape == target.shape == (2, 250, 64) and all(p.grad is not None for p in model.blocks.parameters())
+assert len(model.blocks) == 2 and model.blocks[0].gru.num_layers == 2
 audio = 0.1 * torch.randn(1, 40000)
-embeddings, times = audio_mamba.load_model("gru_tiny_200_16x4", "untrained", "cpu").get_timestamp_embeddings(audio)
+embeddings, times = audio_mamba.load_model("mypackage.gru", "untrained", "cpu").get_timestamp_embeddings(audio)
 assert embeddings.shape == (1, 63, 960) and times[0, :2].tolist() == [0, 40]
 
 # Causal, as it says: features of a clip do not depend on what follows.
-from audio_mamba.models.gru import GRUSSAST
-model = GRUSSAST(48, 2, img_size=(200, 80), patch_size=(4, 16), frequency_first=False).eval()
+model.eval()
 x = torch.randn(1, 1, 200, 80)
 torch.testing.assert_close(model.forward_features(x, "bands")[:, :10], model.forward_features(x, "bands", steps=10))
 """,
@@ -74,6 +85,7 @@ def extended(tmp_path_factory):
             shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
     for name, code in NEW_FILES.items():
         assert not (copy / name).exists()
+        (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text(code)
     for diff in DIFFS:
         done = subprocess.run(["git", "apply", "-"], cwd=copy, input=diff, capture_output=True, text=True)
@@ -83,18 +95,49 @@ def extended(tmp_path_factory):
 
 def test_the_page_has_all_examples():
     assert set(NEW_FILES) == {
-        "models/gru.py",
-        "configs/gru_tiny_200_16x4.py",
+        "mypackage/gru.py",
         "models/ops/selective_scan/doubling.py",
         "configs/ssam_tiny_32khz.py",
     }
-    assert len(DIFFS) == 3 and len(re.findall("^```python", PAGE, re.M)) == len(NEW_FILES)
+    assert len(DIFFS) == 2 and len(re.findall("^```python", PAGE, re.M)) == len(NEW_FILES)
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_example_works(extended, name):
     done = subprocess.run([sys.executable, "-c", CHECKS[name]], cwd=extended, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_take_the_encoder(extended, tmp_path):
+    """Trained, embedded with --config, found by the environment variable without it, and else refused by name."""
+    soundfile.write(tmp_path / "my.wav", 0.1 * np.random.default_rng(0).standard_normal(32000), 16000)
+    run = str(tmp_path / "run")
+    train = [
+        "train.py",
+        "--config",
+        "mypackage.gru",
+        "--workdir",
+        run,
+        "--fake-data",
+        "--no-wandb",
+        "--num-workers",
+        "0",
+    ]
+    small = ["model.model_args.depth=1", "model.model_args.embed_dim=32", "num_epochs=1", "batch_size=32"]
+    done = run_python(extended, *train, "--set", *small)
+    assert done.returncode == 0, done.stderr
+    embed = ["-m", "audio_mamba.hear_api.embed", "my.wav", "--weights", run, "--workers", "1", "--device", "cpu"]
+    named, variable = {"PYTHONPATH": str(extended)}, {"AUDIO_MAMBA_ENCODERS": "mypackage.gru"}
+    for options, variables in (["--config", "mypackage.gru", "--out", "a.npz"], {}), (["--out", "b.npz"], variable):
+        done = run_python(tmp_path, *embed, *options, **named, **variables)
+        assert done.returncode == 0, done.stderr
+    rows = [np.load(tmp_path / name)["embedding"] for name in ("a.npz", "b.npz")]
+    assert rows[0].shape == (1, 5 * 32) and np.array_equal(*rows)
+    done = run_python(tmp_path, *embed, "--out", "c.npz", **named)
+    assert re.search(r"^embed: .*unknown model.arch 'gru_ssast_tiny'; .*\$AUDIO_MAMBA_ENCODERS\)$", done.stderr, re.M)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    done = run_python(extended, *train, "--set", "model.model_args.gru_layer=2")
+    assert done.returncode == 1 and "did you mean 'model.model_args.gru_layers'?" in done.stderr
 
 
 def test_the_back_end_equals_the_reference(extended):
@@ -108,7 +151,13 @@ def test_the_back_end_passes_the_tests_that_the_page_says(extended):
 
 
 def test_the_examples_import_downward(extended):
-    run_tests(extended, "tests/test_layers.py", "-k", "gru or doubling or 32khz or circle")
+    run_tests(extended, "tests/test_layers.py", "-k", "doubling or 32khz or circle")
+
+
+def run_python(folder, *arguments, **variables):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=os.environ | variables
+    )
 
 
 def run_tests(copy, *arguments):

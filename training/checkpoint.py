@@ -55,18 +55,27 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, has no `model` entry, or contains more than tensors and builtins.
     """
+    state = read_pickle(path)
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint: it has no 'model' entry with the weights")
+    return state
+
+
+def read_pickle(path: str | Path) -> Any:
+    """What `torch.save` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or contains more than tensors and builtins.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        state = _as_builtins(state)
+        return _as_builtins(state)
     except Exception as error:  # hostile or damaged bytes can raise anything in the reader
         raise CheckpointError(f"cannot read checkpoint {path}: {_why_unreadable(error)}") from error
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise CheckpointError(f"{path} is not a checkpoint: it has no 'model' entry with the weights")
-    return state
 
 
 def _why_unreadable(error: Exception) -> str:

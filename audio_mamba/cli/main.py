@@ -16,6 +16,7 @@ COMMANDS = {
     "listen": "live audio -> embeddings",
     "probe": "how good embeddings are for your labels, models side by side",
     "export": "a model -> safetensors, torch.export program or ONNX",
+    "convert": "a checkpoint of SSAMBA or AuM -> a model of this project",
     "prepare": "audio folder -> archive of log-mels",
     "index": "index archives that were made by other tools",
     "verify": "check every sample of an archive",
@@ -49,6 +50,8 @@ def load(command: str) -> Main:
             from audio_mamba.hear_api.probe.__main__ import main
         case "export":
             from audio_mamba.hear_api.export import main
+        case "convert":
+            from audio_mamba.hear_api.convert import main
         case "prepare":
             from audio_mamba.data.prepare import main
         case "index":

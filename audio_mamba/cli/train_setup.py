@@ -63,7 +63,7 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
     """The config of a module with KEY=VALUE overrides. Raises ValueError for an unknown module, key or value."""
     config = resolve.load_config(module_name)
     apply_overrides(config, overrides)
-    return check_config(config, models.ARCHS, source="--set")
+    return check_config(config, models.known_archs(), source="--set")
 
 
 def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:

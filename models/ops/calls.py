@@ -3,8 +3,9 @@
 Symbols: B batch, L time, D channels (of the inner sequence, except in a whole block), N state size, K taps, G groups.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class ScanCall(Call):
     delta_bias: Tensor | None = None
     delta_softplus: bool = False
     return_last_state: bool = False
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class ConvCall(Call):
     weight: Tensor
     bias: Tensor | None = None
     activation: str | None = None
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,26 @@ class AddNormCall(Call):
     residual_in_fp32: bool = False
 
 
-class MambaParameters(Protocol):
-    """The parameters of a Mamba block, such as `models.mamba.Mamba`. E: inner channels, R: rank of the step."""
+class MambaPath(NamedTuple):
+    """What a Mamba block computes with on one way through time. E: inner channels, R: rank of the step."""
 
-    in_proj: nn.Linear  # D -> 2 E
     conv1d: nn.Conv1d  # weight [E, 1, K]
     x_proj: nn.Linear  # E -> R + 2 N
     dt_proj: nn.Linear  # R -> E
-    A_log: nn.Parameter  # [E, N]
-    D: nn.Parameter  # [E]
+    A_log: Tensor  # [E, N]
+    D: Tensor  # [E]
+    reverse: bool  # from the last token to the first
+
+
+class MambaParameters(Protocol):
+    """The parameters of a Mamba block, such as `models.mamba.Mamba`."""
+
+    in_proj: nn.Linear  # D -> 2 E
     out_proj: nn.Linear  # E -> D
+
+    @property
+    def paths(self) -> Sequence[MambaPath]:
+        """One or two; the results of both are summed before `out_proj`."""
 
 
 @dataclass(frozen=True)

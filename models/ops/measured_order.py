@@ -82,8 +82,9 @@ def measured_order(operator: str, call: Call) -> tuple[str, ...]:
     elif isinstance(call, ConvCall):
         first, sequences, trains = call.x, call.x.shape[0] * call.x.shape[1], call.needs_gradient
     elif isinstance(call, BlockCall):
-        first, sequences = call.hidden, call.hidden.shape[0] * call.block.A_log.shape[0]
-        trains = torch.is_grad_enabled() and (call.hidden.requires_grad or call.block.A_log.requires_grad)
+        A_log = call.block.paths[0].A_log
+        first, sequences = call.hidden, call.hidden.shape[0] * A_log.shape[0]
+        trains = torch.is_grad_enabled() and (call.hidden.requires_grad or A_log.requires_grad)
     else:
         return ()
     shapes, direction = SHAPES[sequences < MANY], PASSES[not trains]

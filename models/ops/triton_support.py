@@ -44,6 +44,19 @@ def device_of(tensor: Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def walk_start(sequence: Tensor, reverse: bool) -> Tensor:
+    """[..., L, D] as the kernels get it: its address is that of the first step of the walk through time."""
+    return sequence[..., -1:, :] if reverse else sequence
+
+
+def walk_strides(sequence: Tensor | None, reverse: bool) -> tuple[int, int]:
+    """Of batch and time of a sequence [B, L, D], the latter negative if the walk goes backward; 0 for an absent one."""
+    if sequence is None:
+        return 0, 0
+    batch, time, _ = sequence.stride()
+    return batch, -time if reverse else time
+
+
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()

@@ -13,6 +13,19 @@ def short(monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.0)
 
 
+@pytest.mark.parametrize("stack", ["SSAM-tiny, alternate", "SSAM-tiny, both", "AxLSTM-tiny"])
+def test_more_stacks_are_measured(monkeypatch, stack):
+    row = cpu.measure(cpu.Row(stack, 1, 5, True))
+    assert row.seconds > 0 and cpu.of_ceiling(row, 1e12, 1e12) > 0
+
+
+def test_two_paths_do_the_work_of_one_and_of_the_layers_of_a_second():
+    """Twice the exponentials. Products per token: 192 x 1152 + 576 x 192 once, 576 x 60 + 12 x 576 for each path."""
+    one, two = (cpu.work(cpu.Row(stack, 1, 1, False)) for stack in ("SSAM-tiny", "SSAM-tiny, both"))
+    assert two[1] == 2 * one[1] and two[0] - one[0] == 2 * 12 * (576 * 60 + 12 * 576)
+    assert one[0] == 2 * 12 * (192 * 1152 + 576 * 192 + 576 * 60 + 12 * 576)
+
+
 @pytest.mark.slow
 def test_two_checkouts_are_compared(tmp_path, capsys, monkeypatch):
     """Here with itself, so the ratio may be anything."""
@@ -24,7 +37,25 @@ def test_two_checkouts_are_compared(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count("| SSAM-tiny | 1 | forward") == 2
 
 
-@pytest.mark.parametrize("wrong", [["--against", "/nowhere"], ["--rounds", "0"]])
+def test_stacks_are_compared_with_the_first_in_turns(monkeypatch, tmp_path, capsys):
+    turns = []
+
+    def fake(stack, batch, tokens, backward):
+        turns.append(stack)
+        return {"SSAM-tiny": 0.5, "SSAM-tiny, both": 0.75, "AxLSTM-tiny": 1.0}[stack], 100.0
+
+    monkeypatch.setattr(cpu_against, "measure", fake)
+    stacks, output = ["SSAM-tiny", "SSAM-tiny, both", "AxLSTM-tiny"], tmp_path / "rows.json"
+    cpu.main(["--rounds", "2", "--output", str(output), "--stacks", *stacks])
+    assert turns == (["SSAM-tiny", "SSAM-tiny, both"] * 2 + ["SSAM-tiny", "AxLSTM-tiny"] * 2) * 3
+    text = capsys.readouterr().out
+    assert "| SSAM-tiny, both | 8 | forward + backward | 750.0 | 500.0 | 1.50 | 1.50 to 1.50 | 100 | 100 |" in text
+    assert len(json.loads(output.read_text())) == 6
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--against", "/nowhere"], ["--rounds", "0"], ["--stacks", "SSAM-tiny"], ["--stacks", "a", "b"]]
+)
 def test_wrong_comparisons_are_refused(capsys, wrong):
     with pytest.raises(SystemExit):
         cpu.parse(wrong)

@@ -33,7 +33,8 @@ def test_every_measurement_once(monkeypatch, installed):
     assert len(set(tasks)) == len(tasks)
     assert {task.way for task in tasks} >= ({"mamba-ssm", "mamba-ssm, fused block"} if installed else {"ours"})
     steps = {task.subject for task in tasks if task.kind == "step"}
-    assert steps == {f"{encoder}, 256" for encoder in ("SSAM-tiny", "SSAM-small", "SSAM-base", "AxLSTM-tiny")}
+    ssam = ("SSAM-tiny", "SSAM-tiny alternate", "SSAM-tiny both", "SSAM-small", "SSAM-base")
+    assert steps == {f"{encoder}, 256" for encoder in (*ssam, "AxLSTM-tiny")}
     assert {task.precision for task in tasks if task.kind == "encoder"} == set(gpu.DTYPES)
 
 
@@ -56,6 +57,8 @@ def test_the_rows_of_ours_use_our_kernels_whatever_is_installed(monkeypatch):
     mixers = [block.mixer for block in gpu_tasks.build("SSAM-tiny", "mamba-ssm", depth=2).blocks]
     assert {mixer.backend for mixer in mixers} == {"mamba_ssm"} and mixers[0].forward == mixers[0].compose
     assert isinstance(gpu_tasks.build("AxLSTM-tiny", "ours", depth=2), models.XLSTMSSAST)
+    both = gpu_tasks.build("SSAM-tiny both", "ours", depth=2)
+    assert {block.mixer.direction for block in both.blocks} == {"both"}
 
 
 def fake_measure(task, report, seconds):

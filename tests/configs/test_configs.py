@@ -69,6 +69,13 @@ def test_the_free_audio_pair_differs_only_in_the_model():
     assert crops == 32000 and ssam["opt"]["learning_rate"] * ssam["batch_size"] / 256 == 5e-4
 
 
+@pytest.mark.parametrize("direction", ["alternate", "both"])
+def test_other_directions_differ_from_the_paper_in_nothing_else(direction):
+    ours, papers = (load_config(f"configs.ssam_{name}_200_16x4").to_dict() for name in (f"{direction}_tiny", "tiny"))
+    assert ours["model"]["model_args"].pop("direction") == direction
+    assert ours == papers
+
+
 def test_configs_import_without_torch_and_without_weights():
     code = (
         "import sys, configs.poc.ssam_tiny_200_16x4 as c; c.get_config(); "

@@ -122,6 +122,16 @@ def test_a_program_gives_the_features_for_any_batch(runtime, tmp_path, layout):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.pt2"]
 
 
+@pytest.mark.parametrize("args", [{"direction": "alternate"}, {"direction": "both", "cls_position": "middle"}])
+def test_a_program_of_a_bidirectional_encoder(tmp_path, args):
+    runtime = RuntimeSSAST(config_of("ssam_tiny_200_16x4", depth=2, embed_dim=96, **args), None)
+    export(runtime, tmp_path / "model.pt2", "bands")
+    program, segments = torch.export.load(tmp_path / "model.pt2").module(), golden_input().repeat(3, 1, 1, 1)[:5]
+    with torch.no_grad():
+        expected = runtime.model.forward_features(segments, "bands")
+        torch.testing.assert_close(program(segments), expected, rtol=0, atol=1e-5)
+
+
 def test_onnx_of_ssast(tmp_path):
     pytest.importorskip("onnxscript")
     evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator

@@ -53,6 +53,15 @@ def test_a_mixed_list_gives_each_clip_its_numbers(runtime, layout):
         np.testing.assert_allclose(ours.numpy(), segment_by_segment(runtime, clip, layout), rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("args", [{"direction": "alternate"}, {"direction": "both", "cls_position": "middle"}])
+def test_bidirectional_encoders_read_whole_segments(args):
+    """A clip of one step has the features that its whole segment gives."""
+    runtime = RuntimeSSAST(config_of("ssam_tiny_200_16x4", depth=2, embed_dim=96, **args), None)
+    spectrograms = [runtime.spectrogram(torch.from_numpy(clip))[0] for clip in CLIPS[::2]]
+    for clip, ours in zip(CLIPS[::2], runtime.encode(spectrograms, "bands"), strict=True):
+        np.testing.assert_allclose(ours.numpy(), segment_by_segment(runtime, clip, "bands"), rtol=0, atol=5e-5)
+
+
 def test_embed_equals_the_hear_functions(runtime, tmp_path):
     paths = [tmp_path / f"{len(clip)}.wav" for clip in CLIPS]
     for path, clip in zip(paths, CLIPS):

@@ -129,7 +129,7 @@ def test_invalid_statistics_are_refused(capsys):
 def test_errors_are_one_line(tmp_path, one_thread):
     with pytest.raises(SystemExit, match="listen: .*absent.wav: no such audio file"):
         main([str(tmp_path / "absent.wav"), *MODEL])
-    with pytest.raises(SystemExit, match="listen: SSAST is not causal"):
+    with pytest.raises(SystemExit, match=r"listen: SSAST \(ssast_tiny\) is not causal"):
         main(["-", "--config", "ssast_tiny_200_16x4", "--weights", "untrained", "--device", "cpu"])
 
 

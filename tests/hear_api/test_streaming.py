@@ -113,7 +113,7 @@ def test_invalid_input_is_refused(runtime):
     for statistics in ("mean", (1.0,), (0.0, -1.0), None):
         with pytest.raises(ValueError, match="statistics must be"):
             StreamingSSAM(runtime, statistics)
-    with pytest.raises(ValueError, match="SSAST is not causal"):
+    with pytest.raises(ValueError, match=r"SSAST \(ssast_tiny\) is not causal"):
         StreamingSSAM(RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1), None))
 
 

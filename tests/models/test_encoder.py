@@ -19,9 +19,9 @@ def small(arch, **args):
 
 def test_arch_table_has_six_sizes_of_each_model():
     sizes = ("tiny", "small", "medium", "base", "large", "huge")
-    assert set(models.ARCHS) == {
-        prefix + size for prefix in ("ssast_", "mamba_ssast_", "xlstm_ssast_") for size in sizes
-    }
+    own = {arch for arch, encoder in models.ARCHS.items() if encoder.func.__module__.startswith("audio_mamba.")}
+    expected = {prefix + size for prefix in ("ssast_", "mamba_ssast_", "xlstm_ssast_") for size in sizes}
+    assert own == expected | {"ssamba_tiny", "ssamba_small", "ssamba_base"}  # other tests may have registered theirs
     for size, (depth, width) in zip(sizes, [(12, 192), (12, 384), (12, 512), (12, 768), (24, 1024), (32, 1280)]):
         with torch.device("meta"):
             model = models.SSAST(depth=1, embed_dim=width, num_heads=models.SIZES[size][2])

@@ -125,15 +125,23 @@ AXLSTM = SHARED | {
 
 
 @pytest.mark.parametrize(
-    "arch, rules", [("mamba_ssast_tiny", SSAM), ("ssast_tiny", SSAST), ("xlstm_ssast_tiny", AXLSTM)]
+    "arch, rules, args",
+    [
+        ("mamba_ssast_tiny", SSAM, {"rms_norm": False}),
+        ("mamba_ssast_tiny", SSAM, {"rms_norm": False, "direction": "both"}),
+        ("ssast_tiny", SSAST, {}),
+        ("xlstm_ssast_tiny", AXLSTM, {}),
+    ],
 )
-def test_every_key_follows_its_published_distribution(arch, rules):
+def test_every_key_follows_its_published_distribution(arch, rules, args):
+    """The layers of a second direction, with the suffix _b, follow the rules of the first."""
     torch.manual_seed(0)
-    args = {"rms_norm": False} if arch.startswith("mamba") else {}
     state = getattr(models, arch)(**args).state_dict()
     state.pop("pos_embed")
+    assert any("_b." in key for key in state) == ("direction" in args)
     for key, values in state.items():
         name = key.split(".", 2)[2] if key.startswith("blocks.") else key
+        name = name.replace("A_b_log", "A_log").replace("_b.", ".").removesuffix("_b")
         try:
             rules[name](values)
         except AssertionError as error:

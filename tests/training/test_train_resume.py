@@ -60,6 +60,19 @@ def weights(workdir):
     return checkpoint.load_checkpoint(resume.checkpoints(workdir)[0][1])["model"]
 
 
+@pytest.mark.parametrize("direction", ["alternate", "both"])
+def test_bidirectional_encoders_resume_exactly(tmp_path, synthetic_archive, monkeypatch, direction):
+    changes = {"config": f"configs.ssam_{direction}_tiny_200_16x4", "num_epochs": 2}
+    changes |= {"model__model_args__depth": 2, "model__model_args__cls_position": "middle"}
+    reference = run(tmp_path / "whole", synthetic_archive, **changes)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        run(tmp_path / "cut", synthetic_archive, **changes)
+    assert run(tmp_path / "cut", synthetic_archive, **changes) == reference
+    ours, whole = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    assert ours.keys() == whole.keys() and all(torch.equal(ours[key], whole[key]) for key in whole)
+
+
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 12])
 def test_stopped_after_any_step_and_resumed_it_ends_the_same(tmp_path, synthetic_archive, monkeypatch, step):
     options = ["--val-data", str(synthetic_archive), "--print_freq", "3"]

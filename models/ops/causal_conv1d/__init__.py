@@ -11,7 +11,12 @@ _operator = Operator("causal_conv1d", BACKENDS)
 
 
 def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, backend: str = "auto"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+    reverse: bool = False,
 ) -> Tensor:
     """y_t = sum_k weight_k x_{t-K+1+k} + bias for each channel, then SiLU if asked for.
 
@@ -21,6 +26,7 @@ def causal_conv1d(
         bias: [D].
         activation: None or "silu".
         backend: see `models.ops.dispatch`.
+        reverse: walk backward in time: y_t depends on x_t, ..., x_{t+K-1}, as if x and y were flipped along L.
 
     Returns:
         [B, D, L] in x's dtype.
@@ -31,5 +37,5 @@ def causal_conv1d(
     """
     if activation not in (None, "silu"):
         raise ValueError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
-    module = _operator.choose(ConvCall(x, weight, bias, activation), backend)
-    return module.causal_conv1d(x, weight, bias, activation)
+    module = _operator.choose(ConvCall(x, weight, bias, activation, reverse), backend)
+    return module.causal_conv1d(x, weight, bias, activation, reverse)

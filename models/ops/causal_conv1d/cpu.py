@@ -20,15 +20,17 @@ def unsupported_reason(call: ConvCall) -> str | None:
     return native.unsupported_reason(*call.tensors)
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
+) -> Tensor:
     """See `models.ops.causal_conv1d`. The sums are float32 for every dtype."""
     weight, bias = weight.float(), bias if bias is None else bias.float()
     operator = forward_in_c if unwatched(x, weight, bias) else torch.ops.audio_mamba.causal_conv1d_cpu
-    y = operator(x.transpose(1, 2), weight, bias, activation == "silu")
+    y = operator(x.transpose(1, 2), weight, bias, activation == "silu", reverse)
     return y.transpose(1, 2)  # [B, L, D] -> [B, D, L]
 
 
-def forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+def forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool = False) -> Tensor:
     """x [B, L, D], float32 weight [D, K] and bias [D] -> [B, L, D] in x's dtype."""
     y = x.new_empty(x.shape)
     x, weight, bias = _prepare(x, weight, bias)
@@ -39,8 +41,9 @@ def forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> 
             weight.shape[1],
             torch.get_num_threads(),
             silu,
-            View.of(x),
-            View.of(y),
+            False,
+            View.of(x, reverse),
+            View.of(y, reverse),
             View(),
             View(),
             View(),
@@ -55,14 +58,23 @@ _forward = torch.library.custom_op("audio_mamba::causal_conv1d_cpu", forward_in_
 
 
 @_forward.register_fake
-def _(x, weight, bias, silu):
+def _(x, weight, bias, silu, reverse=False):
     return x.new_empty(x.shape)
 
 
 def backward_in_c(
-    dy: Tensor, more: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dx: Tensor
+    dy: Tensor,
+    more: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    dx: Tensor,
+    add: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias; that of x is written to `dx` [B, L, D], whose channels are adjacent.
+    """The gradients of weight and bias; that of x is written to `dx` [B, L, D], whose channels are adjacent, or added
+    to it with `add`.
 
     `more` [B, L, D] is added to dy.
     """
@@ -75,11 +87,12 @@ def backward_in_c(
             weight.shape[1],
             torch.get_num_threads(),
             silu,
-            View.of(x),
+            add,
+            View.of(x, reverse),
             View(),
-            View.of(dy),
-            View.of(more),
-            View.of(dx),
+            View.of(dy, reverse),
+            View.of(more, reverse),
+            View.of(dx, reverse),
             pointer(weight),
             pointer(bias),
             pointer(d_weight),
@@ -90,26 +103,28 @@ def backward_in_c(
 
 
 @torch.library.custom_op("audio_mamba::causal_conv1d_cpu_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dx = x.new_empty(x.shape)
-    return dx, *backward_in_c(dy, None, x, weight, bias, silu, dx)
+    return dx, *backward_in_c(dy, None, x, weight, bias, silu, reverse, dx)
 
 
 @_backward.register_fake
-def _(dy, x, weight, bias, silu):
+def _(dy, x, weight, bias, silu, reverse=False):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(x.shape[-1])
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.silu = inputs
+    *tensors, ctx.silu, ctx.reverse = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _autograd(ctx, dy):
     x, weight, bias = ctx.saved_tensors
-    dx, d_weight, d_bias = torch.ops.audio_mamba.causal_conv1d_cpu_backward(dy, x, weight, bias, ctx.silu)
-    return dx, d_weight, None if bias is None else d_bias, None
+    dx, d_weight, d_bias = torch.ops.audio_mamba.causal_conv1d_cpu_backward(dy, x, weight, bias, ctx.silu, ctx.reverse)
+    return dx, d_weight, None if bias is None else d_bias, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -119,7 +134,7 @@ class _Convolution(ctypes.Structure):
     """`Convolution` of csrc/causal_conv1d.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "taps", "threads", "silu")),
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "taps", "threads", "silu", "add")),
         *((name, View) for name in ("x", "y", "dy", "more", "dx")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "d_weight", "d_bias")),
     ]

@@ -14,8 +14,12 @@ def unsupported_reason(call: ConvCall) -> None:
     """It supports every call."""
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
+) -> Tensor:
     """See `models.ops.causal_conv1d`."""
+    if reverse:
+        return causal_conv1d(x.flip(-1), weight, bias, activation).flip(-1)
     length, taps = x.shape[-1], weight.shape[-1]
     y = x * weight[:, -1:]
     for lag in range(1, min(taps, length)):

@@ -13,6 +13,7 @@ from audio_mamba.models.ops import triton_support
 from audio_mamba.models.ops.calls import ConvCall
 from audio_mamba.models.ops.native import rows
 from audio_mamba.models.ops.private_torch import unwatched
+from audio_mamba.models.ops.triton_support import walk_start, walk_strides
 
 AUTO_DEVICES = ("cuda",)  # on the CPU runs Triton's interpreter, which is for tests
 STEPS, BLOCK = 32, 64  # time steps and channels of a program
@@ -24,15 +25,17 @@ def unsupported_reason(call: ConvCall) -> str | None:
     return triton_support.unsupported_reason(*call.tensors)
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
+) -> Tensor:
     """See `models.ops.causal_conv1d`."""
     weight, bias = weight.float(), bias if bias is None else bias.float()
     operator = _forward_in_triton if unwatched(x, weight, bias) else torch.ops.audio_mamba.causal_conv1d_triton
-    y = operator(x.transpose(1, 2), weight, bias, activation == "silu")
+    y = operator(x.transpose(1, 2), weight, bias, activation == "silu", reverse)
     return y.transpose(1, 2)  # [B, L, D] -> [B, D, L]
 
 
-def _forward_in_triton(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+def _forward_in_triton(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool = False) -> Tensor:
     """x [B, L, D], weight [D, K] and bias [D] in float32 -> [B, L, D]."""
     from audio_mamba.models.ops.causal_conv1d import triton_kernels as kernels
 
@@ -41,12 +44,13 @@ def _forward_in_triton(x: Tensor, weight: Tensor, bias: Tensor | None, silu: boo
         x, weight, bias = _prepare(x, weight, bias)
         with triton_support.device_of(x):
             kernels.forward_kernel[_grid(x, STEPS)](
-                x,
+                walk_start(x, reverse),
                 weight,
                 bias,
-                y,
+                walk_start(y, reverse),
                 *x.shape[1:],
-                *x.stride()[:2],
+                *walk_strides(x, reverse),
+                SIGN=-1 if reverse else 1,
                 TAPS=weight.shape[1],
                 SILU=silu,
                 STEPS=STEPS,
@@ -59,12 +63,14 @@ _forward = torch.library.custom_op("audio_mamba::causal_conv1d_triton", _forward
 
 
 @_forward.register_fake
-def _(x, weight, bias, silu):
+def _(x, weight, bias, silu, reverse=False):
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("audio_mamba::causal_conv1d_triton_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     from audio_mamba.models.ops.causal_conv1d import triton_kernels as kernels
 
@@ -75,16 +81,17 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: 
         dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
         with triton_support.device_of(x):
             kernels.backward_kernel[_grid(x, STEPS_BACK)](
-                dy,
-                x,
+                walk_start(dy, reverse),
+                walk_start(x, reverse),
                 weight,
                 bias,
-                dx,
+                walk_start(dx, reverse),
                 d_weight,
                 d_bias,
                 *x.shape[1:],
-                *dy.stride()[:2],
-                *x.stride()[:2],
+                *walk_strides(dy, reverse),
+                *walk_strides(x, reverse),
+                SIGN=-1 if reverse else 1,
                 TAPS=taps,
                 SILU=silu,
                 STEPS=STEPS_BACK,
@@ -96,19 +103,20 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: 
 
 
 @_backward.register_fake
-def _(dy, x, weight, bias, silu):
+def _(dy, x, weight, bias, silu, reverse=False):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.silu = inputs
+    *tensors, ctx.silu, ctx.reverse = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _autograd(ctx, dy):
     x, weight, bias = ctx.saved_tensors
-    dx, d_weight, d_bias = torch.ops.audio_mamba.causal_conv1d_triton_backward(dy, x, weight, bias, ctx.silu)
-    return dx, d_weight, None if bias is None else d_bias, None
+    operator = torch.ops.audio_mamba.causal_conv1d_triton_backward
+    dx, d_weight, d_bias = operator(dy, x, weight, bias, ctx.silu, ctx.reverse)
+    return dx, d_weight, None if bias is None else d_bias, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,6 +1,10 @@
 # mypy: disable-error-code="assignment, misc, var-annotated"
 # Triton compiles these functions: in them, tuples grow, and ranges are unrolled.
-"""Triton kernels of the causal convolution; `triton` launches them and says how they divide their work."""
+"""Triton kernels of the causal convolution; `triton` launches them and says how they divide their work.
+
+Time t counts the steps of the walk. Where it goes backward, SIGN is -1, the addresses of sequences are those of their
+last step, and the strides of time are negative.
+"""
 
 import triton
 import triton.language as tl
@@ -48,6 +52,7 @@ def forward_kernel(
     channels,
     x_batch,
     x_time,
+    SIGN: tl.constexpr,
     TAPS: tl.constexpr,
     SILU: tl.constexpr,
     STEPS: tl.constexpr,
@@ -57,9 +62,8 @@ def forward_kernel(
     y = _convolve(x_ptr + batch * x_batch, x_time, weight_ptr, bias_ptr, t, d, length, channels, TAPS)
     if SILU:
         y *= tl.sigmoid(y)
-    tl.store(
-        y_ptr + (batch * length + t) * channels + d, y.to(y_ptr.dtype.element_ty), mask=(t < length) & (d < channels)
-    )
+    out = (batch * length + SIGN * t) * channels + d
+    tl.store(y_ptr + out, y.to(y_ptr.dtype.element_ty), mask=(t < length) & (d < channels))
 
 
 @triton.jit
@@ -77,6 +81,7 @@ def backward_kernel(
     dy_time,
     x_batch,
     x_time,
+    SIGN: tl.constexpr,
     TAPS: tl.constexpr,
     SILU: tl.constexpr,
     STEPS: tl.constexpr,
@@ -130,7 +135,8 @@ def backward_kernel(
                 dx += weights[lag] * gradients[lag]
                 d_weights_more = d_weights_more + (d_weights[lag] + x * gradients[lag],)
             recent, later, d_weights = inputs, gradients, d_weights_more
-            tl.store(dx_ptr + (batch * length + t) * channels + d, dx.to(dx_ptr.dtype.element_ty), mask=used & own)
+            out = (batch * length + SIGN * t) * channels + d
+            tl.store(dx_ptr + out, dx.to(dx_ptr.dtype.element_ty), mask=used & own)
     for lag in tl.static_range(TAPS):
         row = share.to(tl.int64) * TAPS + TAPS - 1 - lag
         tl.store(d_weight_ptr + row * channels + d, d_weights[lag], mask=used)

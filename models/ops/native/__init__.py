@@ -58,9 +58,17 @@ class View(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "time", "last", "type"))]
 
     @classmethod
-    def of(cls, tensor: Tensor | None) -> "View":
-        """The view of a tensor [batch, time, last]; None gives the view of an absent one."""
-        return cls() if tensor is None else cls(tensor.data_ptr(), *tensor.stride(), TYPES[tensor.dtype])
+    def of(cls, tensor: Tensor | None, reverse: bool = False) -> "View":
+        """The view of a tensor [batch, time, last], in `reverse` from its last time step to its first.
+
+        None gives the view of an absent tensor.
+        """
+        if tensor is None:
+            return cls()
+        (batch, time, last), start = tensor.stride(), tensor.data_ptr()
+        if reverse:
+            start, time = start + (tensor.shape[1] - 1) * time * tensor.element_size(), -time
+        return cls(start, batch, time, last, TYPES[tensor.dtype])
 
 
 def rows(tensor: Tensor) -> Tensor:

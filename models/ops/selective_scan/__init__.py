@@ -22,6 +22,7 @@ def selective_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     backend: str = "auto",
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The linear recurrence along time with input-dependent step, input and output matrices:
 
@@ -41,8 +42,10 @@ def selective_scan(
         z: gate [B, D, L].
         delta_bias: [D].
         delta_softplus: apply the softplus.
-        return_last_state: also return h_L.
+        return_last_state: also return the state after the last step of the walk, h_L.
         backend: mamba_ssm, triton, cpu, chunked, reference or auto; see `models.ops.dispatch`.
+        reverse: walk backward in time, from the state 0 after the last step: h_t = exp(delta_t A) h_{t+1} + delta_t B_t
+            u_t, as if all inputs and y were flipped along L. The last state then is the one after step 0.
 
     Returns:
         y [B, D, L] in u's dtype and, with `return_last_state`, the last state [B, D, N].
@@ -51,10 +54,10 @@ def selective_scan(
         ValueError: shapes that do not fit, a complex A, or an unknown back end.
         RuntimeError: the back end named in `backend` does not support the call.
     """
-    call = ScanCall(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    call = ScanCall(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
     _check_shapes(call)
     module = _operator.choose(call, backend)
-    return module.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    return module.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
 
 
 def _check_shapes(call: ScanCall) -> None:

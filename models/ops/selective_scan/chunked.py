@@ -35,8 +35,12 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
+    if reverse:
+        u, delta, B, C = (t.flip(-1) for t in (u, delta, B, C))
+        z = z if z is None else z.flip(-1)
     with torch.autocast(u.device.type, enabled=False):
         batch, channels, length = u.shape
         groups = math.lcm(*(t.shape[1] if t.dim() == 4 else 1 for t in (B, C)))
@@ -59,7 +63,7 @@ def selective_scan(
         y = y.permute(1, 2, 0)  # [L, B, D] -> [B, D, L]
         if z is not None:
             y = y * F.silu(z.float())
-    y = y.to(u.dtype)
+    y = y.to(u.dtype).flip(-1) if reverse else y.to(u.dtype)
     return (y, state.reshape(batch, channels, -1)) if return_last_state else y
 
 

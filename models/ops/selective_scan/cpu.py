@@ -36,13 +36,14 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     A = A.float()
     D, delta_bias = (t if t is None else t.float() for t in (D, delta_bias))
     watched = not unwatched(u, delta, A, B, C, D, z, delta_bias)
     operator = torch.ops.audio_mamba.selective_scan_cpu if watched else forward_in_c
-    y, last = scan_by_group(operator, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y, last = scan_by_group(operator, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
     return (y, last) if return_last_state else y
 
 
@@ -57,32 +58,49 @@ def forward_in_c(
     delta_bias: Tensor | None,
     softplus: bool,
     save: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u, delta, z [B, L, D] and B, C [B, L, N] of any of `native.TYPES`, float32 A [D, N], D [D], delta_bias [D]
     -> y [B, L, D], last state [B, N, D], and for backward the states before each chunk
     [B, chunks, N, D] in an order of its own (no chunks unless `save`)."""
-    y, last, starts = _outputs(u, A, save)
-    problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts if save else None)
-    _run("selective_scan_forward", problem, View.of(y), last.data_ptr())
-    return y, last, starts
+    y = u.new_empty(u.shape)
+    return y, *forward_into(y, False, u, delta, A, B, C, D, z, delta_bias, softplus, save, reverse)
 
 
-def _outputs(u, A, save):
+def forward_into(
+    y: Tensor,
+    add: bool,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+    save: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """`forward_in_c` that writes its result to `y` [B, L, D], whose channels are adjacent, or adds it with `add`."""
+    last, starts = _states(u, A, save)
+    problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts if save else None, reverse, add)
+    _run("selective_scan_forward", problem, View.of(y, reverse), last.data_ptr())
+    return last, starts
+
+
+def _states(u, A, save):
     (batch, length, channels), state = u.shape, A.shape[1]
     chunks = -(-length // CHUNK) if save else 0
-    return (
-        u.new_empty(batch, length, channels),
-        A.new_empty(batch, state, channels),
-        A.new_empty(batch, chunks, state, channels),
-    )
+    return A.new_empty(batch, state, channels), A.new_empty(batch, chunks, state, channels)
 
 
 _forward = torch.library.custom_op("audio_mamba::selective_scan_cpu", forward_in_c, mutates_args=())
 
 
 @_forward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, softplus, save):
-    return _outputs(u, A, save)
+def _(u, delta, A, B, C, D, z, delta_bias, softplus, save, reverse=False):
+    return u.new_empty(u.shape), *_states(u, A, save)
 
 
 def backward_in_c(
@@ -98,19 +116,22 @@ def backward_in_c(
     z: Tensor | None,
     delta_bias: Tensor | None,
     softplus: bool,
+    reverse: bool,
     dz: Tensor | None,
+    add: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta and A, those of B and C together as float32 [2, B, L, N], and those of D and
-    delta_bias. The gradient of z is written to `dz` [B, L, D], whose channels are adjacent."""
+    delta_bias. The gradient of z is written to `dz` [B, L, D], whose channels are adjacent, or added to it with `add`.
+    """
     du, d_delta = u.new_empty(u.shape), delta.new_empty(u.shape)
     (batch, length, channels), state = u.shape, A.shape[1]
     blocks = -(-channels // BACKWARD_BLOCK)
     dB, dC = d_matrices = A.new_empty(2, blocks, batch, length, state)
     dA, (dD, d_bias) = A.new_empty(batch, channels, state), A.new_empty(2, batch, channels)
-    problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts)
+    problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts, reverse, add)
     dy, d_last = rows(dy), d_last if d_last is None else d_last.contiguous()
-    views = (View.of(t) for t in (dy, du, d_delta, dz))
-    gradients = _Gradients(*views, pointer(d_last), *map(pointer, (dA, dB, dC, dD, d_bias)))
+    views = (View.of(t, reverse) for t in (dy, du, d_delta, dz, dB.flatten(0, 1), dC.flatten(0, 1)))
+    gradients = _Gradients(*views, *map(pointer, (d_last, dA, dD, d_bias)))
     _run("selective_scan_backward", problem, gradients)
     return du, d_delta, dA.sum(0), d_matrices.sum(1), dD.sum(0), d_bias.sum(0)
 
@@ -129,18 +150,19 @@ def _backward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, D, z and delta_bias; the gradient of an absent z is empty."""
     dz = None if z is None else z.new_empty(z.shape)
     du, d_delta, dA, (dB, dC), dD, d_bias = backward_in_c(
-        dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus, dz
+        dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus, reverse, dz
     )
     dB, dC = dB.to(B.dtype, copy=True), dC.to(C.dtype, copy=True)  # operators may not return parts of one tensor
     return du, d_delta, dA, dB, dC, dD, u.new_empty(0) if dz is None else dz, d_bias
 
 
 @_backward.register_fake
-def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus):
+def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus, reverse=False):
     channels = A.new_empty(u.shape[-1])
     return (
         u.new_empty(u.shape),
@@ -155,7 +177,7 @@ def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus):
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.softplus, _ = inputs
+    *tensors, ctx.softplus, _, ctx.reverse = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[2], *tensors)
 
@@ -165,8 +187,8 @@ def _autograd(ctx, dy, d_last, _):
     u = tensors[0]
     if dy is None:
         dy = torch.zeros_like(u)
-    grads = torch.ops.audio_mamba.selective_scan_cpu_backward(dy, d_last, starts, *tensors, ctx.softplus)
-    return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None
+    grads = torch.ops.audio_mamba.selective_scan_cpu_backward(dy, d_last, starts, *tensors, ctx.softplus, ctx.reverse)
+    return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -176,7 +198,7 @@ class _Problem(ctypes.Structure):
     """`Problem` of csrc/selective_scan.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "state", "threads", "softplus")),
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "state", "threads", "softplus", "add")),
         *((name, View) for name in ("u", "delta", "z", "B", "C")),
         *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "starts")),
     ]
@@ -186,12 +208,12 @@ class _Gradients(ctypes.Structure):
     """`Gradients` of csrc/selective_scan.c."""
 
     _fields_ = [
-        *((name, View) for name in ("dy", "du", "d_delta", "dz")),
-        *((name, ctypes.c_void_p) for name in ("d_last", "dA", "dB", "dC", "dD", "d_bias")),
+        *((name, View) for name in ("dy", "du", "d_delta", "dz", "dB", "dC")),
+        *((name, ctypes.c_void_p) for name in ("d_last", "dA", "dD", "d_bias")),
     ]
 
 
-def _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts):
+def _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts, reverse, add):
     """The struct, and the tensors that must outlive its pointers."""
     u, delta, z = rows(u), rows(delta), z if z is None else rows(z)
     A, D, delta_bias = (t if t is None else t.contiguous() for t in (A, D, delta_bias))
@@ -200,7 +222,8 @@ def _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts):
         A.shape[1],
         torch.get_num_threads(),
         softplus,
-        *map(View.of, (u, delta, z, B, C)),
+        add,
+        *(View.of(t, reverse) for t in (u, delta, z, B, C)),
         *map(pointer, (A, D, delta_bias, starts)),
     )
     return problem, (u, delta, z, A, D, delta_bias)

@@ -11,7 +11,10 @@ MAX_STATES = 256
 
 
 def unsupported_reason(call: ScanCall) -> str | None:
-    """Other devices, dtypes or states than the package's kernels have, a gradient that it lacks, or no such package."""
+    """Other devices, dtypes or states than the package's kernels have, reversed time, a gradient that it lacks, or no
+    such package."""
+    if call.reverse:
+        return "the package mamba-ssm does not walk backward in time"
     if reason := packages.unsupported_tensors(call.tensors):
         return reason
     if call.A.shape[1] > MAX_STATES:
@@ -32,6 +35,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`. The last state has no gradient."""
     groups = math.lcm(*(t.shape[1] for t in (B, C) if t.dim() == 4))

@@ -22,8 +22,12 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`. Autograd keeps every state: memory O(B D L N)."""
+    if reverse:
+        u, delta, B, C = (t.flip(-1) for t in (u, delta, B, C))
+        z = z if z is None else z.flip(-1)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     x, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
     B, C = (_per_channel(t, u.shape[1]) for t in (B, C))  # [B, D, N, L] each
@@ -42,7 +46,7 @@ def selective_scan(
         y = y + D.to(dtype)[:, None] * x
     if z is not None:
         y = y * F.silu(z.to(dtype))
-    y = y.to(u.dtype)
+    y = y.to(u.dtype).flip(-1) if reverse else y.to(u.dtype)
     return (y, state) if return_last_state else y
 
 

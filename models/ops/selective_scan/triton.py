@@ -9,6 +9,8 @@
   the sum of its steps (exp(A sum) is the chunk's decay), a second pass the state that each chunk starts from. Then all
   chunks are walked through at once. Backward does the same with the gradient of the state.
 
+To walk backward in time, the kernels get the address of the last step and negative strides.
+
 The least that it costs, per channel and time step, at s bytes per number:
 
                  bytes                                   exponentials
@@ -33,7 +35,7 @@ from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.native import rows
 from audio_mamba.models.ops.private_torch import unwatched
 from audio_mamba.models.ops.selective_scan.groups import scan_by_group
-from audio_mamba.models.ops.triton_support import power_of_two
+from audio_mamba.models.ops.triton_support import power_of_two, walk_start, walk_strides
 
 AUTO_DEVICES = ("cuda",)  # on the CPU runs Triton's interpreter, which is for tests
 SPAN = 32  # steps between two states that are kept for backward; a chunk is a whole number of spans
@@ -65,12 +67,13 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `models.ops.selective_scan`."""
     D, delta_bias = (t if t is None else t.float() for t in (D, delta_bias))
     watched = not unwatched(u, delta, A, B, C, D, z, delta_bias)
     operator = torch.ops.audio_mamba.selective_scan_triton if watched else _forward_in_triton
-    y, last = scan_by_group(operator, u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus)
+    y, last = scan_by_group(operator, u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus, reverse)
     return (y, last) if return_last_state else y
 
 
@@ -85,6 +88,7 @@ def _forward_in_triton(
     delta_bias: Tensor | None,
     softplus: bool,
     save: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u, delta, z [B, L, D], A [D, N], B, C [B, L, N], D, delta_bias [D]; A, D and delta_bias float32
     -> y [B, L, D], last state [B, N, D], states before each span [B, spans, N, D] (no spans unless `save`)."""
@@ -94,11 +98,11 @@ def _forward_in_triton(
     if not u.numel():
         return y, last.zero_(), starts
     padded_last = last.new_empty(len(u), padded(A.shape[1]), u.shape[-1])
-    launch = _Launch(u, delta, A, B, C, D, z, delta_bias, softplus)
+    launch = _Launch(u, delta, A, B, C, D, z, delta_bias, softplus, reverse)
     with triton_support.device_of(u):
         carry = None
         if launch.chunks > 1:
-            carry = launch.carry(launch.u, None, launch.B, None, reverse=False)
+            carry = launch.carry(launch.u, None, launch.B, None, adjoint=False)
         kernels.forward[launch.grid](
             launch.u,
             launch.delta,
@@ -109,11 +113,12 @@ def _forward_in_triton(
             launch.z,
             launch.bias,
             carry,
-            y,
+            walk_start(y, reverse),
             padded_last,
             starts if save else None,
             *launch.sizes,
-            *_strides(launch.u, launch.delta, launch.z),
+            *launch.strides(launch.u, launch.delta, launch.z),
+            SIGN=launch.sign,
             SOFTPLUS=softplus,
             SPAN=SPAN,
             **launch.tiles,
@@ -135,7 +140,7 @@ _forward = torch.library.custom_op("audio_mamba::selective_scan_triton", _forwar
 
 
 @_forward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, softplus, save):
+def _(u, delta, A, B, C, D, z, delta_bias, softplus, save, reverse=False):
     return _outputs(u, A, save)
 
 
@@ -153,6 +158,7 @@ def _backward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, D, z and delta_bias; the gradient of an absent z is empty."""
     from audio_mamba.models.ops.selective_scan import triton_kernels as kernels
@@ -162,17 +168,17 @@ def _backward(
         for output in outputs:
             output.zero_()
         return outputs
-    launch = _Launch(u, delta, A, B, C, D, z, delta_bias, softplus)
+    launch = _Launch(u, delta, A, B, C, D, z, delta_bias, softplus, reverse)
     (batch, length, channels), state = u.shape, padded(A.shape[1])
     blocks, parts = -(-channels // BLOCK), batch * launch.chunks
     scratch = A.new_empty(*launch.grid, SPAN // GROUP, state, BLOCK)
     shares_of_BC = A.new_empty(2, blocks, batch, length, state)
     shares_of_A, shares_of_D = A.new_empty(parts, state, channels), A.new_empty(2, parts, channels)
-    dy = rows(dy)
+    dy = walk_start(rows(dy), reverse)
     with triton_support.device_of(u):
         carry = d_last if d_last is None else _padded_to(d_last, state, dim=1)
         if launch.chunks > 1:
-            carry = launch.carry(dy, launch.z, launch.C, carry, reverse=True)
+            carry = launch.carry(dy, launch.z, launch.C, carry, adjoint=True)
         length_and_channels, chunking = launch.sizes[:2], launch.sizes[2:]
         kernels.backward[launch.grid](
             dy,
@@ -187,17 +193,18 @@ def _backward(
             launch.D,
             launch.z,
             launch.bias,
-            du,
-            d_delta,
-            z if z is None else dz,
+            walk_start(du, reverse),
+            walk_start(d_delta, reverse),
+            z if z is None else walk_start(dz, reverse),
             shares_of_A,
-            *shares_of_BC.unbind(0),
+            *(walk_start(shares, reverse) for shares in shares_of_BC.unbind(0)),
             *shares_of_D.unbind(0),
             batch,
             *length_and_channels,
             BLOCK,
             *chunking,
-            *_strides(dy, launch.u, launch.delta, launch.z),
+            *launch.strides(dy, launch.u, launch.delta, launch.z),
+            SIGN=launch.sign,
             SOFTPLUS=softplus,
             SPAN=SPAN,
             **launch.tiles,
@@ -224,12 +231,12 @@ def _gradients_like(u, delta, A, B, C, z):
 
 
 @_backward.register_fake
-def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus):
+def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus, reverse=False):
     return _gradients_like(u, delta, A, B, C, z)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.softplus, _ = inputs
+    *tensors, ctx.softplus, _, ctx.reverse = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[2], *tensors)
 
@@ -238,8 +245,9 @@ def _autograd(ctx, dy, d_last, _):
     starts, *tensors = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(tensors[0])
-    grads = torch.ops.audio_mamba.selective_scan_triton_backward(dy, d_last, starts, *tensors, ctx.softplus)
-    return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None
+    operator = torch.ops.audio_mamba.selective_scan_triton_backward
+    grads = operator(dy, d_last, starts, *tensors, ctx.softplus, ctx.reverse)
+    return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -248,21 +256,27 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 class _Launch:
     """The arguments of a call in the form that the kernels read, and how the work is divided."""
 
-    def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus):
-        self.u, self.delta, self.z = (t if t is None else _near_rows(t) for t in (u, delta, z))
+    def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus, reverse):
+        self.reverse, self.sign = reverse, -1 if reverse else 1
+        self.u, self.delta, self.z = (t if t is None else walk_start(_near_rows(t), reverse) for t in (u, delta, z))
         self.D, self.bias = (t if t is None else t.contiguous() for t in (D, delta_bias))
         states = padded(A.shape[1])
         self.A = A.new_zeros(states, len(A))  # [S, D]
         torch.mul(A.t(), LOG2_E, out=self.A[: A.shape[1]])
-        self.B, self.C = (_padded_to(t, states, dim=2) for t in (B, C))  # [B, L, S], for wide loads
+        padded_rows = (_padded_to(t, states, dim=2) for t in (B, C))  # [B, L, S], for wide loads
+        self.B, self.C = (walk_start(t, reverse) for t in padded_rows)
         self.softplus, self.tiles = softplus, tiles(A.shape[1])
         self.batch, length, self.channels = u.shape
         self.chunks, chunk_length = _plan(*u.shape)
         self.sizes = (length, self.channels, self.chunks, chunk_length)
         self.grid = (self.batch * self.chunks * -(-self.channels // BLOCK),)
 
-    def carry(self, x: Tensor, gate: Tensor | None, row: Tensor, entry: Tensor | None, reverse: bool) -> Tensor:
-        """What each chunk starts from, [B, chunks, S, D]: the state, or in `reverse` the gradient q of `backward`."""
+    def strides(self, *sequences: Tensor | None) -> list[int]:
+        """`walk_strides` of all sequences, one after the other."""
+        return [stride for t in sequences for stride in walk_strides(t, self.reverse)]
+
+    def carry(self, x: Tensor, gate: Tensor | None, row: Tensor, entry: Tensor | None, adjoint: bool) -> Tensor:
+        """What each chunk starts from, [B, chunks, S, D]: the state, or as `adjoint` the gradient q of `backward`."""
         from audio_mamba.models.ops.selective_scan import triton_chunk_kernels as kernels
 
         states = len(self.A)
@@ -278,8 +292,9 @@ class _Launch:
             ends,
             totals,
             *self.sizes,
-            *_strides(x, gate, self.delta),
-            REVERSE=reverse,
+            *self.strides(x, gate, self.delta),
+            SIGN=self.sign,
+            REVERSE=adjoint,
             SOFTPLUS=self.softplus,
             **self.tiles,
         )
@@ -293,7 +308,7 @@ class _Launch:
             self.channels,
             states,
             self.chunks,
-            REVERSE=reverse,
+            REVERSE=adjoint,
             GROUP=COMBINED,
             BLOCK=BLOCK,
             num_warps=1,
@@ -337,7 +352,3 @@ def _plan(batch: int, length: int, channels: int) -> tuple[int, int]:
     chunks = max(1, min(PROGRAMS // max(programs, 1), length // MIN_CHUNK))
     chunk_length = -(-length // (chunks * SPAN)) * SPAN
     return -(-length // chunk_length), chunk_length
-
-
-def _strides(*sequences: Tensor | None) -> list[int]:
-    return [stride for t in sequences for stride in ((0, 0) if t is None else t.stride()[:2])]

@@ -36,6 +36,7 @@ def chunk_ends(
     gate_time,
     delta_batch,
     delta_time,
+    SIGN: tl.constexpr,
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -46,7 +47,7 @@ def chunk_ends(
     """What a chunk of time adds to the state, from zero, and the sum of its steps.
 
     Forward h = a h + (step x) row, with x = u and row = B. In REVERSE q = a (q + silu(gate) x row), with x = dy,
-    gate = z and row = C.
+    gate = z and row = C. SIGN: see `triton_kernels`.
     """
     batch, chunk, _, d = place(channels, chunks, BLOCK)
     used = d < channels
@@ -75,7 +76,7 @@ def chunk_ends(
             t = begin + (GROUP - 1 - i if REVERSE else i)
             after = ()
             for j in tl.static_range(PARTS):
-                row = load_row(row_ptr, batch * length + tl.minimum(t, end - 1), j, WIDTH, PARTS)
+                row = load_row(row_ptr, batch * length + SIGN * tl.minimum(t, end - 1), j, WIDTH, PARTS)
                 decay, added = tl.exp2(steps[i][None, :] * A[j]), inputs[i][None, :] * row[:, None]
                 after = after + (decay * (h[j] + added) if REVERSE else decay * h[j] + added,)
             h = after

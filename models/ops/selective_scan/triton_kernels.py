@@ -7,6 +7,9 @@ a thread holds all states of a channel, so the sum over n stays within the threa
 some states of some channels, which makes the sums over channels for dB and dC short. The inputs of a GROUP of steps are
 loaded together, ahead of its steps.
 
+Time t counts the steps of the walk. Where the scan walks backward, SIGN is -1, the addresses of sequences are those of
+their last step, and the strides of time are negative.
+
 Triton lays a tile out over threads by the widest loads and stores that it can prove to be aligned. Wide ones are wanted
 for [d, n] but not for [n, d]. Hence it must not specialise on `channels`, nor on the `pitch` of the scratch memory.
 """
@@ -52,6 +55,7 @@ def forward(
     delta_time,
     z_batch,
     z_time,
+    SIGN: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SPAN: tl.constexpr,
     GROUP: tl.constexpr,
@@ -72,7 +76,7 @@ def forward(
     delta_ptr += batch * delta_batch + first.to(tl.int64) * delta_time + d
     if z_ptr is not None:
         z_ptr += batch * z_batch + first.to(tl.int64) * z_time + d
-    y_ptr += (batch * length + first) * channels + d
+    y_ptr += (batch * length + SIGN * first) * channels + d
     B_ptr += batch * length * (PARTS * WIDTH)
     C_ptr += batch * length * (PARTS * WIDTH)
     for span_number in range(tl.cdiv(end - first, SPAN)):
@@ -99,8 +103,8 @@ def forward(
                 weighted, after = us[i] * steps[i], ()
                 outputs = tl.zeros([WIDTH, BLOCK], dtype=tl.float32)  # their sum over n is the scan's output
                 for j in tl.static_range(PARTS):
-                    B = load_row(B_ptr, row, j, WIDTH, PARTS)
-                    C = load_row(C_ptr, row, j, WIDTH, PARTS)
+                    B = load_row(B_ptr, SIGN * row, j, WIDTH, PARTS)
+                    C = load_row(C_ptr, SIGN * row, j, WIDTH, PARTS)
                     state = tl.exp2(steps[i][None, :] * A[j]) * h[j] + weighted[None, :] * B[:, None]
                     outputs += state * C[:, None]
                     after = after + (state,)
@@ -108,8 +112,8 @@ def forward(
                 y = tl.sum(outputs, axis=0) + skip * us[i]
                 if z_ptr is not None:
                     y *= gates[i] * tl.sigmoid(gates[i])
-                tl.store(y_ptr + i * channels, y.to(y_ptr.dtype.element_ty), mask=used & (t < end))
-            y_ptr += GROUP * channels
+                tl.store(y_ptr + SIGN * i * channels, y.to(y_ptr.dtype.element_ty), mask=used & (t < end))
+            y_ptr += SIGN * GROUP * channels
     if chunk == chunks - 1:
         store_states(last_ptr, batch, h, d, channels, WIDTH, False)
 
@@ -165,6 +169,7 @@ def backward(
     delta_time,
     z_batch,
     z_time,
+    SIGN: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SPAN: tl.constexpr,
     GROUP: tl.constexpr,
@@ -214,7 +219,7 @@ def backward(
                 inside = used & (t < end)
                 step = load_step(delta_ptr + t * delta_time + d, bias, inside, SOFTPLUS)
                 x = step * load(u_ptr + t * u_time + d, inside)
-                h = advance(h, A_forth, step, x, B_ptr, tl.minimum(t, end - 1), False)
+                h = advance(h, A_forth, step, x, B_ptr, SIGN * tl.minimum(t, end - 1), False)
         tl.debug_barrier()
 
         pairs = tl.cdiv(tl.minimum(end - span, SPAN), 2)
@@ -226,7 +231,7 @@ def backward(
                 at = (span + group * GROUP + i).to(tl.int64)
                 step = load_step(delta_ptr + at * delta_time + d, bias, used, SOFTPLUS)
                 x = step * load(u_ptr + at * u_time + d, used)
-                before = advance(before, A, step, x, B_ptr, at, True)
+                before = advance(before, A, step, x, B_ptr, SIGN * at, True)
 
             raws, steps, us, dys, zs = (), (), (), (), ()
             for i in tl.static_range(2):
@@ -261,12 +266,12 @@ def backward(
                     if i == 0:
                         decay, decayed = decays[j], decayeds[j]
                     else:
-                        between = load_row(B_ptr, tl.maximum(row - 1, 0), j, WIDTH, PARTS)  # row 0 where L is 1
+                        between = load_row(B_ptr, SIGN * tl.maximum(row - 1, 0), j, WIDTH, PARTS)  # row 0 where L is 1
                         decay = tl.exp2(step[:, None] * A[j])
                         decayed = decay * (decayeds[j] + (steps[0] * us[0])[:, None] * between[None, :])
-                    B = load_row(B_ptr, row, j, WIDTH, PARTS)[None, :]
-                    C = load_row(C_ptr, row, j, WIDTH, PARTS)[None, :]
-                    share = t * (PARTS * WIDTH) + j * WIDTH + tl.arange(0, WIDTH)
+                    B = load_row(B_ptr, SIGN * row, j, WIDTH, PARTS)[None, :]
+                    C = load_row(C_ptr, SIGN * row, j, WIDTH, PARTS)[None, :]
+                    share = SIGN * t * (PARTS * WIDTH) + j * WIDTH + tl.arange(0, WIDTH)
                     state = decayed + x[:, None] * B
                     g = q[j] + d_out[:, None] * C
                     tl.store(dC_ptr + share, tl.sum(d_out[:, None] * state, axis=0), mask=t < end)
@@ -280,7 +285,7 @@ def backward(
                 q, dA = q_before, dA_more
 
                 d_inputs = tl.sum(inputs, axis=1)
-                out = (batch * length + t) * channels + d
+                out = (batch * length + SIGN * t) * channels + d
                 if z_ptr is not None:
                     dz = dy * (tl.sum(outputs, axis=1) + skip * u) * gate * (1.0 + zs[i] * (1.0 - gate))
                     tl.store(dz_ptr + out, dz.to(dz_ptr.dtype.element_ty), mask=inside)

@@ -33,6 +33,7 @@ def check_forward_layout(target):
             target,
             "bf16",
             {"carry_ptr"},
+            SIGN=1,
             SOFTPLUS=True,
             SPAN=triton_scan.SPAN,
             **triton_scan.tiles(states),
@@ -49,8 +50,8 @@ def main():
     compile_sized = functools.partial(compile_one, size=args.size)
     cut = triton_scan.tiles(24) if args.published else FEW
     check_forward_layout(args.target)
-    for dtype, softplus, absent in (("bf16", True, ()), ("fp32", False, ("D_ptr", "z_ptr", "bias_ptr"))):
-        options = {"SOFTPLUS": softplus, "SPAN": triton_scan.SPAN}
+    for dtype, softplus, sign, absent in (("bf16", True, 1, ()), ("fp32", False, -1, ("D_ptr", "z_ptr", "bias_ptr"))):
+        options = {"SIGN": sign, "SOFTPLUS": softplus, "SPAN": triton_scan.SPAN}
         without_z = {"dz_ptr"} if absent else set()
         compile_sized(
             scan_kernels.forward,
@@ -67,6 +68,7 @@ def main():
                 args.target,
                 dtype,
                 {"gate_ptr", "bias_ptr"} if absent else (),
+                SIGN=sign,
                 REVERSE=reverse,
                 SOFTPLUS=softplus,
                 **cut,
@@ -86,6 +88,7 @@ def main():
                 args.target,
                 dtype,
                 ("bias_ptr",) if absent else (),
+                SIGN=sign,
                 TAPS=4 if softplus else 1,
                 SILU=softplus,
                 STEPS=32,

@@ -1,5 +1,9 @@
 """Inputs for the selective scan, and the comparison of a back end with float64."""
 
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,6 +74,29 @@ def inputs_of(row: tuple[int, ...]) -> tuple[dict[str, Tensor], bool]:
         option["groups"] = {1: 1, 5: 5, 16: 4, 33: 3, 576: 2}[channels]
     inputs = make_inputs(batch, channels, length, state, dtype=dtype, **option)
     return inputs, option.get("softplus", True)
+
+
+@dataclass
+class Reversed:
+    """A back end whose scan walks backward in time."""
+
+    back_end: Any
+
+    def __post_init__(self):
+        self.selective_scan = partial(self.back_end.selective_scan, reverse=True)
+
+
+@dataclass
+class Flipped:
+    """A back end, with all sequences flipped by hand before and after its scan."""
+
+    back_end: Any
+
+    def selective_scan(self, u, delta, A, B, C, z=None, **options):
+        """Returns the output and the last state."""
+        u, delta, B, C, z = (t if t is None else t.flip(-1) for t in (u, delta, B, C, z))
+        y, last = self.back_end.selective_scan(u, delta, A, B, C, z=z, **options)
+        return y.flip(-1), last
 
 
 def outputs_and_gradients(

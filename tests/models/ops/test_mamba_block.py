@@ -17,7 +17,11 @@ BLOCKS = [
     {"d_model": 24, "d_state": 24, "expand": 3},
     {"d_model": 10, "d_state": 5, "d_conv": 3, "conv_bias": False, "bias": True},
     {"d_model": 200, "d_state": 6, "dt_rank": 4},
+    {"d_model": 24, "d_state": 24, "expand": 3, "direction": "backward"},
+    {"d_model": 24, "d_state": 24, "expand": 3, "direction": "both"},
+    {"d_model": 10, "d_state": 5, "d_conv": 3, "conv_bias": False, "bias": True, "direction": "both"},
 ]
+BOTH = BLOCKS[4]
 
 
 def make(arguments, batch=2, length=37):
@@ -51,8 +55,9 @@ def test_no_further_from_float64_than_the_operators(poisoned, arguments):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype, rounding", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
-def test_under_autocast_as_the_operators_but_for_rounding(poisoned, dtype, rounding):
-    block, hidden = make(BLOCKS[0])
+@pytest.mark.parametrize("arguments", [BLOCKS[0], BOTH])
+def test_under_autocast_as_the_operators_but_for_rounding(poisoned, arguments, dtype, rounding):
+    block, hidden = make(arguments)
     composed = output_and_gradients(block.compose, block, hidden, dtype)
     fused = output_and_gradients(lambda x: cpu.mamba_block(x, block), block, hidden, dtype)
     for one, other in zip(fused, composed, strict=True):
@@ -61,8 +66,9 @@ def test_under_autocast_as_the_operators_but_for_rounding(poisoned, dtype, round
 
 
 @needs_kernels
-def test_the_same_bits_for_any_number_of_threads():
-    block, hidden = make(BLOCKS[2], batch=3)
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_the_same_bits_for_any_number_of_threads(direction):
+    block, hidden = make(BLOCKS[2] | {"direction": direction}, batch=3)
     results = []
     for threads in (1, 2, 3):
         before = torch.get_num_threads()
@@ -77,16 +83,18 @@ def test_the_same_bits_for_any_number_of_threads():
 
 
 @needs_kernels
-def test_recomputed_blocks_have_the_same_bits():
-    block, hidden = make(BLOCKS[0])
+@pytest.mark.parametrize("arguments", [BLOCKS[0], BOTH])
+def test_recomputed_blocks_have_the_same_bits(arguments):
+    block, hidden = make(arguments)
     kept = output_and_gradients(block, block, hidden)
     again = output_and_gradients(lambda x: checkpoint(block, x, use_reentrant=False), block, hidden)
     assert all(map(torch.equal, kept, again))
 
 
 @needs_kernels
-def test_frozen_weights_get_no_gradient():
-    block, hidden = make(BLOCKS[0])
+@pytest.mark.parametrize("arguments", [BLOCKS[0], BOTH])
+def test_frozen_weights_get_no_gradient(arguments):
+    block, hidden = make(arguments)
     wanted = output_and_gradients(block, block, hidden)[1]
     block.requires_grad_(False)
     leaf = hidden.clone().requires_grad_()

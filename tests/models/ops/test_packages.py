@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from audio_mamba.models.mamba import Mamba
-from audio_mamba.models.ops import packages
-from audio_mamba.models.ops.calls import ConvCall, ScanCall
+from audio_mamba.models.ops import mamba_block, packages
+from audio_mamba.models.ops.calls import BlockCall, ConvCall, ScanCall
 from audio_mamba.models.ops.causal_conv1d import package as conv_package
 from audio_mamba.models.ops.selective_scan import package, reference, selective_scan
 from tests.models.ops.scan_cases import make_inputs
@@ -199,6 +199,22 @@ def test_five_taps_are_not_fused(stand_ins):
     mixer.init_weights(depth=2)
     stand_ins.mamba_inner_fn = None
     assert mixer(hidden).shape == hidden.shape
+
+
+@pytest.mark.parametrize("direction", ["backward", "both"])
+def test_what_walks_backward_is_computed_by_the_next_back_ends(stand_ins, direction):
+    torch.manual_seed(0)
+    mixer, hidden = Mamba(8, d_state=3, direction=direction), torch.randn(2, 7, 8)
+    mixer.init_weights(depth=2)
+    assert "does not walk backward" in mamba_block.package.unsupported_reason(BlockCall(hidden, mixer))
+    stand_ins.mamba_inner_fn = None
+    results = []
+    for backend in ("reference", "auto"):
+        mixer.backend = backend
+        y = mixer(hidden)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(mixer.parameters()))])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_convolutions_that_the_package_supports(stand_ins):

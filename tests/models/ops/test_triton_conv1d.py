@@ -44,6 +44,27 @@ def test_outputs_and_gradients(batch, channels, length, taps, silu, has_bias, dt
         )
 
 
+@pytest.mark.parametrize("length, taps", [(70, 4), (2, 3), (33, 1)])
+def test_backward_in_time(length, taps, poisoned):
+    """As flipped by hand, in the interpreter bit for bit. A GPU may sum in another order."""
+    torch.manual_seed(0)
+    x = torch.randn(2, length, 10, device=DEVICE)[..., :5].transpose(1, 2)
+    inputs = [x, torch.randn(5, taps, device=DEVICE), torch.randn(5, device=DEVICE)]
+    weights = torch.randn(2, 5, length, device=DEVICE)
+    results = []
+    for by_hand in (False, True):
+        x, weight, bias = leaves = [t.detach().requires_grad_() for t in inputs]
+        if by_hand:
+            y = triton.causal_conv1d(x.flip(-1), weight, bias, "silu").flip(-1)
+        else:
+            y = triton.causal_conv1d(x, weight, bias, "silu", reverse=True)
+        results.append([y, *torch.autograd.grad(y, leaves, weights)])
+    for backward, flipped in zip(*results, strict=True):
+        if DEVICE == "cpu":
+            assert torch.equal(backward, flipped)
+        torch.testing.assert_close(backward, flipped)
+
+
 def test_inference_calls_the_kernel_without_the_dispatcher(monkeypatch):
     x, weight = torch.randn(1, 3, 9, device=DEVICE), torch.randn(3, 4, device=DEVICE, requires_grad=True)
     through_operator = triton.causal_conv1d(x, weight, None, "silu")
@@ -61,14 +82,14 @@ def test_no_time():
     assert (weight.grad == 0).all()
 
 
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_opcheck(has_bias):
+@pytest.mark.parametrize("has_bias, reverse", [(True, False), (False, False), (True, True)])
+def test_opcheck(has_bias, reverse):
     x = torch.randn(1, 5, 3, device=DEVICE, requires_grad=True)  # [B, L, D]
     weight = torch.randn(3, 4, device=DEVICE, requires_grad=True)
     bias = torch.randn(3, device=DEVICE, requires_grad=True) if has_bias else None
-    torch.library.opcheck(torch.ops.audio_mamba.causal_conv1d_triton, (x, weight, bias, True))
+    torch.library.opcheck(torch.ops.audio_mamba.causal_conv1d_triton, (x, weight, bias, True, reverse))
     x, weight = x.detach(), weight.detach()
     torch.library.opcheck(
         torch.ops.audio_mamba.causal_conv1d_triton_backward,
-        (torch.randn_like(x), x, weight, None if bias is None else bias.detach(), True),
+        (torch.randn_like(x), x, weight, None if bias is None else bias.detach(), True, reverse),
     )

@@ -11,7 +11,13 @@ from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.selective_scan import selective_scan
 from audio_mamba.models.ops.selective_scan import triton as triton_scan
 from tests.conftest import DEVICE, ROOT, runs_on_device
-from tests.models.ops.scan_cases import check_against_float64, make_inputs, outputs_and_gradients
+from tests.models.ops.scan_cases import (
+    Flipped,
+    Reversed,
+    check_against_float64,
+    make_inputs,
+    outputs_and_gradients,
+)
 
 pytest.importorskip("triton")
 pytestmark = runs_on_device
@@ -65,6 +71,28 @@ def test_the_number_of_chunks_depends_on_the_shape_only():
     for length in (1, 2, 31, 32, 33, 129, 1000):
         chunks, steps = triton_scan._plan(1, length, 1)
         assert (chunks - 1) * steps < length <= chunks * steps
+
+
+def check_reversed(inputs, softplus=True):
+    """Against float64, and in the interpreter bit for bit as flipped by hand. A GPU may sum in another order."""
+    check_against_float64(Flipped(Reversed(triton_scan)), inputs, softplus, DEVICE)
+    if DEVICE == "cpu":
+        backward, flipped = (outputs_and_gradients(walk(triton_scan), inputs, softplus) for walk in (Reversed, Flipped))
+        assert all(torch.equal(backward[name], flipped[name]) for name in flipped)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_backward_in_time(poisoned, channels_last):
+    check_reversed(make_inputs(2, 5, 41, 9, channels_last=channels_last))
+
+
+def test_backward_in_time_without_optional_inputs_and_with_groups(poisoned):
+    check_reversed(make_inputs(1, 6, 7, 3, optional=False, groups=2, softplus=False), softplus=False)
+
+
+def test_backward_in_time_in_chunks(in_chunks, poisoned):
+    assert triton_scan._plan(1, 23, 3)[0] > 1
+    check_reversed(make_inputs(1, 3, 23, 5))
 
 
 @pytest.mark.parametrize("missing", ["D", "z", "delta_bias"])
@@ -172,20 +200,21 @@ def test_same_bits_every_time():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("optional", [True, False])
-def test_opcheck(optional):
+@pytest.mark.parametrize("optional, reverse", [(True, False), (False, False), (True, True)])
+def test_opcheck(optional, reverse):
     inputs = make_inputs(1, 3, 5, 2, optional=optional)
     leaves = {
         name: (t if name in ("A", "D", "delta_bias") else t.transpose(1, 2)).to(DEVICE).requires_grad_()
         for name, t in inputs.items()
     }
-    arguments = *(leaves.get(name) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")), True, True
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    arguments = *(leaves.get(name) for name in names), True, True, reverse
     torch.library.opcheck(torch.ops.audio_mamba.selective_scan_triton, arguments)
     arguments = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
     y, last, starts = torch.ops.audio_mamba.selective_scan_triton(*arguments)
     torch.library.opcheck(
         torch.ops.audio_mamba.selective_scan_triton_backward,
-        (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-1]),
+        (torch.randn_like(y), torch.randn_like(last), starts, *arguments[:-2], reverse),
     )
 
 
@@ -193,7 +222,7 @@ def test_opcheck(optional):
 def test_states_that_fill_their_tiles_are_read_where_they_are(states, copied):
     """In float32 and contiguous, B and C are not copied. Padding is zeros."""
     u, A, row = torch.randn(2, 7, 3), -torch.rand(3, states), torch.randn(2, 7, states)
-    launch = triton_scan._Launch(u, u, A, row, row, None, None, None, True)
+    launch = triton_scan._Launch(u, u, A, row, row, None, None, None, True, False)
     assert (launch.B.data_ptr() == row.data_ptr()) != copied and launch.B.is_contiguous()
     for padded, plain in ((launch.B, row), (launch.A.t(), A * triton_scan.LOG2_E)):
         assert torch.equal(padded[..., :states], plain) and (padded[..., states:] == 0).all()

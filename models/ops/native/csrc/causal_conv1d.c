@@ -11,10 +11,10 @@
 enum { BLOCK = 96, VECS = BLOCK / W, MAX_TAPS = 16, CHUNK = 32 };
 
 /* x, y [batch, L, D] have last stride 1; weight [D, taps] and bias [D] (or null) are contiguous float32. Backward
- * reads dy, adds `more` to it unless its data is null, and writes dx [batch, L, D] and float32 d_weight
- * [batch, D, taps] and d_bias [batch, D]. */
+ * reads dy, adds `more` to it unless its data is null, and writes dx [batch, L, D], or with `add` adds to it, and
+ * float32 d_weight [batch, D, taps] and d_bias [batch, D]. */
 typedef struct {
-    int64_t batch, length, channels, taps, threads, silu;
+    int64_t batch, length, channels, taps, threads, silu, add;
     View x, y, dy, more, dx;
     float *weight, *bias, *d_weight, *d_bias;
 } Convolution;
@@ -103,6 +103,8 @@ INLINE void backward_chunk(const Convolution *c, Filter *filter, int64_t batch, 
             vec sum = d[taps - 1] * filter->by_lag[0];
             for (int lag = 1; lag < taps; lag++)
                 sum += d[taps - 1 - lag] * filter->by_lag[lag];
+            if (c->add)
+                sum += read(&dx, t - (taps - 1), lanes);
             write(&dx, t - (taps - 1), sum, lanes);
         }
     }

@@ -17,9 +17,9 @@ enum { CHUNK = 16, GROUP = 4, BACKWARD_BLOCK = 192, MAX_VECS = BACKWARD_BLOCK / 
 
 /* Sizes and inputs. u, delta, z [batch, L, D] have last stride 1; B, C are [batch, L, N]; A [D, N] and D, delta_bias
  * [D] are contiguous float32. `starts` [batch, chunks, N D] are the float32 states before each chunk, kept for
- * backward: those of W channels side by side, [N, W]. */
+ * backward: those of W channels side by side, [N, W]. With `add`, y and the gradient of z are added to what is there. */
 typedef struct {
-    int64_t batch, length, channels, state, threads, softplus;
+    int64_t batch, length, channels, state, threads, softplus, add;
     View u, delta, z, B, C;
     float *A, *D, *delta_bias, *starts;
 } Problem;
@@ -202,6 +202,8 @@ static void forward_block(const Problem *p, const View *y, float *last, Block *b
                 prefetch(&gate, CHUNK + t);
                 tile->steps[t].y *= z * sigmoid(z);
             }
+            for (int t = 0; p->add && t < steps; t++)
+                tile->steps[t].y += read(&out, t, lanes);
             for (int t = 0; t < steps; t++)
                 write(&out, t, tile->steps[t].y, lanes);
         }
@@ -238,10 +240,10 @@ int selective_scan_forward(const Problem *p, const View *y, float *last) {
 }
 
 /* Inputs: dy [batch, L, D], and d_last [batch, N, D] or null. Outputs: the gradients of u, delta, z [batch, L, D], and
- * float32 partial sums for the others: dB, dC [blocks, batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
+ * float32 partial sums for the others: dB, dC [blocks batch, L, N], dA [batch, D, N], dD and d_bias [batch, D]. */
 typedef struct {
-    View dy, du, d_delta, dz;
-    float *d_last, *dA, *dB, *dC, *dD, *d_bias;
+    View dy, du, d_delta, dz, dB, dC;
+    float *d_last, *dA, *dD, *d_bias;
 } Gradients;
 
 /* The adjoint recurrence g_t = C_t dy_t + decay_{t+1} g_{t+1} of GROUP states, and the sums that need it. */
@@ -314,21 +316,25 @@ static void store_gradients(const Tile *tile, const Problem *p, const Gradients 
         write(&du, t, step->d_input * step->dt + step->dy * skip, lanes);
     }
     Column dz = column(&grads->dz, batch, begin, channel);
-    for (int t = 0; p->z.data && t < steps; t++)
-        write(&dz, t, tile->steps[t].gate_slope * tile->steps[t].y, lanes);
+    for (int t = 0; p->z.data && t < steps; t++) {
+        vec sum = tile->steps[t].gate_slope * tile->steps[t].y;
+        if (p->add)
+            sum += read(&dz, t, lanes);
+        write(&dz, t, sum, lanes);
+    }
     *d_bias += sum_bias;
     *dD += sum_D;
 }
 
 /* The sums over a block's channels, in the order of the states. */
-static void store_matrix(float *to, const Problem *p, const vec *sums, int64_t number, int64_t batch, int64_t begin,
-                         int steps) {
+static void store_matrix(const View *matrix, const Problem *p, const vec *sums, int64_t number, int64_t batch,
+                         int64_t begin, int steps) {
     int64_t groups = padded_state(p) / GROUP;
-    to += ((number * p->batch + batch) * p->length + begin) * p->state;
+    Column to = column(matrix, number * p->batch + batch, begin, 0);
     for (int t = 0; t < steps; t++)
         for (int64_t n = 0; n < p->state; n += GROUP) {
             quad sum = add_quarters(&sums[t * groups + n / GROUP]);
-            memcpy(to + t * p->state + n, &sum, sizeof(float) * smaller(GROUP, p->state - n));
+            memcpy((float *)(to.first + t * to.step) + n, &sum, sizeof(float) * smaller(GROUP, p->state - n));
         }
 }
 
@@ -370,8 +376,8 @@ static void backward_block(const Problem *p, const Gradients *grads, Block *bloc
             }
             store_gradients(tile, p, grads, batch, begin, steps, channel, &dD[v], &d_bias[v]);
         }
-        store_matrix(grads->dB, p, block->dB, number, batch, begin, steps);
-        store_matrix(grads->dC, p, block->dC, number, batch, begin, steps);
+        store_matrix(&grads->dB, p, block->dB, number, batch, begin, steps);
+        store_matrix(&grads->dC, p, block->dC, number, batch, begin, steps);
     }
     for (int v = 0; v < vecs; v++) {
         int64_t channel = first + v * W;

@@ -7,7 +7,8 @@
 /* Values are read and written in these types; all arithmetic is float32. */
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 
-/* A [batch, time, last] tensor with its strides in elements; null data where an optional one is absent. */
+/* A [batch, time, last] tensor with its strides in elements; null data where an optional one is absent. To walk backward
+ * through time, `data` is at the last step and the stride `time` is negative. */
 typedef struct {
     char *data;
     int64_t batch, time, last, type;
