@@ -280,7 +280,7 @@ class Smallest(Objective):
 
     def loss(self, model, batch):
         predicted, *_ = model(batch["spectrogram"], batch["mask"])
-        return predicted.abs().pow(self.power).mean(), {}
+        return predicted.float().abs().pow(self.power).mean(), {}
 
 
 CHOICES = {

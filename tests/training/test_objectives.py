@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -97,36 +98,39 @@ def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(
         ]
 
 
+def with_teacher(workdir, data, batch_size):
+    return arguments(workdir, data, num_epochs=4, batch_size=batch_size, **BOTH)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, larger_archive):
+    """The folder of a run with a teacher in two processes with 4 samples each."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    process = start(2, with_teacher(workdir, larger_archive, 4))
+    output = finish(process)
+    assert process.returncode == 0, output
+    return workdir
+
+
 @needs_cpu
 class TestSeveralProcesses:
-    """With an EMA teacher, which no wrapper keeps equal in all processes."""
-
-    def options(self, workdir, data, batch_size):
-        return arguments(workdir, data, num_epochs=4, batch_size=batch_size, **BOTH)
-
-    @pytest.fixture(scope="class")
-    def undisturbed(self, tmp_path_factory, larger_archive):
-        workdir = tmp_path_factory.mktemp("undisturbed")
-        process = start(2, self.options(workdir, larger_archive, 4))
-        output = finish(process)
-        assert process.returncode == 0, output
-        return workdir
+    """With a teacher, which no wrapper keeps equal in all processes."""
 
     def test_killed_and_restarted_it_ends_with_the_same_bits(self, undisturbed, tmp_path, larger_archive):
-        process = start(2, self.options(tmp_path, larger_archive, 4))
-        while not losses(tmp_path) and process.poll() is None:
-            pass
+        process = start(2, with_teacher(tmp_path, larger_archive, 4))
+        while not resume.checkpoints(tmp_path) and process.poll() is None:
+            time.sleep(0.005)
         kill(process)
         finish(process)
         assert 1 <= len(losses(tmp_path)) < 4, "the kill came too late to mean anything"
-        process = start(2, self.options(tmp_path, larger_archive, 4))
+        process = start(2, with_teacher(tmp_path, larger_archive, 4))
         output = finish(process)
         assert process.returncode == 0 and "resuming from" in output, output
         assert losses(tmp_path) == losses(undisturbed)
         assert_same_state(last_state(tmp_path), last_state(undisturbed))
 
     def test_one_process_with_twice_the_batch_does_the_same(self, undisturbed, tmp_path, larger_archive):
-        process = start(1, self.options(tmp_path, larger_archive, 8))
+        process = start(1, with_teacher(tmp_path, larger_archive, 8))
         output = finish(process)
         assert process.returncode == 0, output
         for column in ("train_loss", "teacher_loss", "reconstruction_loss"):
