@@ -35,7 +35,7 @@ from audio_mamba.models.classifier import classification_loss, fit_temperature, 
 from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
-from audio_mamba.train import checkpoint_state, save_in_epoch, start_trackers, train_epoch
+from audio_mamba.train import Losses, checkpoint_state, save_in_epoch, start_trackers, train_epoch
 from audio_mamba.training import checkpoint, distributed, resume
 from audio_mamba.training.guards import StepGuard
 from audio_mamba.training.interruption import Interruption, Shielded
@@ -96,11 +96,11 @@ def train(run: Run, interruption: Interruption) -> None:
         finish(run, interruption)
 
 
-def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> Losses:
     """The mean loss of a training batch; `model` is the run's model or its parallel wrapper."""
     logits = logits_of(run, model, batch)
     target = batch["target"].to(run.device, non_blocking=True)
-    return classification_loss(logits, target, run.experiment.loss, run.config.opt.label_smoothing)
+    return classification_loss(logits, target, run.experiment.loss, run.config.opt.label_smoothing), {}
 
 
 def logits_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

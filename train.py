@@ -16,6 +16,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +26,8 @@ from audio_mamba import published_names
 from audio_mamba.cli.failures import running, setting_up
 from audio_mamba.cli.train_arguments import parse_arguments
 from audio_mamba.cli.train_data import check_unchanged
-from audio_mamba.cli.train_setup import Loop, Run, set_up
+from audio_mamba.cli.train_setup import Loop, Run, set_up, tensors_of
 from audio_mamba.data.loader import set_epoch
-from audio_mamba.models.loss import reconstruction_loss
 from audio_mamba.models.ops.linear_choice import linear_choice
 from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
@@ -40,7 +40,9 @@ from audio_mamba.training.prefetch import prefetch
 from audio_mamba.training.resume import Progress
 from audio_mamba.training.trackers import TensorBoard, Tracker, Wandb
 
-LossOf = Callable[[Any, nn.Module, dict[str, torch.Tensor]], torch.Tensor]  # (run, model, batch) -> mean loss
+Batch = dict[str, torch.Tensor]
+Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]  # the mean loss of a batch, and further numbers to watch by name
+LossOf = Callable[[Any, nn.Module, Batch], Losses]  # (run, model, batch) -> its losses
 
 logger = logging.getLogger("train")
 
@@ -55,7 +57,7 @@ def train(run: Run, interruption: Interruption) -> None:
         logger.info(
             "%s: %.2f M parameters, %d steps per epoch, %d process(es) on %s",
             args.config,
-            sum(p.numel() for p in run.model.parameters()) / 1e6,
+            sum(p.numel() for p in run.objective.module.parameters()) / 1e6,
             len(loader),
             distributed.world_size(),
             run.device,
@@ -94,9 +96,8 @@ def train(run: Run, interruption: Interruption) -> None:
             save_in_epoch(run, Progress(epoch, steps), monitor)
             break
         monitor.end_epoch(val_loss)
-        if distributed.is_main():
-            save_reconstructions(run, epoch)
-            monitor.image("reconstructions", run.workdir / "reconstructions.png")
+        if distributed.is_main() and (picture := save_reconstructions(run, epoch)):
+            monitor.image("reconstructions", picture)
         if checkpoint.is_due(epoch, config.num_epochs):
             save_after_epoch(run, epoch, monitor)
     monitor.close()
@@ -138,7 +139,7 @@ def train_epoch(
             window_losses, window_samples = [], []
 
         with nullcontext() if window_ends else distributed.no_sync(model):
-            loss = loss_of(run, model, batch)
+            loss, numbers = loss_of(run, model, batch)
             scaler.scale(loss / accumulation).backward()
         window_losses.append(loss.detach())
         window_samples.append(batch["index"])
@@ -155,12 +156,13 @@ def train_epoch(
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+            run.after_step((epoch + (step + 1) / len(loader)) / config.num_epochs)
             measures = {"grad_norm": grad_norm}
             if before:
                 measures |= {"update_ratio": update_ratio(before, weights), "skipped": guard.skipped}
                 if scaler.is_enabled():
                     measures["loss_scale"] = scaler.get_scale()
-        monitor.step(loss, rate, **measures)
+        monitor.step(loss, rate, numbers=numbers, **measures)
         if run.device.type == "cpu" or monitor.line_due(step):
             guard.review()
         if window_ends:
@@ -172,34 +174,28 @@ def train_epoch(
     return len(loader)
 
 
-def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean loss of a batch; `model` is the run's model or its parallel wrapper."""
-    spectrogram, mask = to_model_input(run, batch)
+def loss_of(run: Run, model: nn.Module, batch: Batch) -> Losses:
+    """The losses of a batch; `model` is what the objective trains, or its parallel wrapper."""
     with autocast(run.device, run.args.precision):
-        pred, target, mask = model(spectrogram, mask)
-        return reconstruction_loss(
-            pred,
-            target,
-            mask,
-            normalise_patches=run.config.opt.norm_pix_loss,
-            masked_only=run.config.opt.masked_only_loss,
-        )
+        return run.objective.loss(model, to_model_input(run, batch))
 
 
-def to_model_input(run: Run, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spectrograms in the layout of the model, [B, 1, T, M] or [B, 1, M, T], and masks [B, L], on the run's device."""
+def to_model_input(run: Run, batch: Batch) -> Batch:
+    """The batch with spectrograms in the layout of the model, [B, 1, T, M] or [B, 1, M, T], and masks [B, L], on the
+    run's device."""
     spectrogram = batch["spectrogram"].to(run.device, non_blocking=True)
-    return run.model.from_time_first(spectrogram), batch["mask"].to(run.device, non_blocking=True)
+    mask = batch["mask"].to(run.device, non_blocking=True)
+    return {**batch, "spectrogram": run.model.from_time_first(spectrogram), "mask": mask}
 
 
 def validate(run: Run, interruption: Interruption) -> float | None:
     """The validation loss; None without validation data, and, with `interruption.stop_now` set, if a signal came."""
     if run.loaders.validation is None:
         return None
-    run.model.eval()
+    module = run.objective.module.eval()
     loss = validation.mean_loss(
         Shielded(run.loaders.validation),
-        lambda batch: loss_of(run, run.model, batch),
+        lambda batch: loss_of(run, module, batch)[0],
         run.device,
         stop=lambda: interruption.requested,
     )
@@ -213,7 +209,9 @@ def checkpoint_state(run: Loop, monitor: Monitor) -> dict[str, object]:
     Raises:
         NonFiniteError: a weight is NaN or Inf.
     """
-    if key := checkpoint.first_not_finite(run.model.state_dict()):
+    more = run.more_state()
+    weights = {**run.model.state_dict(), **tensors_of({"objective": more.get("objective", {})})}
+    if key := checkpoint.first_not_finite(weights):
         raise NonFiniteError(f"the weights became NaN or Inf, first in {key}; they are not saved")
     processes = distributed.gather({"random": resume.random_states(), "monitor": monitor.state_dict()})
     return {
@@ -226,7 +224,7 @@ def checkpoint_state(run: Loop, monitor: Monitor) -> dict[str, object]:
         "data": {name: data.state() for name, data in run.contents.items()},
         "linear_library": linear_choice() if run.device.type == "cpu" else None,
         "args": {**vars(run.args), "config": run.config.to_dict()},
-        **run.more_state(),
+        **more,
     }
 
 
@@ -243,17 +241,20 @@ def save_after_epoch(run: Loop, epoch: int, monitor: Monitor) -> None:
         checkpoint.save_checkpoint(checkpoint.checkpoint_path(run.workdir / "checkpoints", epoch), epoch=epoch, **state)
 
 
-def save_reconstructions(run: Run, epoch: int) -> None:
-    """Draw how the model reconstructs the run's fixed clips under their fixed masks."""
-    spectrogram, mask = to_model_input(run, run.fixed_clips)
-    run.model.eval()
-    with autocast(run.device, run.args.precision):
-        clips = figures.reconstruct(run.model, spectrogram, mask, run.config.opt.norm_pix_loss)
+def save_reconstructions(run: Run, epoch: int) -> Path | None:
+    """Draw how the model reconstructs the run's fixed clips under their fixed masks; None if it does not."""
+    run.objective.module.eval()
+    with torch.no_grad(), autocast(run.device, run.args.precision):
+        patches = run.objective.picture(to_model_input(run, run.fixed_clips))
+    if patches is None:
+        return None
+    path = run.workdir / "reconstructions.png"
     figures.save_reconstructions(
-        run.workdir / "reconstructions.png",
-        clips,
+        path,
+        figures.reconstructions(run.model, *patches),
         title=f"{run.args.config.rsplit('.', 1)[-1]} after {epoch + 1} epoch(s)",
     )
+    return path
 
 
 def start_trackers(run: Loop) -> list[Tracker]:

@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -37,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
         "clip_grad_value": None,  # of the total gradient norm
         "norm_pix_loss": False,  # normalise each target patch
         "masked_only_loss": False,  # count masked patches alone; published: all
+        "objective": "reconstruction",  # or "teacher", "joint", "MODULE:CLASS"; see `models.objectives`
+        "objective_args": {},  # the arguments of its constructor
     },
     "log_every_steps": 100,  # unless --print-freq is given
     "num_train_steps": -1,  # not read
@@ -125,6 +127,32 @@ def argument_names(constructor: Callable[..., Any]) -> list[str]:
     return list(names)
 
 
+def check_objective(
+    config: ConfigDict, known: Collection[str], find: Callable[[str], Callable[..., Any]], source: str
+) -> None:
+    """Check the objective of a config that is to be trained; embedding needs none.
+
+    Args:
+        config: complete.
+        known: the names of the project's own objectives.
+        find: the constructor of such a name, or of "MODULE:CLASS". Its arguments after the encoder and the section
+            `opt` are the valid keys of `opt.objective_args`.
+        source: where the config comes from, for the messages.
+
+    Raises:
+        ValueError: the objective or an argument is unknown; the message suggests the nearest valid name.
+    """
+    name = config.opt.objective
+    if not isinstance(name, str):
+        raise ValueError(f"{source}: opt.objective must be the name of an objective or MODULE:CLASS, got {name!r}")
+    if name not in known and ":" not in name:
+        raise ValueError(f"{source}: unknown opt.objective {name!r}; {suggestion(name, [*known, 'MODULE:CLASS'])}")
+    valid = list(inspect.signature(find(name)).parameters)[2:]
+    for key in config.opt.objective_args:
+        if key not in valid:
+            raise _unknown_key(f"opt.objective_args.{key}", valid, f"{source}, with opt.objective {name!r}")
+
+
 def check_numbers(
     config: ConfigDict, whole: Sequence[str], real: Sequence[str], defaults: Mapping[str, Any], source: str
 ) -> None:
@@ -175,7 +203,7 @@ def merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
                 value = float(value)
             with target.ignore_type():
                 target[key] = value
-        elif name in ("model.model_args", "model.patch_embed_args") and hasattr(value, "keys"):
+        elif name in ("model.model_args", "model.patch_embed_args", "opt.objective_args") and hasattr(value, "keys"):
             target[key] = ConfigDict(value)
         elif hasattr(value, "keys"):
             merge(target[key], value, name + ".", source)
@@ -193,7 +221,7 @@ def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:
 def suggestion(name: str, valid: list[str], prefix: str = "") -> str:
     """The nearest valid name as a question, or all of them."""
     nearest = difflib.get_close_matches(name, valid, n=1)
-    return f"did you mean {prefix + nearest[0]!r}?" if nearest else f"accepted are {', '.join(valid)}"
+    return f"did you mean {prefix + nearest[0]!r}?" if nearest else f"accepted are {', '.join(valid) or 'none'}"
 
 
 def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:

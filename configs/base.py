@@ -47,6 +47,16 @@ def axlstm_config(size: str) -> ConfigDict:
     return config
 
 
+def with_objective(config: ConfigDict, objective: str, **objective_args) -> ConfigDict:
+    """The same recipe with another objective, see `models.objectives`.
+
+    Masked tokens then carry their positions, as in data2vec and SSAST.
+    """
+    config.opt.objective, config.opt.objective_args = objective, objective_args
+    config.model.model_args.masked_positions = True
+    return config
+
+
 def free_audio_config(config: ConfigDict) -> ConfigDict:
     """The paper's recipe scaled to 32,000 crops on one CPU core (experiments/free_audio); the same for SSAM and SSAST.
 

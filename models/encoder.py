@@ -92,8 +92,8 @@ class MaskedSpectrogramEncoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, frequency_first)
         self.encoder_norm: nn.LayerNorm | nn.RMSNorm = nn.LayerNorm(embed_dim, eps=1e-6)
-        patch_values = patch_size[0] * patch_size[1] * in_chans
-        self.pred = nn.Sequential(Linear(embed_dim, embed_dim), nn.GELU(), Linear(embed_dim, patch_values))
+        self.patch_values = patch_size[0] * patch_size[1] * in_chans  # P
+        self.pred = nn.Sequential(Linear(embed_dim, embed_dim), nn.GELU(), Linear(embed_dim, self.patch_values))
 
     def init_weights(self) -> None:
         """The published initialisation of the shared parts; the head keeps torch's default."""
@@ -188,13 +188,48 @@ class MaskedSpectrogramEncoder(nn.Module):
         if self.cls_token is None:
             return self.forward_blocks(tokens)
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-        if self.cls_position == "first":
-            return self.forward_blocks(torch.cat([cls_token, tokens], dim=1))[:, 1:]
-        if self.cls_position == "last":
-            return self.forward_blocks(torch.cat([tokens, cls_token], dim=1))[:, :-1]
-        middle = tokens.shape[1] // 2
-        hidden = self.forward_blocks(torch.cat([tokens[:, :middle], cls_token, tokens[:, middle:]], dim=1))
-        return torch.cat([hidden[:, :middle], hidden[:, middle + 1 :]], dim=1)
+        place = self._cls_place(tokens.shape[1])
+        tokens = torch.cat([tokens[:, :place], cls_token, tokens[:, place:]], dim=1)
+        return self._of_patches(self.forward_blocks(tokens))
+
+    def _cls_place(self, patches: int) -> int:
+        """How many patch tokens precede the class token."""
+        return {"first": 0, "middle": patches // 2, "last": patches}[self.cls_position]
+
+    def _of_patches(self, hidden: Tensor) -> Tensor:
+        """All tokens [B, L (+1), D] -> those of the patches [B, L, D]."""
+        if self.cls_token is None:
+            return hidden
+        place = self._cls_place(hidden.shape[1] - 1)
+        before, after = hidden[:, :place], hidden[:, place + 1 :]
+        if self.cls_position == "middle":
+            return torch.cat([before, after], dim=1)
+        return after if self.cls_position == "first" else before
+
+    def encode_masked(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Spectrogram and mask, as for `forward` -> normalised output of the blocks [B, L, D] and mask [B, L]."""
+        tokens, mask = self.random_masking(self.embed(x), mask)
+        if self.masked_positions:
+            tokens = tokens + mask.unsqueeze(-1) * self._patch_positions()
+        return self.encode(tokens), mask
+
+    def block_outputs(self, tokens: Tensor, last: int) -> list[Tensor]:
+        """The outputs of the last blocks for patch tokens [B, L, D]: [B, L, D] each, not normalised.
+
+        If a block returns the residual stream apart from what it adds to it, its output is the sum of both.
+        """
+        outputs: list[Tensor] = []
+
+        def keep(block: nn.Module, inputs: tuple, output: Any) -> None:
+            outputs.append(output if isinstance(output, Tensor) else output[0] + output[1])
+
+        hooks = [block.register_forward_hook(keep) for block in self.blocks[-last:]]
+        try:
+            self.encode(tokens)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [self._of_patches(output) for output in outputs]
 
     def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Any:
         """The block's output. With `gradient_checkpointing`, its activations are not kept for the backward pass."""
@@ -262,10 +297,8 @@ class MaskedSpectrogramEncoder(nn.Module):
         Raises:
             ValueError: a wrong shape.
         """
-        tokens, mask = self.random_masking(self.embed(x), mask)
-        if self.masked_positions:
-            tokens = tokens + mask.unsqueeze(-1) * self._patch_positions()
-        return self.pred(self.encode(tokens)), self.patchify(x), mask
+        tokens, mask = self.encode_masked(x, mask)
+        return self.pred(tokens), self.patchify(x), mask
 
     def forward_features(self, x: Tensor, layout: str = "published", steps: int | None = None) -> Tensor:
         """Features of the first time steps of a spectrogram, one row per step.

@@ -45,6 +45,45 @@ model.eval()
 x = torch.randn(1, 1, 200, 80)
 torch.testing.assert_close(model.forward_features(x, "bands")[:, :10], model.forward_features(x, "bands", steps=10))
 """,
+    "objective": """
+import math
+import pathlib
+import tempfile
+import numpy as np
+import torch
+from audio_mamba import models, train
+from audio_mamba.cli import train_data
+from audio_mamba.models.objectives.random_codes import RandomCodes
+from audio_mamba.training import checkpoint
+from audio_mamba.training.records import read_steps
+
+encoder = models.ssast_tiny(depth=1, embed_dim=48, img_size=(200, 80), patch_size=(4, 16), frequency_first=False)
+objective = RandomCodes(encoder, None, codes=40)
+x, mask = torch.randn(2, 1, 200, 80), (torch.rand(2, 250) < 0.5).float()
+loss, numbers = objective.loss(objective.module, {"spectrogram": x, "mask": mask})
+projected = encoder.patchify(x).double().numpy() @ objective.module.projection.double().numpy()
+projected /= np.linalg.norm(projected, axis=-1, keepdims=True)
+distances = np.linalg.norm(projected[:, :, None] - objective.module.codebook.double().numpy(), axis=-1)
+logits = objective.module(x, mask)[1].detach().double().numpy()
+log_share = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+errors = -np.take_along_axis(log_share, distances.argmin(-1)[..., None], -1)[..., 0]
+assert math.isclose(loss.item(), errors[mask.bool().numpy()].mean(), rel_tol=1e-5)
+
+train_data.FAKE_SAMPLES = 16
+train.figures._save = lambda figure, path: None
+workdir = pathlib.Path(tempfile.mkdtemp())
+for epochs in (1, 2):
+    train.main(["--config", "configs.ssast_tiny_200_16x4", "--workdir", str(workdir), "--fake-data", "--no-wandb",
+                "--device", "cpu", "--num-workers", "0", "--print-freq", "1", "--set", "batch_size=4",
+                "opt.objective=audio_mamba.models.objectives.random_codes:RandomCodes", "opt.objective_args.codes=40",
+                "model.model_args.depth=1", "model.model_args.embed_dim=48", f"num_epochs={epochs}"])
+rows = read_steps(workdir / "steps.csv")
+assert len(rows) == 8 and all(0 <= row["accuracy"] <= 1 and 3 < row["train_loss"] < 5 for row in rows)
+first, last = (checkpoint.load_checkpoint(workdir / "checkpoints" / f"checkpoint-{epoch}.pth") for epoch in (0, 1))
+assert first["objective"]["module"].keys() == {"head.weight", "head.bias", "projection", "codebook"}
+assert torch.equal(first["objective"]["module"]["codebook"], last["objective"]["module"]["codebook"])
+assert not torch.equal(first["objective"]["module"]["head.bias"], last["objective"]["module"]["head.bias"])
+""",
     "front end": """
 import numpy as np
 import torch
@@ -96,6 +135,7 @@ def extended(tmp_path_factory):
 def test_the_page_has_all_examples():
     assert set(NEW_FILES) == {
         "mypackage/gru.py",
+        "models/objectives/random_codes.py",
         "models/ops/selective_scan/doubling.py",
         "configs/ssam_tiny_32khz.py",
     }
@@ -151,7 +191,7 @@ def test_the_back_end_passes_the_tests_that_the_page_says(extended):
 
 
 def test_the_examples_import_downward(extended):
-    run_tests(extended, "tests/test_layers.py", "-k", "doubling or 32khz or circle")
+    run_tests(extended, "tests/test_layers.py", "-k", "random_codes or doubling or 32khz or circle")
 
 
 def run_python(folder, *arguments, **variables):

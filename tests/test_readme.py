@@ -181,6 +181,7 @@ def test_variables_of_the_scripts_that_it_names_are_read(page):
         "audio_mamba/cli",
         "audio_mamba/system",
         "models",
+        "models/objectives",
         "data",
         "training",
         "hear_api",

@@ -27,24 +27,15 @@ class Reconstructions:
     losses: np.ndarray  # [N], mean squared error over all patches
 
 
-@torch.no_grad()
-def reconstruct(
-    model: Any, spectrogram: torch.Tensor, mask: torch.Tensor, normalise_patches: bool = False
-) -> Reconstructions:
-    """Run `model` on masked clips.
+def reconstructions(model: Any, predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> Reconstructions:
+    """Patches as spectrograms.
 
     Args:
         model: an encoder of `audio_mamba.models`.
-        spectrogram: in the model's own input layout: [N, 1, T, M], or [N, 1, M, T] if frequency first.
+        predicted, target: [N, L, P], as normalised log-mels, without gradients.
         mask: [N, L], 1 for masked patches.
-        normalise_patches: the model predicts patches normalised to zero mean and unit variance; restore each patch's
-            mean and variance for the picture.
     """
-    predicted, target, mask = model(spectrogram, mask)  # [N, L, P], [N, L, P], [N, L]
     predicted, target = predicted.float(), target.float()
-    if normalise_patches:
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-        predicted = predicted * (variance + 1e-6).sqrt() + mean
     losses = (predicted - target).square().mean(dim=(1, 2))
 
     def as_images(patches: torch.Tensor) -> np.ndarray:

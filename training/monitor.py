@@ -9,18 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from audio_mamba.training import distributed, figures
-from audio_mamba.training.records import LOG_NAME, STEPS_NAME, StepTable, read_log, write_log
+from audio_mamba.training.records import LOG_NAME, STEP_COLUMNS, STEPS_NAME, StepTable, read_log, write_log
 from audio_mamba.training.trackers import Tracker, Trackers
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-MEASURE = "measure "  # prefix of the names of measures in a state dict
+MEASURE, NUMBER = "measure ", "number "  # prefixes in a state dict: of measures, and of the objective's numbers
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def _scalar(value: float) -> torch.Tensor:
 class Totals:
     """Sums of this process over some steps of an epoch.
 
-    Losses stay on the device until a line is due, so that the GPU does not wait for the CPU at every step.
+    Losses and numbers stay on the device until a line is due, so that the GPU does not wait for the CPU at every step.
     """
 
     loss: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # sum of the finite losses
@@ -42,15 +42,37 @@ class Totals:
     steps: int = 0
     seconds: float = 0.0
     waited: float = 0.0  # seconds spent waiting for data
+    numbers: dict[str, torch.Tensor] = field(default_factory=dict)  # sums over the steps with finite losses, by name
 
     def __add__(self, other: "Totals") -> "Totals":
-        return Totals(**{name: value + vars(other)[name] for name, value in vars(self).items()})
+        sums = {name: value + vars(other)[name] for name, value in vars(self).items() if name != "numbers"}
+        return Totals(**sums, numbers=_sum_by_name(self.numbers, other.numbers))
 
-    def over_processes(self) -> tuple[float, int, float]:
-        """Mean loss (NaN if none was finite), number of NaN or Inf losses, mean seconds of waiting for data."""
-        sums = torch.stack([self.loss, self.finite, _scalar(self.waited).to(self.loss.device)])
-        loss, finite, waited = distributed.mean(sums).tolist()
-        return loss / finite if finite else math.nan, round((self.steps - finite) * distributed.world_size()), waited
+    def over_processes(self) -> "Means":
+        """The means over the processes and over the steps with finite losses. All processes must call this."""
+        numbers = sorted(self.numbers.items())
+        values = [self.loss, self.finite, _scalar(self.waited), *(value for _, value in numbers)]
+        sums = distributed.mean(torch.stack([value.to(self.loss.device) for value in values]))
+        loss, finite, waited, *rest = sums.tolist()
+        return Means(
+            loss / finite if finite else math.nan,
+            round((self.steps - finite) * distributed.world_size()),
+            waited,
+            {name: value / finite if finite else math.nan for (name, _), value in zip(numbers, rest, strict=True)},
+        )
+
+
+class Means(NamedTuple):
+    """`Totals` over all processes."""
+
+    loss: float  # NaN if none was finite
+    non_finite: int  # losses that were NaN or Inf
+    waited: float  # seconds of waiting for data
+    numbers: dict[str, float]
+
+
+def _sum_by_name(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: one.get(name, _scalar(0.0)) + other.get(name, _scalar(0.0)) for name in {**one, **other}}
 
 
 class Monitor:
@@ -141,6 +163,7 @@ class Monitor:
         loss: torch.Tensor,
         rate: float,
         grad_norm: torch.Tensor | float | None = None,
+        numbers: Mapping[str, torch.Tensor] | None = None,
         **measures: torch.Tensor | float,
     ) -> None:
         """Record a step.
@@ -149,6 +172,8 @@ class Monitor:
             loss: of this process, a scalar on its device.
             rate: the learning rate.
             grad_norm: the gradient norm before clipping, the same in all processes.
+            numbers: what an objective gives beside its loss, by name, scalars of this process on its device. Lines and
+                epochs show their means, as for the loss; steps.csv gets columns for them.
             measures: other numbers by name, also the same in all processes. A line shows the latest value of each
                 since the previous line.
         """
@@ -156,6 +181,13 @@ class Monitor:
         finite = loss.isfinite()
         self._since.loss = self._since.loss + torch.where(finite, loss, 0.0)
         self._since.finite = self._since.finite + finite
+        numbers = numbers or {}
+        if wrong := [name for name in numbers if name in STEP_COLUMNS or not name.isidentifier()]:
+            raise ValueError(
+                f"an objective cannot give a number called {wrong[0]!r}: steps.csv needs a new name without spaces"
+            )
+        counted = {name: torch.where(finite, value.detach().double(), 0.0) for name, value in numbers.items()}
+        self._since.numbers = _sum_by_name(self._since.numbers, counted)
         self._since.steps += 1
         self._rate = rate
         self._measures |= measures if grad_norm is None else {"grad_norm": grad_norm, **measures}
@@ -166,7 +198,7 @@ class Monitor:
         self._bar.update()
 
     def _end_line(self) -> None:
-        loss, non_finite, waited = self._since.over_processes()
+        loss, non_finite, waited, numbers = self._since.over_processes()
         self._tick()  # only now has the device finished the steps
         part, self._since = self._since, Totals()
         self._written += part
@@ -178,18 +210,21 @@ class Monitor:
             "epoch": self._epoch,
             "train_loss": loss,
             "lr": self._rate,
+            **numbers,
             **{name: float(value) for name, value in measures.items()},
             "non_finite": non_finite,
             "steps_per_second": steps_per_second,
             "samples_per_second": steps_per_second * self._samples_per_step,
             "data_wait": data_wait,
         }
-        self._table.add({"step": self.global_step, **values, "seconds": part.seconds})
+        self._table.add({"step": self.global_step, **values, "seconds": part.seconds}, more_columns=numbers)
         self._trackers.log(values, self.global_step)
         speed = f"{values['samples_per_second']:.1f} samples/s  data wait {data_wait:.0%}  {self._time_left()} left"
         self._bar.set_postfix_str(f"loss {loss:.4f}  {speed}")
         if self._shows_lines:
-            shown = "".join(f"  {name.replace('_', ' ')} {float(value):.3g}" for name, value in measures.items())
+            shown = "".join(
+                f"  {name.replace('_', ' ')} {float(value):.3g}" for name, value in {**numbers, **measures}.items()
+            )
             shown += f"  NaN or Inf losses {non_finite}" if non_finite else ""
             logger.info(
                 "epoch %d/%d  step %d/%d  loss %.4f  lr %.3g%s  %s",
@@ -212,7 +247,8 @@ class Monitor:
         """Write the epoch to log.txt, with its validation loss and metrics if there are any, and draw the curves."""
         if self._since.steps:  # there were fewer batches than steps_per_epoch
             self._end_line()
-        train_loss, *_ = self._written.over_processes()
+        means = self._written.over_processes()
+        train_loss, numbers = means.loss, {f"train_{name}": value for name, value in means.numbers.items()}
         seconds, rate = self._written.seconds, self._rate
         self._since, self._written, self._rate, self._measures, self._clock = Totals(), Totals(), 0.0, {}, None
         if not self._main:
@@ -224,6 +260,7 @@ class Monitor:
                 "epoch": self._epoch,
                 "train_loss": train_loss,
                 "train_lr": rate,
+                **numbers,
                 **validation,
                 "seconds": round(seconds, 3),
             }
@@ -252,7 +289,10 @@ class Monitor:
         sums = {
             f"{name} {key}": value.item() if isinstance(value, torch.Tensor) else value
             for name, part in (("written", self._written), ("since", self._since))
-            for key, value in vars(part).items()
+            for key, value in {
+                **{key: value for key, value in vars(part).items() if key != "numbers"},
+                **{NUMBER + key: value for key, value in part.numbers.items()},
+            }.items()
         }
         return {**sums, "rate": self._rate, **{MEASURE + name: float(value) for name, value in self._measures.items()}}
 
@@ -265,6 +305,11 @@ class Monitor:
                 int(state[f"{name} steps"]),
                 state[f"{name} seconds"],
                 state[f"{name} waited"],
+                {
+                    key.removeprefix(f"{name} {NUMBER}"): _scalar(value)
+                    for key, value in state.items()
+                    if key.startswith(f"{name} {NUMBER}")
+                },
             )
             for name in ("written", "since")
         )

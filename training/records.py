@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def read_steps(path: str | Path) -> list[dict[str, float]]:
 
     Incomplete rows, as left by a killed process or machine, are dropped.
     """
-    return [values for _, values in _parse_steps(Path(path))]
+    return [values for _, values in _parse_steps(Path(path))[1]]
 
 
 class StepTable:
@@ -85,38 +85,52 @@ class StepTable:
     """
 
     def __init__(self, path: Path, last_step: int, first_epoch: int = 0):
-        kept = [
-            row for row, values in _parse_steps(path) if values["epoch"] < first_epoch or values["step"] <= last_step
-        ]
-        with atomic_write(path) as file:
-            file.writelines(",".join(row).encode() + b"\n" for row in [STEP_COLUMNS, *kept])
-        self._file = open(path, "a")
+        self._path = path
+        self._columns, rows = _parse_steps(path)
+        self._begin(row for row, values in rows if values["epoch"] < first_epoch or values["step"] <= last_step)
 
-    def add(self, values: Mapping[str, float]) -> None:
-        """Write a row. Values without a column are ignored, columns without a value stay empty."""
-        self._file.write(",".join(str(values.get(column, "")) for column in STEP_COLUMNS) + "\n")
+    def _begin(self, rows: Iterable[list[str]]) -> None:
+        """Write the header and these rows, and open the file for more."""
+        with atomic_write(self._path) as file:
+            file.writelines(",".join(row).encode() + b"\n" for row in [self._columns, *rows])
+        self._file = open(self._path, "a")
+
+    def add(self, values: Mapping[str, float], more_columns: Iterable[str] = ()) -> None:
+        """Write a row. Values without a column are ignored, columns without a value stay empty.
+
+        Args:
+            values: by column.
+            more_columns: beside STEP_COLUMNS. If the table lacks one, it is written again with it, empty so far.
+        """
+        if new := [name for name in more_columns if name not in self._columns]:
+            self._file.close()
+            rows = [[*row, *("" for _ in new)] for row, _ in _parse_steps(self._path)[1]]
+            self._columns = [*self._columns, *new]
+            self._begin(rows)
+        self._file.write(",".join(str(values.get(column, "")) for column in self._columns) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
-def _parse_steps(path: Path) -> list[tuple[list[str], dict[str, float]]]:
-    """The complete rows of a steps.csv: their cells in the order of STEP_COLUMNS, and their values by column."""
+def _parse_steps(path: Path) -> tuple[list[str], list[tuple[list[str], dict[str, float]]]]:
+    """The columns of a steps.csv (STEP_COLUMNS, then its others), and its complete rows: cells in order, and values."""
     lines = _whole_lines(path)
     header = lines[0].split(",") if lines else []
+    columns = list(dict.fromkeys([*STEP_COLUMNS, *filter(str.isidentifier, header)]))
     rows = []
     for line in lines[1:]:
         cells = line.split(",")
         found = dict(zip(header, cells))
-        row = [found.get(column, "") for column in STEP_COLUMNS]
+        row = [found.get(column, "") for column in columns]
         try:
-            values = {column: float(cell) if cell else math.nan for column, cell in zip(STEP_COLUMNS, row)}
+            values = {column: float(cell) if cell else math.nan for column, cell in zip(columns, row)}
         except ValueError:
             continue
         if len(cells) == len(header) and not math.isnan(values["step"]):
             rows.append((row, values))
-    return rows
+    return columns, rows
 
 
 def _whole_lines(path: Path) -> list[str]:

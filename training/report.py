@@ -23,7 +23,7 @@ from audio_mamba.schema import flattened
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.training.charts import Chart, Curve, draw
-from audio_mamba.training.records import LOG_NAME, STEPS_NAME, read_log, read_steps
+from audio_mamba.training.records import LOG_NAME, STEP_COLUMNS, STEPS_NAME, read_log, read_steps
 
 CONFIG_NAME, PICTURE_NAME = "config.json", "reconstructions.png"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -62,8 +62,8 @@ class Run:
         return np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=float)
 
     def by_line(self, key: str) -> np.ndarray:
-        """The values of a column of steps.csv by row; NaN where it is empty."""
-        return np.array([row[key] for row in self.steps], dtype=float)
+        """The values of a column of steps.csv by row; NaN where it is empty or missing."""
+        return np.array([row.get(key, math.nan) for row in self.steps], dtype=float)
 
     def last(self, key: str) -> float | None:
         return _finite(self.by_epoch(key)[-1:])
@@ -152,7 +152,8 @@ def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def make_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Charts of losses by epoch and by step, validation metrics if there are any, learning rate and gradient norm."""
+    """Charts of losses by epoch and by step, learning rate and gradient norm, and of validation metrics and numbers of
+    objectives if there are any."""
     losses = [
         Curve(number, label, run.by_epoch("epoch") + 1, run.by_epoch(key), dashed=key == "val_loss")
         for number, run in enumerate(runs)
@@ -180,10 +181,12 @@ def make_charts(runs: Sequence[Run]) -> list[Chart]:
         for key, label in (("val_accuracy", "accuracy"), ("val_mAP", "mAP"))
         if np.isfinite(run.by_epoch(key)).any()
     ]
+    numbers = sorted({name for run in runs for row in run.steps[:1] for name in row} - {*STEP_COLUMNS})
     return [
         draw("Loss", "epoch", losses),
         *([draw("Validation metrics", "epoch", metrics)] if metrics else []),  # of fine-tuning
         draw("Training loss", "step", by_step("train_loss")),
+        *(draw(name.replace("_", " ").capitalize(), "step", by_step(name)) for name in numbers),  # of objectives
         rate,
         draw("Gradient norm", "step", by_step("grad_norm"), log_scale=True),
     ]

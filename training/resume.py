@@ -198,12 +198,15 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def check_space(workdir: str | Path, parameters: int, free: Callable[[Path], int] | None = None) -> None:
+def check_space(
+    workdir: str | Path, parameters: int, more_values: int = 0, free: Callable[[Path], int] | None = None
+) -> None:
     """Raise OSError if the disk has no space for two checkpoints of a model with this many float32 parameters.
 
-    A checkpoint holds each parameter and its two AdamW moments. A new one is written before an old one is deleted.
+    A checkpoint holds each parameter and its two AdamW moments, and `more_values` of an objective's state. A new one is
+    written before an old one is deleted.
     """
-    needed = 2 * 3 * 4 * parameters
+    needed = 2 * 4 * (3 * parameters + more_values)
     available = free(Path(workdir)) if free else shutil.disk_usage(workdir).free
     if available < needed:
         raise OSError(

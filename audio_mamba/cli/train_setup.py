@@ -26,11 +26,13 @@ from audio_mamba.data.contents import Contents
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api import resolve
 from audio_mamba.hear_api.weights import find_checkpoint, load_weights
+from audio_mamba.models import objectives
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.objectives import Objective
 from audio_mamba.models.ops.linear_choice import linear_choice, set_linear_choice
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.published_names import stored_name
-from audio_mamba.schema import DEFAULTS, check_config, flattened
+from audio_mamba.schema import DEFAULTS, check_config, check_objective, flattened
 from audio_mamba.system.folder_lock import exclusive_lock
 from audio_mamba.system.terminal import OutputHandler
 from audio_mamba.training import checkpoint, distributed, optim, resume
@@ -63,7 +65,9 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
     """The config of a module with KEY=VALUE overrides. Raises ValueError for an unknown module, key or value."""
     config = resolve.load_config(module_name)
     apply_overrides(config, overrides)
-    return check_config(config, models.known_archs(), source="--set")
+    config = check_config(config, models.known_archs(), source="--set")
+    check_objective(config, objectives.OBJECTIVES, objectives.find, source="--set" if overrides else module_name)
+    return config
 
 
 def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
@@ -108,6 +112,9 @@ class Loop:
         """Samples of a step, all processes together."""
         return self.config.batch_size * distributed.world_size()
 
+    def after_step(self, progress: float) -> None:
+        """Called after each step of the optimizer; `progress` is the completed share of the run."""
+
     def more_state(self) -> dict[str, Any]:
         """Further entries of a checkpoint."""
         return {}
@@ -118,7 +125,16 @@ class Run(Loop):
     """Everything that the loop of train.py needs."""
 
     model: MaskedSpectrogramEncoder
+    objective: Objective
     fixed_clips: dict[str, torch.Tensor]  # a batch for the pictures
+
+    def after_step(self, progress: float) -> None:
+        self.objective.after_step(progress)
+
+    def more_state(self) -> dict[str, Any]:
+        """The objective's state, if it has any: published checkpoints have no such entry."""
+        state = self.objective.state_dict()
+        return {"objective": state} if state else {}
 
 
 def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
@@ -145,16 +161,21 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     torch.manual_seed(args.seed)
     model = models.build(config.model.arch, config.model.model_args.to_dict(), config.model.backend).to(device)
     model.gradient_checkpointing = args.gradient_checkpointing
+    objective = objectives.build(config.opt, model)
     if distributed.is_main():
         resume.remove_stale(workdir)
-    resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
+    resume.check_space(
+        workdir,
+        sum(p.numel() for p in objective.module.parameters()),
+        sum(value.numel() for value in tensors_of(objective.state_dict()).values()),
+    )
     loaders = build_loaders_together(args, config, model, device)
     contents = loaders.contents()
     check_schedule(config, len(loaders.train))
-    optimizer = optim.make_optimizer(model, config.opt.weight_decay, args.bias_decay)
+    optimizer = optim.make_optimizer(objective.module, config.opt.weight_decay, args.bias_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
-    start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
-    compiled = cast(nn.Module, torch.compile(model)) if args.compile else model
+    start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents, objective)
+    compiled = cast(nn.Module, torch.compile(objective.module)) if args.compile else objective.module
     parallel_model = distributed.parallel(compiled, device)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
@@ -170,6 +191,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
         contents,
         optim.peak_learning_rate(config.opt.learning_rate, global_batch),
         start,
+        objective,
         clips_to_show(loaders.train),
     )
 
@@ -282,8 +304,11 @@ def load_state(
     scaler: torch.amp.GradScaler,
     steps_per_epoch: int,
     contents: Mapping[str, Contents],
+    objective: Objective | None = None,
 ) -> Start:
     """Load the checkpoint to resume from or, without one, the weights of --init; return where training starts.
+
+    `objective` is that of a pretraining run; it is started, or gets its state from the checkpoint.
 
     Raises:
         ValueError: the checkpoint is damaged, incomplete or belongs to another run, or the data have changed.
@@ -301,12 +326,16 @@ def load_state(
             source = find_checkpoint(args.init)
             front_end.check_same(resolve.trained_front_end(source), f"--init {source}")
             logger.info("initial weights from %s", load_weights(model, args.init))
+        if objective is not None:
+            objective.start()
         return Start()
     if "processes" in state and state["args"]["seed"] != args.seed:
         raise ValueError(f"{path} was trained with --seed {state['args']['seed']}, not {args.seed}")
     trained = (state.get("args") or {}).get("config")  # a dict in our checkpoints, a name in published ones
-    settings = trained.get("front_end", {}) if isinstance(trained, dict) else {}
-    front_end.check_same(FrontEnd.from_settings(settings), str(path))
+    trained = trained if isinstance(trained, dict) else {}
+    front_end.check_same(FrontEnd.from_settings(trained.get("front_end", {})), str(path))
+    if objective is not None:
+        check_same_objective(config.opt.objective, trained, path)
     missing = [key for key in ("optimizer", "epoch") if key not in state]
     if missing:
         raise ValueError(
@@ -315,6 +344,8 @@ def load_state(
     if state.get("linear_library") and "processes" in state:
         set_linear_choice(state["linear_library"])  # of the run so far, so that it continues with the same bits
     checkpoint.load_model_state(model, state["model"], source=path)
+    if objective is not None and objective.state_dict():
+        load_objective_state(objective, state, path)
     optim.load_state(optimizer, state["optimizer"], source=path)
     if scaler.is_enabled() and state.get("scaler"):  # it is empty if the precision was not float16
         scaler.load_state_dict(state["scaler"])
@@ -326,3 +357,35 @@ def load_state(
     steps = f" and {step} steps" if step else ""
     logger.info("resuming from %s: %d epoch(s)%s are complete", path, epoch, steps)
     return start
+
+
+def check_same_objective(ours: str, trained: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ValueError if the config `trained` of the checkpoint at `path` has another objective."""
+    theirs = (trained.get("opt") or {}).get("objective", DEFAULTS["opt"]["objective"])
+    if theirs != ours:
+        raise ValueError(
+            f"{path} was trained with opt.objective {theirs!r}, not {ours!r}: it cannot be resumed; start a new run "
+            "with --init"
+        )
+
+
+def load_objective_state(objective: Objective, state: Mapping[str, Any], path: str | Path) -> None:
+    """Restore what an objective keeps in the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: it is missing, does not fit, or is NaN or Inf.
+    """
+    if not isinstance(state.get("objective"), dict):
+        raise checkpoint.CheckpointError(f"{path} lacks the state of its objective: it cannot be resumed")
+    if key := checkpoint.first_not_finite(tensors_of({"objective": state["objective"]})):
+        raise checkpoint.CheckpointError(f"{path} holds values that are NaN or Inf, first in {key}")
+    try:
+        objective.load_state_dict(state["objective"])
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise checkpoint.CheckpointError(f"{path}: the state of its objective does not fit: {reason}") from error
+
+
+def tensors_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a nested state by dotted names."""
+    return {key: value for key, value in flattened(state).items() if isinstance(value, torch.Tensor)}

@@ -106,3 +106,5 @@ def test_a_full_disk_is_refused_before_the_run(tmp_path):
     resume.check_space(tmp_path, parameters=10**6, free=lambda path: 24_000_000)
     with pytest.raises(OSError, match="two checkpoints need 23 MiB, but only 22 MiB are free"):
         resume.check_space(tmp_path, parameters=10**6, free=lambda path: 23_500_000)
+    with pytest.raises(OSError, match="two checkpoints need 24 MiB, but only 24 MiB are free"):
+        resume.check_space(tmp_path, parameters=10**6, more_values=2 * 10**5, free=lambda path: 25_500_000)

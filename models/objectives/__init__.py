@@ -1,0 +1,51 @@
+"""What pretraining minimises, by the names of `opt.objective`: `objectives.build(config.opt, encoder)`."""
+
+from typing import Any
+
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.objectives.base import EncoderWithHead, Objective, deviation_over_clips
+from audio_mamba.models.objectives.joint import Joint
+from audio_mamba.models.objectives.reconstruction import Reconstruction
+from audio_mamba.models.objectives.teacher import Teacher
+from audio_mamba.published_names import import_named
+
+OBJECTIVES: dict[str, type[Objective]] = {"reconstruction": Reconstruction, "teacher": Teacher, "joint": Joint}
+
+
+def find(name: str) -> type[Objective]:
+    """A class by its name in OBJECTIVES, or by "MODULE:CLASS" of any module that can be imported.
+
+    Raises:
+        ValueError: there is no such module, or the class is missing or not an objective.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_named(module_name), attribute, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module exists and imports something that does not
+        raise ValueError(f"opt.objective {name!r}: there is no module {module_name!r}") from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise ValueError(
+            f"opt.objective {name!r}: {attribute!r} is not a subclass of audio_mamba.models.objectives.Objective"
+        )
+    return found
+
+
+def build(opt: Any, encoder: MaskedSpectrogramEncoder) -> Objective:
+    """The objective of a config's section `opt`, for an encoder on its device.
+
+    Raises:
+        ValueError: an unknown objective, or an unknown or wrong argument.
+    """
+    try:
+        objective = find(opt.objective)(encoder, opt, **opt.objective_args)
+    except TypeError as error:
+        raise ValueError(f"opt.objective_args: {error}") from error
+    objective.module.to(encoder.mask_token.device)
+    return objective
+
+
+__all__ = ["OBJECTIVES", "EncoderWithHead", "Objective", "build", "deviation_over_clips", "find"]
