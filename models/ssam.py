@@ -85,11 +85,15 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
         self.blocks = nn.ModuleList(
             MambaBlock(
-                Mamba(embed_dim, **ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32, fused_add_norm
+                self.make_mixer(**ssm_kwargs), norm(embed_dim, eps=norm_epsilon), residual_in_fp32, fused_add_norm
             )
             for _ in range(depth)
         )
         self.init_weights()
+
+    def make_mixer(self, **ssm_kwargs) -> Mamba:
+        """The mixer of one block. Override it for blocks with another one, see docs/extending.md."""
+        return Mamba(self.embed_dim, **ssm_kwargs)
 
     def init_weights(self) -> None:
         super().init_weights()
