@@ -123,7 +123,7 @@ def _check_values(config: ConfigDict, source: str) -> None:
     except FrontEndError as error:
         raise ValueError(f"{source}: {error}") from error
     fraction = config.data.fraction
-    if not isinstance(fraction, numbers.Real) or isinstance(fraction, bool) or not 0 < float(fraction) <= 1:
+    if not isinstance(fraction, numbers.Real) or not 0 < float(fraction) <= 1:
         raise ValueError(f"{source}: data.fraction must be a number above 0, up to 1, got {fraction!r}")
     if config.scene_layout not in LAYOUTS:
         raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")

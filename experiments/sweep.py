@@ -4,7 +4,7 @@
     python -m experiments.sweep list.txt --runs RUNS --share 2/8 --precision bfloat16 --set num_epochs=20
 
 LIST is a study of configs/studies (sizes, patch_sizes, sequence_lengths, data_shares, masking), or a text file with a
-config per line and any KEY=VALUE for it alone; the rest of a line after # is a comment. All other options are those of
+config per line and any KEY=VALUE for it alone, quoted as in a shell; # begins a comment. All other options are those of
 train.py and go to every run: --data, --val-data, --set, --precision, --device, --no-wandb and so on.
 
 Each run has a work folder RUNS/NAME. Run the same command again to continue: finished runs are skipped, an interrupted

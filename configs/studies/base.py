@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from audio_mamba.configs.base import axlstm_config, ssam_config, ssast_config
 from audio_mamba.hear_api.api import hear_functions
+from audio_mamba.published_names import stored_name
 
 MODELS = {"ssam": ssam_config, "ssast": ssast_config, "axlstm": axlstm_config}
 
@@ -66,13 +67,14 @@ def study(
     `load_model` takes the work folder or a checkpoint of any variant.
     """
     by_name = {variant.name: variant for variant in variants}
+    stored = stored_name(module_name)
 
     def get_config(variant: str = "") -> ConfigDict:
         if variant not in by_name:
             nearest = difflib.get_close_matches(variant, by_name, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(by_name)}"
-            problem = f"has no variant {variant!r}" if variant else f"needs a variant, as {module_name}:VARIANT"
-            raise ValueError(f"the study {module_name} {problem}; {hint}")
+            problem = f"has no variant {variant!r}" if variant else f"needs a variant, as {stored}:VARIANT"
+            raise ValueError(f"the study {stored} {problem}; {hint}")
         return by_name[variant].config()
 
     return by_name, get_config, *hear_functions(module_name)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -187,7 +188,7 @@ def step_once(name, archive):
     visible = int(steps * bands * (100 - 100 * model.mask_ratio) / 100)
     assert ((batch["mask"] == 0).sum(1) == visible).all()  # no variant splits a time step
     optimizer = optim.make_optimizer(model, config.opt.weight_decay)
-    optim.set_learning_rate(optimizer, 1e-3)
+    optim.set_learning_rate(optimizer, 1e-4)
 
     def loss():
         pred, target, mask = model(model.from_time_first(batch["spectrogram"]), batch["mask"])
@@ -211,11 +212,12 @@ def shape_of(name):
     return config.model.arch, repr(sorted(size.items()))
 
 
-ONE_OF_EACH_SHAPE = list({shape_of(name): name for name in [*SINGLE, *VARIANTS]}.values())
-OTHERS = [name for name in dict.fromkeys([*SINGLE, *VARIANTS]) if name not in ONE_OF_EACH_SHAPE]
+# One of each shape, but for the larger ones, which take most of the time.
+FAST = {shape_of(name): name for name in [*SINGLE, *VARIANTS] if not re.search("small|base|_600|_1000", name)}.values()
+OTHERS = [name for name in [*SINGLE, *VARIANTS] if name not in FAST]
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_SHAPE)
+@pytest.mark.parametrize("name", FAST)
 def test_every_shape_is_built_and_stepped(name, archive):
     first, second = step_once(name, archive)
     assert np.isfinite(first) and second < first

@@ -17,7 +17,7 @@ FRAMES = 12
 
 
 def clip(key: str) -> np.ndarray:
-    """A spectrogram that tells its key: after normalisation, its first values still differ from those of others."""
+    """A spectrogram of its own for each key."""
     return np.random.default_rng(KEYS.index(key)).normal(size=(FRAMES, 80)).astype(np.float32)
 
 
@@ -43,18 +43,14 @@ def chosen(fraction):
 
 
 def keys_of(batches):
-    """The keys of all clips of batches, told by their values."""
-    known = {}
-    for key in KEYS:
-        values = torch.from_numpy(clip(key)).double()
-        normalised = (values - values.mean()) / (values.std(correction=0) + 1e-8)
-        known[round(normalised[0, 0].item(), 3)] = key
-    assert len(known) == len(KEYS)
-    return [
-        min(known.items(), key=lambda item: abs(item[0] - one[0, 0, 0].item()))[1]
-        for batch in batches
-        for one in batch["spectrogram"]
-    ]
+    """The keys of all clips of batches, told by their first frame."""
+    values = torch.stack([torch.from_numpy(clip(key)).double() for key in KEYS])
+    centred = values - values.mean((1, 2), keepdim=True)
+    frames = (centred / values.std((1, 2), correction=0, keepdim=True))[:, 0]  # [60, 80]
+    found = torch.cat([batch["spectrogram"][:, 0, 0].double() for batch in batches])  # [n, 80]
+    distance, nearest = torch.cdist(found, frames).min(1)
+    assert distance.max() < 1e-3
+    return [KEYS[number] for number in nearest]
 
 
 def test_a_share_is_decided_by_keys_alone_and_smaller_ones_are_part_of_it():
@@ -85,7 +81,7 @@ def test_an_epoch_has_the_clips_of_the_share(archive, fraction):
     assert 0 < len(expected) <= len(KEYS)
     loader = make_loader([archive], num_frames=FRAMES, batch_size=1, fraction=fraction, strict=True)
     set_epoch(loader, 3)
-    assert sorted(keys_of(loader)) == expected
+    assert sorted(keys_of(loader)) == sorted(expected)
     found = []
     for rank in range(2):
         loader = make_loader(
@@ -100,7 +96,7 @@ def test_other_shards_give_the_same_clips(archive, tmp_path):
     other = write(tmp_path / "other", [KEYS[40:][::-1], KEYS[:40]])
     for folder in (archive, other):
         loader = make_loader([folder], num_frames=FRAMES, batch_size=1, fraction=0.5)
-        assert sorted(keys_of(loader)) == chosen(0.5)
+        assert sorted(keys_of(loader)) == sorted(chosen(0.5))
 
 
 def test_remote_shards_give_the_same_clips(archive):
