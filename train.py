@@ -110,7 +110,8 @@ def train_epoch(
 ) -> int:
     """Train the rest of the epoch; return how many of its steps are complete. finetune.py trains its epochs here, too.
 
-    An incomplete accumulation window at the end of the epoch is dropped, as in the published code.
+    An incomplete accumulation window at the end of the epoch is dropped. (In the published code its gradients leak into
+    the first window of the next epoch.)
     """
     config, model, optimizer, scaler = run.config, run.parallel_model, run.optimizer, run.scaler
     loader, first = run.loaders.train, run.start.progress

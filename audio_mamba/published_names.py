@@ -8,6 +8,7 @@ between the two copies. So each published name gives the module object of its fu
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -28,30 +29,40 @@ def full_name(name: str) -> str:
 def stored_name(name: str) -> str:
     """The name of an experiment in files: `x`, `configs.poc.x`, `audio_mamba.configs.x` -> `configs.x`.
 
-    Other modules keep their names. A name without a dot is an experiment if there is one of that name.
+    Other modules keep their names. A name without a dot is an experiment if there is one of that name. A variant of a
+    module follows a colon, such as `configs.studies.sizes:ssam_tiny_200_16x4`, and stays as it is.
     """
-    path = name if "." in name else f"configs.{name}"
+    module, colon, variant = name.partition(":")
+    path = module if "." in module else f"configs.{module}"
     full = full_name(path)
-    if full.startswith(f"{PACKAGE}.configs.") and ("." in name or importlib.util.find_spec(full)):
-        return full.removeprefix(f"{PACKAGE}.")
+    if full.startswith(f"{PACKAGE}.configs.") and ("." in module or importlib.util.find_spec(full)):
+        return full.removeprefix(f"{PACKAGE}.") + colon + variant
     return name
 
 
+def short_name(name: str) -> str:
+    """The last part of a stored name: `configs.x` -> `x`, `configs.studies.y:x` -> `x`."""
+    return re.split(r"[.:]", name)[-1]
+
+
 def experiments() -> list[str]:
-    """The stored names of all modules in configs: the experiments and their common base."""
+    """The stored names of all modules in configs: the experiments, the studies and what they share."""
     package = importlib.import_module(f"{PACKAGE}.configs")
-    return sorted(f"configs.{module.name}" for module in pkgutil.iter_modules(package.__path__))
+    modules = pkgutil.walk_packages(package.__path__, f"{PACKAGE}.configs.")
+    return sorted(module.name.removeprefix(f"{PACKAGE}.") for module in modules)
 
 
 def import_named(name: str) -> ModuleType:
     """Import a module that the user names: an experiment under any of its names, or any other module.
+
+    The name of an experiment may have a variant, which `hear_api.resolve.get_config` reads.
 
     Raises:
         ModuleNotFoundError: there is no such module, or the name is relative.
     """
     if name.startswith("."):
         raise ModuleNotFoundError("relative names are not accepted", name=name)
-    full = full_name(stored_name(name))
+    full = full_name(stored_name(name)).partition(":")[0]
     own = full.startswith(f"{PACKAGE}.configs.") and importlib.util.find_spec(full)
     return importlib.import_module(full if own else name)
 

@@ -50,6 +50,7 @@ DEFAULTS: dict[str, Any] = {
         "val_samples": 0,  # not read
         "clip_duration": 2.0,  # not read: num_frames
         "num_frames": 200,
+        "fraction": 1.0,  # share of the training clips to use, chosen by their keys, see `data.subset`
         "dataset_name": "audioset",  # not read
     },
     "batch_size": 256,  # per process
@@ -178,6 +179,9 @@ def _check_values(config: ConfigDict, source: str) -> None:
         FrontEnd.from_settings(config.front_end)
     except FrontEndError as error:
         raise ValueError(f"{source}: {error}") from error
+    fraction = config.data.fraction
+    if not isinstance(fraction, numbers.Real) or not 0 < float(fraction) <= 1:
+        raise ValueError(f"{source}: data.fraction must be a number above 0, up to 1, got {fraction!r}")
     if config.scene_layout not in LAYOUTS:
         raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")
     if config.scene_pooling not in POOLINGS:

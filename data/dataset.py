@@ -18,6 +18,7 @@ from audio_mamba.data.normalisation import STD_OFFSET, Statistics, normalise
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.data.shard_index import ShardIndex, index_from_headers, saved_index
+from audio_mamba.data.subset import in_subset
 from audio_mamba.front_end import PUBLISHED, FrontEnd
 
 MAX_SUBSTITUTES = 20
@@ -47,6 +48,7 @@ class LogMelDataset(Dataset):
         draw_mask: called with a generator, returns the mask of one sample; None for no masks.
         strict: raise at the first bad shard or sample. Otherwise the good samples of a bad shard are used, and a bad
             sample is replaced by another one, which depends on (seed, epoch, index) alone.
+        fraction: share of the samples to use, in (0, 1], chosen by their keys, see `data.subset`.
 
     Raises:
         FrontEndError: an archive was made with another front end.
@@ -61,18 +63,20 @@ class LogMelDataset(Dataset):
         seed: int = 0,
         draw_mask: DrawMask | None = None,
         strict: bool = False,
+        fraction: float = 1.0,
     ):
         self.num_frames, self.front_end, self.n_mels = num_frames, front_end, front_end.n_mels
-        self.seed, self.draw_mask, self.strict = seed, draw_mask, strict
+        self.seed, self.draw_mask, self.strict, self._fraction = seed, draw_mask, strict, fraction
         faults: list[Fault] = []
         records: list[np.ndarray] = []  # of each shard
         self._paths: list[Path] = []
-        without_index = 0
+        without_index = whole = 0
         for directory in directories:
             check_front_end(directory, front_end)
             for path, index in shard_indices(directory, None if strict else lambda *fault: faults.append(fault)):
                 self._paths.append(path)
-                records.append(self._records(index))
+                records.append(self._records(index)[in_subset(index.keys, fraction)])
+                whole += len(index)
                 without_index += int((index.places["frames"] == 0).sum())
         if without_index > MANY_WITHOUT_INDEX:
             logger.info(
@@ -82,11 +86,13 @@ class LogMelDataset(Dataset):
                 shlex.join(map(str, directories)),
             )
         lengths = [len(shard) for shard in records]
-        at_start = Faults(sum(lengths) + sum(lost for _, _, lost in faults))
+        at_start = Faults(whole + sum(lost for _, _, lost in faults))
         for shard, problem, lost in faults:
             at_start.report(shard, problem, lost)
         if not records:
             raise ArchiveError("no archive folder was given")
+        if fraction < 1:
+            logger.info("data.fraction %g: %d of %d samples", fraction, sum(lengths), whole)
         self._first = np.cumsum([0] + lengths)  # first sample of each shard, and end
         self._samples = np.concatenate(records)
         self._files = ShardFiles()
@@ -210,7 +216,8 @@ class LogMelDataset(Dataset):
         try:
             saved = saved_index(path)
             keys = (saved or index_from_headers(path, report=lambda problem: None)).keys
-            return f"{path}, sample {keys[number].decode(errors='replace')}"
+            key = keys[in_subset(keys, self._fraction)][number]
+            return f"{path}, sample {key.decode(errors='replace')}"
         except (ArchiveError, IndexError):  # the index, or a shard without one, is gone as well
             return f"{path}, sample number {number}"
 

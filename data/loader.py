@@ -143,13 +143,14 @@ def make_loader(
     draw_mask: DrawMask | None = None,
     pin_memory: bool = False,
     strict: bool = False,
+    fraction: float = 1.0,
     multiprocessing_context: str | None = None,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> ArchiveLoader:
     """The batches of one rank; call `set_epoch` before each epoch.
 
     Args:
-        directories: archive folders, made by data.prepare or published; all their samples are used.
+        directories: archive folders, made by data.prepare or published.
         num_frames: frames of a crop.
         batch_size: samples per batch on this rank.
         front_end: of the spectrograms; archives made with another one are refused.
@@ -159,6 +160,7 @@ def make_loader(
         draw_mask: called with a numpy generator, returns one sample's mask, float32 [L]; runs in the workers.
         pin_memory: put batches into page-locked memory, for fast copies to a GPU.
         strict: raise at the first bad shard or sample, instead of skipping up to 1% of them with warnings.
+        fraction: share of the samples to use, in (0, 1]; their keys decide which, see `data.subset`.
         multiprocessing_context: how workers start ("fork", "spawn", ...); None is the platform's default.
         worker_init_fn: called in each worker with its number, at its start.
 
@@ -172,7 +174,7 @@ def make_loader(
         ArchiveError: with strict, a bad shard (here) or sample (while iterating); else more than 1% of them.
         ValueError: fewer samples than one batch on all ranks.
     """
-    dataset = LogMelDataset(directories, num_frames, front_end, seed, draw_mask, strict)
+    dataset = LogMelDataset(directories, num_frames, front_end, seed, draw_mask, strict, fraction)
     batches = EpochBatches(len(dataset), batch_size, rank, world_size, seed)
     return ArchiveLoader(
         dataset,
@@ -228,13 +230,14 @@ def make_remote_loader(
     draw_mask: DrawMask | None = None,
     pin_memory: bool = False,
     strict: bool = False,
+    fraction: float = 1.0,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> ArchiveLoader:
     """The batches of one rank from shards that can only be read from front to back (see `data.remote`).
 
     Args:
         urls: shards in the notation of webdataset: `pipe:`, `http:`, `s3:`, `file:` or paths; braces for many.
-        samples: how many samples all shards hold, which sets the number of steps.
+        samples: how many samples all shards hold; with `fraction`, it sets the number of steps.
         Others as for `make_loader`.
 
     Returns:
@@ -244,11 +247,22 @@ def make_remote_loader(
         ValueError: fewer shards than readers, or fewer samples than one batch on all ranks.
     """
     dataset = RemoteShards(
-        urls, samples, num_frames, batch_size, front_end, rank, world_size, seed, num_workers, draw_mask, strict
+        urls,
+        samples,
+        num_frames,
+        batch_size,
+        front_end,
+        rank,
+        world_size,
+        seed,
+        num_workers,
+        draw_mask,
+        strict,
+        fraction=fraction,
     )
-    check_enough(samples, batch_size, world_size)
+    check_enough(dataset.samples, batch_size, world_size)
     # One shard may be less than 1% of the epoch but more than 1% of what one of several ranks reads.
-    one_shard = min(samples // len(dataset.urls), int(MAX_SHARE * samples))
+    one_shard = min(dataset.samples // len(dataset.urls), int(MAX_SHARE * dataset.samples))
     return ArchiveLoader(
         dataset,
         len(dataset) * batch_size,

@@ -24,6 +24,7 @@ from audio_mamba.data.contents import Contents, ShardContents
 from audio_mamba.data.crops import DrawMask, crop_member
 from audio_mamba.data.faults import MAX_SHARE, Fault
 from audio_mamba.data.samples import DATA_MEMBERS, ArchiveError
+from audio_mamba.data.subset import place
 from audio_mamba.data.tar_members import ForwardFile, tar_members
 from audio_mamba.front_end import FrontEnd
 
@@ -64,6 +65,7 @@ class RemoteShards(IterableDataset):
         draw_mask: DrawMask | None,
         strict: bool,
         shuffle_buffer: int = SHUFFLE_BUFFER,
+        fraction: float = 1.0,
     ):
         self.urls = [url for pattern in urls for url in expand_urls(pattern)]
         for url in self.urls:
@@ -75,7 +77,8 @@ class RemoteShards(IterableDataset):
                 f"{len(self.urls)} shards are too few for {world_size * workers} readers ({world_size} "
                 f"process(es) with {workers} worker(s) each); use fewer workers or smaller shards"
             )
-        self.samples, self.num_frames, self.batch_size, self.front_end = samples, num_frames, batch_size, front_end
+        self.samples, self._fraction = round(fraction * samples), fraction
+        self.num_frames, self.batch_size, self.front_end = num_frames, batch_size, front_end
         self.rank, self.world_size, self.seed, self.strict = rank, world_size, seed, strict
         self.draw_mask, self.shuffle_buffer = draw_mask, shuffle_buffer
         self.epoch, self.first_step = 0, 0
@@ -86,6 +89,12 @@ class RemoteShards(IterableDataset):
 
     def __iter__(self) -> "_Reader":
         return _Reader(self)
+
+    def members(self, url: str, report: Callable[[str], None]) -> Iterator[RawSample]:
+        """The samples of a shard that are used; see `read_members`."""
+        for sample in read_members(url, report):
+            if self._fraction >= 1 or place(sample[1].encode(errors="surrogateescape")) < self._fraction:
+                yield sample
 
     def contents(self) -> Contents:
         """The names of the shards and the stated number of samples; nothing is read for it."""
@@ -202,7 +211,7 @@ class _Reader(Iterator):
         for url in self._urls:
             read, problems = 0, list[str]()
             try:
-                for read, sample in enumerate(read_members(url, problems.append), start=1):  # noqa: B007 - used below
+                for read, sample in enumerate(self._shards.members(url, problems.append), start=1):  # noqa: B007
                     yield sample
             except (OSError, ValueError, EOFError) as error:
                 problems.append(str(error))

@@ -1,6 +1,8 @@
 """Find the config and the weight file that a user names; nothing else in the project looks for them."""
 
+import contextlib
 import difflib
+import inspect
 import json
 import os
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from audio_mamba.hear_api.weights import (
     FORMAT,
     find_checkpoint,
 )
-from audio_mamba.published_names import experiments, import_named, stored_name
+from audio_mamba.published_names import experiments, import_named, short_name, stored_name
 from audio_mamba.schema import check_config
 
 DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project
@@ -48,8 +50,9 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
 
     Args:
         config_name: an experiment under any of its names ("ssam_tiny_200_16x4", "configs.ssam_tiny_200_16x4" ...) or
-            another module with `get_config()`. None: the config that the weights were trained with, or DEFAULT_MODEL if
-            there are no weights either.
+            another module with `get_config()`; with a variant after a colon where `get_config` takes one. A study of
+            `configs.studies` without a variant: the one that the weights were trained as. None: the config that the
+            weights were trained with, or DEFAULT_MODEL if there are no weights either.
         weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained". None: the published folder
             of the config in $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
         features: `scene_layout`, `scene_pooling` and `overlap` in place of the config's; None keeps the config's.
@@ -63,21 +66,29 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
         path = find_checkpoint(weights)
         config, name = _config_beside(path)
     else:
-        module = stored_name(config_name or DEFAULT_MODEL)
+        module = _with_variant(stored_name(config_name or DEFAULT_MODEL), weights)
         config = load_config(module)  # first, so that a typo is reported before missing weights
         path = weights_file(module, weights)
-        config, name = _as_trained(config, module, path), module.rpartition(".")[2]
+        config, name = _as_trained(config, module, path), short_name(module)
     config.update({key: value for key, value in features.items() if value is not None})
     config = check_config(config, models.known_archs(), source=name)
     return ModelSource(config, path, name)
 
 
 def load_config(name: str) -> ConfigDict:
-    """The checked config of a module, named as for `resolve`.
+    """The checked config of a module, named as for `resolve`. ValueError as for `get_config`, or for an invalid key or
+    value."""
+    source = stored_name(name)
+    return check_config(get_config(source), models.known_archs(), source=source)
 
-    ValueError if there is no such module, if it has no get_config, or if a key or value is invalid.
+
+def get_config(name: str) -> ConfigDict:
+    """What a module's `get_config()` returns or, for a name like "module:variant", its `get_config("variant")`.
+
+    Raises:
+        ValueError: there is no such module or variant, or the module has no get_config.
     """
-    module_name = stored_name(name)
+    module_name, colon, variant = stored_name(name).partition(":")
     try:
         module = import_named(module_name)
     except ModuleNotFoundError as error:
@@ -89,14 +100,20 @@ def load_config(name: str) -> ConfigDict:
         raise ValueError(f"no config module {module_name!r}; {hint}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"the module {module_name!r} is not a config: it has no get_config()")
-    return check_config(module.get_config(), models.known_archs(), source=module_name)
+    arguments = [variant] if colon else []
+    try:
+        inspect.signature(module.get_config).bind(*arguments)
+    except TypeError:
+        problem = f"has no variants, got {variant!r}" if colon else f"needs a variant, as {module_name}:VARIANT"
+        raise ValueError(f"the config {module_name} {problem}") from None
+    return module.get_config(*arguments)
 
 
 def weights_file(config_name: str, weights: str | Path | None) -> Path | None:
     """The weight file that `resolve` finds for a named config; None for "untrained"."""
     if weights == UNTRAINED:
         return None
-    return find_checkpoint(weights or default_weights(stored_name(config_name).rpartition(".")[2]))
+    return find_checkpoint(weights or default_weights(short_name(stored_name(config_name))))
 
 
 def default_weights(name: str) -> Path:
@@ -141,7 +158,7 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
     """The config that a weight file was trained with and its name, from the config.json of its work folder or saved
     model. ValueError if there is none."""
     found, entries = _read_config_beside(path)
-    name = str(entries.pop("name", "unnamed")).rpartition(".")[2]
+    name = short_name(str(entries.pop("name", "unnamed")))
     try:
         if found and entries.get("format") == FORMAT:
             name = found.parent.name
@@ -161,6 +178,15 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
         return check_config(ConfigDict(entries), models.known_archs(), source=str(found)), name
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{found}: does not describe a model ({error}); pass the --config of {path}") from error
+
+
+def _with_variant(module: str, weights: str | Path | None) -> str:
+    """`module`, with the variant that `weights` were trained as if they are of one of its variants."""
+    if weights and weights != UNTRAINED:
+        with contextlib.suppress(OSError, ValueError):  # reported later, after mistakes in the name of the module
+            name = stored_name(str(_read_config_beside(find_checkpoint(weights))[1].get("name")))
+            return name if name.startswith(f"{module}:") else module
+    return module
 
 
 def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict:

@@ -13,25 +13,27 @@ def draw_mask(rng: np.random.Generator, grid_size: tuple[int, int], ratio: float
         grid_size: (T', M'), the patches along time and along mel.
         ratio: the share to hide, in [0, 1).
         mode: "unstructured" hides single patches and keeps `kept(L, ratio)` of the L = T'*M'; "timestep" hides whole
-            time steps with all their mel bands and keeps `kept(T', ratio)`. All masks of that size are equally likely.
+            time steps with all their mel bands and keeps `kept(L, ratio) // M'` of the steps. (The published code keeps
+            a part of one more step if there is a remainder.) All masks of that size are equally likely.
 
     Raises:
         ValueError: an unknown mode.
     """
     steps, bands = grid_size
+    visible = kept(steps * bands, ratio)
     if mode == "unstructured":
-        return _mask(rng, steps * bands, ratio)
+        return _mask(rng, steps * bands, visible)
     if mode == "timestep":
-        return np.repeat(_mask(rng, steps, ratio), bands)
+        return np.repeat(_mask(rng, steps, visible // bands), bands)
     raise ValueError(f"unknown masking_mode {mode!r}; choose from {', '.join(MODES)}")
 
 
 def kept(length: int, ratio: float) -> int:
-    """How many of `length` patches or steps stay visible, rounded as in the published code: 50 of 250 at 0.8."""
+    """How many of `length` patches stay visible, rounded as in the published code: 50 of 250 at 0.8."""
     return int(length * (100 - 100 * ratio) / 100)
 
 
-def _mask(rng: np.random.Generator, length: int, ratio: float) -> np.ndarray:
+def _mask(rng: np.random.Generator, length: int, visible: int) -> np.ndarray:
     mask = np.ones(length, dtype=np.float32)
-    mask[rng.permutation(length)[: kept(length, ratio)]] = 0
+    mask[rng.permutation(length)[:visible]] = 0
     return mask

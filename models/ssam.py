@@ -98,7 +98,7 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         turns = itertools.islice(itertools.cycle(DIRECTIONS[direction]), depth)
         self.blocks = nn.ModuleList(
             MambaBlock(
-                _mixer(embed_dim, turn, ssm_kwargs),
+                self.make_mixer(turn, **ssm_kwargs),
                 norm(embed_dim, eps=norm_epsilon),
                 residual_in_fp32,
                 fused_add_norm,
@@ -106,6 +106,13 @@ class MambaSSAST(MaskedSpectrogramEncoder):
             for turn in turns
         )
         self.init_weights()
+
+    def make_mixer(self, direction: str, **ssm_kwargs: Any) -> Mamba:
+        """The mixer of a block that walks "forward", "backward", "both" or "both_scans". Override it for another one, see
+        docs/extending.md."""
+        if direction == "both_scans":
+            return SharedMamba(self.embed_dim, **ssm_kwargs)
+        return Mamba(self.embed_dim, direction=direction, **ssm_kwargs)
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -122,11 +129,16 @@ class MambaSSAST(MaskedSpectrogramEncoder):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """See `MaskedSpectrogramEncoder`; with token_order "frequency", `tokens` must be those of all L patches."""
-        if self.token_order == "time":
-            return super().encode(tokens)
-        steps, bands = self.grid_size()
-        tokens = tokens.unflatten(1, (steps, bands)).transpose(1, 2).flatten(1, 2)  # time- to band-major
-        return super().encode(tokens).unflatten(1, (bands, steps)).transpose(1, 2).flatten(1, 2)
+        if self.token_order == "frequency":
+            tokens = tokens.unflatten(1, self.grid_size()).transpose(1, 2).flatten(1, 2)  # time- to band-major
+        return super().encode(tokens)
+
+    def _of_patches(self, hidden: Tensor) -> Tensor:
+        hidden = super()._of_patches(hidden)
+        if self.token_order == "frequency":
+            steps, bands = self.grid_size()
+            hidden = hidden.unflatten(1, (bands, steps)).transpose(1, 2).flatten(1, 2)  # band- to time-major
+        return hidden
 
     def forward_blocks(self, tokens: Tensor) -> Tensor:
         hidden: Tensor = tokens
@@ -166,9 +178,3 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         if residual is not None:
             hidden = residual + hidden
         return self.encoder_norm(hidden.to(self.encoder_norm.weight.dtype))
-
-
-def _mixer(dim: int, direction: str, ssm_kwargs: dict[str, Any]) -> Mamba:
-    if direction == "both_scans":
-        return SharedMamba(dim, **ssm_kwargs)
-    return Mamba(dim, direction=direction, **ssm_kwargs)

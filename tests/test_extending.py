@@ -84,6 +84,56 @@ assert first["objective"]["module"].keys() == {"head.weight", "head.bias", "proj
 assert torch.equal(first["objective"]["module"]["codebook"], last["objective"]["module"]["codebook"])
 assert not torch.equal(first["objective"]["module"]["head.bias"], last["objective"]["module"]["head.bias"])
 """,
+    "mixer": """
+import numpy as np
+import torch
+import audio_mamba
+from audio_mamba import models
+from audio_mamba.hear_api.resolve import resolve
+from audio_mamba.hear_api.runtime import build_runtime
+from mypackage.gated import GatedRecurrence
+
+# The recurrence as a loop, in float64.
+torch.manual_seed(0)
+mixer, x = GatedRecurrence(6).double(), torch.randn(2, 11, 6, dtype=torch.float64)
+value, forget, gate = (x @ mixer.in_proj.weight.T + mixer.in_proj.bias).chunk(3, -1)
+a, h, truth = torch.sigmoid(forget), 0, []
+for t in range(11):
+    h = a[:, t] * h + (1 - a[:, t]) * value[:, t]
+    truth.append((h * gate[:, t] * torch.sigmoid(gate[:, t])) @ mixer.out_proj.weight.T)
+truth = torch.stack(truth, 1)
+torch.testing.assert_close(mixer(x), truth)
+pieces, state = [], None
+for first, end in ((0, 4), (4, 5), (5, 11)):
+    y, state = mixer.step(x[:, first:end], state)
+    pieces.append(y)
+torch.testing.assert_close(torch.cat(pieces, 1), truth)
+torch.testing.assert_close(mixer.float()(x.float()), truth.float(), rtol=1e-4, atol=1e-5)  # the kernels of the machine
+with torch.no_grad():
+    mixer.in_proj.bias[12:24] = 200.0  # the gates fully open: the state stays at zero
+assert (mixer(x.float()) == 0).all()
+
+# In the encoder: causal, trained as others are, with live embeddings equal to those of the file.
+model = models.build("gated_ssast_tiny", {"depth": 2, "embed_dim": 48, "frequency_first": False,
+                                          "img_size": (200, 80), "patch_size": (4, 16)})
+prediction, target, mask = model(torch.randn(2, 1, 200, 80))
+(prediction - target).square().mean().backward()
+assert all(p.grad.abs().max() > 0 for p in model.blocks.parameters())
+model.eval()
+x = torch.randn(1, 1, 200, 80)
+torch.testing.assert_close(model.forward_features(x, "bands")[:, :10], model.forward_features(x, "bands", steps=10))
+runtime = build_runtime(resolve("mypackage.gated", "untrained"), device="cpu")
+audio = 0.1 * torch.randn(40000)
+embeddings, times = runtime.get_timestamp_embeddings(audio[None])
+assert embeddings.shape == (1, 63, 960) and times[0, :2].tolist() == [0, 40]
+with torch.no_grad():
+    tokens = runtime.model.embed(x)
+    whole, states, steps = runtime.model.encode(tokens), None, []
+    for first in range(0, 250, 50):
+        out, states = runtime.model.step(tokens[:, first : first + 50], states)
+        steps.append(out)
+torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-3, atol=1e-4)
+""",
     "front end": """
 import numpy as np
 import torch
@@ -135,6 +185,7 @@ def extended(tmp_path_factory):
 def test_the_page_has_all_examples():
     assert set(NEW_FILES) == {
         "mypackage/gru.py",
+        "mypackage/gated.py",
         "models/objectives/random_codes.py",
         "models/ops/selective_scan/doubling.py",
         "configs/ssam_tiny_32khz.py",

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from audio_mamba.system.machine import peak_memory
 from audio_mamba.training import distributed, figures
 from audio_mamba.training.records import LOG_NAME, STEP_COLUMNS, STEPS_NAME, StepTable, read_log, write_log
 from audio_mamba.training.trackers import Tracker, Trackers
@@ -217,7 +218,9 @@ class Monitor:
             "samples_per_second": steps_per_second * self._samples_per_step,
             "data_wait": data_wait,
         }
-        self._table.add({"step": self.global_step, **values, "seconds": part.seconds}, more_columns=numbers)
+        peak_mib = round(_peak_memory(part.loss.device) / 2**20)
+        row = {"step": self.global_step, **values, "seconds": part.seconds, "peak_memory_mib": peak_mib}
+        self._table.add(row, more_columns=numbers)
         self._trackers.log(values, self.global_step)
         speed = f"{values['samples_per_second']:.1f} samples/s  data wait {data_wait:.0%}  {self._time_left()} left"
         self._bar.set_postfix_str(f"loss {loss:.4f}  {speed}")
@@ -331,6 +334,11 @@ class Monitor:
         done = self.global_step - self._start_step
         per_step = (now - (now if self._start is None else self._start)) / max(1, done)
         return format_duration(steps_left * per_step)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """In bytes: the most that tensors on a GPU have taken so far, or else that this process has."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
 def format_duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ STEP_COLUMNS = (
     "samples_per_second",
     "data_wait",
     "seconds",
+    "peak_memory_mib",  # of the main process: of tensors on its GPU, or else of the whole process
 )
 
 logger = logging.getLogger(__name__)

@@ -29,11 +29,11 @@ from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips, LabelledDataset, training_loader, whole_clip_loader
 from audio_mamba.finetune_schema import check_finetune_config
 from audio_mamba.front_end import FrontEnd
-from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, resolve
+from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, get_config, resolve
 from audio_mamba.hear_api.weights import read_weights
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
-from audio_mamba.published_names import import_named, stored_name
+from audio_mamba.published_names import stored_name
 from audio_mamba.training import checkpoint, distributed, optim, resume
 from audio_mamba.training.interruption import leave_signals_to_the_trainer
 from audio_mamba.training.metrics import SINGLE_LABEL
@@ -93,13 +93,7 @@ class Run(Loop):
 def load_config(args: argparse.Namespace) -> ConfigDict:
     """The config of the command line. Raises ValueError for an unknown module, key or value."""
     args.config = stored_name(args.config)
-    try:
-        module = import_named(args.config)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"no config module {args.config!r} ({error})") from error
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"the module {args.config!r} is not a config: it has no get_config()")
-    config = check_finetune_config(module.get_config(), source=args.config)
+    config = check_finetune_config(get_config(args.config), source=args.config)
     with config.ignore_type():  # None may become a number
         apply_overrides(config, args.overrides)
     config = check_finetune_config(config, source="--set")

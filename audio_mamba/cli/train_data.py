@@ -70,7 +70,7 @@ def build_loaders(
             f"front_end.n_mels is {front_end.n_mels}, but the model reads {mels} mel bands "
             f"(model.model_args.img_size is {model.img_size})"
         )
-    rank, world_size = distributed.rank(), distributed.world_size()
+    rank, world_size, fraction = distributed.rank(), distributed.world_size(), config.data.fraction
     options = {
         "num_frames": frames,
         "front_end": front_end,
@@ -92,7 +92,7 @@ def build_loaders(
         val_dir = ""
     val_loader = make_validation_loader(val_dir, **options) if val_dir else None
     if args.fake_data:
-        dataset = RandomSpectrograms(FAKE_SAMPLES, frames, mels, args.seed, model.draw_mask)
+        dataset = RandomSpectrograms(round(fraction * FAKE_SAMPLES), frames, mels, args.seed, model.draw_mask)
         batches = EpochBatches(len(dataset), config.batch_size, rank, world_size, args.seed)
         loader = StatefulDataLoader(
             dataset,
@@ -109,13 +109,14 @@ def build_loaders(
     if addresses and len(addresses) < len(directories):
         raise ValueError(f"--data mixes folders with URLs such as {addresses[0]}; use one kind")
     if addresses:
-        return Loaders(make_remote_loader(directories, samples=sum(config.data.train_samples), **options), val_loader)
+        samples = sum(config.data.train_samples)
+        return Loaders(make_remote_loader(directories, samples=samples, fraction=fraction, **options), val_loader)
     for directory in directories:
         if not Path(directory).is_dir():
             raise ValueError(
                 f"{directory} is not a folder; pass archive folders with --data, or set $DATASETS_BASE_DIR"
             )
-    return Loaders(make_loader(directories, **options), val_loader)
+    return Loaders(make_loader(directories, fraction=fraction, **options), val_loader)
 
 
 def clips_to_show(loader: StatefulDataLoader) -> dict[str, torch.Tensor]:

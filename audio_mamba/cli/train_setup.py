@@ -242,8 +242,13 @@ def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
         )
 
 
-def check_same_experiment(workdir: Path, config: ConfigDict, defaults: Mapping[str, Any] = DEFAULTS) -> None:
-    """Raise ValueError if the checkpoints in `workdir` belong to a config that differs in more than FREE_KEYS.
+def check_same_experiment(
+    workdir: Path,
+    config: ConfigDict,
+    defaults: Mapping[str, Any] = DEFAULTS,
+    free_keys: tuple[str, ...] = FREE_KEYS,
+) -> None:
+    """Raise ValueError if the checkpoints in `workdir` belong to a config that differs in more than `free_keys`.
 
     `defaults` are the values of keys that are younger than the work folder.
     """
@@ -267,7 +272,7 @@ def check_same_experiment(workdir: Path, config: ConfigDict, defaults: Mapping[s
     differences = [
         f"{key} is {theirs.get(key)} there and {ours.get(key)} here"
         for key in sorted({*theirs, *ours})
-        if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)
+        if theirs.get(key) != ours.get(key) and not key.startswith(free_keys)
     ]
     if differences:
         raise ValueError(f"{workdir} belongs to another config: {'; '.join(differences)}; choose another --workdir")

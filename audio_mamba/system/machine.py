@@ -1,6 +1,7 @@
 """How many cores and how much memory this process may use, inside a container too."""
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -33,6 +34,13 @@ def available_memory() -> int | None:
     if limit.isdigit() and used.isdigit():
         limits.append(int(limit) - int(used))
     return min(limits, default=None)
+
+
+def peak_memory() -> int:
+    """The most memory in bytes that this process has had so far (resident)."""
+    import resource  # which Windows lacks
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def processes_that_fit(memory_each: int) -> int:

@@ -102,6 +102,28 @@ def test_the_published_number_of_patches_stays_visible(ratio, visible):
         assert (masking.draw_mask(rng, (50, 5), ratio, "timestep") == 0).sum() == visible
 
 
+@pytest.mark.parametrize("grid", [(50, 5), (50, 10), (25, 5), (13, 5), (100, 5), (150, 5), (250, 5), (7, 3)])
+def test_masks_keep_the_published_number_of_patches_at_every_ratio(grid):
+    """`int(L (100 - 100 r) / 100)`, with its rounding in float64; in timestep mode the whole steps of that many."""
+    steps, bands = grid
+    rng = np.random.default_rng(0)
+    for ratio in [number / 500 for number in range(500)]:
+        published = int(steps * bands * (100 - 100 * ratio) / 100)
+        assert (masking.draw_mask(rng, grid, ratio, "unstructured") == 0).sum() == published, ratio
+        by_step = masking.draw_mask(rng, grid, ratio, "timestep").reshape(grid)
+        assert (by_step == by_step[:, :1]).all() and (by_step == 0).sum() == published // bands * bands, ratio
+
+
+@pytest.mark.parametrize("arch", [*ARCHS, "xlstm_ssast_tiny"])
+@pytest.mark.parametrize("mode", masking.MODES)
+@pytest.mark.parametrize("ratio, visible", [(0.5, 125), (0.8, 50), (0.9, 25)])
+def test_encoders_keep_the_published_number_of_patches(arch, mode, ratio, visible):
+    model = small(arch, depth=1, mask_ratio=ratio, masking_mode=mode)
+    x = torch.randn(2, 1, 200, 80)
+    assert [(mask == 0).sum() for mask in model(x)[2]] == [visible, visible]  # drawn in `forward`
+    assert (model.draw_mask(np.random.default_rng(0)) == 0).sum() == visible  # drawn by the data loader
+
+
 def test_timestep_masks_hide_whole_time_steps():
     mask = masking.draw_mask(np.random.default_rng(0), (50, 5), 0.5, "timestep").reshape(50, 5)
     assert (mask == mask[:, :1]).all() and mask[:, 0].sum() == 25

@@ -23,6 +23,7 @@ from audio_mamba.data.prepare import prepare
 from audio_mamba.data.prepare_job import Settings
 from audio_mamba.data.synthetic import KINDS, make_clip, write_scene_task
 from audio_mamba.front_end import PUBLISHED
+from audio_mamba.published_names import experiments
 from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.records import read_log, read_steps
 from audio_mamba.training.report import write_report
@@ -65,6 +66,15 @@ def arguments(workdir, data, *options, changes=()):
 
 def tune(workdir, data, *options, changes=()):
     finetune.main(arguments(workdir, data, *options, changes=changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [name for name in experiments() if name.startswith("configs.finetune")])
+def test_every_config_trains(tmp_path, archive, config):
+    """With the small encoder; the values of the config stay but for the length of the run."""
+    tune(tmp_path, archive, "--config", config, "--fold", "1", changes=["num_epochs=1"])
+    (line,) = read_log(tmp_path / "log.txt")
+    assert np.isfinite(line["train_loss"]) and json.loads((tmp_path / "config.json").read_text())["name"] == config
 
 
 def refused(capsys, *call, **options):

@@ -1,0 +1,242 @@
+"""The sweep: its list, its checks before the first run, what it runs, and its table."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from audio_mamba import train
+from audio_mamba.configs.studies import sizes
+from audio_mamba.training.records import read_steps
+from experiments import sweep
+from experiments.sweep import Entry, Runner, read_list
+from tests.conftest import ROOT
+from tests.training.runs import losses, write_archive
+
+TINY = [
+    "opt.warmup_epochs=0",
+    "model.model_args.embed_dim=48",
+    "model.model_args.depth=1",
+    "num_epochs=2",
+    "batch_size=4",
+]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    return write_archive(tmp_path_factory.mktemp("data") / "archive", [10, 10])
+
+
+def options(archive, *more):
+    data = ["--data", str(archive), "--val-data", str(archive), "--device", "cpu", "--no-wandb", "--num-workers", "0"]
+    return [*data, "--print-freq", "1", *more, "--set", *TINY]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Runs are trained in this process, without drawing, which takes most of the time; their commands are noted."""
+    noted = []
+
+    def run(self, command):
+        noted.append(command)
+        assert command[:3] == [sys.executable, "-m", "audio_mamba.train"]
+        try:
+            train.main(command[3:])
+        except SystemExit as ended:
+            print(ended, file=sys.stderr)
+            return 1
+        return 0
+
+    monkeypatch.setattr("audio_mamba.training.figures._save", lambda figure, path: None)
+    monkeypatch.setattr(Runner, "run", run)
+    return noted
+
+
+def table_of(runs):
+    with open(runs / "sweep.csv") as file:
+        return {row.pop("name"): row for row in csv.DictReader(file)}
+
+
+def test_a_list_is_a_study_or_a_file(tmp_path):
+    assert [entry.config for entry in read_list("sizes")] == [f"configs.studies.sizes:{n}" for n in sizes.VARIANTS]
+    path = tmp_path / "list.txt"
+    path.write_text(
+        "ssam_tiny_200_16x4\n\n# all of them\nconfigs.poc.ssam_tiny_200_16x4  # the same\n"
+        "configs.studies.masking:ssast_tiny_200_16x4_timestep_70 opt.learning_rate=3e-4 data.train_dirs=['a/b']\n"
+    )
+    assert read_list(str(path)) == [
+        Entry("configs.ssam_tiny_200_16x4"),
+        Entry(
+            "configs.studies.masking:ssast_tiny_200_16x4_timestep_70",
+            ("opt.learning_rate=3e-4", "data.train_dirs=[a/b]"),
+        ),
+    ]
+    assert read_list(str(path))[1].name == (
+        "ssast_tiny_200_16x4_timestep_70,opt.learning_rate=3e-4,data.train_dirs=-a-b-"
+    )
+    path.write_text("# nothing\n")
+    with pytest.raises(ValueError, match="lists no config"):
+        read_list(str(path))
+    with pytest.raises(ValueError, match="neither a file .* studies are .*patch_sizes"):
+        read_list("patch_size")
+
+
+@pytest.mark.parametrize(
+    "lines, more, message",
+    [
+        ("ssam_tiny_200_16x5", (), "no config module 'ssam_tiny_200_16x5'; did you mean"),
+        ("ssam_tiny_200_16x4 opt.learning_rat=1", (), "opt.learning_rat"),
+        ("ssam_tiny_200_16x4 model.model_args.patch_size=(16,16)", (), "does not divide"),
+        (
+            "ssam_tiny_200_16x4\nconfigs.studies.sizes:ssam_tiny_200_16x4\nssast_tiny_200_16x4",
+            ("--config", "x"),
+            "itself",
+        ),
+        ("ssam_tiny_200_16x4", ("--workdir", "x"), "chooses --config and --workdir itself"),
+        ("ssam_tiny_200_16x4", ("--set", "data.fraction=0"), "data.fraction must be a number above 0"),
+        ("a_sweep_config:ssam_tiny_200_16x4\nssam_tiny_200_16x4", (), "differ, but both would be"),
+    ],
+)
+def test_mistakes_are_reported_before_the_first_run(lines, more, message, tmp_path, monkeypatch):
+    (tmp_path / "a_sweep_config.py").write_text(
+        "from audio_mamba.configs.base import ssast_config\ndef get_config(name):\n    return ssast_config('tiny')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "list.txt").write_text(lines)
+    monkeypatch.setattr(Runner, "run", None)
+    with pytest.raises(SystemExit, match=message):
+        sweep.main([str(tmp_path / "list.txt"), "--runs", str(tmp_path / "runs"), "--fake-data", *more])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_option_is_reported_before_the_first_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Runner, "run", None)
+    with pytest.raises(SystemExit):
+        sweep.main(["sizes", "--runs", str(tmp_path / "runs"), "--precison", "float16"])
+    assert "unrecognized arguments: --precison float16" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit, match="without torchrun; --processes N"):
+        sweep.main(["sizes", "--runs", str(tmp_path / "runs")])
+
+
+def test_equal_configs_of_two_modules_are_one_run(tmp_path, golden):
+    entries = [Entry("configs.ssam_tiny_200_16x4"), Entry("configs.studies.sizes:ssam_tiny_200_16x4")]
+    (run,) = sweep.plan(entries, tmp_path, [])
+    assert run.parameters == json.loads((golden / "ssam_tiny_200_16x4.json").read_text())["parameters"]
+
+
+def test_runs_are_trained_skipped_and_compared(tmp_path, archive, commands, capfd):
+    """Three configs, one of which fails."""
+    (tmp_path / "list.txt").write_text(
+        "ssam_tiny_200_16x4\n"
+        "configs.studies.patch_sizes:ssast_tiny_200_8x4 data.fraction=0.01\n"  # no whole batch
+        "configs.studies.data_shares:ssast_tiny_200_16x4_50_percent\n"
+    )
+    runs = tmp_path / "runs"
+    command = [str(tmp_path / "list.txt"), "--runs", str(runs), *options(archive)]
+    with pytest.raises(
+        SystemExit, match="1 run\\(s\\) did not finish: ssast_tiny_200_8x4,data.fraction=0.01; the same"
+    ):
+        sweep.main(command)
+    shown = capfd.readouterr()
+    assert "[3/3] ssast_tiny_200_16x4_50_percent: training in " in shown.out
+    assert "samples do not fill one batch" in shown.err + shown.out
+    table = table_of(runs)
+    assert list(table) == [
+        "ssam_tiny_200_16x4",
+        "ssast_tiny_200_8x4,data.fraction=0.01",
+        "ssast_tiny_200_16x4_50_percent",
+    ]
+    assert [row["state"] for row in table.values()] == ["finished", "failed with status 1", "finished"]
+    for name, row in table.items():
+        if row["state"] == "finished":
+            assert float(row["train_loss"]) == losses(runs / name)[-1] and float(row["val_loss"]) > 0
+            steps = read_steps(runs / name / "steps.csv")
+            assert int(float(row["peak_memory_mib"])) == max(step["peak_memory_mib"] for step in steps) > 50
+            assert float(row["samples_per_second"]) > 0 and int(row["parameters"]) > 10_000
+        assert f"| {name} | {row['state']} | {int(row['parameters']) / 1e6:.2f} M |" in (runs / "sweep.md").read_text()
+
+    commands.clear()  # again: finished runs are skipped, and the other one is tried
+    with pytest.raises(SystemExit):
+        sweep.main(command)
+    assert [part for one in commands for part in one if "configs." in part] == [
+        "configs.studies.patch_sizes:ssast_tiny_200_8x4"
+    ]
+    commands.clear()
+    sweep.main([*command, "--share", "1/3"])  # the first run alone
+    assert not commands and list(table_of(runs)) == list(table)
+    sweep.main([*command, "num_epochs=3", "--share", "3/3"])  # longer: resumed
+    assert len(losses(runs / "ssast_tiny_200_16x4_50_percent")) == 3
+    with pytest.raises(SystemExit, match="did not finish: ssam_tiny_200_16x4; "):  # finished, but with another rate
+        sweep.main([*command, "opt.learning_rate=1.0", "--share", "1/3"])
+    assert "belongs to another config: opt.learning_rate" in table_of(runs)["ssam_tiny_200_16x4"]["state"]
+
+
+SLEEPER = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+SENDER = """
+import os, pathlib, sys, time
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.05)
+os.kill(int(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_the_run_in_progress_and_no_further_one_starts(number, tmp_path):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    running = str(tmp_path / "running")
+    with Runner() as runner:
+        sender = subprocess.Popen([sys.executable, "-c", SENDER, running, str(os.getpid()), str(int(number))])
+        assert runner.run([sys.executable, "-c", SLEEPER, running]) == 3
+        assert sender.wait() == 0 and runner.stopped_by == number
+        sweep.sweep([None], tmp_path, [], 1, runner)  # returns before it looks at the run
+        assert runner.run([sys.executable, "-c", "import time; time.sleep(600)"]) == -signal.SIGTERM
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ctrl_c_loses_nothing(tmp_path, archive):
+    """A sweep that is interrupted in its first run and started again gives the losses of one that is not."""
+    (tmp_path / "list.txt").write_text("ssam_tiny_200_16x4\nssast_tiny_200_16x4\n")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(runs):
+        command = [sys.executable, "-m", "experiments.sweep", str(tmp_path / "list.txt"), "--runs", str(runs)]
+        return subprocess.Popen(
+            [*command, *options(archive), "num_epochs=8"],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group of its own, as a terminal gives it
+        )
+
+    whole = start(tmp_path / "whole")
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output
+    cut = start(tmp_path / "cut")
+    for line in cut.stdout:
+        if re.search(r"epoch 2/8  step 3/5", line):
+            os.killpg(cut.pid, signal.SIGINT)
+            break
+    output, _ = cut.communicate()
+    assert cut.returncode == 128 + signal.SIGINT and "SIGINT: run the same command to continue" in output, output
+    states = [row["state"] for row in table_of(tmp_path / "cut").values()]
+    assert re.fullmatch(r"\d of 8 epochs", states[0]) and states[1] == "not started"
+    again = start(tmp_path / "cut")
+    output, _ = again.communicate()
+    assert again.returncode == 0 and "resuming from" in output, output
+    for name in ("ssam_tiny_200_16x4", "ssast_tiny_200_16x4"):
+        assert losses(tmp_path / "cut" / name) == losses(tmp_path / "whole" / name)
