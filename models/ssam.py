@@ -108,8 +108,8 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         self.init_weights()
 
     def make_mixer(self, direction: str, **ssm_kwargs: Any) -> Mamba:
-        """The mixer of a block that walks "forward", "backward", "both" or "both_scans". Override it for another one, see
-        docs/extending.md."""
+        """The mixer of a block with a direction of its own: "forward", "backward", "both" or "both_scans". Override it
+        for blocks with another mixer, see docs/extending.md."""
         if direction == "both_scans":
             return SharedMamba(self.embed_dim, **ssm_kwargs)
         return Mamba(self.embed_dim, direction=direction, **ssm_kwargs)
