@@ -145,7 +145,7 @@ def test_the_table_compares_within_a_setting_and_names_the_targets():
 def test_each_model_is_compared_with_its_own_plain_step(tmp_path):
     args = train.parse(["--batch", "8", "--loop-batch", "3", "--precisions", "float32"])
     found = train.settings(args, tmp_path)
-    assert len(found) == 2 * (4 + 3)  # by one and by two processes
+    assert len(found) == 2 * (4 + 4 * 3)  # by one and by two processes
     steps = {model: {one.step: one.batch for one in found if one.model == model} for model in args.models}
     assert steps["SSAM-tiny"] == {
         "train.py": 8,
@@ -153,7 +153,8 @@ def test_each_model_is_compared_with_its_own_plain_step(tmp_path):
         "plain, chunked scan": 8,
         "plain, step-by-step scan": 3,
     }
-    assert steps["SSAST-tiny"] == {"train.py": 8, "train.py, checkpointing": 8, "plain": 8}
+    for model in ("SSAM-tiny, alternate", "SSAM-tiny, both", "SSAST-tiny", "AxLSTM-tiny"):
+        assert steps[model] == {"train.py": 8, "train.py, checkpointing": 8, "plain": 8}
 
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
