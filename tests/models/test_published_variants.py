@@ -120,3 +120,12 @@ def test_they_train(checkpointing):
         prediction, target, _ = model(torch.randn(2, 1, 40, 32))
         (prediction - target).square().mean().backward()
         assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+
+
+def test_aum_base_has_the_published_number_of_parameters():
+    """92.1 M, with its head of 527 classes; our pretraining's head and mask token are not in it."""
+    args = {"depth": 24, "img_size": (128, 1024), "patch_size": (16, 16), "ssm_kwargs": {}, "same_final_norm": True}
+    with torch.device("meta"):
+        model = models.build("mamba_ssast_base", {"direction": "both_scans", "token_order": "frequency", **args})
+    ours = [p.numel() for name, p in model.named_parameters() if not name.startswith(("pred.", "mask_token"))]
+    assert f"{(sum(ours) + 527 * (768 + 1)) / 1e6:.1f}" == "92.1"
