@@ -269,7 +269,7 @@ def _shown(value: Any, column: str) -> str:
     if column == "parameters":
         return f"{value / 1e6:.2f} M"
     if isinstance(value, float):
-        return f"{value:.4f}" if column.endswith("loss") else f"{value:.1f}"
+        return f"{value:.4f}" if column.endswith("loss") else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
     return str(value).replace("|", "/")
 
 
