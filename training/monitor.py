@@ -185,7 +185,7 @@ class Monitor:
         numbers = numbers or {}
         if wrong := [name for name in numbers if name in STEP_COLUMNS or not name.isidentifier()]:
             raise ValueError(
-                f"an objective cannot give a number called {wrong[0]!r}: steps.csv needs a new name without spaces"
+                f"an objective cannot give a number called {wrong[0]!r}: steps.csv needs a new name that is one word"
             )
         counted = {name: torch.where(finite, value.detach().double(), 0.0) for name, value in numbers.items()}
         self._since.numbers = _sum_by_name(self._since.numbers, counted)

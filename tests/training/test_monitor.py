@@ -136,7 +136,7 @@ def test_no_step_waits_for_the_device_unless_a_line_is_due(tmp_path, monkeypatch
         monkeypatch.setattr(torch.Tensor, name, lambda self, original=original: read.append(1) or original(self))
     reads = []
     for _, loss in watcher.epoch(0, [torch.tensor(1.0)] * 4):
-        watcher.step(loss, 0.1, torch.tensor(1.0), update_ratio=torch.tensor(1.0))
+        watcher.step(loss, 0.1, torch.tensor(1.0), {"part": torch.tensor(1.0)}, update_ratio=torch.tensor(1.0))
         reads.append(len(read))
     assert reads[0] == 0 < reads[1] == reads[2] < reads[3]
 
@@ -147,6 +147,26 @@ def test_log_txt_has_one_line_per_epoch(tmp_path):
     assert [(line["epoch"], line["train_loss"], line["train_lr"]) for line in lines] == [(0, 1.5, 0.0), (1, 4.0, 0.1)]
     assert lines[0].keys() == {"epoch", "train_loss", "train_lr", "seconds"}
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_numbers_of_an_objective_are_averaged_as_its_loss(tmp_path, lines):
+    tracker = RecordingTracker()
+    watcher = make(tmp_path, steps=4, trackers=[tracker])
+    for step, loss in watcher.epoch(0, [1.0, math.nan, 3.0, 4.0]):
+        watcher.step(torch.tensor(loss), 0.1, numbers={"target_std": torch.tensor(float(10 * step))})
+    watcher.end_epoch()
+    assert [row["target_std"] for row in read_steps(tmp_path / "steps.csv")] == [0.0, 25.0]
+    assert [values["target_std"] for values in tracker.logged if "train_loss" in values] == [0.0, 25.0]
+    assert "  target std 25  " in lines()[1]
+    assert read_log(tmp_path / "log.txt")[0]["train_target_std"] == pytest.approx(50 / 3)
+
+
+@pytest.mark.parametrize("name", ["train_loss", "two words", "a,b"])
+def test_a_number_that_cannot_be_a_new_column_is_refused(tmp_path, name):
+    watcher = make(tmp_path)
+    for _ in watcher.epoch(0, [1.0]):
+        with pytest.raises(ValueError, match=f"an objective cannot give a number called '{name}'"):
+            watcher.step(torch.tensor(1.0), 0.1, numbers={name: torch.tensor(1.0)})
 
 
 def test_the_validation_loss_is_logged_everywhere(tmp_path, lines):
@@ -181,15 +201,18 @@ def test_a_run_stopped_anywhere_and_resumed_writes_the_same_bits(tmp_path, cut):
 
     def train(watcher, first_step, end):
         for step, loss in watcher.epoch(2, losses[first_step:], first_step):
-            watcher.step(torch.tensor(loss), 0.1 * step, float(step), **({"skipped": 1} if step == 2 else {}))
+            skipped = {"skipped": 1} if step == 2 else {}
+            watcher.step(torch.tensor(loss), 0.1 * step, float(step), {"part": torch.tensor(3.0 * loss)}, **skipped)
             if step + 1 == end:
                 break
 
     def recorded(workdir):
         rows = read_steps(workdir / "steps.csv")
+        (line,) = read_log(workdir / "log.txt")
         return (
-            read_log(workdir / "log.txt")[0]["train_loss"],
-            repr([{key: row[key] for key in ("step", "train_loss", "grad_norm", "skipped")} for row in rows]),
+            line["train_loss"],
+            line["train_part"],
+            repr([{key: row[key] for key in ("step", "train_loss", "grad_norm", "skipped", "part")} for row in rows]),
         )
 
     for name in ("whole", "cut"):
@@ -209,7 +232,7 @@ def test_a_run_stopped_anywhere_and_resumed_writes_the_same_bits(tmp_path, cut):
     watcher.end_epoch()
     assert recorded(tmp_path / "cut") == recorded(tmp_path / "whole")
     whole = math.fsum(loss for loss in losses if not math.isnan(loss)) / 6
-    assert recorded(tmp_path / "cut")[0] == pytest.approx(whole)
+    assert recorded(tmp_path / "cut")[:2] == pytest.approx((whole, 3 * whole))
 
 
 def test_the_epoch_after_a_resumed_one_starts_at_zero(tmp_path):
@@ -341,7 +364,7 @@ workdir.mkdir()
 losses = torch.tensor([[1.0, math.nan, 5.0], [2.0, 3.0, 6.0]][distributed.rank()], device=device)
 watcher = Monitor(workdir, first_epoch=0, num_epochs=1, steps_per_epoch=3, samples_per_step=8, print_freq=2)
 for step, loss in watcher.epoch(0, losses.unbind()):
-    watcher.step(loss, 0.1)
+    watcher.step(loss, 0.1, numbers={"square": loss**2, "one": torch.ones(())})
 watcher.end_epoch()
 watcher.close()
 distributed.cleanup()
@@ -363,5 +386,7 @@ def test_the_main_process_writes_the_means_of_all(tmp_path, pytestconfig):
     assert run.returncode == 0, run.stderr
     rows = read_steps(tmp_path / "rank0" / "steps.csv")
     assert [(row["train_loss"], row["non_finite"]) for row in rows] == [(2.0, 1), (5.5, 0)]
-    assert read_log(tmp_path / "rank0" / "log.txt")[0]["train_loss"] == 17 / 5
+    assert [(row["square"], row["one"]) for row in rows] == [(pytest.approx(14 / 3), 1), (30.5, 1)]
+    (line,) = read_log(tmp_path / "rank0" / "log.txt")
+    assert (line["train_loss"], line["train_square"], line["train_one"]) == (17 / 5, 75 / 5, 1)
     assert list((tmp_path / "rank1").iterdir()) == []

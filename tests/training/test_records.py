@@ -91,3 +91,19 @@ def test_a_table_with_fewer_columns_continues_with_all_columns(tmp_path):
     (tmp_path / "steps.csv").write_text("step,train_loss\n2,0.5\n")
     StepTable(tmp_path / "steps.csv", last_step=2).add({"step": 4, "train_loss": 0.25})
     assert [(row["step"], row["train_loss"]) for row in read_steps(tmp_path / "steps.csv")] == [(2, 0.5), (4, 0.25)]
+
+
+def test_more_columns_follow_the_others_and_are_empty_in_earlier_rows(tmp_path):
+    path = tmp_path / "steps.csv"
+    table = StepTable(path, last_step=0)
+    table.add({"step": 2, "epoch": 0, "train_loss": 0.5})
+    before = path.read_text().splitlines()
+    table.add({"step": 4, "epoch": 0, "train_loss": 0.25, "accuracy": 0.75}, more_columns=["accuracy"])
+    table.add({"step": 6, "epoch": 0, "train_loss": 0.125})
+    assert path.read_text().splitlines()[:2] == [before[0] + ",accuracy", before[1] + ","]
+    first, second, third = read_steps(path)
+    assert tuple(first) == (*STEP_COLUMNS, "accuracy")
+    assert math.isnan(first["accuracy"]) and second["accuracy"] == 0.75 and math.isnan(third["accuracy"])
+    StepTable(path, last_step=4).add({"step": 6, "accuracy": 0.5, "spread": 2.0}, more_columns=["accuracy", "spread"])
+    assert [(row["step"], row["spread"]) for row in read_steps(path)][2:] == [(6, 2.0)]
+    assert [row["accuracy"] for row in read_steps(path)][1:] == [0.75, 0.5]

@@ -151,6 +151,20 @@ def test_charts_overlay_all_runs_and_have_descriptions(runs, tmp_path):
     assert "third goes from 2 to 0.4082." in charts[1]
 
 
+def test_numbers_of_objectives_have_charts_of_their_own(tmp_path):
+    plain, own = write_run(tmp_path / "plain"), write_run(tmp_path / "own")
+    table = StepTable(own / "steps.csv", last_step=0)
+    for step, value in ((10, 4.0), (20, 1.0)):
+        table.add({"step": step, "epoch": 0, "target_std": value}, more_columns=["target_std"])
+    table.close()
+    charts = [
+        attributes["aria-label"]
+        for tag, attributes in page([plain, own], tmp_path).tags
+        if tag == "svg" and attributes.get("role") == "img"
+    ]
+    assert charts[2] == "Target std by step. own goes from 4 to 1." and len(charts) == 5
+
+
 def test_pictures_are_embedded_and_have_alt_texts(runs, tmp_path):
     (runs[1] / "reconstructions.png").unlink()
     pictures = [attributes for tag, attributes in page(runs, tmp_path).tags if tag == "img"]
