@@ -53,8 +53,9 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
             another module with `get_config()`; with a variant after a colon where `get_config` takes one. A study of
             `configs.studies` without a variant: the one that the weights were trained as. None: the config that the
             weights were trained with, or DEFAULT_MODEL if there are no weights either.
-        weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained". None: the published folder
-            of the config in $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
+        weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained". Without a config also a
+            name of `available_models`, unless a file or folder has it. None: the published folder of the config in
+            $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
         features: `scene_layout`, `scene_pooling` and `overlap` in place of the config's; None keeps the config's.
 
     Raises:
@@ -62,6 +63,8 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
         FileNotFoundError: no weights there.
     """
     path: Path | None
+    if config_name is None and weights in available_models() and not Path(weights).exists():
+        config_name, weights = str(weights), None
     if config_name is None and weights and weights != UNTRAINED:
         path = find_checkpoint(weights)
         config, name = _config_beside(path)

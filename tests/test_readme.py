@@ -221,7 +221,8 @@ def test_the_models_of_the_front_page():
         assert [f"{one['parameters'] / 1e6:.1f}" for one in golden] == parameters.removesuffix(" M").split(", "), name
         assert [str(5 * one["state_dict"]["mask_token"][0][-1]) for one in golden] == width.split(", "), name
         seen |= set(names)
-    experiments = {"ssam_alternate_tiny_200_16x4", "ssam_both_tiny_200_16x4"}  # without weights to load
+    ours = ("alternate", "both", "joint", "teacher")  # without weights to load
+    experiments = {f"ssam_{name}_tiny_200_16x4" for name in ours}
     assert seen | experiments == {path.stem for path in (ROOT / "configs").glob("*_tiny*.py")} | {
         path.stem for path in (ROOT / "configs").glob("*_200_16x4.py")
     }

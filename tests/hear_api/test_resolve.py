@@ -81,6 +81,14 @@ def test_the_default_is_the_small_model_that_comes_with_the_project():
     assert load_runtime(None, "untrained")[1] == "ssam_tiny_free_audio:untrained"
 
 
+def test_weights_may_be_named_as_models_are_listed(tmp_path, monkeypatch):
+    assert load_runtime(None, "ssast_tiny_free_audio")[1] == "ssast_tiny_free_audio:model"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ssast_tiny_free_audio").mkdir()  # a work folder of that name
+    with pytest.raises(FileNotFoundError, match="in ssast_tiny_free_audio"):
+        load_runtime(None, "ssast_tiny_free_audio")
+
+
 @pytest.mark.parametrize(
     "named, message",
     [

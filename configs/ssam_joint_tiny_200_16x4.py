@@ -1,6 +1,6 @@
 """SSAM-Tiny with the joint objective of SSAST and SSAMBA: tell masked patches apart and reconstruct them.
 
-    python train.py --config configs.ssam_joint --workdir RUN --data ARCHIVES --no-wandb \\
+    python train.py --config configs.ssam_joint_tiny_200_16x4 --workdir RUN --data ARCHIVES --no-wandb \\
         --set batch_size=32 opt.learning_rate=4e-3
 
 Encoder and recipe are those of configs.ssam_tiny_200_16x4, with positions on masked tokens. The loss is InfoNCE plus

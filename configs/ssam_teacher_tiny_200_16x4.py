@@ -1,6 +1,6 @@
 """SSAM-Tiny that predicts what a moving average of itself makes of the whole clip (data2vec, Baevski et al. 2022).
 
-    python train.py --config configs.ssam_teacher --workdir RUN --data ARCHIVES --no-wandb \\
+    python train.py --config configs.ssam_teacher_tiny_200_16x4 --workdir RUN --data ARCHIVES --no-wandb \\
         --set batch_size=32 opt.learning_rate=4e-3
 
 Encoder and recipe are those of configs.ssam_tiny_200_16x4, with positions on masked tokens. The targets are the mean of
