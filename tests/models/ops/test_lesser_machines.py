@@ -18,6 +18,7 @@ KEY_TESTS = (
     "tests/models/ops/test_causal_conv1d.py",
     "tests/models/ops/test_scan_backends.py",
     "tests/models/ops/test_linear.py",
+    "tests/models/ops/test_reverse.py",
 )
 
 
