@@ -78,7 +78,7 @@ def test_other_directions_differ_from_the_paper_in_nothing_else(direction):
 
 @pytest.mark.parametrize("name", ["teacher", "joint"])
 def test_the_objectives_differ_from_the_paper_only_in_the_loss(name):
-    ours, papers = (load_config(f"configs.{config}").to_dict() for config in (f"ssam_{name}_tiny_200_16x4", "ssam_tiny_200_16x4"))
+    ours, papers = (load_config(f"configs.ssam_{of}_200_16x4").to_dict() for of in (f"{name}_tiny", "tiny"))
     assert ours["opt"].pop("objective") == name and papers["opt"].pop("objective") == "reconstruction"
     args = {"teacher": {"last_blocks": 8, "reconstruction_weight": 0.0}, "joint": {"generative_weight": 10.0}}
     assert ours["opt"].pop("objective_args") == args[name] and papers["opt"].pop("objective_args") == {}

@@ -190,6 +190,15 @@ class TestEncoder:
         unused = {name for name, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0}
         assert unused == ({"cls_token"} if (direction, cls_position) == ("forward", "last") else set())
 
+    @pytest.mark.parametrize("token_order", ["time", "frequency"])
+    @pytest.mark.parametrize("cls_position", ["first", "middle", "last"])
+    def test_the_last_blocks_output_is_in_the_order_of_the_patches(self, token_order, cls_position):
+        """The targets of a teacher are made of block outputs, and belong to patches."""
+        model, tokens = small(token_order=token_order, cls_position=cls_position).eval(), torch.randn(2, 20, 32)
+        with torch.no_grad():
+            (output,) = model.block_outputs(tokens, 1)
+            torch.testing.assert_close(model.encoder_norm(output), model.encode(tokens), rtol=0, atol=1e-6)
+
     def test_unknown_values_and_combinations_are_refused(self):
         for args, message in (
             ({"direction": "backward"}, "unknown direction 'backward'; choose from forward, alternate, both"),
