@@ -185,11 +185,10 @@ class MaskedSpectrogramEncoder(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens [B, L, D] -> normalised output of the blocks [B, L, D], without the class token."""
-        if self.cls_token is None:
-            return self.forward_blocks(tokens)
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-        place = self._cls_place(tokens.shape[1])
-        tokens = torch.cat([tokens[:, :place], cls_token, tokens[:, place:]], dim=1)
+        if self.cls_token is not None:
+            cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+            place = self._cls_place(tokens.shape[1])
+            tokens = torch.cat([tokens[:, :place], cls_token, tokens[:, place:]], dim=1)
         return self._of_patches(self.forward_blocks(tokens))
 
     def _cls_place(self, patches: int) -> int:

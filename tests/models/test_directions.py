@@ -191,10 +191,12 @@ class TestEncoder:
         assert unused == ({"cls_token"} if (direction, cls_position) == ("forward", "last") else set())
 
     @pytest.mark.parametrize("token_order", ["time", "frequency"])
-    @pytest.mark.parametrize("cls_position", ["first", "middle", "last"])
-    def test_the_last_blocks_output_is_in_the_order_of_the_patches(self, token_order, cls_position):
+    @pytest.mark.parametrize(
+        "args", [{"use_cls_token": False}, *({"cls_position": place} for place in ("first", "middle", "last"))]
+    )
+    def test_the_last_blocks_output_is_in_the_order_of_the_patches(self, token_order, args):
         """The targets of a teacher are made of block outputs, and belong to patches."""
-        model, tokens = small(token_order=token_order, cls_position=cls_position).eval(), torch.randn(2, 20, 32)
+        model, tokens = small(token_order=token_order, **args).eval(), torch.randn(2, 20, 32)
         with torch.no_grad():
             (output,) = model.block_outputs(tokens, 1)
             torch.testing.assert_close(model.encoder_norm(output), model.encode(tokens), rtol=0, atol=1e-6)
