@@ -148,7 +148,7 @@ def check_objective(
         raise ValueError(f"{source}: opt.objective must be the name of an objective or MODULE:CLASS, got {name!r}")
     if name not in known and ":" not in name:
         raise ValueError(f"{source}: unknown opt.objective {name!r}; {suggestion(name, [*known, 'MODULE:CLASS'])}")
-    valid = list(inspect.signature(find(name)).parameters)[2:]
+    valid = argument_names(find(name))[2:]
     for key in config.opt.objective_args:
         if key not in valid:
             raise _unknown_key(f"opt.objective_args.{key}", valid, f"{source}, with opt.objective {name!r}")
