@@ -1,7 +1,8 @@
 """Predicted labels as files: a csv or jsonl table, label tracks for Audacity, or selection tables for Raven.
 
 Times are in seconds from the start of the recording. A table has `<name>.settings.json` beside it, a folder has it
-inside: what the labels depend on, with the names of all classes and the temperature of the probabilities.
+inside: what the labels depend on, with the names of all classes and the temperature of the probabilities. If channels
+were labelled one by one, tables have a column with their number, counted from 0, and each has a file of its own.
 """
 
 import csv
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -190,10 +191,12 @@ def _write_table(labelling: Labelling, name: str, out: Path, journal: Journal, s
 
 def _write_csv(labelling: Labelling, text: IO[str], journal: Journal) -> None:
     table = csv.writer(text)
-    table.writerow(["path", "start", "end", "label", "probability"])
+    numbered = any(entry.channel is not None for entry in journal.entries)
+    table.writerow(["path", *(["channel"] if numbered else []), "start", "end", "label", "probability"])
     for entry, rows in files_of(journal):
+        of: list[Any] = [entry.path, entry.channel] if numbered else [entry.path]
         for label in labelling.labels(rows, entry.seconds):
-            table.writerow([entry.path, label.start, label.end, label.label, f"{label.probability:.6g}"])
+            table.writerow([*of, label.start, label.end, label.label, f"{label.probability:.6g}"])
 
 
 def _write_jsonl(labelling: Labelling, text: IO[str], journal: Journal) -> None:
@@ -202,7 +205,10 @@ def _write_jsonl(labelling: Labelling, text: IO[str], journal: Journal) -> None:
             found = list(labelling.labels(row[None], entry.seconds))
             start = round(number * labelling.hop_seconds, 6)
             end = min(start + labelling.window_seconds, entry.seconds) if labelling.window_seconds else entry.seconds
-            window = {"path": entry.path, "start": start, "end": round(end, 6)}
+            window: dict[str, Any] = {"path": entry.path}
+            if entry.channel is not None:
+                window["channel"] = entry.channel
+            window |= {"start": start, "end": round(end, 6)}
             window["labels"] = {label.label: round(label.probability, 6) for label in found}
             text.write(json.dumps(window, ensure_ascii=False) + "\n")
 
@@ -219,7 +225,8 @@ def _settings_beside(out: Path) -> str | None:
 
 
 def _write_folder(labelling: Labelling, name: str, out: Path, journal: Journal, step_seconds: float) -> None:
-    """A label track or selection table per recording, named `<number>_<name of the recording>`."""
+    """A label track or selection table per recording, named `<number>_<name of the recording>`, or per channel, named
+    `<number>_ch<its number>_<name of the recording>`."""
     unfinished = journal.folder / "labels"
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
     unfinished.mkdir()
@@ -227,7 +234,12 @@ def _write_folder(labelling: Labelling, name: str, out: Path, journal: Journal, 
     for number, (entry, rows) in enumerate(files_of(journal)):
         stem = Path(entry.path).stem.encode()[:NAME_BYTES].decode(errors="ignore")
         spans = merged(labelling.labels(rows, entry.seconds))
-        text = audacity_track(spans) if name == "audacity" else raven_table(spans, labelling.max_hz)
+        if name == "audacity":
+            text = audacity_track(spans)
+        else:
+            text = raven_table(spans, labelling.max_hz, entry.channel or 0)
+        if entry.channel is not None:
+            stem = f"ch{entry.channel}_{stem}"
         (unfinished / f"{number:06d}_{stem}{TRACK_SUFFIX[name]}").write_text(text, encoding="utf-8")
     unfinished.rename(out)
 
@@ -242,12 +254,13 @@ def audacity_track(spans: list[Label]) -> str:
     return "".join(f"{span.start:.6f}\t{span.end:.6f}\t{_one_line(span.label)}\n" for span in spans)
 
 
-def raven_table(spans: list[Label], max_hz: float) -> str:
-    """A selection table with the columns that Raven needs, over all frequencies, and label and score."""
+def raven_table(spans: list[Label], max_hz: float, channel: int = 0) -> str:
+    """A selection table with the columns that Raven needs, over all frequencies, and label and score. Raven counts
+    channels from 1."""
     header = ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)"]
     lines = ["\t".join([*header, "Label", "Score"])]
     for number, span in enumerate(spans, start=1):
-        cells = [number, "Spectrogram 1", 1, f"{span.start:.6f}", f"{span.end:.6f}", "0.0", f"{max_hz:.1f}"]
+        cells = [number, "Spectrogram 1", channel + 1, f"{span.start:.6f}", f"{span.end:.6f}", "0.0", f"{max_hz:.1f}"]
         lines.append("\t".join(map(str, [*cells, _one_line(span.label), f"{span.probability:.4f}"])))
     return "\n".join(lines) + "\n"
 

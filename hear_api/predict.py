@@ -71,9 +71,10 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     add("--format", choices=FORMATS, help="default: that of the suffix of --out")
     add(
         "--channel",
-        choices=CHANNELS,
+        choices=[*CHANNELS, "each"],
         default="mix",
-        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one; "
+        "each: labels of every channel, with its number, counted from 0",
     )
     add_hidden_argument(parser)
     add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
@@ -120,12 +121,16 @@ def _label_sources(
 ) -> None:
     """Label the files that the journal lacks, group by group; each group is committed before the next one."""
     left = sources[len(journal.entries) :]
-    calls = ((source.path, classifier.front_end, args.channel) for source in left)
+    calls = (
+        (source.path, classifier.front_end, args.channel if source.channel is None else source.channel)
+        for source in left
+    )
     clips = prefetch(pool, decode, calls, FILES_AHEAD * args.workers)
     if args.strict:
         clips = without_failures(left, clips)
     waiting = iter(left)
-    with tqdm(desc="labelling", unit="file", total=len(sources), initial=len(journal.entries)) as bar:
+    unit = "channel" if args.channel == "each" else "file"
+    with tqdm(desc="labelling", unit=unit, total=len(sources), initial=len(journal.entries)) as bar:
         for group in group_clips(clips):
             try:
                 rows = [row.numpy() for row in labelling.rows(classifier, group)]

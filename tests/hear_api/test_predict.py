@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,3 +296,30 @@ def test_left_and_right_channels(tmp_path, weights):
         out = tmp_path / f"{channel}.csv"
         run(tmp_path / "s.wav", "--weights", weights, "--channel", channel, "--out", out)
         assert [row["label"] for row in rows_of(out)] == [label]
+
+
+def test_each_channel_has_labels_of_its_own(tmp_path, weights):
+    soundfile.write(tmp_path / "s.wav", np.stack([sound("high", 4), sound("hiss", 4)], axis=1), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "t.wav", sound("low, hum", 2), RATE, subtype="FLOAT")
+    (tmp_path / "x.wav").write_bytes(b"not audio")
+    inputs = [*(tmp_path / name for name in ("s.wav", "x.wav", "t.wav")), "--weights", weights, "--channel", "each"]
+    found = [("s.wav", 0, "high"), ("s.wav", 1, "hiss"), ("t.wav", 0, "low, hum")]
+    for name in ("each.csv", "each.jsonl"):
+        with pytest.raises(SystemExit, match="3"):
+            run(*inputs, "--out", tmp_path / name)
+    rows = rows_of(tmp_path / "each.csv")
+    assert [(Path(row["path"]).name, int(row["channel"]), row["label"]) for row in rows] == found
+    windows = [json.loads(line) for line in (tmp_path / "each.jsonl").read_text().splitlines()]
+    labels = [(Path(one["path"]).name, one["channel"], *one["labels"]) for one in windows]
+    assert labels == found
+    for name in ("audacity", "raven"):
+        with pytest.raises(SystemExit, match="3"):
+            run(*inputs, "--out", tmp_path / name, "--format", name)
+    tracks = {path.name: path.read_text() for path in (tmp_path / "audacity").glob("*.txt")}
+    assert {name: parse_audacity(text) for name, text in tracks.items()} == {
+        "000000_ch0_s.txt": [(0, 4, "high")],
+        "000001_ch1_s.txt": [(0, 4, "hiss")],
+        "000002_ch0_t.txt": [(0, 2, "low, hum")],
+    }
+    table = (tmp_path / "raven" / "000001_ch1_s.selections.txt").read_text().splitlines()
+    assert table[1].split("\t")[2] == "2"  # Raven counts channels from 1
