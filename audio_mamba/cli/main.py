@@ -25,13 +25,14 @@ COMMANDS = {
     "finetune": "train a classifier on labelled clips, from an encoder",
     "predict": "audio files -> labels, by a fine-tuned classifier",
     "report": "compare training runs in one HTML page",
-    "hear": "HEAR evaluation: extract, heads, table, validate",
+    "hear": "HEAR and X-ARES evaluation: extract, heads, table, xares, validate",
 }
 
 HEAR_COMMANDS = {
     "extract": "embed every task (extract_features.sh)",
     "heads": "train downstream heads with ten seeds (downstream_experiments.sh)",
     "table": "scores -> tables and figure (stats_aggregation_v2.py)",
+    "xares": "X-ARES scores of one model (evaluate_xares.sh)",
     "validate": "check a module against the HEAR API",
 }
 
@@ -83,13 +84,15 @@ def load_hear(command: str) -> Main:
             from audio_mamba.external_sources.downstream import main
         case "table":
             from audio_mamba.stats_aggregation_v2 import main
+        case "xares":
+            from audio_mamba.external_sources.xares_run import main
         case _:
             from audio_mamba.external_sources.validate import main
     return main
 
 
 def hear(arguments: list[str], prog: str) -> None:
-    """HEAR evaluation, with the same code as the three published scripts, and hear-validator."""
+    """HEAR evaluation, with the same code as the three published scripts, X-ARES, and hear-validator."""
     command, rest = choose(HEAR_COMMANDS, prog, str(hear.__doc__), arguments)
     load_hear(command)(rest, f"{prog} {command}")
 
