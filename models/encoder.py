@@ -254,9 +254,9 @@ class MaskedSpectrogramEncoder(nn.Module):
             What `encode` computes for these tokens, [B, L, D], and the states after them.
 
         Raises:
-            NotImplementedError: the encoder carries no state.
+            ValueError: the encoder carries no state.
         """
-        raise NotImplementedError(f"{type(self).__name__} carries no state from step to step")
+        raise ValueError(f"{type(self).__name__} carries no state from step to step")
 
     def use_backend(self, backend: str) -> None:
         """Choose the kernels, see `models.ops.dispatch`. Encoders whose blocks have no choice ignore it."""

@@ -1,5 +1,6 @@
 """What every objective of pretraining has, and the module of those that train a head of their own."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ Batch = Mapping[str, Tensor]
 Losses = tuple[Tensor, dict[str, Tensor]]
 
 
-class Objective:
+class Objective(ABC):
     """What pretraining minimises, chosen by `opt.objective`.
 
     train.py calls `start` or, to resume, `load_state_dict`; then `loss` for every batch and `after_step` after every
@@ -33,18 +34,18 @@ class Objective:
         self.encoder = encoder
         self.module: nn.Module = encoder
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         """The loss of a batch, a scalar, and further numbers to watch by name, scalars without gradients.
 
         `model` is `module`, compiled or wrapped for several processes. Call it exactly once. Every batch gives numbers
         of the same names.
         """
-        raise NotImplementedError
 
-    def start(self) -> None:
+    def start(self) -> None:  # noqa: B027 - an optional hook
         """Called before the first step of a new run, when the encoder has its initial weights."""
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float) -> None:  # noqa: B027 - an optional hook
         """Called after each step of the optimizer; `progress` is the completed share of the run, above 0, up to 1."""
 
     def picture(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor] | None:

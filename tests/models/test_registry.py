@@ -113,7 +113,7 @@ def test_an_encoder_need_only_have_blocks(archs):
     expected = nn.functional.layer_norm(hidden, (32,), eps=1e-6)[:, 1:]
     torch.testing.assert_close(model.encode(tokens), expected)
     assert (model.causal, model.carries_state) == (False, False)
-    with pytest.raises(NotImplementedError, match="Averaging carries no state"):
+    with pytest.raises(ValueError, match="Averaging carries no state"):
         model.step(tokens)
 
 
