@@ -21,14 +21,18 @@ from audio_mamba.models.objectives.base import (
 from audio_mamba.models.objectives.reconstruction import Reconstruction
 from audio_mamba.models.ops.linear import Linear
 
+TARGET_NORMS = ("layer", "instance")
+
 
 class Teacher(Objective):
     """The student, the encoder, reads the masked clip; its teacher, an average of its past weights, the whole clip.
 
     The target at a patch is made as in data2vec (arXiv 2202.03555, section 3.3): first normalise what each of the
-    teacher's last K blocks gives for the patch, over its channels (a layer norm without parameters), then take the mean
-    of the K. The output of a block is the residual stream after it; data2vec takes what its feed-forward layer adds. A
-    head of two layers on the student's tokens predicts the targets of the masked patches.
+    teacher's last K blocks gives, then take the mean of the K. It normalises each patch over its channels (a layer norm
+    without parameters; theirs for images), or each channel over the patches of the clip (an instance norm; theirs for
+    speech), which leaves nothing that all patches of a clip share. The output of a block is the residual stream after
+    it; data2vec takes what its feed-forward layer adds. A head of two layers on the student's tokens predicts the
+    targets of the masked patches.
 
     After each step, teacher = decay * teacher + (1 - decay) * student, over all weights; the decay grows linearly over
     the run. The teacher needs no gradients and is not wrapped for several processes: each of them has the same student,
@@ -42,6 +46,7 @@ class Teacher(Objective):
         last_blocks: K; data2vec has 8 of 12 for speech.
         decay: of the average at the start of the run.
         final_decay: at its end.
+        target_norm: "layer" or "instance".
         beta: where the loss changes from squared to absolute errors (smooth L1). None: the squared error, as in
             data2vec for speech.
         reconstruction_weight: of the published loss, which is added; it reads `opt.norm_pix_loss` and
@@ -58,6 +63,7 @@ class Teacher(Objective):
         last_blocks: int = 8,
         decay: float = 0.999,
         final_decay: float = 0.9999,
+        target_norm: str = "layer",
         beta: float | None = None,
         reconstruction_weight: float = 0.0,
     ):
@@ -67,6 +73,10 @@ class Teacher(Objective):
             raise ValueError(
                 f"opt.objective_args.last_blocks must be 1 to {len(encoder.blocks)}, the blocks of the encoder, "
                 f"got {last_blocks}"
+            )
+        if target_norm not in TARGET_NORMS:
+            raise ValueError(
+                f"opt.objective_args.target_norm must be one of {', '.join(TARGET_NORMS)}, got {target_norm!r}"
             )
         if not 0 <= decay <= final_decay <= 1:
             raise ValueError(
@@ -85,7 +95,7 @@ class Teacher(Objective):
                 "opt.objective 'teacher'"
             )
         self.last_blocks, self.beta, self.reconstruction_weight = last_blocks, beta, reconstruction_weight
-        self.decay, self.final_decay = decay, final_decay
+        self.decay, self.final_decay, self.target_norm = decay, final_decay, target_norm
         width = encoder.embed_dim
         head = nn.Sequential(Linear(width, width), nn.GELU(), Linear(width, width))
         self.module = EncoderWithHead(encoder, head, reconstructs=reconstruction_weight > 0)
@@ -99,7 +109,10 @@ class Teacher(Objective):
     def targets(self, x: Tensor) -> Tensor:
         """The target of each patch of spectrograms: float32 [B, L, D]."""
         outputs = self.teacher.block_outputs(self.teacher.embed(x), self.last_blocks)
-        normalised = [F.layer_norm(output.float(), output.shape[-1:]) for output in outputs]
+        if self.target_norm == "layer":
+            normalised = [F.layer_norm(output.float(), output.shape[-1:]) for output in outputs]
+        else:
+            normalised = [F.layer_norm(output.float().mT, output.shape[1:2]).mT for output in outputs]
         return torch.stack(normalised).mean(dim=0)
 
     def loss(self, model: nn.Module, batch: Batch) -> Losses:

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import correlate
+from scipy.special import erf
 from torch import nn
 
 from audio_mamba import models
@@ -96,6 +98,47 @@ class TestReconstruction:
         assert torch.equal(model.unpatchify(target), clips["spectrogram"]) and torch.equal(mask, clips["mask"])
 
 
+class TestDecoder:
+    @pytest.mark.parametrize("arch", ARCHS)
+    def test_it_predicts_from_the_grid_of_tokens(self, arch):
+        """By scipy's correlation in float64."""
+        model, clips = encoder(arch).eval(), batch()
+        objective = build(model, decoder_layers=2, masked_only_loss=True)
+        with torch.no_grad():
+            loss, numbers = objective.loss(objective.module, clips)
+            tokens, mask = model.encode_masked(*clips.values())
+        grid = float64(tokens).reshape(3, 10, 5, 48)
+        decoder = objective.module.head
+        for layer in decoder.layers:
+            weight, bias = float64(layer.weight), float64(layer.bias)
+            new = np.empty_like(grid)
+            for clip, channel in np.ndindex(3, 48):
+                first = channel // 3 * 3  # 16 groups of 3
+                new[clip, :, :, channel] = bias[channel] + sum(
+                    correlate(grid[clip, :, :, first + i], weight[channel, i], mode="constant") for i in range(3)
+                )
+            normal = (new - new.mean(-1, keepdims=True)) / np.sqrt(new.var(-1, keepdims=True) + 1e-5)
+            grid = grid + 0.5 * normal * (1 + erf(normal / math.sqrt(2)))
+        predicted = grid.reshape(3, 50, 48) @ float64(decoder.out.weight).T + float64(decoder.out.bias)
+        error = np.square(predicted - float64(model.patchify(clips["spectrogram"]))).mean(-1)
+        assert loss.item() == pytest.approx((error * float64(mask)).sum() / float64(mask).sum(), rel=1e-5)
+        assert numbers == {}
+        np.testing.assert_allclose(objective.picture(clips)[0].detach().numpy(), predicted, atol=1e-4)
+
+    def test_it_is_trained_and_kept_beside_the_encoder(self):
+        model = encoder()
+        objective = build(model, decoder_layers=1)
+        objective.loss(objective.module, batch())[0].backward()
+        trained = {name for name, parameter in objective.module.named_parameters() if parameter.grad is not None}
+        assert {name for name, p in objective.module.named_parameters() if p.requires_grad} == trained
+        assert "head.layers.0.weight" in trained and not any("pred" in name for name in trained)
+        state = objective.state_dict()
+        assert set(state["module"]) == {f"head.{key}" for key in objective.module.head.state_dict()}
+        other = build(encoder(), decoder_layers=1)
+        other.load_state_dict(state)
+        assert torch.equal(other.module.head.out.weight, objective.module.head.out.weight)
+
+
 def outputs_by_hand(model, x):
     """The output of each block [B, L, D] for the whole clip, without the class token."""
     tokens = model.embed(x)
@@ -112,11 +155,11 @@ def outputs_by_hand(model, x):
     return outputs
 
 
-def targets_by_hand(model, x, last):
-    """The mean of the last blocks' outputs, each normalised over its channels: float64 [B, L, D]."""
+def targets_by_hand(model, x, last, axis=-1):
+    """The mean of the last blocks' outputs, each normalised over its channels, or over an axis: float64 [B, L, D]."""
     normalised = []
     for output in map(float64, outputs_by_hand(model, x)[-last:]):
-        mean, variance = output.mean(-1, keepdims=True), output.var(-1, keepdims=True)
+        mean, variance = output.mean(axis, keepdims=True), output.var(axis, keepdims=True)
         normalised.append((output - mean) / np.sqrt(variance + 1e-5))
     return np.mean(normalised, axis=0)
 
@@ -132,6 +175,16 @@ class TestTeacher:
         exact.load_state_dict(objective.teacher.state_dict())
         with torch.no_grad():
             expected = targets_by_hand(exact, x.double(), last)
+        np.testing.assert_allclose(objective.targets(x).numpy(), expected, rtol=0, atol=5e-4)
+
+    def test_instance_norm_is_over_the_patches_of_a_clip(self):
+        model = encoder()
+        objective = unlike(model, teacher(model, target_norm="instance"))
+        x = batch()["spectrogram"]
+        exact = encoder().double()
+        exact.load_state_dict(objective.teacher.state_dict())
+        with torch.no_grad():
+            expected = targets_by_hand(exact, x.double(), 2, axis=1)
         np.testing.assert_allclose(objective.targets(x).numpy(), expected, rtol=0, atol=5e-4)
 
     @pytest.mark.parametrize("beta", [None, 0.5])
@@ -348,6 +401,8 @@ def test_the_deviation_over_clips_tells_a_collapse():
 @pytest.mark.parametrize(
     "name, args, message",
     [
+        ("reconstruction", {"decoder_layers": -1}, "decoder_layers must be at least 0, got -1"),
+        ("teacher", {"last_blocks": 2, "target_norm": "batch"}, "target_norm must be one of layer, instance"),
         ("teacher", {"last_blocks": 0}, "last_blocks must be 1 to 3, the blocks of the encoder, got 0"),
         ("teacher", {"last_blocks": 4}, "last_blocks must be 1 to 3"),
         ("teacher", {"last_blocks": 2, "decay": 1.5}, "decay and final_decay must be in .* got 1.5 and 0.9999"),
