@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+NORMALISATION = ("mean", "std")
+
 
 class FrontEndError(ValueError):
     """Settings that are not valid, or two front ends that differ; the message names the settings."""
@@ -25,6 +27,9 @@ class FrontEnd:
         n_mels: mel bands.
         mel_min_hz, mel_max_hz: lower edge of the first band and upper edge of the last.
         log_offset: added to the mel power before the logarithm.
+        mean, std: of log-mels, the same for all clips: the encoder reads (log-mel - mean) / std. None, as published:
+            those of each clip, so the encoder does not see how loud a clip is. Archives hold log-mels as they are, so
+            their front end has neither.
 
     Raises:
         FrontEndError: a value is out of range.
@@ -37,10 +42,14 @@ class FrontEnd:
     mel_min_hz: float = 50.0
     mel_max_hz: float = 8000.0
     log_offset: float = 1.1920929e-07  # float32 machine epsilon
+    mean: float | None = None
+    std: float | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name in NORMALISATION:
+                continue
             whole = field.type is int
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= whole:
                 kind = "a whole number of at least 1" if whole else "a number of at least 0"
@@ -54,6 +63,14 @@ class FrontEnd:
             )
         if not 0 < self.log_offset < math.inf:
             raise FrontEndError(f"front_end.log_offset must be a positive number, got {self.log_offset!r}")
+        if self.mean is None and self.std is None:
+            return
+        numbers = [value for value in (self.mean, self.std) if isinstance(value, int | float)]
+        if len(numbers) < 2 or not all(map(math.isfinite, numbers)) or not numbers[1] > 0:
+            raise FrontEndError(
+                "front_end.mean and front_end.std must be two numbers, the second positive, or both None; got "
+                f"{self.mean!r} and {self.std!r}"
+            )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "FrontEnd":
@@ -61,15 +78,21 @@ class FrontEnd:
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: settings[key] for key in settings if key in names})
 
-    def settings(self) -> dict[str, int | float]:
-        """All settings by name, for a manifest or a config."""
+    def settings(self) -> dict[str, int | float | None]:
+        """All settings by name, for a config."""
         return dataclasses.asdict(self)
+
+    def of_archives(self) -> "FrontEnd":
+        """The same log-mels, not normalised."""
+        return dataclasses.replace(self, mean=None, std=None)
 
     def check_same(self, other: "FrontEnd", source: str) -> None:
         """FrontEndError, naming each differing setting, unless `other`, that of `source`, equals this one."""
         mine, theirs = self.settings(), other.settings()
         differing = [
-            f"{key} is {theirs[key]:g} there and {mine[key]:g} here" for key in mine if mine[key] != theirs[key]
+            f"{key} is {_text(theirs[key])} there and {_text(mine[key])} here"
+            for key in mine
+            if mine[key] != theirs[key]
         ]
         if differing:
             raise FrontEndError(f"{source} has another front end: {', '.join(differing)}")
@@ -92,10 +115,15 @@ class FrontEnd:
 PUBLISHED = FrontEnd()
 
 
+def _text(value: float | None) -> str:
+    return "that of each clip" if value is None else f"{value:g}"
+
+
 def parse_settings(entries: list[str]) -> FrontEnd:
-    """The front end of entries KEY=VALUE of a command line. FrontEndError for an unknown key or a wrong value."""
+    """The front end of entries KEY=VALUE of a command line, for an archive. FrontEndError for an unknown key or a wrong
+    value."""
     settings: dict[str, Any] = {}
-    types = {field.name: field.type for field in dataclasses.fields(FrontEnd)}
+    types = {field.name: field.type for field in dataclasses.fields(FrontEnd) if field.name not in NORMALISATION}
     for entry in entries:
         key, _, text = entry.partition("=")
         if key not in types:

@@ -72,14 +72,14 @@ def archive_front_end(directory: Path) -> FrontEnd:
     """
     manifest = read_manifest(directory)
     try:
-        return FrontEnd.from_settings(manifest["settings"] if manifest else {})
+        return FrontEnd.from_settings(manifest["settings"] if manifest else {}).of_archives()
     except (FrontEndError, TypeError) as error:
         raise ArchiveError(f"{directory / MANIFEST_NAME}: {error}") from error
 
 
 def check_front_end(directory: str | Path, front_end: FrontEnd) -> None:
     """FrontEndError, naming each differing setting, for an archive that was made with another front end."""
-    front_end.check_same(archive_front_end(Path(directory)), f"the archive {directory}")
+    front_end.of_archives().check_same(archive_front_end(Path(directory)), f"the archive {directory}")
 
 
 def unfinished(directory: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, normalise
 from audio_mamba.data.samples import decode_spectrogram
 from audio_mamba.front_end import FrontEnd
 
@@ -70,6 +70,8 @@ def crop_member(out: np.ndarray, member: bytes, front_end: FrontEnd, rng: np.ran
     clip = normalise(spectrogram, clip_statistics(spectrogram, ddof=0))  # as the published loader
     if not torch.isfinite(clip[0, 0]):  # one NaN or Inf makes all of them NaN or Inf
         raise ValueError("the spectrogram holds NaN or Inf")
+    if fixed := fixed_statistics(front_end):
+        clip = normalise(spectrogram, fixed)
     start, length = crop_place(len(clip), len(out), rng)
     refuse_constant(stored[start : start + length], front_end)
     out[:length] = clip[start : start + length].numpy()

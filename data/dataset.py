@@ -14,7 +14,7 @@ from audio_mamba.data.archives import check_front_end, shard_indices
 from audio_mamba.data.contents import Contents, LocalContents
 from audio_mamba.data.crops import DrawMask, crop_member, crop_place, refuse_constant, repeat_to_fill
 from audio_mamba.data.faults import Fault, Faults
-from audio_mamba.data.normalisation import STD_OFFSET, Statistics, normalise
+from audio_mamba.data.normalisation import STD_OFFSET, Statistics, fixed_statistics, normalise
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.data.shard_index import ShardIndex, index_from_headers, saved_index
@@ -192,14 +192,16 @@ class LogMelDataset(Dataset):
         refuse_constant(stored, self.front_end)
         if stored is not crop:
             torch.from_numpy(crop).copy_(torch.from_numpy(stored))  # many times faster than numpy with float16
-        values = torch.from_numpy(crop)
-        normalise(values, Statistics(float(mean), float(std)), out=values)
+        values, fixed = torch.from_numpy(crop), fixed_statistics(self.front_end)
+        own = normalise(values, Statistics(float(mean), float(std)), out=None if fixed else values)
         # The squares of all normalised values of the clip add up to their number, so those of the crop cannot exceed
         # it: this shows damage, NaN and Inf without reading the rest. The slack is for rounding.
         slack = crop.size * (1e-5 / (float(std) + STD_OFFSET)) ** 2
-        flat = crop.reshape(-1)
+        flat = own.numpy().reshape(-1)
         if not np.dot(flat, flat) <= 1.001 * frames * self.n_mels + slack:
             raise ValueError("the values do not fit their stored mean and deviation, or are NaN or Inf")
+        if fixed:
+            normalise(values, fixed, out=values)
         repeat_to_fill(out, length)
 
     def _read_member(self, index: int) -> bytes:

@@ -22,7 +22,7 @@ from audio_mamba.data.faults import Fault
 from audio_mamba.data.folds import file_numbers
 from audio_mamba.data.loader import ArchiveLoader, EpochBatches, FixedBatches
 from audio_mamba.data.manifest import read_manifest
-from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, normalise
 from audio_mamba.data.samples import ArchiveError, decode_labels, decode_spectrogram
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.front_end import FrontEnd
@@ -285,6 +285,8 @@ class LabelledDataset(Dataset):
             normal = normalise(spectrogram, clip_statistics(spectrogram, ddof=1))
             if not torch.isfinite(normal[0, 0]):  # one NaN or Inf makes all of them NaN or Inf
                 raise ValueError("the spectrogram holds NaN or Inf")
+            if fixed := fixed_statistics(self.clips.front_end):
+                normal = normalise(spectrogram, fixed)
         except (OSError, ValueError) as error:
             raise ArchiveError(f"{self.clips.name(clip)}: {error}") from error
         return normal.numpy()

@@ -1,10 +1,15 @@
-"""Zero mean and unit deviation of spectrograms: one formula for whole clips, crops, long files and live audio."""
+"""Normalised spectrograms: one formula for whole clips, crops, long files and live audio.
+
+By the mean and deviation of each clip, or by constants of the front end.
+"""
 
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from audio_mamba.front_end import FrontEnd
 
 STD_OFFSET = 1e-8  # from the published code; keeps a constant spectrogram finite
 
@@ -43,6 +48,18 @@ def clip_statistics(spectrogram: Tensor, ddof: int) -> Statistics:
     centred = spectrogram - origin
     shift = _clip_sum(centred) / count
     return Statistics(origin + shift, (_clip_sum((centred - shift).square()) / (count - ddof)).sqrt())
+
+
+def statistics_of(spectrogram: Tensor, front_end: FrontEnd, ddof: int) -> Statistics:
+    """What a front end normalises a clip by: its own constants, or the `clip_statistics` of the clip."""
+    return fixed_statistics(front_end) or clip_statistics(spectrogram, ddof)
+
+
+def fixed_statistics(front_end: FrontEnd) -> Statistics | None:
+    """The constants by which a front end normalises all clips; None if each has its own."""
+    if front_end.mean is None or front_end.std is None:
+        return None
+    return Statistics(front_end.mean, front_end.std)
 
 
 def _clip_sum(x: Tensor) -> Tensor:

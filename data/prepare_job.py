@@ -26,7 +26,7 @@ from audio_mamba.data.archives import (
 )
 from audio_mamba.data.audio import estimated_seconds
 from audio_mamba.data.shard_index import index_path
-from audio_mamba.front_end import PUBLISHED, FrontEnd
+from audio_mamba.front_end import NORMALISATION, PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
 
 CLIP_SECONDS = 10.0
@@ -211,7 +211,8 @@ def describe(
         line = (file.path.relative_to(audio_dir).as_posix(), size, names)
         inputs.update(repr(line).encode())
     described = dataclasses.asdict(settings)
-    described |= described.pop("front_end")  # at the same level, as in every archive so far
+    front_end = described.pop("front_end")  # at the same level, as in every archive so far
+    described |= {key: value for key, value in front_end.items() if key not in NORMALISATION}
     return described | {
         "inputs_sha256": inputs.hexdigest(),
         "labels_sha256": _labels_hash(vocabulary),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, normalise
 from audio_mamba.hear_api.clips import Clip, Failure, LongFile, ShortClip, group_clips, prefetch_chunks
 from audio_mamba.hear_api.inputs import ClipInput, as_clips, check_sample_rate
 from audio_mamba.hear_api.pooling import RunningPool, pool
@@ -206,14 +206,16 @@ class AudioClassifier(nn.Module):
     def of_windows(self, clip: Clip, window_frames: int, hop_frames: int) -> Tensor:
         """Probabilities of the windows of a clip, float32 [windows, classes] on the CPU, in bounded memory.
 
-        Each window is classified as a clip of its own: normalised by itself, with nothing of its surroundings.
+        Each window is classified as a clip of its own: normalised by itself, unless the front end has constants for
+        that, and with nothing of its surroundings.
         """
         total = clip.frames if isinstance(clip, LongFile) else len(clip.spectrogram)
         windows = cut_windows(self._chunks(clip), total, window_frames, hop_frames)
         rows = []
         while batch := list(islice(windows, WINDOWS_AT_ONCE)):
-            normal = [normalise(window, clip_statistics(window, ddof=1)) for window in batch]
-            features = self.runtime.encode(normal, "bands")  # of each, [t, W]
+            if fixed_statistics(self.runtime.front_end) is None:  # else they are normalised already
+                batch = [normalise(window, clip_statistics(window, ddof=1)) for window in batch]
+            features = self.runtime.encode(batch, "bands")  # of each, [t, W]
             rows += [self._of_features(pool(steps, self.pooling)[None]) for steps in features]
         return torch.cat(rows)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audio_mamba.data.audio import AudioFileError, stream_audio
 from audio_mamba.data.features import LogMelStream, log_mel
-from audio_mamba.data.normalisation import RunningStats, Statistics, clip_statistics, normalise
+from audio_mamba.data.normalisation import RunningStats, Statistics, fixed_statistics, normalise, statistics_of
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api.inputs import ClipInput, as_samples, check_samples, check_values, fault_in_values
 from audio_mamba.system.workers import exit_with_parent
@@ -43,7 +43,7 @@ class ShortClip:
 
 @dataclass(frozen=True)
 class LongFile:
-    """A file that is too long to hold: its length at the front end's rate, and the statistics of its log-mel."""
+    """A file that is too long to hold: its length at the front end's rate, and what normalises its log-mel."""
 
     path: Path
     samples: int
@@ -163,7 +163,7 @@ def _measure(path: Path, blocks: Iterable[Tensor], front_end: FrontEnd, channel:
         samples += len(block)
         running.add(stream.feed(block))
     running.add(stream.finish())
-    return LongFile(path, samples, running.statistics(), front_end, channel)
+    return LongFile(path, samples, fixed_statistics(front_end) or running.statistics(), front_end, channel)
 
 
 def decode(path: Path, front_end: FrontEnd, channel: str | int) -> Clip | Failure:
@@ -175,7 +175,7 @@ def decode(path: Path, front_end: FrontEnd, channel: str | int) -> Clip | Failur
     if isinstance(audio, LongFile):
         return audio
     spectrogram = log_mel(audio, front_end)
-    spectrogram = normalise(spectrogram, clip_statistics(spectrogram, ddof=1))
+    spectrogram = normalise(spectrogram, statistics_of(spectrogram, front_end, ddof=1))
     return ShortClip(spectrogram.numpy(), len(audio) / front_end.sample_rate)
 
 

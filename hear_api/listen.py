@@ -168,9 +168,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser.add_argument(
         "--statistics",
         type=_statistics,
-        default="running",
-        help="that normalise the log-mel: running (default), warmup (those of the first 2 s), or MEAN,STD after an "
-        "equals sign: --statistics=-8.5,3.2",
+        help="that normalise the log-mel, unless the model has its own: running (default), warmup (those of the first "
+        "2 s), or MEAN,STD after an equals sign: --statistics=-8.5,3.2",
     )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from audio_mamba import models
 from audio_mamba.data.features import LogMelStream, log_mel
-from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.data.normalisation import normalise, statistics_of
 from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.hear_api.batches import run_batches
 from audio_mamba.hear_api.clips import (
@@ -70,7 +70,7 @@ class RuntimeSSAST(nn.Module):
             times `embed_dim` (5 * D with the paper's configs).
         scene_embedding_size: the same, or twice as much with scene_pooling "mean_std".
         step_ms: from one timestamp embedding to the next (40 with the paper's configs).
-        front_end: the log-mel settings, from the config.
+        front_end: the log-mel settings, from the config. Its `mean` and `std`, if they are there, normalise all clips.
 
     A clip is encoded in segments (2 s with the paper's configs). All segments of a call are batched by length, and
     causal encoders skip the padding at the end. With an overlap, the steps at the start of a segment (at both ends if
@@ -294,7 +294,7 @@ class RuntimeSSAST(nn.Module):
             spectrograms = torch.stack([_log_mel_by_blocks(clip, self.front_end) for clip in audio])
         else:
             spectrograms = log_mel(audio, self.front_end)
-        return normalise(spectrograms, clip_statistics(spectrograms, ddof=1))
+        return normalise(spectrograms, statistics_of(spectrograms, self.front_end, ddof=1))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """A context that runs the encoder in its precision."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audio_mamba.data.features import LogMelStream
-from audio_mamba.data.normalisation import RunningStats, Statistics, normalise
+from audio_mamba.data.normalisation import RunningStats, Statistics, fixed_statistics, normalise
 from audio_mamba.hear_api.inputs import as_samples, check_values
 from audio_mamba.hear_api.resolve import DEFAULT_MODEL
 from audio_mamba.hear_api.runtime import RuntimeSSAST
@@ -28,21 +28,26 @@ class StreamingSSAM:
     Args:
         runtime: a RuntimeSSAST whose encoder is causal and carries state, such as SSAM.
         statistics: by which the log-mel is normalised. A fixed (mean, std); "warmup": those of the first
-            `warmup_seconds`, before which there is no output; or "running": those of all frames so far.
+            `warmup_seconds`, before which there is no output; "running": those of all frames so far. None: the
+            constants of the model's front end if it has them, else "running".
         warmup_seconds: see `statistics`.
 
     Raises:
-        ValueError: an encoder that is not causal or carries no state, or invalid statistics.
+        ValueError: an encoder that is not causal or carries no state; invalid statistics, or any for a model whose
+            front end has constants.
     """
 
     def __init__(
-        self, runtime: RuntimeSSAST, statistics: tuple[float, float] | str = "running", warmup_seconds: float = 2.0
+        self, runtime: RuntimeSSAST, statistics: tuple[float, float] | str | None = None, warmup_seconds: float = 2.0
     ):
         _check_carries_state(runtime)
         if not 0 < warmup_seconds < math.inf:
             raise ValueError(f"warmup_seconds must be positive, got {warmup_seconds}")
         self.runtime, self._model = runtime, runtime.model
-        self._mode, self._statistics = _check_statistics(statistics)
+        fixed = fixed_statistics(runtime.front_end)
+        if fixed and statistics is not None:
+            raise ValueError(f"statistics do not apply: the model has its own, {fixed.mean:g} and {fixed.std:g}")
+        self._mode, self._statistics = ("fixed", fixed) if fixed else _check_statistics(statistics or "running")
         self._warmup_frames = math.ceil(warmup_seconds * runtime.front_end.frames_per_second)
         self._log_mel, self._running = LogMelStream(runtime.front_end), RunningStats()
         self._frames = torch.zeros(0, runtime.front_end.n_mels)  # not yet embedded

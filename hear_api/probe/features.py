@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from audio_mamba.data.audio import load_audio
 from audio_mamba.data.features import log_mel
-from audio_mamba.data.normalisation import clip_statistics, normalise
+from audio_mamba.data.normalisation import normalise, statistics_of
 from audio_mamba.hear_api.pooling import pool
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, resolve
@@ -84,7 +84,7 @@ def embeddings(model: Model, clips: Clips, folder: Path, device: str | None = No
 def _rows(runtime: RuntimeSSAST | None, clips: Clips) -> Iterator[np.ndarray]:
     theirs = clips.front_end()
     if theirs is not None and runtime is not None:
-        runtime.front_end.check_same(theirs, f"the archive {clips.source}")
+        runtime.front_end.of_archives().check_same(theirs, f"the archive {clips.source}")
     spectrograms = [] if clips.paths else clips.spectrograms()
     for start in range(0, len(clips.names), GROUP):
         if clips.paths and runtime is not None:
@@ -98,8 +98,8 @@ def _rows(runtime: RuntimeSSAST | None, clips: Clips) -> Iterator[np.ndarray]:
         if runtime is None:
             yield torch.stack([pool(spectrogram, "mean_std") for spectrogram in group]).numpy()
         else:
-            group = [normalise(spectrogram, clip_statistics(spectrogram, ddof=1)) for spectrogram in group]
-            rows = runtime.encode(group, runtime.scene_layout)
+            normal = [normalise(log_mels, statistics_of(log_mels, runtime.front_end, ddof=1)) for log_mels in group]
+            rows = runtime.encode(normal, runtime.scene_layout)
             yield torch.stack([pool(steps, runtime.scene_pooling).cpu() for steps in rows]).numpy()
 
 
