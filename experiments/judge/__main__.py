@@ -1,143 +1,87 @@
 """Judge encoders, checkpoints, layers and poolings: logistic regression on frozen embeddings of HEAR scene tasks.
 
     python -m experiments.judge TASKS_DIR --model ssam_tiny_free_audio --model logmel --features mean_std --out judge
+    python -m experiments.judge TASKS_DIR $(printf -- "--model %s " RUN/checkpoints/*.pth)
 
 Choices are made by the accuracy on validation clips; that on test clips is reported beside it. Every model is judged
-with all `--features`. The first row is what the others are compared with.
+with all `--features`. The first row is what the others are compared with. Scores are kept in the output
+folder, so the same command with one more checkpoint judges that checkpoint alone. `curve.csv` has the scores of
+checkpoints by the crops that they have seen.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from audio_mamba.data.audio import load_audio
-from audio_mamba.data.features import log_mel
-from audio_mamba.hear_api.probe.clips import read_clips
-from audio_mamba.hear_api.probe.features import find_model
+from audio_mamba.hear_api.probe.clips import Clips, read_clips
+from audio_mamba.hear_api.probe.features import Model, find_model
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
+from experiments.judge import curve
+from experiments.judge.embed import OUTPUT, Features, embeddings
+from experiments.judge.kept import Kept
 from experiments.judge.poolings import POOLINGS
-from experiments.judge.scores import Judged, judge, summary, write
-
-OUTPUT = "output"  # of the encoder
-GROUP = 32  # clips at once
+from experiments.judge.scores import Choice, Judged, Scored, compare, score, summary, write
 
 
-class Features(NamedTuple):
-    """What is made of an encoder's steps: blocks whose outputs are put together, such as "6+output", and a pooling."""
+class Encoders:
+    """The encoders of models, each built when it is first needed."""
 
-    layers: str
-    pooling: str
+    def __init__(self, device: str | None):
+        self._device = device
+        self._built: dict[str, RuntimeSSAST] = {}
 
-    @classmethod
-    def named(cls, name: str) -> "Features":
-        """From "LAYERS:POOLING", or "POOLING" of the output. ValueError for an unknown pooling."""
-        layers, _, pooling = name.rpartition(":")
-        if pooling not in POOLINGS:
-            raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
-        return cls(layers or OUTPUT, pooling)
-
-    def parts(self) -> list[str]:
-        """The layers one by one."""
-        return self.layers.split("+")
+    def of(self, model: Model) -> RuntimeSSAST | None:
+        """None for log-mels."""
+        if model.source is not None and model.name not in self._built:
+            self._built[model.name] = build_runtime(model.source, device=self._device)
+        return self._built.get(model.name)
 
 
-@contextmanager
-def reading_layers(runtime: RuntimeSSAST, layers: Sequence[str]) -> Iterator[None]:
-    """Make `runtime` give several layers in one pass: [bands, layers, embed_dim] in the place of [bands, embed_dim] of
-    each step. A layer is a block, counted from 1, whose output goes through the final norm, or "output".
-
-    ValueError if there is no such block.
-    """
-    model, width, forward_blocks = runtime.model, runtime.timestamp_embedding_size, runtime.model.forward_blocks
-    for layer in layers:
-        if layer != OUTPUT and not (layer.isdigit() and 1 <= int(layer) <= len(model.blocks)):
-            raise ValueError(f"no layer {layer!r}; choose 1 to {len(model.blocks)}, or {OUTPUT!r}")
-    streams: dict[str, Tensor] = {}
-
-    def keep(layer: str) -> Callable[..., None]:
-        def hook(_, __, output) -> None:  # SSAM's blocks return what they add to the stream, and the stream
-            streams[layer] = output if isinstance(output, Tensor) else output[0] + output[1]
-
-        return hook
-
-    def all_layers(tokens: Tensor) -> Tensor:
-        streams[OUTPUT] = forward_blocks(tokens)
-        norm = model.encoder_norm
-        found = [streams[layer] if layer == OUTPUT else norm(streams[layer].to(norm.weight.dtype)) for layer in layers]
-        return torch.cat(found, dim=-1)  # [B, L, layers * D]
-
-    hooks = [model.blocks[int(layer) - 1].register_forward_hook(keep(layer)) for layer in layers if layer != OUTPUT]
-    model.forward_blocks = all_layers  # type: ignore[method-assign]
-    runtime.timestamp_embedding_size = width * len(layers)
-    try:
-        yield
-    finally:
-        del model.forward_blocks
-        runtime.timestamp_embedding_size = width
-        for hook in hooks:
-            hook.remove()
+def find_models(names: list[str]) -> list[Model]:
+    """The models of `--model`. Those that would have one name in the tables, as checkpoints of one epoch of two runs
+    have, are named as they were given."""
+    given = list(dict.fromkeys(names))
+    models = [find_model(name) for name in given]
+    found = [model.name for model in models]
+    return [Model(name, model.source) if found.count(model.name) > 1 else model for name, model in zip(given, models)]
 
 
-def steps_of(runtime: RuntimeSSAST | None, paths: Sequence[Path], layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The steps of each clip in true time order, [t, width] by layer: of an encoder, or without one of log-mels."""
-    if runtime is None:
-        yield from ({OUTPUT: log_mel(torch.from_numpy(load_audio(path)))} for path in paths)
-        return
-    width = runtime.model.embed_dim
-    with reading_layers(runtime, layers):
-        for start in range(0, len(paths), GROUP):
-            for steps, _ in runtime.embed(paths[start : start + GROUP], kind="timestamps", output="torch"):
-                by_layer = steps.unflatten(1, (-1, len(layers), width)).unbind(2)  # [t, bands, D] each
-                yield {layer: part.flatten(1) for layer, part in zip(layers, by_layer)}
-
-
-def embeddings(
-    runtime: RuntimeSSAST | None, paths: Sequence[Path], features: Sequence[Features], name: str = ""
-) -> dict[Features, np.ndarray]:
-    """float32 [n, width] of each of the features; the layers of one are concatenated after pooling."""
-    wanted = {(layer, chosen.pooling) for chosen in features for layer in chosen.parts()}
-    layers = sorted({layer for layer, _ in wanted})
-    pooled: dict[tuple[str, str], list[Tensor]] = {key: [] for key in wanted}
-    with torch.no_grad():
-        for steps in tqdm(steps_of(runtime, paths, layers), desc=name, total=len(paths), unit="clip", leave=False):
-            for layer, pooling in wanted:
-                pooled[layer, pooling].append(POOLINGS[pooling](steps[layer]))
-    stacked = {key: torch.stack(rows).numpy() for key, rows in pooled.items()}
-    return {
-        chosen: np.concatenate([stacked[layer, chosen.pooling] for layer in chosen.parts()], axis=1)
-        for chosen in features
-    }
+def scores_of(model: Model, clips: Clips, features: list[Features], encoders: Encoders, kept: Kept) -> list[Scored]:
+    """The scores of each of the features: those that are kept, and the others from one pass of the encoder."""
+    scored = {chosen: kept.read(model, clips, chosen) for chosen in features}
+    missing = [chosen for chosen, result in scored.items() if result is None]
+    if missing:
+        for chosen, rows in embeddings(encoders.of(model), clips.paths or [], missing, model.name).items():
+            scored[chosen] = score(clips, rows)
+            kept.write(model, clips, chosen, scored[chosen])
+    return [result for result in scored.values() if result is not None]
 
 
 def run(args: argparse.Namespace) -> str:
-    """The command's work; returns the table of means."""
-    models = [find_model(name) for name in dict.fromkeys(args.model)]
+    """The command's work; returns the table of means, and the curve if a checkpoint says how much it has seen."""
+    models = find_models(args.model)
     features = [Features.named(name) for name in dict.fromkeys(args.features or ["mean_std"])]
     folders = sorted(folder for folder in args.tasks_dir.iterdir() if (folder / "task_metadata.json").is_file())
     folders = [folder for folder in folders if not args.task or folder.name.rsplit("-v", 1)[0] in args.task]
     if not folders:
         raise ValueError(f"no such tasks in {args.tasks_dir}")
+    crops = {model.name: curve.crops_seen(model) for model in models}
+    encoders, kept = Encoders(args.device), Kept(args.out / "kept")
     judged: list[Judged] = []
     for folder in tqdm(folders, desc="tasks", unit="task"):
         clips = read_clips(folder)
-        choices = {}
+        choices: dict[Choice, Scored] = {}
         for model in models:
-            runtime = None if model.source is None else build_runtime(model.source, device=args.device)
             # log-mels have no other layers
-            of_model = features if runtime else [chosen for chosen in features if chosen.layers == OUTPUT]
-            for chosen, rows in embeddings(runtime, clips.paths or [], of_model, model.name).items():
-                choices[model.name, chosen.layers, chosen.pooling] = rows
-        judged.append(judge(folder.name, clips, choices))
+            of_model = features if model.source else [chosen for chosen in features if chosen.layers == OUTPUT]
+            for chosen, scored in zip(of_model, scores_of(model, clips, of_model, encoders, kept), strict=True):
+                choices[model.name, chosen.layers, chosen.pooling] = scored
+        judged.append(compare(folder.name, clips, choices))
         write(args.out, judged)  # after each task, so that an interrupted run leaves what it has
-    return summary(judged)
+        curve.write(args.out, judged, crops)
+    return summary(judged) + curve.table(judged, crops)
 
 
 def main(arguments: list[str] | None = None) -> None:

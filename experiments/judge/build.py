@@ -25,7 +25,7 @@ from experiments.free_audio.fetch import fetch
 from experiments.judge.clips import Clip
 from experiments.judge.instruments import SAMPLE_RATE
 from experiments.judge.packages import SUFFIXES, read_sources, versions
-from experiments.judge.tasks import TASKS, Task
+from experiments.judge.tasks import EARLIER, TASKS, Task
 
 
 def write_task(task: Task, packages: Path, out: Path, expected: dict[str, int] | None = None) -> Counter:
@@ -113,9 +113,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("packages", metavar="PACKAGES_DIR", type=Path, help="folder for unpacked packages")
     parser.add_argument("out", metavar="OUT_DIR", type=Path, help="folder for the tasks")
     names = [task.name for task in TASKS]
-    parser.add_argument("--task", action="append", choices=names, help="make only this (default: all)")
+    earlier = [task.name for task in EARLIER]
+    parser.add_argument(
+        "--task",
+        action="append",
+        choices=[*names, *earlier],
+        help="make only this; several times for several (default: all but the last four of the choices)",
+    )
     args = parser.parse_args(arguments)
-    chosen = [task for task in TASKS if task.name in (args.task or names)]
+    chosen = [task for task in (*TASKS, *EARLIER) if task.name in (args.task or names)]
     for tool in ("apt-get", "fluidsynth"):
         if shutil.which(tool) is None:
             raise SystemExit(f"build: {tool} not found; this command needs Debian or Ubuntu, and fluidsynth")

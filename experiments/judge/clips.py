@@ -23,6 +23,15 @@ def folds(count: int) -> tuple[str, ...]:
     return tuple(f"fold{number:02d}" for number in range(count))
 
 
+def fold_by(key: str, count: int) -> str:
+    """One of `count` folds for all clips of a key, the same anywhere."""
+    return folds(count)[_number(key) % count]
+
+
 def split_by(key: str) -> str:
     """A split for all clips of a key, the same anywhere: three of five are train, one valid, one test."""
-    return ("train", "train", "train", "valid", "test")[int(hashlib.sha256(key.encode()).hexdigest(), 16) % 5]
+    return ("train", "train", "train", "valid", "test")[_number(key) % 5]
+
+
+def _number(key: str) -> int:
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16)

@@ -3,14 +3,17 @@
 import hashlib
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import soundfile as sf
 
 from audio_mamba.data.audio import load_audio
-from experiments.judge.clips import Clip, folds
-from experiments.judge.instruments import SAMPLE_RATE
+from experiments.judge.clips import Clip, fold_by, folds
+from experiments.judge.instruments import SAMPLE_RATE, SILENCE
+from experiments.judge.mixing import at_random_level, generator
 
 GAMES = (  # in one fold: games that may share sounds
     ("ufoai-sound",),
@@ -50,6 +53,46 @@ def game_effects(packages: Path) -> Iterator[Clip]:
                 audio = load_audio(file, min_samples=1)
                 if 0.05 * SAMPLE_RATE <= len(audio) <= 6 * SAMPLE_RATE:
                     yield Clip(game, fold, label, f"{game}_{file.parent.name}_{file.stem}", audio)
+
+
+KINDS = {  # the first pattern that is found in FOLDER/NAME of a file, in lower case
+    "step": r"^footsteps/(?!hitground|crouch|stand|water_)",
+    "voice": r"^(soldiers|civilians|sarge|neko|festivoxmale|rott)/(?!boom|bzzz)|-selected_|affirm|yessir|_movout"
+    r"|_tarconf|/scream_|/wscream|/grunt|^sfx/(ahh|better not|can't reach|fatica|hm|no|oh|ho_yeh|out|too late)$"
+    r"|^standard/(dam|excellent|verygood)|^open-invaders/(goodbye|welcome|letsgo|insane|gameisover|listhisc|new_high)",
+    "ambience": r"^(ambience|ambient|world)/(?!jingle|tele|1shot|portal|jumppad|disco|bloodspiderwalk|growl|clack)",
+    "explosion": r"(?<!festivoxmale/)(expl|boom)|_dest|destro[yi]|dst$|^sounds/bomb$|crash$",
+    "shot": r"(?<!1)(?<!screen)shot|/shoot|fire(_?\d)?$|^weapons/(bullet|laser|plasma|ptl|flamer)|/gun\d|/laser|blaster"
+    r"|/battle_[ms]|[gl]f\d|vulcanf|/rtir_|^geoscape/combat-(air|gun|rocket$)|lance$",
+    "bonus": r"bonus|extend|gem|gold$|coins|money|powerup|power_up|life_(add|plus)|lplus|gainlife|pickup|pkup|crystal"
+    r"|upgrade|health|correct$|score_?(up|tick)?$|extraball",
+}
+KIND_CLIPS = 45  # of a kind from one game at most
+KIND_SECONDS = 1.5
+
+
+def effect_kinds(packages: Path) -> Iterator[Clip]:
+    """What kind of event it is, by other events of the same games, at a level that says nothing. Files whose names
+    differ in numbers alone are one event and in one fold."""
+    for game in (game for games in GAMES for game in games):
+        kept: Counter = Counter()
+        for file in _unpacked(packages / game):
+            label = kind_of(file)
+            if label is None or kept[label] == KIND_CLIPS or "music" in file.relative_to(packages).as_posix().lower():
+                continue
+            audio = load_audio(file, min_samples=1)[: round(KIND_SECONDS * SAMPLE_RATE)]
+            if len(audio) >= 0.05 * SAMPLE_RATE and np.abs(audio).max() > SILENCE:
+                kept[label] += 1
+                name = f"{game}_{file.parent.name}_{file.stem}"
+                event = re.sub(r"\d+[a-z]?", "", file.stem.lower())
+                fold = fold_by(f"{game}/{file.parent.name}/{event}", 5)
+                yield Clip(game, fold, label, name, at_random_level(audio, generator(name)))
+
+
+def kind_of(file: Path) -> str | None:
+    """The kind of event that a file's folder and name tell; None for all others."""
+    path = f"{file.parent.name}/{file.stem}".lower()
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, path)), None)
 
 
 SOUNDTRACKS = {

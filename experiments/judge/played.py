@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.judge.clips import Clip, folds
 from experiments.judge.instruments import PERCUSSION, SAMPLE_RATE, Note, play, read_patch
+from experiments.judge.mixing import at_random_level, generator
 
 # Sound fonts that may share samples are one source.
 FONTS = {
@@ -126,3 +127,24 @@ def note_pitches(packages: Path) -> Iterator[Clip]:
             split = ("train", "valid", "train", "test", "train")[PLAYERS.index(program) // 2 % 5]
             label = f"{PITCHES[key % 12]}{key // 12 - 1}"
             yield Clip(package, split, label, f"{font}_{program}_{label}", audio)
+
+
+MELODY = PLAYERS[:20]
+ACCOMPANIMENT = range(48, 72)  # C3 to B4, below the melody
+
+
+def melody_notes(packages: Path) -> Iterator[Clip]:
+    """Which of the 12 notes from C5 to B5 is the highest, over two lower notes of another instrument: by other
+    instruments, of three makers, at a level that says nothing."""
+    for font in ("musescore", "a320u", "gmbank"):
+        package, file = FONTS[font]
+        played = [(number, key) for number in range(len(MELODY)) for key in range(72, 84)]
+        slots = []
+        for number, key in played:
+            rng = generator(f"{font} {MELODY[number]} {key}")
+            below = int(rng.choice([other for other in MELODY[number % 5 :: 5] if other != MELODY[number]]))
+            lower = [Note(1, below, int(note), 90, 0, 0.7) for note in rng.choice(ACCOMPANIMENT, 2, replace=False)]
+            slots.append([Note(0, MELODY[number], key, 90, 0, 0.7), *lower])
+        for (number, key), audio in zip(played, play(packages / package / file, slots, 0.8)):
+            name = f"{font}_{MELODY[number]}_{PITCHES[key % 12]}"
+            yield Clip(package, folds(5)[number % 5], PITCHES[key % 12], name, at_random_level(audio, generator(name)))

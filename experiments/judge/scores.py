@@ -33,28 +33,38 @@ class Judged:
     resampled: dict[str, np.ndarray]
 
 
-def judge(task: str, clips: Clips, embeddings: Mapping[Choice, np.ndarray]) -> Judged:
-    """Logistic regression on each of the embeddings [n, width] of a task, C chosen on the validation clips.
+@dataclass(frozen=True)
+class Scored:
+    """What logistic regression made of one kind of embeddings of a task: float64 [n, classes] of each clip when it was
+    validated and when it was tested (NaN for clips that never were), and the width of the embeddings."""
 
-    The validation accuracy is that of the chosen C after training on the training clips alone, so it is higher than it
-    would be without the choice, for all rows alike.
+    width: int
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def score(clips: Clips, embeddings: np.ndarray) -> Scored:
+    """Logistic regression on the embeddings [n, width] of a task, C chosen on the validation clips.
+
+    The validation scores are those of the chosen C after training on the training clips alone, so their accuracy is
+    higher than it would be without the choice, for all embeddings alike.
     """
-    targets, rounds = clips.targets(), clips.rounds()
-    results = [
-        classify(features, targets, rounds, clips.multi_label, (LOGISTIC_REGRESSION,))[0]
-        for features in embeddings.values()
-    ]
-    accuracy, resampled = {}, {}
+    (result,) = classify(embeddings, clips.targets(), clips.rounds(), clips.multi_label, (LOGISTIC_REGRESSION,))
+    return Scored(embeddings.shape[1], result.valid_scores, result.scores)
+
+
+def compare(task: str, clips: Clips, choices: Mapping[Choice, Scored]) -> Judged:
+    """Accuracies of a task by row, on the same resamples of its clips."""
+    targets, accuracy, resampled = clips.targets(), {}, {}
     for part, scores in (
-        ("valid", [result.valid_scores for result in results]),
-        ("test", [result.scores for result in results]),
+        ("valid", [scored.valid for scored in choices.values()]),
+        ("test", [scored.test for scored in choices.values()]),
     ):
-        scored = ~np.isnan(scores[0][:, 0])
-        rows = [row[scored] for row in scores]
-        accuracy[part] = np.array([metric(row, targets[scored], clips.multi_label) for row in rows])
-        resampled[part] = bootstrap(rows, targets[scored], clips.multi_label)
-    widths = [features.shape[1] for features in embeddings.values()]
-    return Judged(task, list(embeddings), widths, accuracy, resampled)
+        seen = ~np.isnan(scores[0][:, 0])
+        rows = [row[seen] for row in scores]
+        accuracy[part] = np.array([metric(row, targets[seen], clips.multi_label) for row in rows])
+        resampled[part] = bootstrap(rows, targets[seen], clips.multi_label)
+    return Judged(task, list(choices), [scored.width for scored in choices.values()], accuracy, resampled)
 
 
 def write(folder: Path, judged: Sequence[Judged]) -> None:

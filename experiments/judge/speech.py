@@ -9,8 +9,9 @@ import soundfile as sf
 import soxr
 
 from audio_mamba.data.audio import load_audio
-from experiments.judge.clips import Clip, folds, split_by
+from experiments.judge.clips import Clip, fold_by, folds, split_by
 from experiments.judge.instruments import SAMPLE_RATE
+from experiments.judge.mixing import at_random_level, excerpt, generator, mixed, through_random_channel
 
 
 def mahjong_words(packages: Path) -> Iterator[Clip]:
@@ -34,6 +35,29 @@ def tuberling_voices(packages: Path) -> Iterator[Clip]:
             for file in words[:80]:
                 split = split_by(file.stem)
                 yield Clip("ktuberling-data", split, folder.name, f"{folder.name}_{file.stem}", load_audio(file))
+
+
+BABBLE_DB = (0.0, 6.0)  # a voice above the babble of others
+
+
+def voices_in_babble(packages: Path) -> Iterator[Clip]:
+    """Whose voice it is, each of another language, by other words: through a random microphone, at a random level, with
+    two other voices that are never asked for."""
+    folders = sorted((packages / TUBERLING).iterdir())
+    asked = [folder for folder in folders if len(_words(folder)) >= 60]
+    others = [[load_audio(file) for file in _words(folder)] for folder in folders if 10 <= len(_words(folder)) < 60]
+    talks = [np.concatenate(words) for words in others]
+    for folder in asked:
+        for file in _words(folder)[:60]:
+            name = f"{folder.name}_{file.stem}"
+            rng = generator(name)
+            word = through_random_channel(load_audio(file)[:SAMPLE_RATE], rng)
+            babble = np.zeros_like(word)
+            for number in rng.choice(len(talks), 2, replace=False):
+                part = np.roll(talks[number], rng.integers(len(talks[number])))[: len(word)]
+                babble += part / max(float(np.linalg.norm(part)), 1e-9)
+            audio = at_random_level(mixed(word, babble, rng.uniform(*BABBLE_DB)), rng)
+            yield Clip("ktuberling-data", fold_by(file.stem, 5), folder.name, name, audio)
 
 
 def voice_counts(packages: Path) -> Iterator[Clip]:
@@ -72,6 +96,23 @@ PROMPTS = {
 
 def prompt_voices(packages: Path) -> Iterator[Clip]:
     """Whose voice it is on the telephone, by other prompts; letters are left out, another task uses them."""
+    for package, voice, name, audio in _prompts(packages, 80):
+        yield Clip(package, split_by(name), voice, f"{voice}_{name}", audio)
+
+
+EXCERPT = 0.3  # seconds
+
+
+def voice_excerpts(packages: Path) -> Iterator[Clip]:
+    """Whose voice it is on the telephone, by other prompts: less than a syllable's worth, at a random level."""
+    for package, voice, name, audio in _prompts(packages, 90):
+        rng = generator(f"{voice}_{name}")
+        audio = at_random_level(excerpt(audio, EXCERPT, rng), rng)
+        yield Clip(package, fold_by(name, 5), voice, f"{voice}_{name}", audio)
+
+
+def _prompts(packages: Path, count: int) -> Iterator[tuple[str, str, str, np.ndarray]]:
+    """Package, voice, name and audio of `count` prompts of each voice, chosen by a hash of the name."""
     for package, voice in PROMPTS.items():
         files = {
             file.stem: file
@@ -81,9 +122,9 @@ def prompt_voices(packages: Path) -> Iterator[Clip]:
         kept = 0
         for name in sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest()):
             audio = _gsm(files[name])
-            if len(audio) >= 0.4 * SAMPLE_RATE and "beep" not in name and kept < 80:
+            if len(audio) >= 0.4 * SAMPLE_RATE and "beep" not in name and kept < count:
                 kept += 1
-                yield Clip(package, split_by(name), voice, f"{voice}_{name}", audio)
+                yield package, voice, name, audio
 
 
 def _gsm(path: Path) -> np.ndarray:
