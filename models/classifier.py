@@ -44,6 +44,30 @@ class Classifier(nn.Module):
         if frozen:
             encoder.requires_grad_(False)
 
+    def normalised(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Pooled features, each clip's brought to mean 0 and variance 1: what the head's linear layer reads at the
+        start. Arguments and shape as for `embed`."""
+        pooled = self.embed(spectrogram, frames)
+        return F.layer_norm(pooled, pooled.shape[1:], eps=self.head[0].eps)
+
+    @torch.no_grad()
+    def set_head(self, mean: Tensor, deviation: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Let the head give weight @ ((normalised - mean) / deviation) + bias.
+
+        Args:
+            mean, deviation: of each normalised feature, [W] or [2 W].
+            weight: [K, W] or [K, 2 W].
+            bias: [K].
+        """
+        norm, linear = self.head
+        for parameter, value in (
+            (norm.weight, 1 / deviation),
+            (norm.bias, -mean / deviation),
+            (linear.weight, weight),
+            (linear.bias, bias),
+        ):
+            parameter.copy_(value)
+
     def forward(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
         """Logits of clips.
 
@@ -56,7 +80,8 @@ class Classifier(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pooled = self.embed(spectrogram, frames)
-        return self.head(pooled)
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled)
 
     def embed(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
         """Pooled features of clips, [B, W] or [B, 2 W]; arguments as for `forward`."""
