@@ -14,7 +14,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "head": {
         "pooling": "mean",  # or "mean_std", of the features over time
-        "start": "zeros",  # or "probe": logistic regression on the training clips, whose C is chosen on validation clips
+        "start": "zeros",  # or "probe": logistic regression on frozen features of the training clips
         "loss": None,  # "single" or "multi" label; None: as the clips have it
     },
     "data": {

@@ -14,6 +14,7 @@ from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.schema import POOLINGS
 
 LOSSES = ("single", "multi")
+EPSILON = 1e-5  # of the head's norm
 
 
 class Classifier(nn.Module):
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
         linear = nn.Linear(width, num_classes)
         nn.init.zeros_(linear.weight)  # equal probabilities at the start
         nn.init.zeros_(linear.bias)
-        self.head = nn.Sequential(nn.LayerNorm(width), linear)
+        self.head = nn.Sequential(nn.LayerNorm(width, eps=EPSILON), linear)
         # Nothing here depends on them; DistributedDataParallel would wait for their gradients.
         encoder.pred.requires_grad_(False)
         encoder.mask_token.requires_grad_(False)
@@ -48,7 +49,7 @@ class Classifier(nn.Module):
         """Pooled features, each clip's brought to mean 0 and variance 1: what the head's linear layer reads at the
         start. Arguments and shape as for `embed`."""
         pooled = self.embed(spectrogram, frames)
-        return F.layer_norm(pooled, pooled.shape[1:], eps=self.head[0].eps)
+        return F.layer_norm(pooled, pooled.shape[1:], eps=EPSILON)
 
     @torch.no_grad()
     def set_head(self, mean: Tensor, deviation: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -59,13 +60,8 @@ class Classifier(nn.Module):
             weight: [K, W] or [K, 2 W].
             bias: [K].
         """
-        norm, linear = self.head
-        for parameter, value in (
-            (norm.weight, 1 / deviation),
-            (norm.bias, -mean / deviation),
-            (linear.weight, weight),
-            (linear.bias, bias),
-        ):
+        values = 1 / deviation, -mean / deviation, weight, bias  # of the norm and of the linear layer
+        for parameter, value in zip(self.head.parameters(), values, strict=True):
             parameter.copy_(value)
 
     def forward(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:

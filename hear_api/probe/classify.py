@@ -85,7 +85,7 @@ class Linear:
     bias: np.ndarray
 
     def scores(self, x: np.ndarray, multi_label: bool) -> np.ndarray:
-        """Probabilities [n, classes] of features [n, width]: they add up to 1, or with several labels each is by itself."""
+        """Probabilities [n, classes] of features [n, width]: for one label per clip they add up to 1."""
         logits = x @ self.weight.T + self.bias
         return expit(logits) if multi_label else softmax(logits, axis=1)
 
@@ -93,7 +93,7 @@ class Linear:
 def fit_linear(x: np.ndarray, targets: np.ndarray, choices: Sequence[float], multi_label: bool) -> list[Linear]:
     """Logistic regression for each C.
 
-    A class without examples, or with nothing else, gets its share of the clips as a constant, so a bias may be infinite.
+    A class without examples, or with nothing else, gets a constant, its share of the clips; a bias may be infinite.
 
     Args:
         x: standardised features [n, width].
