@@ -89,7 +89,7 @@ def _cell(values: np.ndarray, drawn: np.ndarray, sign: str = "") -> str:
 
 
 def table(out: Path) -> str:
-    """A line for each finished task of run.sh, with the minutes of one seed of each method."""
+    """A line for each finished task of run.sh, with the processor minutes of one seed of each method."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for task, name, took in csv.reader((out / "seconds.csv").open(newline="")):
         seconds.setdefault((task, name.rpartition("-")[0] or name), []).append(float(took))

@@ -3,8 +3,8 @@
 #
 #   ./experiments/finetuning/run.sh TASKS_DIR OUT_DIR
 #
-# OUT_DIR/TASK/ gets probe/, pretrained-SEED/ and random-SEED/; OUT_DIR/seconds.csv how long each took. The two runs of a
-# seed share the cores, one thread each.
+# OUT_DIR/TASK/ gets probe/, pretrained-SEED/ and random-SEED/; OUT_DIR/seconds.csv the processor time of each. The
+# two runs of a seed go side by side, one thread each. From scratch also means that the head starts from zeros.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tasks=$(realpath "${1:?TASKS_DIR is missing: the folder of HEAR tasks}")
@@ -15,19 +15,20 @@ model=ssam_tiny_free_audio
 export OMP_NUM_THREADS=1
 
 timed() {   # TASK NAME COMMAND...
-    local task=$1 name=$2 start=$SECONDS
+    local task=$1 name=$2 TIMEFORMAT="%U %S"
     shift 2
     if [ -e "$out/$task/$name/results.json" ] || [ -e "$out/$task/$name/results.csv" ]; then return; fi
     mkdir -p "$out/$task"
-    "$@" > "$out/$task/$name.log" 2>&1
-    echo "$task,$name,$((SECONDS - start))" >> "$out/seconds.csv"
+    { time "$@" > "$out/$task/$name.log" 2>&1; } 2> "$out/$task/$name.time"
+    echo "$task,$name,$(awk '{print $1 + $2}' "$out/$task/$name.time")" >> "$out/seconds.csv"
 }
 finetuned() {   # TASK INIT SEED FRAMES [OPTION...]
-    local task=$1 init=$2 seed=$3 frames=$4
+    local task=$1 init=$2 seed=$3 frames=$4 head=probe
     shift 4
+    [ "$init" = pretrained ] || head=zeros
     timed "$task" "$init-$seed" python finetune.py --data "$tasks/$task" --model $model --init "$init" --seed "$seed" \
         --workdir "$out/$task/$init-$seed" --precision bfloat16 --num-workers 0 --no-wandb "$@" \
-        --set data.num_frames="$frames" batch_size=16 num_epochs=20 opt.learning_rate=8e-3
+        --set data.num_frames="$frames" head.start=$head batch_size=16 num_epochs=12
 }
 pairs() {       # TASK FRAMES SEEDS [OPTION...]; the shortest input that holds a clip, in frames of 10 ms
     local task=$1 frames=$2 seeds=$3 seed
