@@ -15,8 +15,8 @@ import numpy as np
 
 from audio_mamba.hear_api.probe.classify import RESAMPLES, interval
 
-FINETUNED, PROBE, SCRATCH = "fine-tuned", "probe", "from scratch"
-INITS = {FINETUNED: "pretrained", SCRATCH: "random"}
+FINETUNED, FROZEN, SCRATCH, PROBE = "fine-tuned", "frozen", "from scratch", "probe"
+RUNS = {FINETUNED: "pretrained", FROZEN: "frozen", SCRATCH: "random"}
 
 
 def right_of_run(run: Path) -> dict[str, bool]:
@@ -62,7 +62,7 @@ def shares(task: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: nothing is finished, or methods that tested different clips.
     """
-    runs = {name: [right_of_run(run) for run in sorted(task.glob(f"{init}-*/"))] for name, init in INITS.items()}
+    runs = {name: [right_of_run(run) for run in sorted(task.glob(f"{init}-*/"))] for name, init in RUNS.items()}
     runs[PROBE] = [right_of_probe(task / "probe")]
     names = sorted(runs[PROBE][0])
     for name, of_seeds in runs.items():
@@ -76,10 +76,10 @@ def row(task: str, of_method: dict[str, np.ndarray], seconds: dict[str, float]) 
     clips = len(of_method[PROBE])
     drawn = np.random.default_rng(0).integers(clips, size=(RESAMPLES, clips))
     cells = [task]
-    for name in (FINETUNED, SCRATCH, PROBE):
+    for name in (FINETUNED, FROZEN, SCRATCH, PROBE):
         right = of_method[name]
         cells.append(f"{_cell(right, drawn)}, {seconds[name] / 60:.0f} min")
-    cells += [_cell(of_method[FINETUNED] - of_method[other], drawn, "+") for other in (SCRATCH, PROBE)]
+    cells += [_cell(of_method[FINETUNED] - of_method[other], drawn, "+") for other in (FROZEN, SCRATCH, PROBE)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -93,11 +93,11 @@ def table(out: Path) -> str:
     seconds: dict[tuple[str, str], list[float]] = {}
     for task, name, took in csv.reader((out / "seconds.csv").open(newline="")):
         seconds.setdefault((task, name.rpartition("-")[0] or name), []).append(float(took))
-    head = ["task", FINETUNED, SCRATCH, PROBE, f"to {SCRATCH}", f"to the {PROBE}"]
+    head = ["task", FINETUNED, FROZEN, SCRATCH, PROBE, f"to {FROZEN}", f"to {SCRATCH}", f"to the {PROBE}"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for task in sorted({task for task, _ in seconds}):
         of_method = shares(out / task)
-        times = {name: float(np.mean(seconds[task, INITS.get(name, "probe")])) for name in of_method}
+        times = {name: float(np.mean(seconds[task, RUNS.get(name, "probe")])) for name in of_method}
         lines.append(row(task.rsplit("-v", 1)[0], of_method, times))
     return "\n".join(lines)
 

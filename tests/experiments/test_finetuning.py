@@ -53,9 +53,10 @@ def out(tmp_path):
     task = tmp_path / "task-v1-full"
     write_run(task / "pretrained-0", NAMES[:4], folds=("f0", "f1"))
     write_run(task / "pretrained-1", NAMES[:8])
+    write_run(task / "frozen-0", NAMES[:10])
     write_run(task / "random-0", NAMES[:20])
     write_probe(task / "probe", NAMES[:10])
-    names = {"pretrained-0": 120, "pretrained-1": 240, "random-0": 60, "probe": 30}
+    names = {"pretrained-0": 120, "pretrained-1": 240, "frozen-0": 30, "random-0": 60, "probe": 30}
     lines = [f"task-v1-full,{name},{seconds}" for name, seconds in names.items()]
     (tmp_path / "seconds.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
@@ -65,6 +66,7 @@ def test_clips_are_matched_and_seeds_averaged(out):
     shares = paired.shares(out / "task-v1-full")
     assert {name: float(values.sum()) for name, values in shares.items()} == {
         "fine-tuned": 34,  # 36 and 32 of the two seeds
+        "frozen": 30,
         "from scratch": 20,
         "probe": 30,
     }
@@ -73,12 +75,13 @@ def test_clips_are_matched_and_seeds_averaged(out):
 
 def test_the_table_has_scores_times_and_paired_differences(out):
     head, _, row = paired.table(out).splitlines()
-    assert head == "| task | fine-tuned | from scratch | probe | to from scratch | to the probe |"
+    assert head == "| task | fine-tuned | frozen | from scratch | probe | to frozen | to from scratch | to the probe |"
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0] == "task"
-    for cell, score, minutes in zip(cells[1:4], (85, 50, 75), (3, 1, 0)):
+    for cell, score, minutes in zip(cells[1:5], (85, 75, 50, 75), (3, 0, 1, 0)):
         assert cell.startswith(f"{score}.0 (") and cell.endswith(f"), {minutes} min")
     # Of the difference to the probe, 2 clips are 1, 4 clips 1/2 and the others 0: standard error 0.043.
+    assert cells[5] == cells[7]
     difference, interval = cells[5].split(" ", 1)
     low, high = (float(number) for number in interval.strip("()").split(" to "))
     assert difference == "+10.0"
