@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import ROOT
 
 STAND_IN = """#!/bin/sh
-echo "$(basename "$0") NAME=$NAME LAYOUT=$LAYOUT POOLING=$POOLING OVERLAP=$OVERLAP TASKS=${TASKS:-all} SEEDS=$SEEDS $*" >> "$CALLS"
+settings="NAME=$NAME LAYOUT=$LAYOUT POOLING=$POOLING OVERLAP=$OVERLAP TASKS=${TASKS:-all} SEEDS=$SEEDS"
+echo "$(basename "$0") $settings $*" >> "$CALLS"
 """
 SCENES, EVENTS = ["drums", "letters"], ["notes"]
 
