@@ -28,6 +28,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba.cli.failures import running, setting_up
 from audio_mamba.cli.finetune_arguments import parse_arguments
+from audio_mamba.cli.finetune_head import fit_head
 from audio_mamba.cli.finetune_setup import Best, Experiment, Run, set_up, start_run
 from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.hear_api.classifier import save_classifier
@@ -45,6 +46,7 @@ from audio_mamba.training.prefetch import prefetch
 from audio_mamba.training.resume import Progress
 from audio_mamba.training.validation import gather_outputs
 
+BEFORE_TRAINING = -1  # the epoch of a fitted head
 EPOCHS_KEPT = 2  # checkpoints of whole epochs; the best weights are in each of them
 
 logger = logging.getLogger("finetune")
@@ -80,7 +82,9 @@ def train(run: Run, interruption: Interruption) -> None:
         monitor.load_state_dict(run.start.monitor)
     guard = StepGuard(run.scaler.is_enabled(), name_sample=experiment.clips.name)
 
-    for epoch in range(first.epoch, config.num_epochs):
+    if config.head.start == "probe" and (first.epoch, first.step) == (0, 0):
+        start_from_probe(run, interruption)
+    for epoch in range(first.epoch, config.num_epochs if not interruption.stop_now else 0):
         check_unchanged(run.loaders, run.contents)
         steps = train_epoch(run, epoch, monitor, guard, interruption, loss_of)
         outputs = None if interruption.stop_now else outputs_of(run, run.loaders.validation, interruption)
@@ -94,6 +98,14 @@ def train(run: Run, interruption: Interruption) -> None:
     monitor.close()
     if not interruption.stop_now:
         finish(run, interruption)
+
+
+def start_from_probe(run: Run, interruption: Interruption) -> None:
+    """Fit the head; the classifier is then as good as a probe, and stays the best if training does not improve it."""
+    fit_head(run, interruption)
+    if not interruption.stop_now and (outputs := outputs_of(run, run.loaders.validation, interruption)) is not None:
+        _, metrics = judge(run, *outputs)
+        keep_best(run, BEFORE_TRAINING, metrics, *outputs)
 
 
 def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> Losses:
@@ -155,7 +167,7 @@ def save_after_epoch(run: Run, epoch: int, monitor: Monitor) -> None:
         return
     folder = run.workdir / "checkpoints"
     checkpoint.save_checkpoint(checkpoint.checkpoint_path(folder, epoch), epoch=epoch, **state)
-    if run.best is not None and run.best.epoch == epoch:
+    if run.best is not None and run.best.epoch in (epoch, BEFORE_TRAINING):
         write_classifier(run, run.best)
     for _, path in resume.checkpoints(run.workdir)[EPOCHS_KEPT:]:
         if path.parent == folder:

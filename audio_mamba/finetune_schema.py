@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "head": {
         "pooling": "mean",  # or "mean_std", of the features over time
+        "start": "zeros",  # or "probe": logistic regression on frozen features of the training clips
         "loss": None,  # "single" or "multi" label; None: as the clips have it
     },
     "data": {
@@ -82,6 +83,7 @@ def check_finetune_config(config: ConfigDict, source: str) -> ConfigDict:
     choices = {
         "head.loss": (checked.head.loss, (None, "single", "multi")),
         "head.pooling": (checked.head.pooling, ("mean", "mean_std")),
+        "head.start": (checked.head.start, ("zeros", "probe")),
         "metric": (checked.metric, (None, *METRICS)),
         "encoder.random": (checked.encoder.random, (True, False)),
         "encoder.frozen": (checked.encoder.frozen, (True, False)),

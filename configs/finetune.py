@@ -27,6 +27,7 @@ def recipe(*train_dirs: str, val_dir: str = "", test_dir: str = "") -> ConfigDic
 def get_config():
     config = recipe()
     config.encoder.name = "ssam_tiny_free_audio"
+    config.head.update({"pooling": "mean_std", "start": "probe"})
     config.opt.layer_decay = 0.75
     config.augment.update({"mixup": 0.5, "time_shift": 10, "time_mask": 20, "freq_mask": 12})
     config.opt.label_smoothing = 0.1

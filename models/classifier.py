@@ -14,6 +14,7 @@ from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.schema import POOLINGS
 
 LOSSES = ("single", "multi")
+EPSILON = 1e-5  # of the head's norm
 
 
 class Classifier(nn.Module):
@@ -37,12 +38,31 @@ class Classifier(nn.Module):
         linear = nn.Linear(width, num_classes)
         nn.init.zeros_(linear.weight)  # equal probabilities at the start
         nn.init.zeros_(linear.bias)
-        self.head = nn.Sequential(nn.LayerNorm(width), linear)
+        self.head = nn.Sequential(nn.LayerNorm(width, eps=EPSILON), linear)
         # Nothing here depends on them; DistributedDataParallel would wait for their gradients.
         encoder.pred.requires_grad_(False)
         encoder.mask_token.requires_grad_(False)
         if frozen:
             encoder.requires_grad_(False)
+
+    def normalised(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Pooled features, each clip's brought to mean 0 and variance 1: what the head's linear layer reads at the
+        start. Arguments and shape as for `embed`."""
+        pooled = self.embed(spectrogram, frames)
+        return F.layer_norm(pooled, pooled.shape[1:], eps=EPSILON)
+
+    @torch.no_grad()
+    def set_head(self, mean: Tensor, deviation: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Let the head give weight @ ((normalised - mean) / deviation) + bias.
+
+        Args:
+            mean, deviation: of each normalised feature, [W] or [2 W].
+            weight: [K, W] or [K, 2 W].
+            bias: [K].
+        """
+        values = 1 / deviation, -mean / deviation, weight, bias  # of the norm and of the linear layer
+        for parameter, value in zip(self.head.parameters(), values, strict=True):
+            parameter.copy_(value)
 
     def forward(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
         """Logits of clips.
@@ -56,7 +76,8 @@ class Classifier(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pooled = self.embed(spectrogram, frames)
-        return self.head(pooled)
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled)
 
     def embed(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
         """Pooled features of clips, [B, W] or [B, 2 W]; arguments as for `forward`."""

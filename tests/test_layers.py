@@ -21,6 +21,7 @@ FLOORS = {
     "audio_mamba.configs": 4,
     "audio_mamba.external_sources": 4,
     "audio_mamba": 5,  # the public names alone
+    "audio_mamba.__main__": 5,
     "audio_mamba.cli": 5,
     "audio_mamba.train": 5,
     "audio_mamba.finetune": 5,

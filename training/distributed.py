@@ -128,6 +128,12 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return summed
 
 
+def from_main(value: torch.Tensor) -> None:
+    """Overwrite the tensor of every process with that of rank 0."""
+    if dist.is_initialized():
+        dist.broadcast(value, src=0)
+
+
 def gather(value: Any) -> list[Any]:
     """The picklable `value` of every process, in the order of ranks."""
     if not dist.is_initialized():

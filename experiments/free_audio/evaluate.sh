@@ -23,7 +23,7 @@ heads() {   # NAME SEEDS [EVENT_TASKS]
     if [ -n "$scenes" ]; then TASKS=$scenes SEEDS=$2 ./downstream_experiments.sh "$1" "$out"; fi
     if [ -n "${3-}" ]; then TASKS=$3 SEEDS=3 ./downstream_experiments.sh "$1" "$out"; fi
 }
-row() {     # NAME MODEL LAYOUT WEIGHTS SEEDS [EVENT_TASKS]
+row() {     # NAME MODEL LAYOUT WEIGHTS SEEDS [EVENT_TASKS]; POOLING and OVERLAP as for extract_features.sh
     if [ -z "$scenes${6-}" ]; then return; fi
     NAME=$1 LAYOUT=$3 MODEL=$4 TASKS="$scenes ${6-}" ./extract_features.sh "$tasks" "$out" "$2_tiny_free_audio"
     heads "$1" "$5" "${6-}"
@@ -45,6 +45,23 @@ for model in ssam ssast; do
         table
     done
 done
+for model in ssam ssast; do
+    export POOLING=mean_std
+    row "${model}_pretrained_mean_std" $model bands "weights/${model}_tiny_free_audio" "${SEEDS:-10}"
+    row "${model}_random_mean_std" $model bands untrained "${SEEDS:-10}"
+    unset POOLING
+done
+if [ -n "$events" ]; then
+    NAME=ssam_overlap_50 OVERLAP=0.5 LAYOUT=bands MODEL=weights/ssam_tiny_free_audio TASKS=$events \
+        ./extract_features.sh "$tasks" "$out" ssam_tiny_free_audio
+    TASKS=$events SEEDS=3 ./downstream_experiments.sh ssam_overlap_50 "$out"
+fi
+if [ -n "$scenes" ] && python -c "import opensmile" 2> /dev/null; then
+    NAME=eGeMAPSv02 MODEL=eGeMAPSv02 TASKS=$scenes ./extract_features.sh "$tasks" "$out" benchmarks.opensmile_features
+    heads eGeMAPSv02 "${SEEDS:-10}"
+else
+    echo "left out: eGeMAPSv02, which needs scene tasks and openSMILE (benchmarks/requirements-opensmile.txt)"
+fi
 for model in ssam ssast; do
     if_trained free_audio/${model}_tiny/checkpoints/checkpoint-0.pth "${model}_10_percent" $model 3
     if_trained free_audio/${model}_tiny/checkpoints/checkpoint-2.pth "${model}_30_percent" $model 3

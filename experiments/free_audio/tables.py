@@ -49,10 +49,25 @@ POSITIONS = {
     "ssam_pretrained_bands": "SSAM-Tiny, as published",
     "ssam_positions_pretrained_bands": "SSAM-Tiny, `masked_positions`",
 }
+POOLINGS = {
+    BASELINE: "mean and deviation of log-mels",
+    "eGeMAPSv02": "openSMILE, eGeMAPS",
+    **{
+        f"{model}_{state}_{exp}": f"{model.upper()}-Tiny, {words}, `{pooling}`"
+        for model in ("ssam", "ssast")
+        for state, words in STATES.items()
+        for exp, pooling in (("bands", "mean"), ("mean_std", "mean_std"))
+    },
+}
+OVERLAPS = {"ssam_pretrained_bands": "no overlap", "ssam_overlap_50": "overlap of half a segment"}
 
 # Pairs of rows to compare: the difference is the mean of the first minus that of the second.
 DIFFERENCES = {
     "SSAM pretrained, random": ("ssam_pretrained_bands", "ssam_random_bands"),
+    "the same, `mean_std`": ("ssam_pretrained_mean_std", "ssam_random_mean_std"),
+    "SSAM `mean_std`, `mean`": ("ssam_pretrained_mean_std", "ssam_pretrained_bands"),
+    "SSAM `mean_std`, log-mels": ("ssam_pretrained_mean_std", BASELINE),
+    "SSAM with overlap, without": ("ssam_overlap_50", "ssam_pretrained_bands"),
     "SSAST pretrained, random": ("ssast_pretrained_bands", "ssast_random_bands"),
     "SSAM, SSAST": ("ssam_pretrained_bands", "ssast_pretrained_bands"),
     "SSAM, log-mels": ("ssam_pretrained_bands", BASELINE),
@@ -120,6 +135,8 @@ def all_tables(results: pd.DataFrame) -> dict[str, str]:
         "Both layouts of scenes": table(results, LAYOUTS, SCENES),
         "Learning curve": table(results, CURVE, SCENES),
         "Positions of masked patches": table(results, POSITIONS, SCENES),
+        "Pooling, by the heads of the HEAR kit": table(results, POOLINGS, SCENES),
+        "Overlap": table(results, OVERLAPS, EVENTS),
         "Differences": difference_table(results, SCENES | EVENTS),
     }
 

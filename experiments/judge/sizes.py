@@ -25,7 +25,7 @@ from experiments.judge.instruments import Note, play
 from experiments.judge.played import FAMILIES, FONTS
 from experiments.judge.tasks import Task
 
-SIZES = (125, 250, 500, 1000, 2000, 4000)
+SIZES = (125, 250, 500, 1000, 2000)
 HELD_OUT = 500  # clips for validation, and for the test
 KEYS = range(40, 77, 2)
 SECONDS = 1.5

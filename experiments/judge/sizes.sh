@@ -12,7 +12,7 @@ model=ssam_tiny_free_audio
 python -m experiments.judge.sizes make "$packages" "$out/tasks"
 for grid in published small; do
     LAYOUT=bands POOLING=mean_std ./extract_features.sh "$out/tasks" "$out/$grid" $model
-    SEEDS=3 GRID=$grid ./downstream_experiments.sh $model "$out/$grid"
+    SEEDS=2 GRID=$grid ./downstream_experiments.sh $model "$out/$grid"
 done
 python -m experiments.judge "$out/tasks" --model $model --features mean_std --out "$out/judge"
 python -m experiments.judge.sizes curve "$out/sizes.png" --judge "$out/judge/tasks.csv" \

@@ -1,9 +1,10 @@
 """Logistic regression and nearest neighbours on frozen embeddings, with what they choose chosen on validation clips."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsRegressor
@@ -71,29 +72,56 @@ def classify(
 
 
 def _logistic(features, targets, train, test, choices, multi_label) -> list[np.ndarray]:
-    """Scores [test, classes] for each C; a class without examples, or with nothing else, gets its share of the training
-    clips."""
+    """Scores [test, classes] for each C."""
     x, unseen = _standardised(features, train, test)
+    return [found.scores(unseen, multi_label) for found in fit_linear(x, targets[train], choices, multi_label)]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Logits x @ weight.T + bias; weight float64 [classes, width], bias float64 [classes]."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def scores(self, x: np.ndarray, multi_label: bool) -> np.ndarray:
+        """Probabilities [n, classes] of features [n, width]: for one label per clip they add up to 1."""
+        logits = x @ self.weight.T + self.bias
+        return expit(logits) if multi_label else softmax(logits, axis=1)
+
+
+def fit_linear(x: np.ndarray, targets: np.ndarray, choices: Sequence[float], multi_label: bool) -> list[Linear]:
+    """Logistic regression for each C.
+
+    A class without examples, or with nothing else, gets a constant, its share of the clips; a bias may be infinite.
+
+    Args:
+        x: standardised features [n, width].
+        targets: bool [n, classes].
+        choices: values of C.
+    """
+    span = None
     if x.shape[1] > len(x):
         # The solution is in the span of the training clips: the same regression, in as many dimensions as clips.
         span, _ = np.linalg.qr(x.T)
-        x, unseen = x @ span, unseen @ span
-    return [_logistic_scores(x, targets[train], unseen, choice, multi_label) for choice in choices]
+        x = x @ span
+    return [_fit_linear(x, targets, choice, multi_label, span) for choice in choices]
 
 
-def _logistic_scores(x, targets, unseen, regularisation, multi_label) -> np.ndarray:
-    scores = np.tile(targets.mean(axis=0, dtype=np.float64), (len(unseen), 1))
-    if not multi_label:
+def _fit_linear(x, targets, regularisation, multi_label, span) -> Linear:
+    weight, bias = np.zeros((targets.shape[1], x.shape[1])), logit(targets.mean(axis=0, dtype=np.float64))
+    if multi_label:
+        for number, positive in enumerate(targets.T):
+            if positive.any() and not positive.all():
+                model = LogisticRegression(C=regularisation, max_iter=2000).fit(x, positive)
+                weight[number], bias[number] = model.coef_[0], model.intercept_[0]
+    else:
         model = LogisticRegression(C=regularisation, max_iter=2000).fit(x, targets.argmax(axis=1))
-        scores[:] = 0
-        scores[:, model.classes_] = model.predict_proba(unseen)
-        return scores
-    for number in range(targets.shape[1]):
-        positive = targets[:, number]
-        if positive.any() and not positive.all():
-            model = LogisticRegression(C=regularisation, max_iter=2000).fit(x, positive)
-            scores[:, number] = model.predict_proba(unseen)[:, 1]
-    return scores
+        # Of two classes scikit-learn has the logit of the second against the first.
+        share = np.array([[-0.5], [0.5]]) if len(model.classes_) == 2 else np.eye(len(model.classes_))
+        bias[:] = -np.inf
+        weight[model.classes_], bias[model.classes_] = share @ model.coef_, share @ model.intercept_
+    return Linear(weight if span is None else weight @ span.T, bias)
 
 
 def _neighbours(features, targets, train, test, choices, multi_label) -> list[np.ndarray]:

@@ -47,6 +47,8 @@ def test_an_unknown_command_fails_with_the_list(prefix, commands, capsys):
 
 def test_the_version_is_printed(capsys):
     assert exit_of(["--version"], capsys)[:2] == (0, f"{__version__}\n")
+    command = [sys.executable, "-m", "audio_mamba", "--version"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == f"{__version__}\n"
 
 
 @pytest.mark.parametrize(

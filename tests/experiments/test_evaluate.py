@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import ROOT
 
 STAND_IN = """#!/bin/sh
-echo "$(basename "$0") NAME=$NAME LAYOUT=$LAYOUT TASKS=${TASKS:-all} SEEDS=$SEEDS $*" >> "$CALLS"
+settings="NAME=$NAME LAYOUT=$LAYOUT POOLING=$POOLING OVERLAP=$OVERLAP TASKS=${TASKS:-all} SEEDS=$SEEDS"
+echo "$(basename "$0") $settings $*" >> "$CALLS"
 """
 SCENES, EVENTS = ["drums", "letters"], ["notes"]
 
@@ -45,21 +46,26 @@ def evaluate(tmp_path):
 def test_scenes_get_ten_seeds_and_events_three_in_time_order(evaluate):
     calls = evaluate(SCENES, EVENTS)
     extracted, trained = calls.values()
-    assert len(extracted) == 9  # log-mels; two models, trained and random, in two layouts
+    # log-mels; two models, trained and random, in two layouts and with deviation; overlap; openSMILE
+    assert len(extracted) == 1 + 8 + 4 + 1 + 1
     assert sum("TASKS=drums letters notes " in call for call in extracted) == 4
-    assert sum("TASKS=drums letters  " in call for call in extracted) == 4
-    assert sum("TASKS=drums letters SEEDS=10 " in call for call in trained) == 9
-    assert sum("TASKS=notes SEEDS=3 " in call for call in trained) == len(trained) - 9 == 5
+    assert sum("TASKS=drums letters  " in call for call in extracted) == 8
+    assert sum("LAYOUT=bands POOLING=mean_std OVERLAP= " in call for call in extracted) == 4
+    assert sum("POOLING= OVERLAP=0.5 TASKS=notes " in call for call in extracted) == 1
+    assert sum("NAME=eGeMAPSv02 " in call and "TASKS=drums letters SEEDS" in call for call in extracted) == 1
+    assert sum("TASKS=drums letters SEEDS=10 " in call for call in trained) == 14
+    assert sum("TASKS=notes SEEDS=3 " in call for call in trained) == len(trained) - 14 == 6
 
 
 def test_without_scenes_only_events_are_evaluated(evaluate):
     extracted, trained = evaluate([], EVENTS).values()
-    assert extracted[0].endswith("benchmarks.log_mel_baseline") and len(extracted) == 5
-    assert all("LAYOUT=bands TASKS= notes " in call for call in extracted[1:])
-    assert len(trained) == 5 and all("TASKS=notes SEEDS=3 " in call for call in trained)
+    assert extracted[0].endswith("benchmarks.log_mel_baseline") and len(extracted) == 6
+    assert all("LAYOUT=bands POOLING= OVERLAP= TASKS= notes " in call for call in extracted[1:5])
+    assert "OVERLAP=0.5 TASKS=notes " in extracted[5]
+    assert len(trained) == 6 and all("TASKS=notes SEEDS=3 " in call for call in trained)
 
 
 def test_without_events_only_scenes_are_evaluated(evaluate):
     extracted, trained = evaluate(SCENES, []).values()
-    assert len(extracted) == len(trained) == 9
+    assert len(extracted) == len(trained) == 14
     assert all("TASKS=drums letters SEEDS=10 " in call for call in trained)

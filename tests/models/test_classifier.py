@@ -57,6 +57,23 @@ def test_full_clips_need_no_lengths(pooling, frames):
         torch.testing.assert_close(classifier.embed(batch), with_lengths, rtol=0, atol=2e-6)
 
 
+def test_a_fitted_head_maps_standardised_features():
+    classifier = Classifier(encoder_of("mamba_ssast_tiny"), 3, "mean_std").eval()
+    batch = torch.stack(clips_of(40, 40))[:, None]
+    width = classifier.head[1].in_features
+    mean, deviation, *rows = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+    deviation, weight, bias = deviation.abs() + 0.5, torch.stack(rows), torch.tensor([1.0, 2.0, 3.0])
+    classifier.set_head(mean, deviation, weight, bias)
+    with torch.no_grad():
+        pooled = classifier.embed(batch).double().numpy()
+        normal = (pooled - pooled.mean(axis=1, keepdims=True)) / pooled.std(axis=1, keepdims=True)
+        expected = (normal - mean.numpy()) / deviation.numpy() @ weight.double().numpy().T + bias.numpy()
+        np.testing.assert_allclose(classifier(batch).numpy(), expected, atol=1e-3)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, features = classifier(batch), classifier.embed(batch)
+        assert torch.equal(logits, classifier.head(features)), "the head is computed in float32"
+
+
 def test_one_step_has_a_finite_gradient_with_deviation():
     classifier = Classifier(encoder_of("mamba_ssast_tiny"), 3, "mean_std")
     torch.nn.init.normal_(classifier.head[1].weight)

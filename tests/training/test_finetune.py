@@ -14,15 +14,20 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from audio_mamba import finetune, load_classifier, load_model
 from audio_mamba.cli.finetune_data import check_clips
 from audio_mamba.data.folds import Split
-from audio_mamba.data.labelled import read_labelled
+from audio_mamba.data.labelled import LabelledDataset, read_labelled
 from audio_mamba.data.prepare import prepare
 from audio_mamba.data.prepare_job import Settings
 from audio_mamba.data.synthetic import KINDS, make_clip, write_scene_task
 from audio_mamba.front_end import PUBLISHED
+from audio_mamba.models.classifier import Classifier
 from audio_mamba.published_names import experiments
 from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.records import read_log, read_steps
@@ -31,7 +36,7 @@ from tests.conftest import ROOT
 from tests.training.runs import STANDALONE, finish, kill
 
 ENCODER = "tests.hear_api.small_config"
-QUICK = ["num_epochs=2", "opt.warmup_epochs=0.5", "batch_size=8", "opt.learning_rate=0.03"]
+QUICK = ["num_epochs=2", "opt.warmup_epochs=0.5", "batch_size=8", "opt.learning_rate=0.03", "head.start=zeros"]
 
 
 @pytest.fixture(scope="session")
@@ -175,6 +180,54 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path, archive, monkeypatch):
     assert outcome(tmp_path / "whole") == before
 
 
+@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+def test_the_head_starts_as_logistic_regression(tmp_path, archive, caplog, pooling):
+    """Against scikit-learn on features computed clip by clip, with a learning rate of 0."""
+    with caplog.at_level(logging.INFO):
+        tune(
+            tmp_path,
+            archive,
+            "--fold",
+            "1",
+            changes=["opt.learning_rate=0", "head.start=probe", f"head.pooling={pooling}"],
+        )
+    chosen, accuracy = re.search(r"logistic regression, C (\S+), validation accuracy (\S+)", caplog.text).groups()
+    clips = read_labelled([archive], PUBLISHED)
+    folds, labels = np.array(clips.folds), np.array([label for (label,) in clips.labels])
+    encoder = load_classifier(tmp_path, "cpu").model.encoder
+    classifier, spectrograms = Classifier(encoder, 4, pooling).eval(), LabelledDataset(clips, np.arange(len(clips)))
+    with torch.no_grad():
+        rows = [
+            classifier.embed(spectrograms.__getitems__([(0, clip)])[0]["spectrogram"]) for clip in range(len(clips))
+        ]
+    x = torch.cat(rows).double().numpy()
+    x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    parts = {name: np.flatnonzero(folds == fold) for name, fold in (("test", "1"), ("valid", "2"), ("train", "3"))}
+    regression = make_pipeline(StandardScaler(), LogisticRegression(C=float(chosen), max_iter=10000))
+    regression.fit(x[parts["train"]], labels[parts["train"]])
+    assert float(accuracy) == pytest.approx(regression.score(x[parts["valid"]], labels[parts["valid"]]), abs=1e-4)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["best_epoch"] == 0, "nothing was trained after it"
+    logits = regression.decision_function(x[parts["test"]]) / results["temperature"]
+    expected = softmax(logits, axis=1)
+    found = [[float(row[kind]) for kind in clips.classes] for row in predictions(tmp_path)]
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert (tmp_path / "classifier" / "model.safetensors").exists()
+
+
+def test_a_run_stopped_while_the_head_is_fitted_leaves_nothing(tmp_path, archive, monkeypatch):
+    def run(name):
+        tune(tmp_path / name, archive, "--fold", "1", changes=["head.start=probe"])
+
+    run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruption, "requested", property(lambda self: True))
+        run("parts")
+    assert not list((tmp_path / "parts").rglob("*.pth")) and not (tmp_path / "parts" / "results.json").exists()
+    run("parts")
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
 def start(processes, arguments):
     launcher = ["-m", "torch.distributed.run", *STANDALONE, f"--nproc-per-node={processes}"] if processes > 1 else []
     return subprocess.Popen(
@@ -189,7 +242,7 @@ def start(processes, arguments):
 @pytest.mark.slow
 def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tmp_path, archive):
     command = [*("--fold", "1", "--checkpoint-minutes", "0.0003"), *()]
-    changes = ["num_epochs=12"]
+    changes = ["num_epochs=12", "head.start=probe"]
     tune(tmp_path / "whole", archive, *command, changes=changes)
     rng = random.Random(0)
     for _ in range(10):
@@ -208,7 +261,7 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tmp_path, archive
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, archive):
     """Over 50 steps, with all augmentations and balanced sampling."""
-    changes = ["num_epochs=25", "data.balanced=True", "augment.gain=3", "batch_size=4"]
+    changes = ["num_epochs=25", "data.balanced=True", "augment.gain=3", "head.start=probe", "batch_size=4"]
     process = start(2, arguments(tmp_path / "two", archive, "--fold", "1", changes=changes))
     changes[-1] = "batch_size=8"
     tune(tmp_path / "one", archive, "--fold", "1", changes=changes)

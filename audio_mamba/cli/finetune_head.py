@@ -1,0 +1,80 @@
+"""The head's first weights by logistic regression, `head.start` "probe" of finetune.py.
+
+Fine-tuning that starts from a fitted head distorts the features less than from an untrained one (Kumar et al. 2022,
+arXiv 2202.10054), and with few clips it starts where a probe of the frozen encoder ends.
+"""
+
+import logging
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_mamba.cli.finetune_setup import Run
+from audio_mamba.data.labelled import LabelledDataset, whole_clip_loader
+from audio_mamba.models.precision import autocast
+from audio_mamba.training import distributed
+from audio_mamba.training.interruption import Interruption, Shielded, leave_signals_to_the_trainer
+from audio_mamba.training.metrics import evaluate
+from audio_mamba.training.prefetch import prefetch
+from audio_mamba.training.validation import gather_outputs
+
+MAX_BIAS = 20.0  # of a class that no training clip has, or every one
+
+logger = logging.getLogger("finetune")
+
+
+def fit_head(run: Run, interruption: Interruption) -> None:
+    """Set the head to logistic regression on the frozen features of the whole training clips. Every process must call
+    this together.
+
+    C is the one with the highest validation metric, the smallest of equals. If a signal comes, the head stays as it is
+    and `interruption.stop_now` is set.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    from audio_mamba.hear_api.probe.classify import REGULARISATION, fit_linear
+
+    experiment, split = run.experiment, run.experiment.splits[run.fold]
+    metric, loss = experiment.metric, experiment.loss
+    train = LabelledDataset(experiment.clips, split.train, sys.maxsize, seed=run.args.seed, strict=run.args.strict_data)
+    found = [
+        _features(run, dataset, interruption) for dataset in (train, LabelledDataset(experiment.clips, split.valid))
+    ]
+    if interruption.stop_now:
+        return
+    (x, targets), (unseen, expected) = found
+    scaler = StandardScaler().fit(x)
+    maps = fit_linear(scaler.transform(x), targets, REGULARISATION, loss == "multi")
+    scores = [evaluate(each.scores(scaler.transform(unseen), loss == "multi"), expected, loss)[metric] for each in maps]
+    best = int(np.nanargmax(scores)) if not np.isnan(scores).all() else len(maps) // 2
+    chosen = maps[best]
+    numbers = (scaler.mean_, scaler.scale_, chosen.weight, chosen.bias.clip(-MAX_BIAS, MAX_BIAS))
+    run.model.set_head(*(torch.from_numpy(array).to(run.device, torch.float32) for array in numbers))
+    for parameter in run.model.head.parameters():
+        distributed.from_main(parameter.data)
+    if distributed.is_main():
+        logger.info("head: logistic regression, C %g, validation %s %.4f", REGULARISATION[best], metric, scores[best])
+
+
+def _features(run: Run, dataset: LabelledDataset, interruption: Interruption) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised features float64 [n, width] and targets bool [n, classes] of whole clips, the same in all processes;
+    empty if a signal came."""
+    place = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    options = {"num_workers": run.args.num_workers, "worker_init_fn": leave_signals_to_the_trainer}
+    loader = whole_clip_loader(dataset, run.config.batch_size, **place, **options)
+
+    def normalised(batch: dict[str, Tensor]) -> Tensor:
+        spectrogram, frames = (batch[name].to(run.device, non_blocking=True) for name in ("spectrogram", "frames"))
+        with autocast(run.device, run.args.precision):
+            return run.model.normalised(spectrogram, frames).float()
+
+    run.model.eval()
+    batches = prefetch(Shielded(loader), run.device)
+    outputs = gather_outputs(batches, normalised, stop=lambda: interruption.stop_now or interruption.requested)
+    if outputs is None:
+        interruption.stop_now = True
+        return np.empty((0, 0)), np.empty((0, 0), bool)
+    _, features, target = outputs
+    return features.double().numpy(), target.numpy() > 0.5

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Fine-tuning against scratch and against the probe, on the same clips; what is finished is not redone.
+#
+#   ./experiments/finetuning/run.sh TASKS_DIR OUT_DIR
+#
+# OUT_DIR/TASK/ gets probe/, frozen-0/, pretrained-SEED/ and random-SEED/; OUT_DIR/seconds.csv the processor time of
+# each. The two runs of a seed go side by side, one thread each. From scratch also means that the head starts from zeros.
+# The probe trains on training and validation clips, all others on training clips alone; frozen-0 is fine-tuning before
+# its first step, logistic regression on the same clips.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+tasks=$(realpath "${1:?TASKS_DIR is missing: the folder of HEAR tasks}")
+out=${2:?OUT_DIR is missing: a folder for the runs}
+mkdir -p "$out"
+out=$(realpath "$out")
+model=ssam_tiny_free_audio
+export OMP_NUM_THREADS=1
+
+timed() {   # TASK NAME COMMAND...
+    local task=$1 name=$2 TIMEFORMAT="%U %S"
+    shift 2
+    if [ -e "$out/$task/$name/results.json" ] || [ -e "$out/$task/$name/results.csv" ]; then return; fi
+    mkdir -p "$out/$task"
+    { time "$@" > "$out/$task/$name.log" 2>&1; } 2> "$out/$task/$name.time"
+    echo "$task,$name,$(awk '{print $1 + $2}' "$out/$task/$name.time")" >> "$out/seconds.csv"
+}
+finetuned() {   # TASK INIT SEED FRAMES [OPTION...]
+    local task=$1 name=$2 seed=$3 frames=$4 init=$2 more=
+    shift 4
+    case $name in
+        random) more="head.start=zeros" ;;
+        frozen) more="opt.learning_rate=0 opt.warmup_epochs=0 num_epochs=1" init=pretrained ;;
+    esac
+    # shellcheck disable=SC2086
+    timed "$task" "$name-$seed" python finetune.py --data "$tasks/$task" --model $model --init "$init" --seed "$seed" \
+        --workdir "$out/$task/$name-$seed" --precision bfloat16 --num-workers 0 --no-wandb "$@" \
+        --set data.num_frames="$frames" batch_size=16 num_epochs=12 $more
+}
+pairs() {       # TASK FRAMES SEEDS [OPTION...]; the shortest input that holds a clip, in frames of 10 ms
+    local task=$1 frames=$2 seeds=$3 seed
+    shift 3
+    timed "$task" probe python -m audio_mamba.hear_api.probe "$tasks/$task" --model $model --pooling mean_std \
+        --out "$out/$task/probe"
+    finetuned "$task" frozen 0 "$frames" "$@"
+    for seed in $(seq 0 $((seeds - 1))); do
+        finetuned "$task" pretrained "$seed" "$frames" "$@" &
+        finetuned "$task" random "$seed" "$frames" "$@"
+        wait $!
+    done
+}
+pairs drum_hits-v1-full 100 1 --folds all
+pairs spoken_letters-v1-full 152 1 --folds all
+pairs guitar_chords-v1-full 200 3
+python -m experiments.finetuning.paired "$out" | tee "$out/paired.md"
