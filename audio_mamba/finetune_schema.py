@@ -25,7 +25,15 @@ DEFAULTS: dict[str, Any] = {
         "crop_frames": None,  # of a training crop; None: one input of the encoder
         "balanced": False,  # sample clips by AudioSet's rule
     },
-    "augment": {"gain": 0.0, "mixup": 0.0, "time_shift": 0, "time_mask": 0, "freq_mask": 0},  # see `data.augment`
+    "augment": {  # see `data.augment`
+        "gain": 0.0,
+        "filter": 0.0,
+        "mixup": 0.0,
+        "time_shift": 0,
+        "freq_shift": 0,
+        "time_mask": 0,
+        "freq_mask": 0,
+    },
     "opt": {
         "learning_rate": 4e-3,  # for a global batch of 256
         "weight_decay": 0.05,

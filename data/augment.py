@@ -1,4 +1,4 @@
-"""Augmentation of labelled log-mels: gain, mixup, time shift, and the masks of SpecAugment.
+"""Augmentation of labelled log-mels: gain, filters, mixup, shifts, and the masks of SpecAugment.
 
 Every function draws from the numpy generator it is given, so a sample's augmentation depends on nothing else.
 """
@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+FILTER_POINTS = 3, 6  # fewest and most frequencies between which the gain of a filter changes
 MIXUP_ALPHA = 10.0  # of the Beta distribution of the share, as AST (Gong et al. 2021): shares are near one half
 
 
@@ -17,15 +18,20 @@ class Augmentation:
     Attributes:
         gain: at most so many dB louder or softer. A clip is normalised, so this moves its quiet parts relative to the
             front end's floor.
+        filter: at most so many dB louder or softer at some frequencies than at others, as other microphones, rooms and
+            voices are (FilterAugment, Nam et al. 2022, arXiv 2110.03282).
         mixup: probability that a clip is mixed with another one (Zhang et al. 2018).
         time_shift: at most so many frames, around the end of the crop.
+        freq_shift: at most so many mel bands up or down; the outermost band fills what is left.
         time_mask, freq_mask: width of the widest mask, in frames and in mel bands (Park et al. 2019); there is one of
             each.
     """
 
     gain: float = 0.0
+    filter: float = 0.0
     mixup: float = 0.0
     time_shift: int = 0
+    freq_shift: int = 0
     time_mask: int = 0
     freq_mask: int = 0
 
@@ -44,13 +50,24 @@ def draw_gain(rng: np.random.Generator, most: float) -> float:
     return float(rng.uniform(-most, most))
 
 
-def apply_gain(log_mel: np.ndarray, decibels: float, log_offset: float) -> np.ndarray:
-    """The log-mel, not normalised, that the front end would give for audio so many dB louder, any shape.
+def draw_filter(rng: np.random.Generator, most: float, mels: int) -> np.ndarray:
+    """Gains in dB of the mel bands, float64 [mels]: evenly from -most to most at three to six bands, the lowest and the
+    highest among them, and on straight lines between them."""
+    count = min(int(rng.integers(FILTER_POINTS[0], FILTER_POINTS[1] + 1)), mels)
+    inner = np.sort(rng.choice(np.arange(1, mels - 1), max(0, count - 2), replace=False))
+    bands = np.concatenate([[0], inner, [mels - 1]])
+    return np.interp(np.arange(mels), bands, rng.uniform(-most, most, len(bands)))
+
+
+def apply_gain(log_mel: np.ndarray, decibels: float | np.ndarray, log_offset: float) -> np.ndarray:
+    """The log-mel, not normalised, that the front end would give for audio so many dB louder.
+
+    log_mel is float32 [..., mels]; decibels are one number, or one for each mel band.
 
     A log-mel is log(power + log_offset), and it is the power that is scaled.
     """
     power = np.maximum(np.exp(log_mel) - np.float32(log_offset), 0)  # rounding may have made it negative
-    return np.log(power * np.float32(10 ** (decibels / 10)) + np.float32(log_offset))
+    return np.log(power * np.float32(10 ** (np.asarray(decibels) / 10)) + np.float32(log_offset))
 
 
 def draw_share(rng: np.random.Generator, probability: float) -> float:
@@ -67,6 +84,12 @@ def mix(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
 def shift(crop: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
     """Roll a crop [frames, mels] by -most to most frames; what leaves at one end enters at the other."""
     return np.roll(crop, rng.integers(-most, most + 1), axis=0)
+
+
+def shift_bands(crop: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
+    """Move a crop [frames, mels] by -most to most mel bands; the outermost one is repeated."""
+    by, mels = int(rng.integers(-most, most + 1)), crop.shape[1]
+    return crop[:, np.clip(np.arange(mels) - by, 0, mels - 1)]
 
 
 def mask(crop: np.ndarray, rng: np.random.Generator, time_mask: int, freq_mask: int) -> None:

@@ -256,6 +256,8 @@ class LabelledDataset(Dataset):
             crop = augment.mix(crop, filled, share)
             target = np.float32(share) * target + np.float32(1 - share) * self._target(other)
         crop = augment.shift(crop, rng, augmentation.time_shift)
+        if augmentation.freq_shift:
+            crop = augment.shift_bands(crop, rng, augmentation.freq_shift)
         augment.mask(crop, rng, augmentation.time_mask, augmentation.freq_mask)
         return crop, target
 
@@ -266,11 +268,14 @@ class LabelledDataset(Dataset):
 
     def _crop(self, place: int, rng: np.random.Generator) -> np.ndarray:
         assert self.crop_frames is not None
-        clip = self._whole(self.chosen[place], augment.draw_gain(rng, self.augmentation.gain))
+        louder: float | np.ndarray = augment.draw_gain(rng, self.augmentation.gain)
+        if self.augmentation.filter:
+            louder = louder + augment.draw_filter(rng, self.augmentation.filter, self.clips.front_end.n_mels)
+        clip = self._whole(self.chosen[place], louder)
         start, length = crop_place(len(clip), self.crop_frames, rng)
         return clip[start : start + length]
 
-    def _whole(self, clip: int, decibels: float = 0.0) -> np.ndarray:
+    def _whole(self, clip: int, decibels: float | np.ndarray = 0.0) -> np.ndarray:
         """A clip's log-mel [frames, mels], normalised as the runtime does."""
         shard, offset, size = self.clips.places[clip]
         try:
@@ -279,7 +284,7 @@ class LabelledDataset(Dataset):
                 raise ValueError(f"has {stored.shape[1]} mel bands, but {self.clips.front_end.n_mels} are expected")
             refuse_constant(stored, self.clips.front_end)
             log_mel = stored.astype(np.float32)
-            if decibels:
+            if np.any(decibels):
                 log_mel = augment.apply_gain(log_mel, decibels, self.clips.front_end.log_offset)
             spectrogram = torch.from_numpy(log_mel)
             normal = normalise(spectrogram, clip_statistics(spectrogram, ddof=1))

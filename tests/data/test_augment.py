@@ -22,6 +22,38 @@ def test_gain_is_the_log_mel_of_louder_audio(decibels):
     assert abs(shifted - louder).max() > 0.2
 
 
+def test_filters_are_lines_between_a_few_bands():
+    rng, counts, highest = np.random.default_rng(0), set(), 0.0
+    for _ in range(300):
+        gains = augment.draw_filter(rng, 6.0, 80)
+        bends = np.abs(np.diff(gains, 2)) > 1e-9
+        counts.add(int(bends.sum()) + 2)
+        highest = max(highest, np.abs(gains).max())
+    assert gains.shape == (80,) and max(counts) == 6 and min(counts) == 3
+    assert 5.9 < highest <= 6
+    assert np.all(augment.draw_filter(rng, 0.0, 80) == 0)
+
+
+def test_a_filter_is_the_log_mel_of_filtered_audio():
+    """Half of the spectrum 12 dB softer, by the Fourier transform of the whole clip."""
+    audio = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+    spectrum = torch.fft.rfft(audio)
+    spectrum[4000:] *= 10 ** (-12 / 20)
+    filtered = log_mel(torch.fft.irfft(spectrum)[None])[0].numpy()
+    gains = np.where(np.arange(80) < 55, 0.0, -12.0)  # band 55 is near 4 kHz
+    found = augment.apply_gain(log_mel(audio[None])[0].numpy(), gains, PUBLISHED.log_offset)
+    assert found.dtype == np.float32
+    clear = np.r_[0:50, 62:79]
+    np.testing.assert_allclose(found[10:-10, clear], filtered[10:-10, clear], atol=0.05)
+
+
+def test_bands_move_both_ways_and_the_edge_is_repeated():
+    crop = np.arange(5, dtype=np.float32)[None].repeat(3, 0)
+    rng = np.random.default_rng(0)
+    found = {tuple(augment.shift_bands(crop, rng, 2)[1].tolist()) for _ in range(100)}
+    assert found == {(2, 3, 4, 4, 4), (1, 2, 3, 4, 4), (0, 1, 2, 3, 4), (0, 0, 1, 2, 3), (0, 0, 0, 1, 2)}
+
+
 def test_a_mixture_adds_powers():
     rng = np.random.default_rng(0)
     first, second = rng.standard_normal((2, 5, 4)).astype(np.float32)
