@@ -20,7 +20,7 @@ from audio_mamba.data.normalisation import clip_statistics, normalise
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.front_end import PUBLISHED
 
-ALL = Augmentation(gain=6.0, mixup=0.5, time_shift=5, time_mask=10, freq_mask=10)
+ALL = Augmentation(gain=6.0, filter=6.0, mixup=0.5, time_shift=5, freq_shift=3, time_mask=10, freq_mask=10)
 CLASSES = ["bark", "chirp", "hum"]
 
 
@@ -89,6 +89,28 @@ def test_another_epoch_or_seed_gives_other_crops(archive):
     )
     assert all(torch.equal(first[i][0], again[i][0]) for i in range(24))
     assert not any(torch.equal(first[i][0], later[i][0]) or torch.equal(first[i][0], other[i][0]) for i in range(24))
+
+
+@pytest.mark.parametrize(
+    "name, most",
+    [
+        ("gain", 6.0),
+        ("filter", 6.0),
+        ("mixup", 1.0),
+        ("time_shift", 5),
+        ("freq_shift", 3),
+        ("time_mask", 9),
+        ("freq_mask", 9),
+    ],
+)
+def test_each_augmentation_reaches_the_crops(archive, name, most):
+    clips = read_labelled([archive], PUBLISHED)
+    plain, changed = (
+        by_clip(batches_of(training_loader(LabelledDataset(clips, np.arange(24), 999, augmentation), 8, False)))
+        for augmentation in (Augmentation(), Augmentation(**{name: most}))
+    )
+    different = [not torch.equal(plain[clip][0], changed[clip][0]) for clip in range(24)]
+    assert sum(different) >= 16, "a shift or a mask may be of width 0"
 
 
 def test_crops_are_parts_of_the_normalised_clip_and_short_clips_stay_short(archive):

@@ -154,7 +154,13 @@ def test_float32_archives_give_the_same_numbers(tmp_path, archive):
 def test_stopped_runs_end_with_the_same_bits(tmp_path, archive, monkeypatch):
     """Stopped in an epoch, at its last step, and during validation."""
     options = ("--fold", "1")
-    changes = ["data.balanced=True", "augment.gain=3", "num_epochs=4"]  # of two steps each
+    changes = [
+        "data.balanced=True",
+        "augment.gain=3",
+        "augment.filter=3",
+        "augment.freq_shift=2",
+        "num_epochs=4",
+    ]  # of two steps each
     tune(tmp_path / "whole", archive, *options, changes=changes)
     asked = Interruption.ask
     for stop_after in (0, 1, 1):
@@ -261,7 +267,15 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tmp_path, archive
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, archive):
     """Over 50 steps, with all augmentations and balanced sampling."""
-    changes = ["num_epochs=25", "data.balanced=True", "augment.gain=3", "head.start=probe", "batch_size=4"]
+    changes = [
+        "num_epochs=25",
+        "data.balanced=True",
+        "augment.gain=3",
+        "augment.filter=3",
+        "augment.freq_shift=2",
+        "head.start=probe",
+        "batch_size=4",
+    ]
     process = start(2, arguments(tmp_path / "two", archive, "--fold", "1", changes=changes))
     changes[-1] = "batch_size=8"
     tune(tmp_path / "one", archive, "--fold", "1", changes=changes)
