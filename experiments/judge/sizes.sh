@@ -16,4 +16,4 @@ for grid in published small; do
 done
 python -m experiments.judge "$out/tasks" --model $model --features mean_std --out "$out/judge"
 python -m experiments.judge.sizes curve "$out/sizes.png" --judge "$out/judge/tasks.csv" \
-    --heads "published grid=$out/published" --heads "GRID=small=$out/small" | tee "$out/sizes.md"
+    --heads "published grid=$out/published" --heads "small grid=$out/small" | tee "$out/sizes.md"
