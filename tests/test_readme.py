@@ -26,7 +26,8 @@ GOLDEN = ROOT / "tests" / "golden"
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )
-PAGES += [ROOT / "experiments/free_audio/README.md", ROOT / "external_sources/README.md"]
+PAGES += [ROOT / "experiments" / name / "README.md" for name in ("free_audio", "long_run")]
+PAGES += [ROOT / "external_sources/README.md"]
 PAGES += sorted((ROOT / "weights").glob("*/README.md"))
 
 
@@ -188,6 +189,7 @@ def test_variables_of_the_scripts_that_it_names_are_read(page):
         "hear_api/probe",
         "benchmarks",
         "experiments/free_audio",
+        "experiments/long_run",
     ],
 )
 def test_the_architecture_names_every_file_of(folder):

@@ -4,6 +4,10 @@
 
 Writes CLIPS/{train,validation}/<kind>/<package>/*.flac (16 kHz, mono), the table CLIPS/clips.csv, and hours and
 licences to CLIPS/packages.md. A package is in one split only. The same audio always gives the same clips.
+
+    python -m experiments.free_audio.select_clips AUDIO CLIPS --packages A.csv --packages B.csv --clips-per-kind all
+
+takes all clips of the training packages, but from no kind more than twice the hours of the scarcest kind.
 """
 
 import argparse
@@ -11,7 +15,7 @@ import csv
 import logging
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -27,14 +31,16 @@ from audio_mamba.data.features import log_mel
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.machine import usable_cores
-from experiments.free_audio.packages import KINDS, SPLITS, Package, kind_of, read_packages
+from experiments.free_audio.packages import KINDS, SPLITS, TABLE, Package, add_tables_option, kind_of, read_packages
 
 CLIP_SECONDS, SHORTEST_SECONDS = 10, 1
 QUIETEST_DB = -55.0  # level of the whole clip, 0 dB is a full square wave
 SAME = 0.98  # clips whose fingerprints correlate more than this count as duplicates
 FINGERPRINT = (16, 16)  # cells of time x mel bands
+COMPARED_AT_ONCE = 1024  # candidates, when looking for duplicates
 CLIPS_PER_KIND = {"train": 1067, "validation": 100}
-LEFT_OUT = Path(__file__).with_name("left_out.txt")  # excluded files, relative to AUDIO, with reasons
+MOST_HOURS = 2.0  # of a kind, in multiples of the scarcest kind, where the number of clips is not limited
+LEFT_OUT = "left_out.txt"  # beside a table: files to exclude, relative to AUDIO; lines that start with # are comments
 
 logger = logging.getLogger(__name__)
 
@@ -85,29 +91,51 @@ def without_duplicates(candidates: list[Candidate]) -> list[Candidate]:
     """The first of each set of duplicates: lengths within 5%, and fingerprints that correlate more than SAME."""
     prints = np.stack([candidate.fingerprint for candidate in candidates])  # [n, 256]
     lengths = np.array([candidate.length for candidate in candidates])
-    kept: list[int] = []
-    for i in range(len(candidates)):
-        same_length = np.abs(lengths[kept] - lengths[i]) <= 0.05 * lengths[i]
-        if not (prints[kept] @ prints[i] > SAME)[same_length].any():
-            kept.append(i)
+
+    def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # indices [m] and [n] -> [m, n]
+        near = np.abs(lengths[one, None] - lengths[other]) <= 0.05 * lengths[other]
+        return near & (prints[one] @ prints[other].T > SAME)
+
+    kept = np.array([], dtype=int)
+    for start in range(0, len(candidates), COMPARED_AT_ONCE):
+        block = np.arange(start, min(start + COMPARED_AT_ONCE, len(candidates)))
+        block = block[~same(kept, block).any(axis=0)]
+        among = same(block, block)
+        new: list[int] = []
+        for i in range(len(block)):
+            if not among[new, i].any():
+                new.append(i)
+        kept = np.concatenate([kept, block[new]])
     return [candidates[i] for i in kept]
 
 
-def balanced(candidates: list[Candidate], count: int, rng: np.random.Generator) -> list[Candidate]:
-    """Up to `count` clips of each kind, taken from its packages in turn, so that no package dominates."""
-    chosen = []
-    for kind in KINDS:
-        queues: dict[str, list[Candidate]] = {}
-        for candidate in candidates:
-            if candidate.kind == kind:
-                queues.setdefault(candidate.package.name, []).append(candidate)
-        for name in queues:
-            queues[name] = [queues[name][i] for i in rng.permutation(len(queues[name]))]
-        taken: list[Candidate] = []
-        while len(taken) < count and any(queues.values()):
-            taken += [queue.pop() for queue in queues.values() if queue][: count - len(taken)]
-        chosen += taken
-    return chosen
+def balanced(candidates: list[Candidate], count: int | None, rng: np.random.Generator) -> list[Candidate]:
+    """Clips of each kind, taken from its packages in turn, so that no package dominates.
+
+    Args:
+        count: of clips of a kind at most; None for all, up to MOST_HOURS times the hours of the scarcest kind.
+    """
+    orders = [in_turns([candidate for candidate in candidates if candidate.kind == kind], rng) for kind in KINDS]
+    if count is None:
+        ends = [np.cumsum([candidate.length for candidate in order]) for order in orders]
+        most = MOST_HOURS * min((end[-1] for end in ends if len(end)), default=0)
+        counts = [int((end <= most).sum()) for end in ends]
+    else:
+        counts = [count] * len(orders)
+    return [candidate for order, n in zip(orders, counts) for candidate in order[:n]]
+
+
+def in_turns(candidates: list[Candidate], rng: np.random.Generator) -> list[Candidate]:
+    """All candidates: one of each package, then another of each, and so on. A package's own are in random order."""
+    queues: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        queues.setdefault(candidate.package.name, []).append(candidate)
+    for name in queues:
+        queues[name] = [queues[name][i] for i in rng.permutation(len(queues[name]))]
+    order: list[Candidate] = []
+    while any(queues.values()):
+        order += [queue.pop() for queue in queues.values() if queue]
+    return order
 
 
 def write_clips(path: Path, clips: list[tuple[int, str, Candidate]], out: Path) -> list[dict]:
@@ -145,14 +173,30 @@ def hours_table(clips: pd.DataFrame, packages: list[Package]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def select_clips(audio_dir: Path, out: Path, workers: int) -> None:
-    """Select and write the clips. Raises ValueError if nothing was fetched or `out` exists."""
+def select_clips(
+    audio_dir: Path,
+    out: Path,
+    workers: int,
+    tables: Sequence[Path] = (TABLE,),
+    clips_per_kind: int | None = CLIPS_PER_KIND["train"],
+) -> None:
+    """Select and write the clips of the packages of some tables.
+
+    Args:
+        clips_per_kind: of the training split; None for all, see `balanced`. The validation split is always the same.
+
+    Raises:
+        ValueError: nothing was fetched, `out` exists, or a table is not valid.
+    """
     if out.exists():
         raise ValueError(f"{out} exists already; remove it or choose another name")
-    packages = [package for package in read_packages() if (audio_dir / package.name).is_dir()]
+    packages = [package for package in read_packages(tables) if (audio_dir / package.name).is_dir()]
     if not packages:
         raise ValueError(f"{audio_dir} has none of the packages; run experiments.free_audio.fetch first")
-    left_out = {audio_dir / line for line in LEFT_OUT.read_text().splitlines() if not line.startswith("#")}
+    lists = [path for table in tables if (path := table.with_name(LEFT_OUT)).exists()]
+    left_out = {
+        audio_dir / line for path in lists for line in path.read_text().splitlines() if not line.startswith("#")
+    }
     files = [
         (package, path) for package in packages for path in find_audio(audio_dir / package.name) if path not in left_out
     ]
@@ -173,7 +217,7 @@ def select_clips(audio_dir: Path, out: Path, workers: int) -> None:
             for split in SPLITS
             for clip in balanced(
                 [clip for clip in single if clip.package.split == split],
-                CLIPS_PER_KIND[split],
+                clips_per_kind if split == "train" else CLIPS_PER_KIND[split],
                 np.random.default_rng(0),
             )
         ]
@@ -200,17 +244,34 @@ def select_clips(audio_dir: Path, out: Path, workers: int) -> None:
     )
 
 
+def _count(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number or 'all', got {text!r}")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.free_audio.select_clips", description=__doc__.splitlines()[0]
     )
     parser.add_argument("audio_dir", metavar="AUDIO", type=Path, help="output of experiments.free_audio.fetch")
     parser.add_argument("out", metavar="CLIPS", type=Path, help="folder to create")
+    add_tables_option(parser)
+    parser.add_argument(
+        "--clips-per-kind",
+        metavar="N",
+        type=_count,
+        default=CLIPS_PER_KIND["train"],
+        help="clips of each kind for training at most, or 'all': all of them, up to twice the hours of the scarcest "
+        "kind (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: %(default)s)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="select_clips: %(message)s")
     try:
-        select_clips(args.audio_dir, args.out, args.workers)
+        select_clips(args.audio_dir, args.out, args.workers, args.tables or [TABLE], args.clips_per_kind)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:

@@ -1,6 +1,7 @@
 """Fetching packages, with stand-ins for apt-get and dpkg-deb."""
 
 import os
+import zipfile
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_failing_packages_are_reported_and_leave_nothing(calls, tmp_path):
     with pytest.raises(SystemExit, match="khangman: E: Unable to locate package khangman"):
         fetch.main([str(tmp_path / "audio"), "khangman", "bambam"])
     assert [path.name for path in (tmp_path / "audio").iterdir()] == ["bambam"]
-    with pytest.raises(SystemExit, match="not in packages.csv: hydrogen-drumkits"):
+    with pytest.raises(SystemExit, match="not in the table of packages: hydrogen-drumkits"):
         fetch.main([str(tmp_path / "audio"), "hydrogen-drumkits"])
 
 
@@ -73,3 +74,41 @@ def test_two_fetches_into_one_folder_keep_the_first(calls, tmp_path, monkeypatch
     fetch.main([str(out), "bambam"])
     assert [path.name for path in out.iterdir()] == ["bambam"]
     assert [path.name for path in (out / "bambam").iterdir()] == ["copyright"]
+
+
+def test_another_table_replaces_the_own_one_and_more_recordings_are_kept(calls, tmp_path, monkeypatch):
+    table = tmp_path / "more.csv"
+    table.write_text("package,kinds,split,hours,licence\ngame-data,effects,train,0.1,CC0\n")
+    unpack = fetch._run
+
+    def with_archive(command, folder):
+        unpack(command, folder)
+        if command[0] == "dpkg-deb":
+            with zipfile.ZipFile(folder / "all/usr/share/game/data.PK3", "w") as file:
+                file.writestr("sound/bell.ogg", b"bell")
+                file.writestr("../../outside.wav", b"outside")
+                file.writestr("maps/one.bsp", b"map")
+            (folder / "all/usr/share/game/levels.zip").write_bytes(b"not an archive")
+
+    monkeypatch.setattr(fetch, "_run", with_archive)
+    fetch.main([str(tmp_path / "audio"), "--packages", str(table)])
+    assert calls.read_text().split() == ["game-data"]
+    files = {p.relative_to(tmp_path / "audio").as_posix() for p in (tmp_path / "audio").rglob("*") if p.is_file()}
+    assert files == {
+        "game-data/usr/share/doc/game/copyright",
+        "game-data/usr/share/game/Sounds/BANG.OGG",
+        "game-data/usr/share/game/Sounds/bang.opus",
+        "game-data/usr/share/game/data.PK3.unpacked/sound/bell.ogg",
+        "game-data/usr/share/game/data.PK3.unpacked/outside.wav",
+    }
+    assert not (tmp_path / "outside.wav").exists()
+
+    own = fetch.TABLE
+    fetch.main([str(tmp_path / "both"), "bambam", "game-data", "--packages", str(own), "--packages", str(table)])
+    kept = {p.name for p in (tmp_path / "both/bambam").rglob("*") if p.is_file()}
+    assert kept == {"copyright", "BANG.OGG"}  # as when the shipped weights were made
+    assert (tmp_path / "both/game-data/usr/share/game/Sounds/bang.opus").exists()
+    with pytest.raises(SystemExit, match="not in the table of packages: bambam"):
+        fetch.main([str(tmp_path / "audio"), "bambam", "--packages", str(table)])
+    with pytest.raises(SystemExit, match="nowhere.csv"):
+        fetch.main([str(tmp_path / "audio"), "--packages", "nowhere.csv"])
