@@ -23,7 +23,7 @@ PUBLISHED: dict[str, list[Any]] = {
     "optim": ["Adam"],
 }
 # For tasks with fewer than about a thousand training clips: the published grid gives them one step an epoch at a low
-# rate, this one steps of 64 clips at ten times that rate. Its values were not compared with others.
+# rate, this one steps of 64 clips at ten times that rate. docs/hear.md says what that changes.
 SMALL = PUBLISHED | {"lr": [1e-3], "batch_size": [64]}
 NAMED = {"published": PUBLISHED, "small": SMALL}
 KIT_GRIDS = ("default", "fast", "faster")

@@ -3,6 +3,7 @@
 import argparse
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,8 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Experiment:
     if args.folds and args.resume:
         raise ValueError("--folds and --resume exclude each other: each fold resumes from its own work folder")
     config = load_config(args)
+    if config.head.start == "probe" and find_spec("sklearn") is None:
+        raise ValueError('head.start "probe" needs scikit-learn: pip install ".[train]", or --set head.start=zeros')
     source = find_encoder(config.encoder.name, config.encoder.random)
     device = join_processes(args, config)
     workdir = open_workdir(Path(args.workdir), resources)

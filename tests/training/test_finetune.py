@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from audio_mamba import finetune, load_classifier, load_model
+from audio_mamba.cli import finetune_setup
 from audio_mamba.cli.finetune_data import check_clips
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledDataset, read_labelled
@@ -219,6 +220,12 @@ def test_the_head_starts_as_logistic_regression(tmp_path, archive, caplog, pooli
     found = [[float(row[kind]) for kind in clips.classes] for row in predictions(tmp_path)]
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert (tmp_path / "classifier" / "model.safetensors").exists()
+
+
+def test_without_scikit_learn_the_other_start_is_named(tmp_path, archive, monkeypatch, capsys):
+    monkeypatch.setattr(finetune_setup, "find_spec", lambda name: None)
+    message = refused(capsys, tmp_path, archive, "--fold", "1", changes=["head.start=probe"])
+    assert message.endswith('needs scikit-learn: pip install ".[train]", or --set head.start=zeros')
 
 
 def test_a_run_stopped_while_the_head_is_fitted_leaves_nothing(tmp_path, archive, monkeypatch):
