@@ -6,8 +6,8 @@
 
 An installed package runs as `audio-mamba finetune` or `torchrun ... -m audio_mamba.finetune`, with the same options.
 
-The run writes config.json, log.txt, steps.csv, curves.png, checkpoints/, classifier/ (the weights after the best epoch,
-for `audio-mamba predict`), results.json and predictions.csv to W. Run the same command again to resume exactly where it
+The run writes config.json, log.txt, steps.csv, curves.png, checkpoints/, classifier/ (the weights of the epoch that is kept, for
+`audio-mamba predict`), results.json and predictions.csv to W. Run the same command again to resume exactly where it
 stopped. On SIGTERM, SIGUSR1 and Ctrl-C it saves a checkpoint and exits with status 0.
 """
 
@@ -29,7 +29,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from audio_mamba.cli.failures import running, setting_up
 from audio_mamba.cli.finetune_arguments import parse_arguments
 from audio_mamba.cli.finetune_head import fit_head
-from audio_mamba.cli.finetune_setup import Best, Experiment, Run, set_up, start_run
+from audio_mamba.cli.finetune_setup import Experiment, Kept, Run, set_up, start_run
 from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.hear_api.classifier import save_classifier
 from audio_mamba.models.classifier import classification_loss, fit_temperature, probabilities
@@ -47,13 +47,13 @@ from audio_mamba.training.resume import Progress
 from audio_mamba.training.validation import gather_outputs
 
 BEFORE_TRAINING = -1  # the epoch of a fitted head
-EPOCHS_KEPT = 2  # checkpoints of whole epochs; the best weights are in each of them
+EPOCHS_KEPT = 2  # checkpoints of whole epochs; the kept weights are in each of them
 
 logger = logging.getLogger("finetune")
 
 
 def train(run: Run, interruption: Interruption) -> None:
-    """Train from the run's progress to its last epoch, or until it is asked to stop; then test the best epoch."""
+    """Train from the run's progress to its last epoch, or until it is asked to stop; then test the weights it keeps."""
     config, experiment, first = run.config, run.experiment, run.start.progress
     if distributed.is_main():
         logger.info(
@@ -93,7 +93,7 @@ def train(run: Run, interruption: Interruption) -> None:
             break
         loss, metrics = judge(run, *outputs)
         monitor.end_epoch(loss, metrics)
-        keep_best(run, epoch, metrics, *outputs)
+        keep(run, epoch, metrics, *outputs)
         save_after_epoch(run, epoch, monitor)
     monitor.close()
     if not interruption.stop_now:
@@ -101,11 +101,11 @@ def train(run: Run, interruption: Interruption) -> None:
 
 
 def start_from_probe(run: Run, interruption: Interruption) -> None:
-    """Fit the head; the classifier is then as good as a probe, and stays the best if training does not improve it."""
+    """Fit the head; the classifier is then as good as a probe, and is kept until an epoch is better."""
     fit_head(run, interruption)
     if not interruption.stop_now and (outputs := outputs_of(run, run.loaders.validation, interruption)) is not None:
         _, metrics = judge(run, *outputs)
-        keep_best(run, BEFORE_TRAINING, metrics, *outputs)
+        keep(run, BEFORE_TRAINING, metrics, *outputs)
 
 
 def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> Losses:
@@ -146,51 +146,52 @@ def judge(run: Run, clips: np.ndarray, logits: torch.Tensor, target: torch.Tenso
     return classification_loss(logits, target, loss).item(), evaluate(scores.numpy(), target.numpy() > 0.5, loss)
 
 
-def keep_best(
+def keep(
     run: Run, epoch: int, metrics: dict[str, float], clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor
 ) -> None:
-    """Keep the weights if the validation metric is higher than after every earlier epoch; the first of equals stays."""
+    """Keep the weights of this epoch: by `config.keep` always, or if the validation metric is higher than after every
+    earlier epoch; the first of equals stays."""
     metric = run.experiment.metric
     value, highest = (
         -math.inf if found is None or math.isnan(found[metric]) else found[metric]
-        for found in (metrics, None if run.best is None else run.best.metrics)
+        for found in (metrics, None if run.kept is None else run.kept.metrics)
     )
-    if run.best is None or value > highest:
+    if run.config.keep == "last" or run.kept is None or value > highest:
         state = {key: value.detach().cpu().clone() for key, value in run.model.state_dict().items()}
-        run.best = Best(epoch, metrics, fit_temperature(logits, target, run.experiment.loss), state)
+        run.kept = Kept(epoch, metrics, fit_temperature(logits, target, run.experiment.loss), state)
 
 
 def save_after_epoch(run: Run, epoch: int, monitor: Monitor) -> None:
-    """Write the checkpoint, and the classifier if this epoch is the best; keep the last few checkpoints."""
+    """Write the checkpoint, and the classifier if this epoch is kept; remove all but the last few checkpoints."""
     state = checkpoint_state(run, monitor)
     if not distributed.is_main():
         return
     folder = run.workdir / "checkpoints"
     checkpoint.save_checkpoint(checkpoint.checkpoint_path(folder, epoch), epoch=epoch, **state)
-    if run.best is not None and run.best.epoch in (epoch, BEFORE_TRAINING):
-        write_classifier(run, run.best)
+    if run.kept is not None and run.kept.epoch in (epoch, BEFORE_TRAINING):
+        write_classifier(run, run.kept)
     for _, path in resume.checkpoints(run.workdir)[EPOCHS_KEPT:]:
         if path.parent == folder:
             path.unlink()
 
 
-def write_classifier(run: Run, best: Best) -> None:
+def write_classifier(run: Run, kept: Kept) -> None:
     save_classifier(
         run.workdir / "classifier",
-        best.model,
+        kept.model,
         run.config,
         classes=run.experiment.clips.classes,
         loss=run.experiment.loss,
-        temperature=best.temperature,
-        notes=without_infinities({"epoch": best.epoch + 1, "validation": best.metrics}),
+        temperature=kept.temperature,
+        notes=without_infinities({"epoch": kept.epoch + 1, "validation": kept.metrics}),
     )
 
 
 def finish(run: Run, interruption: Interruption) -> None:
-    """Judge the best weights on the test clips (else on the validation clips), and write the results."""
-    best, loader = run.best, run.test_loader or run.loaders.validation
-    assert best is not None and loader is not None
-    run.model.load_state_dict(best.model)
+    """Judge the kept weights on the test clips (else on the validation clips), and write the results."""
+    kept, loader = run.kept, run.test_loader or run.loaders.validation
+    assert kept is not None and loader is not None
+    run.model.load_state_dict(kept.model)
     outputs = outputs_of(run, loader, interruption)
     if outputs is None:
         return
@@ -198,19 +199,19 @@ def finish(run: Run, interruption: Interruption) -> None:
     if not distributed.is_main():
         return
     part, metric = "test" if run.test_loader else "validation", run.experiment.metric
-    results = {"fold": run.fold, "best_epoch": best.epoch + 1, "metric": metric, "temperature": best.temperature}
-    results |= {"validation": best.metrics} | ({"test": metrics, "test_loss": loss} if run.test_loader else {})
-    write_classifier(run, best)
-    write_predictions(run, best, *outputs)
+    results = {"fold": run.fold, "epoch": kept.epoch + 1, "metric": metric, "temperature": kept.temperature}
+    results |= {"validation": kept.metrics} | ({"test": metrics, "test_loss": loss} if run.test_loader else {})
+    write_classifier(run, kept)
+    write_predictions(run, kept, *outputs)
     write_json(run.workdir / "results.json", results)
     resume.remove_stale(run.workdir, finished=True)
-    logger.info("best epoch %d: %s %.4f on the %s clips", best.epoch + 1, metric, metrics[metric], part)
+    logger.info("weights after epoch %d: %s %.4f on the %s clips", kept.epoch + 1, metric, metrics[metric], part)
 
 
-def write_predictions(run: Run, best: Best, clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor) -> None:
+def write_predictions(run: Run, kept: Kept, clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor) -> None:
     """A row per clip in predictions.csv: its name, its labels, and the calibrated probability of every class."""
     classes = run.experiment.clips.classes
-    likely = probabilities(logits, run.experiment.loss, best.temperature).numpy()
+    likely = probabilities(logits, run.experiment.loss, kept.temperature).numpy()
     with atomic_write(run.workdir / "predictions.csv") as file:
         table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True))
         table.writerow(["clip", "labels", *classes])

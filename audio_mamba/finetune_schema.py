@@ -44,7 +44,8 @@ DEFAULTS: dict[str, Any] = {
         "grad_accum_steps": 1,
         "clip_grad_value": None,  # of the total gradient norm
     },
-    "metric": None,  # that chooses the checkpoint; None: accuracy for one label per clip, mAP for several
+    "metric": None,  # on the validation clips; None: accuracy for one label per clip, mAP for several
+    "keep": "best",  # the weights of the epoch with the highest metric, or "last"
     "batch_size": 32,  # per process
     "num_epochs": 30,
     "precision": "float32",  # unless --precision is given
@@ -93,6 +94,7 @@ def check_finetune_config(config: ConfigDict, source: str) -> ConfigDict:
         "head.pooling": (checked.head.pooling, ("mean", "mean_std")),
         "head.start": (checked.head.start, ("zeros", "probe")),
         "metric": (checked.metric, (None, *METRICS)),
+        "keep": (checked.keep, ("best", "last")),
         "encoder.random": (checked.encoder.random, (True, False)),
         "encoder.frozen": (checked.encoder.frozen, (True, False)),
         "data.balanced": (checked.data.balanced, (True, False)),

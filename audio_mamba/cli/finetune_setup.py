@@ -44,8 +44,8 @@ FOUND = {"name": "", "model": {}, "front_end": {}, "fold": ""}
 
 
 @dataclass
-class Best:
-    """The state of the model after the epoch whose validation metric was highest so far."""
+class Kept:
+    """The state of the model after the epoch that `config.keep` chooses among those so far."""
 
     epoch: int
     metrics: dict[str, float]  # on the validation clips
@@ -80,14 +80,14 @@ class Run(Loop):
     experiment: Experiment
     fold: str
     test_loader: StatefulDataLoader | None
-    best: Best | None
+    kept: Kept | None
 
     def more_state(self) -> dict[str, Any]:
         """What a fine-tuned checkpoint has beside those of train.py."""
         return {
             "classes": self.experiment.clips.classes,
             "loss": self.experiment.loss,
-            "best": None if self.best is None else vars(self.best),
+            "kept": None if self.kept is None else vars(self.kept),
         }
 
 
@@ -200,7 +200,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     groups = model.parameter_groups(config.opt.weight_decay, config.opt.layer_decay, config.opt.head_rate)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
-    best = check_classes(args, workdir, clips.classes)
+    kept = check_classes(args, workdir, clips.classes)
     start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
@@ -219,12 +219,12 @@ def start_run(experiment: Experiment, fold: str) -> Run:
         experiment,
         fold,
         test_loader,
-        best,
+        kept,
     )
 
 
-def check_classes(args: argparse.Namespace, workdir: Path, classes: list[str]) -> Best | None:
-    """The best state so far in the checkpoint that the run resumes from. ValueError if it has other classes."""
+def check_classes(args: argparse.Namespace, workdir: Path, classes: list[str]) -> Kept | None:
+    """The kept state in the checkpoint that the run resumes from. ValueError if it has other classes."""
     path, state = find_state(args.resume, workdir)
     if state is None:
         return None
@@ -235,7 +235,7 @@ def check_classes(args: argparse.Namespace, workdir: Path, classes: list[str]) -
             f"{path} has {words}, but the data have {len(classes)} ({', '.join(classes[:3])} ...): choose another "
             "--workdir, or start from its encoder with --model"
         )
-    return None if state["best"] is None else Best(**state["best"])
+    return None if state["kept"] is None else Kept(**state["kept"])
 
 
 def build_loaders(

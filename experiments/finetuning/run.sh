@@ -34,7 +34,7 @@ finetuned() {   # TASK INIT SEED FRAMES [OPTION...]
     # shellcheck disable=SC2086
     timed "$task" "$name-$seed" python finetune.py --data "$tasks/$task" --model $model --init "$init" --seed "$seed" \
         --workdir "$out/$task/$name-$seed" --precision bfloat16 --num-workers 0 --no-wandb "$@" \
-        --set data.num_frames="$frames" batch_size=16 num_epochs=12 $more
+        --set data.num_frames="$frames" $more
 }
 pairs() {       # TASK FRAMES SEEDS [OPTION...]; the shortest input that holds a clip, in frames of 10 ms
     local task=$1 frames=$2 seeds=$3 seed

@@ -37,7 +37,10 @@ from tests.conftest import ROOT
 from tests.training.runs import STANDALONE, finish, kill
 
 ENCODER = "tests.hear_api.small_config"
-QUICK = ["num_epochs=2", "opt.warmup_epochs=0.5", "batch_size=8", "opt.learning_rate=0.03", "head.start=zeros"]
+QUICK = [
+    *("num_epochs=2", "opt.warmup_epochs=0.5", "batch_size=8", "opt.learning_rate=0.03", "head.start=zeros"),
+    "keep=best",
+]
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +120,7 @@ def test_it_learns_and_writes_what_it_says(tuned, task):
     assert len(log) == 8 and log[-1]["train_loss"] < log[0]["train_loss"]
     assert results["test"]["accuracy"] > 0.35, "chance is 0.125"
     best = max(log, key=lambda line: line["val_accuracy"])
-    assert results["best_epoch"] == best["epoch"] + 1
+    assert results["epoch"] == best["epoch"] + 1
     assert results["validation"]["accuracy"] == best["val_accuracy"]
     rows = predictions(tuned)
     assert len(rows) == 24
@@ -127,6 +130,20 @@ def test_it_learns_and_writes_what_it_says(tuned, task):
     assert {row["labels"] for row in rows} == {label for (label,) in labels.values()}
     assert not (tuned / "resume").exists() and len(list((tuned / "checkpoints").glob("*.pth"))) == 2
     assert (tuned / "curves.png").exists() and read_steps(tuned / "steps.csv")
+
+
+def test_the_last_weights_are_kept_where_asked(tmp_path, archive):
+    """At a learning rate that ruins the fitted head, so that the best epoch would be 0."""
+    for keep in ("last", "best"):
+        changes = ["head.start=probe", "opt.learning_rate=3", "opt.warmup_epochs=0", f"keep={keep}"]
+        tune(tmp_path / keep, archive, "--fold", "1", changes=changes)
+    found = {keep: json.loads((tmp_path / keep / "results.json").read_text()) for keep in ("last", "best")}
+    assert found["best"]["epoch"] == 0 and found["last"]["epoch"] == 2
+    log = read_log(tmp_path / "last" / "log.txt")
+    assert found["last"]["validation"]["accuracy"] == log[-1]["val_accuracy"] < found["best"]["validation"]["accuracy"]
+    state = torch.load(tmp_path / "last" / "checkpoints" / "checkpoint-1.pth", weights_only=True)["model"]
+    weights = load_file(tmp_path / "last" / "classifier" / "model.safetensors")
+    assert weights and all(torch.equal(weights[name], state[name]) for name in weights)
 
 
 def test_the_classifier_says_of_files_what_the_run_said_of_its_clips(tuned, task):
@@ -214,7 +231,7 @@ def test_the_head_starts_as_logistic_regression(tmp_path, archive, caplog, pooli
     regression.fit(x[parts["train"]], labels[parts["train"]])
     assert float(accuracy) == pytest.approx(regression.score(x[parts["valid"]], labels[parts["valid"]]), abs=1e-4)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["best_epoch"] == 0, "nothing was trained after it"
+    assert results["epoch"] == 0, "nothing was trained after it"
     logits = regression.decision_function(x[parts["test"]]) / results["temperature"]
     expected = softmax(logits, axis=1)
     found = [[float(row[kind]) for kind in clips.classes] for row in predictions(tmp_path)]
