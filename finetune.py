@@ -6,7 +6,7 @@
 
 An installed package runs as `audio-mamba finetune` or `torchrun ... -m audio_mamba.finetune`, with the same options.
 
-The run writes config.json, log.txt, steps.csv, curves.png, checkpoints/, classifier/ (the weights of the epoch that is kept, for
+The run writes config.json, log.txt, steps.csv, curves.png, checkpoints/, classifier/ (the weights it keeps, for
 `audio-mamba predict`), results.json and predictions.csv to W. Run the same command again to resume exactly where it
 stopped. On SIGTERM, SIGUSR1 and Ctrl-C it saves a checkpoint and exits with status 0.
 """
