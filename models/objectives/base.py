@@ -84,12 +84,18 @@ class EncoderWithHead(nn.Module):
         return tokens, self.head(tokens), self.encoder.pred(tokens) if self.reconstructs else None
 
 
-def deviation_over_clips(tokens: Tensor) -> Tensor:
+def deviation_over_clips(tokens: Tensor, at_each_patch: bool = False) -> Tensor:
     """Of tokens [B, L, D]: the standard deviation over the clips of their mean tokens (ddof 0), averaged over channels.
 
-    It tends to 0 if the representation collapses to the same for all clips.
+    It tends to 0 if the representation collapses to the same for all clips; of a batch of one clip it is 0.
+
+    Args:
+        tokens: [B, L, D].
+        at_each_patch: of the tokens at each patch instead, averaged over the patches, too. For tokens whose mean over a
+            clip is 0 in any case.
     """
-    return tokens.detach().float().mean(dim=1).std(dim=0, correction=0).mean()
+    tokens = tokens.detach().float()
+    return (tokens if at_each_patch else tokens.mean(dim=1)).std(dim=0, correction=0).mean()
 
 
 def check_masking(encoder: MaskedSpectrogramEncoder, objective: str) -> None:

@@ -39,7 +39,8 @@ class Teacher(Objective):
     so the same teacher.
 
     Numbers to watch: `target_std` and `token_std`, the deviation over clips of the targets and of the student's tokens
-    (see `deviation_over_clips`); with a reconstruction, also `teacher_loss` and `reconstruction_loss`, its two parts.
+    (see `deviation_over_clips`; of targets with an instance norm, which makes their mean over a clip 0, at each patch);
+    with a reconstruction, also `teacher_loss` and `reconstruction_loss`, its two parts.
 
     Args:
         encoder, opt: see `Objective`.
@@ -121,7 +122,10 @@ class Teacher(Objective):
         tokens, predicted, patches = model(x, mask)
         error = self._error(predicted.float(), target).mean(dim=-1)  # [B, L, D] -> [B, L]
         loss = mean_over_masked(error, mask)
-        numbers = {"target_std": deviation_over_clips(target), "token_std": deviation_over_clips(tokens)}
+        numbers = {
+            "target_std": deviation_over_clips(target, at_each_patch=self.target_norm == "instance"),
+            "token_std": deviation_over_clips(tokens),
+        }
         if self.reconstruction_weight:
             reconstruction = self.reconstruction.error(patches, self.encoder.patchify(x), mask)
             numbers |= {"teacher_loss": loss.detach(), "reconstruction_loss": reconstruction.detach()}

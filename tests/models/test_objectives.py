@@ -187,6 +187,19 @@ class TestTeacher:
             expected = targets_by_hand(exact, x.double(), 2, axis=1)
         np.testing.assert_allclose(objective.targets(x).numpy(), expected, rtol=0, atol=5e-4)
 
+    @pytest.mark.parametrize("norm", ["layer", "instance"])
+    def test_the_deviation_of_the_targets_tells_a_collapse_under_either_norm(self, norm):
+        model, clips = encoder(), batch()
+        objective = teacher(model, target_norm=norm)
+        target = float64(objective.targets(clips["spectrogram"]))
+        expected = (target if norm == "instance" else target.mean(1)).std(axis=0).mean()
+        healthy = objective.loss(objective.module, clips)[1]["target_std"].item()
+        assert healthy == pytest.approx(expected, rel=1e-4) and healthy > 0.01
+        with torch.no_grad():
+            objective.teacher.patch_embed.proj.weight.zero_()  # positions are all that is left in its targets
+        assert objective.targets(clips["spectrogram"]).std(dim=1).mean() > 0.1
+        assert objective.loss(objective.module, clips)[1]["target_std"].item() < 1e-3 * healthy
+
     @pytest.mark.parametrize("beta", [None, 0.5])
     @pytest.mark.parametrize("reconstruction_weight", [0.0, 2.5])
     def test_the_loss_is_the_mean_error_at_masked_patches(self, beta, reconstruction_weight):
