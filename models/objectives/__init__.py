@@ -1,6 +1,9 @@
 """What pretraining minimises, by the names of `opt.objective`: `objectives.build(config.opt, encoder)`."""
 
+import math
 from typing import Any
+
+import numpy as np
 
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.objectives.base import EncoderWithHead, Objective, deviation_over_clips
@@ -38,8 +41,13 @@ def build(opt: Any, encoder: MaskedSpectrogramEncoder) -> Objective:
     """The objective of a config's section `opt`, for an encoder on its device.
 
     Raises:
-        ValueError: an unknown objective, or an unknown or wrong argument.
+        ValueError: an unknown objective, an unknown or wrong argument, or an encoder that hides all patches.
     """
+    if encoder.draw_mask(np.random.default_rng(0)).all():
+        raise ValueError(
+            f"model.model_args.mask_ratio {encoder.mask_ratio:g} with masking_mode {encoder.masking_mode!r} hides all "
+            f"{math.prod(encoder.grid_size())} patches of a clip: nothing is left to predict them from"
+        )
     try:
         objective = find(opt.objective)(encoder, opt, **opt.objective_args)
     except TypeError as error:

@@ -98,10 +98,10 @@ def deviation_over_clips(tokens: Tensor, at_each_patch: bool = False) -> Tensor:
     return (tokens if at_each_patch else tokens.mean(dim=1)).std(dim=0, correction=0).mean()
 
 
-def check_masking(encoder: MaskedSpectrogramEncoder, objective: str) -> None:
-    """Raise ValueError if the encoder masks nothing, which `objective` needs."""
+def check_masking(encoder: MaskedSpectrogramEncoder, objective: str, options: str = "") -> None:
+    """Raise ValueError if the encoder masks nothing, which `objective` needs, at least with these options."""
     if not encoder.draw_mask(np.random.default_rng(0)).any():
         raise ValueError(
-            f"opt.objective {objective!r} needs masked patches, and model.model_args.mask_ratio "
+            f"opt.objective {objective!r}{options} needs masked patches, and model.model_args.mask_ratio "
             f"{encoder.mask_ratio:g} masks none"
         )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.loss import reconstruction_loss, restore_patches
-from audio_mamba.models.objectives.base import Batch, EncoderWithHead, Losses, Objective
+from audio_mamba.models.objectives.base import Batch, EncoderWithHead, Losses, Objective, check_masking
 from audio_mamba.models.objectives.decoder import ConvDecoder
 
 
@@ -21,7 +21,7 @@ class Reconstruction(Objective):
             which then stays as it is. 0, as published: none.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative number, or `opt.masked_only_loss` with an encoder that masks nothing.
     """
 
     def __init__(self, encoder: MaskedSpectrogramEncoder, opt: Any, decoder_layers: int = 0):
@@ -29,6 +29,8 @@ class Reconstruction(Objective):
         if decoder_layers < 0:
             raise ValueError(f"opt.objective_args.decoder_layers must be at least 0, got {decoder_layers}")
         self.normalise_patches, self.masked_only = opt.norm_pix_loss, opt.masked_only_loss
+        if self.masked_only:
+            check_masking(encoder, "reconstruction", " with opt.masked_only_loss")
         if decoder_layers:
             decoder = ConvDecoder(encoder.grid_size(), encoder.embed_dim, encoder.patch_values, decoder_layers)
             self.module = EncoderWithHead(encoder, decoder)

@@ -445,6 +445,23 @@ def test_an_encoder_that_masks_nothing_is_refused(name):
         build(encoder(mask_ratio=0.0), name)
 
 
+def test_a_loss_over_masked_patches_needs_some():
+    assert build(encoder(mask_ratio=0.0)).masked_only is False  # all patches count
+    message = "opt.objective 'reconstruction' with opt.masked_only_loss needs masked patches, .*mask_ratio 0 masks none"
+    with pytest.raises(ValueError, match=message):
+        build(encoder(mask_ratio=0.0), masked_only_loss=True)
+
+
+@pytest.mark.parametrize("name", ["reconstruction", "teacher", "joint"])
+def test_an_encoder_that_hides_everything_is_refused(name):
+    """Two of 50 patches are no whole time step of five bands."""
+    model = encoder(mask_ratio=0.95, masking_mode="timestep")
+    message = "mask_ratio 0.95 with masking_mode 'timestep' hides all 50 patches"
+    with pytest.raises(ValueError, match=message):
+        build(model, name, **({"last_blocks": 2} if name == "teacher" else {}))
+    build(encoder(mask_ratio=0.95), name, **({"last_blocks": 2} if name == "teacher" else {}))  # two of single patches
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
