@@ -94,13 +94,14 @@ def restore_process(state: dict[str, Any], samples_per_step: int, accumulation: 
 
     If the number of samples per step (of all processes) has changed in the middle of an epoch, training resumes at
     the last step in the same order of samples that is a multiple of `accumulation` and skips no sample. A few samples
-    may be trained twice.
+    may be trained twice. An epoch whose steps are all complete stays so, also if it ends within a window.
 
     Args:
         state: the content of a checkpoint.
         samples_per_step: of all processes together, from now on.
         accumulation: steps of an accumulation window, from now on.
-        steps_per_epoch: gives the completed steps of the run for checkpoints of earlier versions, which lack them.
+        steps_per_epoch: from now on. It gives the completed steps of the run for checkpoints of earlier versions, which
+            lack them.
     """
     progress, processes = progress_of(state), state.get("processes")
     global_step = state.get("global_step")
@@ -115,7 +116,9 @@ def restore_process(state: dict[str, Any], samples_per_step: int, accumulation: 
         return Start(progress, global_step)
     before = state["samples_per_step"]
     samples = progress.step * before
-    step = samples // samples_per_step // accumulation * accumulation
+    step = samples // samples_per_step
+    if step != steps_per_epoch:
+        step = step // accumulation * accumulation
     if step * samples_per_step != samples and distributed.is_main():
         logger.warning(
             "%d samples of epoch %d are trained again: %s",

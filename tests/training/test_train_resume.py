@@ -107,8 +107,10 @@ def test_a_shortened_run_keeps_checkpoints_beyond_its_end(tmp_path, synthetic_ar
     assert run(tmp_path / "cut", synthetic_archive, num_epochs=3) == reference
 
 
-def test_a_stop_during_validation_loses_nothing(tmp_path, synthetic_archive, monkeypatch):
-    options = ["--val-data", str(synthetic_archive)]
+@pytest.mark.parametrize("accumulation", [1, STEPS - 1], ids=["no window", "a window that the epoch cuts off"])
+def test_a_stop_during_validation_loses_nothing(tmp_path, synthetic_archive, monkeypatch, caplog, accumulation):
+    options = ["--val-data", str(synthetic_archive), "--print_freq", "1"]
+    options += ["--set", f"opt.grad_accum_steps={accumulation}"]
     run(tmp_path / "whole", synthetic_archive, *options)
     plain, passes = validation.mean_loss, []
 
@@ -126,6 +128,9 @@ def test_a_stop_during_validation_loses_nothing(tmp_path, synthetic_archive, mon
     assert [(line["train_loss"], line["val_loss"]) for line in read_log(tmp_path / "cut" / "log.txt")] == [
         (line["train_loss"], line["val_loss"]) for line in read_log(tmp_path / "whole" / "log.txt")
     ]
+    rows, expected = (read_steps(tmp_path / name / "steps.csv") for name in ("cut", "whole"))
+    assert [(row["step"], row["train_loss"]) for row in rows] == [(row["step"], row["train_loss"]) for row in expected]
+    assert "trained again" not in caplog.text
 
 
 def test_a_run_can_resume_with_another_batch_size(tmp_path, synthetic_archive, monkeypatch):
