@@ -28,6 +28,7 @@ from audio_mamba.cli.train_arguments import parse_arguments
 from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.cli.train_setup import Loop, Run, set_up, tensors_of
 from audio_mamba.data.loader import set_epoch
+from audio_mamba.front_end import FrontEnd
 from audio_mamba.models.ops.linear_choice import linear_choice
 from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
@@ -252,7 +253,7 @@ def save_reconstructions(run: Run, epoch: int) -> Path | None:
     path = run.workdir / "reconstructions.png"
     figures.save_reconstructions(
         path,
-        figures.reconstructions(run.model, *patches),
+        figures.reconstructions(run.model, *patches, FrontEnd.from_settings(run.config.front_end).frames_per_second),
         title=f"{run.args.config.rsplit('.', 1)[-1]} after {epoch + 1} epoch(s)",
     )
     return path

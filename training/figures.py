@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from audio_mamba.system.atomic_files import atomic_write
 
-SECONDS_PER_FRAME = 0.01  # the hop of the front end
 MASKED_COLOUR, NOTE_COLOUR = "0.8", "0.35"
 
 
@@ -25,15 +24,19 @@ class Reconstructions:
     masked: np.ndarray  # bool
     predicted: np.ndarray
     losses: np.ndarray  # [N], mean squared error over all patches
+    frames_per_second: float
 
 
-def reconstructions(model: Any, predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> Reconstructions:
+def reconstructions(
+    model: Any, predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, frames_per_second: float = 100.0
+) -> Reconstructions:
     """Patches as spectrograms.
 
     Args:
         model: an encoder of `audio_mamba.models`.
         predicted, target: [N, L, P], as normalised log-mels, without gradients.
         mask: [N, L], 1 for masked patches.
+        frames_per_second: of the front end.
     """
     predicted, target = predicted.float(), target.float()
     losses = (predicted - target).square().mean(dim=(1, 2))
@@ -42,7 +45,9 @@ def reconstructions(model: Any, predicted: torch.Tensor, target: torch.Tensor, m
         return model.to_time_first(model.unpatchify(patches))[:, 0].float().cpu().numpy()  # [N, T, M]
 
     hidden = mask[..., None].float().expand_as(target)
-    return Reconstructions(as_images(target), as_images(hidden) > 0.5, as_images(predicted), losses.cpu().numpy())
+    return Reconstructions(
+        as_images(target), as_images(hidden) > 0.5, as_images(predicted), losses.cpu().numpy(), frames_per_second
+    )
 
 
 def save_reconstructions(path: str | Path, clips: Reconstructions, title: str) -> None:
@@ -66,7 +71,7 @@ def save_reconstructions(path: str | Path, clips: Reconstructions, title: str) -
                 cmap=colours,
                 vmin=low,
                 vmax=high,
-                extent=(0, frames * SECONDS_PER_FRAME, 0, mels),
+                extent=(0, frames / clips.frames_per_second, 0, mels),
             )
             axis.set_title(note, loc="right", fontsize=9, color=NOTE_COLOUR, pad=4)
             axis.locator_params(nbins=5)

@@ -214,6 +214,18 @@ def test_a_picture_is_written_after_every_epoch(tmp_path, synthetic_archive, mon
     assert [title.split(" after ")[1] for title in titles] == [f"{epoch} epoch(s)" for epoch in range(1, 9)]
 
 
+def test_the_time_axis_of_a_picture_has_the_seconds_of_the_front_end(tmp_path, monkeypatch):
+    """200 frames with a hop of 320 samples at 16 kHz last 4 s."""
+    drawn = []
+    monkeypatch.setattr(train_data, "FAKE_SAMPLES", 4)
+    monkeypatch.setattr(train.figures, "_save", lambda figure, path: drawn.append((path.name, figure)))
+    run(tmp_path, None, num_epochs=1, batch_size=2, front_end__hop_length=320)
+    (figure,) = [figure for name, figure in drawn if name == "reconstructions.png"]
+    (panel,) = [axes for axes in figure.axes if axes.get_title("left") == "reconstructed"]
+    assert panel.get_xlim() == (0, 4.0)
+    assert any(axes.get_xlabel() == "time (s)" for axes in figure.axes)
+
+
 def test_repeated_data_and_set_options_add_up(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, "--data", str(synthetic_archive), "--set", "opt.weight_decay=0.5", num_epochs=1)
     config = json.loads((tmp_path / "config.json").read_text())
