@@ -83,6 +83,8 @@ class MaskedSpectrogramEncoder(nn.Module):
         self.img_size, self.embed_dim, self.depth, self.in_chans = img_size, embed_dim, depth, in_chans
         self.mask_ratio, self.masking_mode, self.frequency_first = mask_ratio, masking_mode, frequency_first
         self.masked_positions, self.cls_position = masked_positions, cls_position
+        if cls_position != "first":
+            self.causal = self.carries_state = False  # whatever the class says
         self._patch_size = patch_size
         self.gradient_checkpointing = False
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from audio_mamba import models
 from audio_mamba.models import masking
@@ -180,6 +181,32 @@ def test_ssam_is_causal_and_ssast_is_not(arch, causal):
     reached = tokens.grad[0].abs().amax(-1) > 0
     assert reached[:101].all()
     assert reached[101:].any() != causal
+
+
+class Sums(models.MaskedSpectrogramEncoder):
+    """Its blocks are causal, so the class says that it is."""
+
+    causal = carries_state = True
+
+    class Block(nn.Module):
+        def forward(self, x):
+            return x + x.cumsum(dim=1)
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.blocks = nn.ModuleList(self.Block() for _ in range(self.depth))
+        self.init_weights()
+
+
+@pytest.mark.parametrize("cls_position", ["first", "middle", "last"])
+def test_features_of_few_steps_are_those_of_all_wherever_the_class_token_is(cls_position):
+    """In the middle of the first tokens it would stand before others of them than in the middle of all."""
+    model = Sums(
+        embed_dim=16, depth=2, img_size=(40, 32), patch_size=(4, 16), frequency_first=False, cls_position=cls_position
+    )
+    x = torch.randn(2, 1, 40, 32)
+    assert torch.equal(model.forward_features(x, "bands", steps=6), model.forward_features(x, "bands")[:, :6])
+    assert model.causal == model.carries_state == (cls_position == "first")
 
 
 def test_the_class_token_is_optional():
