@@ -37,8 +37,13 @@ class StepGuard:
     def __init__(self, scaled: bool, name_sample: Callable[[int], str]):
         self._scaled, self._name_sample = scaled, name_sample
         self._unread: list[_Step] = []
-        self._in_a_row = 0
-        self.skipped = 0  # in total
+        self._in_a_row = self._skipped = 0
+
+    @property
+    def skipped(self) -> torch.Tensor | int:
+        """How many steps were skipped, those that were not yet reviewed included; of these a scalar on the device."""
+        unread = [step.bad for step in self._unread]
+        return self._skipped + (torch.stack(unread).sum() if unread else 0)
 
     def watch(
         self, epoch: int, step: int, loss: torch.Tensor, grad_norm: torch.Tensor, samples: torch.Tensor
@@ -70,7 +75,7 @@ class StepGuard:
         values = torch.stack([torch.stack([s.loss.float(), s.bad.float()]) for s in steps]).tolist()
         for step, (loss, bad) in zip(steps, values, strict=True):
             self._in_a_row = self._in_a_row + 1 if bad else 0
-            self.skipped += bool(bad)
+            self._skipped += bool(bad)
             loss_is_finite = torch.isfinite(torch.tensor(loss)).item()
             if bad and not (self._scaled and loss_is_finite):
                 logger.warning(

@@ -20,6 +20,7 @@ def test_bad_steps_are_flagged_counted_and_named(caplog):
     answers = watched(guard, [(1.0, 1.0), (math.nan, math.nan), (1.0, math.inf), (1.0, 2.0)])
     assert answers == [0.0, 1.0, 1.0, 0.0]
     assert not caplog.records  # not read before the review
+    assert guard.skipped == 2
     guard.review()
     assert guard.skipped == 2
     assert [record.getMessage() for record in caplog.records] == [
