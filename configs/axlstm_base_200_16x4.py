@@ -1,4 +1,4 @@
-"""AxLSTM-Base (mLSTM blocks, 43.96 M parameters) on AudioSet, as in arXiv 2408.16568 (Interspeech 2025).
+"""AxLSTM-Base (mLSTM blocks, 44.15 M parameters) on AudioSet, as in arXiv 2408.16568 (Interspeech 2025).
 
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.poc.axlstm_base_200_16x4 \\
         --workdir RUN --precision float16 --print-freq 50

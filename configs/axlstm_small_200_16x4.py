@@ -1,4 +1,4 @@
-"""AxLSTM-Small (mLSTM blocks, 11.22 M parameters) on AudioSet, as in arXiv 2408.16568 (Interspeech 2025).
+"""AxLSTM-Small (mLSTM blocks, 11.31 M parameters) on AudioSet, as in arXiv 2408.16568 (Interspeech 2025).
 
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.poc.axlstm_small_200_16x4 \\
         --workdir RUN --precision float16 --print-freq 50

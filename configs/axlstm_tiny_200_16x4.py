@@ -1,4 +1,4 @@
-"""AxLSTM-Tiny (mLSTM blocks, 2.92 M parameters) on AudioSet, as in arXiv 2408.16568 (Interspeech 2025).
+"""AxLSTM-Tiny (mLSTM blocks, 2.97 M parameters) on AudioSet, as in arXiv 2408.16568 (Interspeech 2025).
 
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.poc.axlstm_tiny_200_16x4 \\
         --workdir RUN --precision float16 --print-freq 50

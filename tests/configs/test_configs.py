@@ -1,6 +1,7 @@
 """The experiments: published values, completion of published config files, unknown keys."""
 
 import importlib
+import re
 import subprocess
 import sys
 import types
@@ -38,6 +39,15 @@ def test_published_values(name):
         "unbalanced_train_2",
     ]
     assert config.wandb.project == f"ssast-pytorch-{'xlstm' if prefix == 'xlstm_ssast' else 'mamba'}"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "ssam_alternate_tiny_200_16x4", "ssam_both_tiny_200_16x4"])
+def test_the_parameters_are_counted_as_train_py_counts_them(name):
+    (written,) = re.findall(r"([\d.]+) M parameters", importlib.import_module(f"configs.{name}").__doc__)
+    config = load_config(f"configs.{name}")
+    with torch.device("meta"):
+        encoder = ARCHS[config.model.arch](**config.model.model_args.to_dict())
+    assert written == f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.2f}"
 
 
 @pytest.mark.parametrize("name", NAMES)
