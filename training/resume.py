@@ -139,13 +139,19 @@ def _mean_of(states: list[dict[str, float]]) -> dict[str, float]:
 
 
 def save_step_checkpoint(workdir: str | Path, progress: Progress, **state: Any) -> None:
-    """Write `state` as a step checkpoint and delete all but the last few step checkpoints."""
+    """Write `state` as a step checkpoint and delete all but the last few step checkpoints.
+
+    Those with a later place are older, too: of the same epoch in smaller steps, or before it was started again. They
+    would be taken for the newest, so none of them is kept.
+    """
     path = step_checkpoint_path(workdir, progress)
     path.parent.mkdir(exist_ok=True)
     save_checkpoint(path, epoch=progress.epoch, step=progress.step, **state)
-    older = [path for _, path in checkpoints(workdir) if path.parent.name == "resume"]
-    for path in older[STEP_CHECKPOINTS_KEPT:]:
-        path.unlink()
+    found = [(place, path) for place, path in checkpoints(workdir) if path.parent.name == "resume"]
+    kept = [place for place, _ in found if place <= progress][:STEP_CHECKPOINTS_KEPT]
+    for place, path in found:
+        if place not in kept:
+            path.unlink()
 
 
 def remove_stale(workdir: str | Path, finished: bool = False) -> None:

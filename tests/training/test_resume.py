@@ -22,8 +22,8 @@ def save(workdir, place, after_epoch=False, **state):
 def test_the_newest_comes_first_from_either_folder(tmp_path):
     save(tmp_path, Progress(0, 0), after_epoch=True)
     save(tmp_path, Progress(9, 0), after_epoch=True)
-    save(tmp_path, Progress(10, 3))
     save(tmp_path, Progress(2, 70))
+    save(tmp_path, Progress(10, 3))
     assert [place for place, _ in resume.checkpoints(tmp_path)] == [(10, 3), (10, 0), (2, 70), (1, 0)]
     path, state = resume.load_newest(tmp_path)
     assert path.name == "checkpoint-10-3.pth" and resume.progress_of(state) == Progress(10, 3)
@@ -36,6 +36,19 @@ def test_the_last_two_step_checkpoints_are_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == [
         "checkpoint-1-10.pth",
         "checkpoint-2-1.pth",
+    ]
+
+
+def test_the_last_step_checkpoint_is_the_newest_whatever_its_number(tmp_path):
+    """With larger batches the same epoch has fewer steps, and an epoch may start again."""
+    save(tmp_path, Progress(1, 0), after_epoch=True)
+    for step in (100, 200, 60, 70):
+        path = save(tmp_path, Progress(3, step))
+        assert resume.load_newest(tmp_path)[0] == path
+    assert sorted(path.name for path in tmp_path.rglob("*.pth")) == [
+        "checkpoint-1.pth",
+        "checkpoint-3-60.pth",
+        "checkpoint-3-70.pth",
     ]
 
 

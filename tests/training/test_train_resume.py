@@ -53,7 +53,9 @@ def spoil(monkeypatch, change):
 
 
 def stop_at(monkeypatch, step):
-    spoil(monkeypatch, lambda loss, number: os.kill(os.getpid(), signal.SIGTERM) or loss if number == step else loss)
+    return spoil(
+        monkeypatch, lambda loss, number: os.kill(os.getpid(), signal.SIGTERM) or loss if number == step else loss
+    )
 
 
 def weights(workdir):
@@ -336,6 +338,17 @@ def test_rows_and_events_survive_a_larger_batch(tmp_path, synthetic_archive, mon
     events.Reload()
     shown = [(event.step, event.value) for event in events.Scalars("train_loss")]
     assert shown == [(row["step"], pytest.approx(row["train_loss"])) for row in rows]
+
+
+def test_a_stop_with_larger_batches_loses_nothing(tmp_path, synthetic_archive, monkeypatch):
+    """Step 4 of 4 samples comes after step 6 of 2 samples."""
+    trained = []
+    for batch_size, stop in ((2, 6), (4, 1), (4, None)):
+        with monkeypatch.context() as patch:
+            steps = stop_at(patch, stop)
+            run(tmp_path, synthetic_archive, batch_size=batch_size, num_epochs=1)
+        trained += sum(steps, [])
+    assert sorted(trained) == list(range(16))
 
 
 def test_another_accumulation_is_named_as_the_reason_for_training_samples_again(
