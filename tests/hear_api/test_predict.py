@@ -12,8 +12,15 @@ import torch
 from audio_mamba import load_classifier
 from audio_mamba.hear_api import clips as clips_module
 from audio_mamba.hear_api import export, predict
-from audio_mamba.hear_api.classifier import cut_windows, find_classifier, save_classifier, window_count
+from audio_mamba.hear_api.classifier import (
+    AudioClassifier,
+    cut_windows,
+    find_classifier,
+    save_classifier,
+    window_count,
+)
 from audio_mamba.hear_api.label_files import Label, audacity_track, merged, raven_table
+from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.schema import DEFAULTS
 from audio_mamba.training.checkpoint import CheckpointError
@@ -74,7 +81,7 @@ def recording(tmp_path):
 
 
 def run(*arguments):
-    predict.main([*map(str, arguments), "--device", "cpu", "--workers", "1"])
+    predict.main(["--device", "cpu", "--workers", "1", *map(str, arguments)])
 
 
 def rows_of(path):
@@ -227,11 +234,23 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monke
         (("--threshold", 2), "--threshold is a probability"),
         (("--out", "p.txt"), "write it as .csv or .jsonl"),
         (("--out", "p.csv", "--format", "raven"), "without a suffix for a folder"),
+        (("--device", "turbo"), "predict: device turbo: .*turbo"),
     ],
 )
 def test_options_that_cannot_be(weights, recording, options, sentence):
     with pytest.raises(SystemExit, match=sentence):
         run(recording[0], "--weights", weights, *options)
+
+
+def test_the_settings_have_the_precision_on_the_device(tmp_path, weights, recording, monkeypatch):
+    """As float16 on a GPU, which the classifier is moved to once the processes that decode have started."""
+    moved, to = [], AudioClassifier.to
+    monkeypatch.setattr(AudioClassifier, "to", lambda self, device: to(self, moved.append(device) or device))
+    precision = property(lambda _: "bfloat16" if len(moved) > 1 else "float32")
+    monkeypatch.setattr(RuntimeSSAST, "working_precision", precision)
+    run(recording[0], "--weights", weights, "--out", tmp_path / "p.csv")
+    assert len(moved) == 2  # as it was loaded, and to --device
+    assert json.loads((tmp_path / "p.csv.settings.json").read_text())["precision"] == "bfloat16"
 
 
 def test_temperature_divides_the_logits_and_keeps_the_order(tmp_path, weights, recording):
