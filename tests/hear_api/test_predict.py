@@ -225,6 +225,14 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monke
         run(*files, "--weights", weights, "--out", out, "--resume", "--threshold", 0.3)
 
 
+@pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl"])
+def test_a_table_of_somebody_else_is_not_taken_for_the_result(tmp_path, weights, recording, name):
+    (tmp_path / name).write_text("file,label\n")
+    with pytest.raises(SystemExit, match=f"{name} exists already and cannot be read as a result of this command"):
+        run(recording[0], "--weights", weights, "--out", tmp_path / name, "--resume")
+    assert (tmp_path / name).read_text() == "file,label\n"
+
+
 @pytest.mark.parametrize(
     "options, sentence",
     [
