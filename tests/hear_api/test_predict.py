@@ -309,6 +309,10 @@ def test_a_copied_classifier_is_the_same(tmp_path, weights):
     export.main(["--weights", str(weights), "--out", str(tmp_path / "copy")])
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "copy" / name).read_bytes() == (weights / name).read_bytes()
+    for option in (("--dtype", "float16"), ("--layout", "published"), ("--config", "ssam_tiny_200_16x4")):
+        with pytest.raises(SystemExit, match=f"export: {' '.join(option)}: .* is a classifier"):
+            export.main(["--weights", str(weights), "--out", str(tmp_path / "other"), *option])
+    assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit, match="as .pt2, or without a suffix"):
         export.main(["--weights", str(weights), "--out", str(tmp_path / "c.onnx")])
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
