@@ -14,6 +14,7 @@ from audio_mamba.data.archives import archive_front_end, read_manifest, read_sha
 from audio_mamba.data.audio import printable
 from audio_mamba.data.folds import deal, file_numbers
 from audio_mamba.data.labels import column_of, find_labelled
+from audio_mamba.data.prepare import warn_of_divided_groups
 from audio_mamba.front_end import FrontEnd
 
 SPLITS = ("train", "valid", "test")
@@ -122,8 +123,12 @@ def read_clips(
         ProbeError: no labels, or too few clips of them. LabelError, AudioError, ArchiveError: the source is faulty.
     """
     if (source / "manifest.json").is_file():
-        if channel != "mix":
-            raise ProbeError(f"{source} is an archive, whose channels were chosen by data.prepare; leave out --channel")
+        given = {"channel": channel != "mix", "labels": table, "fold-column": fold_column, "group-column": group_column}
+        if ignored := [option for option, value in given.items() if value]:
+            raise ProbeError(
+                f"{source} is an archive, whose channels, labels, folds and groups were chosen by data.prepare; "
+                f"leave out --{ignored[0]}"
+            )
         clips = _of_archive(source)
     else:
         if (source / "task_metadata.json").is_file() and table is None:
@@ -132,15 +137,18 @@ def read_clips(
                 raise ProbeError(f"{source} is a task of {kind} embeddings; the probe judges whole clips (scene tasks)")
         paths, labels, vocabulary = find_labelled(source, table, hidden=hidden)
         names = [printable(path.relative_to(source)) for path in paths]
-        hear = (source / "task_metadata.json").is_file() and table is None
-        if hear:
+        columns = {
+            name: column_of(paths, source, table, column)
+            for name, column in (("folds", fold_column), ("groups", group_column))
+            if column is not None
+        }
+        warn_of_divided_groups(columns)
+        if "folds" in columns:
+            splits = columns["folds"]
+        elif (source / "task_metadata.json").is_file() and table is None:
             splits = [path.parent.name for path in paths]
-        elif fold_column is not None:
-            splits = column_of(paths, source, table, fold_column)
         else:
-            splits = deal(
-                names, labels, None if group_column is None else column_of(paths, source, table, group_column)
-            )
+            splits = deal(names, labels, columns.get("groups"))
         clips = Clips(source, names, paths, labels, vocabulary, splits, channel)
     return _labelled_only(clips)
 

@@ -14,7 +14,7 @@ from audio_mamba.data.prepare import main as prepare
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.probe.__main__ import main
 from audio_mamba.hear_api.probe.classify import bootstrap, classify, metric
-from audio_mamba.hear_api.probe.clips import Round, deal
+from audio_mamba.hear_api.probe.clips import Round, deal, read_clips
 
 MODELS = ["--model", "ssast_tiny_200_16x4:untrained", "--model", "logmel"]
 KINDS = {"low": 200, "middle": 700, "high": 2500}
@@ -131,7 +131,8 @@ def test_an_archive_gives_nearly_the_same_as_its_audio(folder, tmp_path):
         np.testing.assert_allclose(*embeddings, atol=1e-4)
 
 
-def test_a_hear_task_keeps_its_splits(tmp_path):
+def write_task(tmp_path):
+    """A HEAR task of two tones."""
     rng, splits = np.random.default_rng(1), {"train": 9, "valid": 6, "test": 6}
     task = tmp_path / "task"
     task.mkdir()
@@ -146,6 +147,11 @@ def test_a_hear_task_keeps_its_splits(tmp_path):
             soundfile.write(task / "16000" / split / f"{number}.wav", 0.1 * audio, 16000)
             labels[f"{number}.wav"] = [kind]
         (task / f"{split}.json").write_text(json.dumps(labels))
+    return task
+
+
+def test_a_hear_task_keeps_its_splits(tmp_path):
+    task = write_task(tmp_path)
     main([str(task), "--model", "logmel", "--out", str(tmp_path / "out")])
     assert float(table(tmp_path / "out")["logmel", "logistic regression"]["score"]) == 1
     with open(tmp_path / "out" / "predictions.csv") as file:
@@ -227,6 +233,28 @@ def test_mistakes_get_one_sentence(folder, tmp_path, monkeypatch, arguments, mes
     assert message in str(ended.value.code) and "\n" not in str(ended.value.code)
 
 
+@pytest.mark.parametrize("option", ["--labels", "--fold-column", "--group-column"])
+def test_options_that_an_archive_leaves_no_choice_of_are_refused(folder, tmp_path, option):
+    prepare([str(folder), str(tmp_path / "archive")])
+    with pytest.raises(SystemExit, match=f"archive is an archive, .* leave out {option}$"):
+        main([str(tmp_path / "archive"), option, "anything", "--model", "logmel", "--out", str(tmp_path / "out")])
+
+
+def test_a_column_that_a_hear_task_lacks_is_refused_and_its_split_is_there(tmp_path):
+    task = write_task(tmp_path)
+    for option in ("--fold-column", "--group-column"):
+        with pytest.raises(SystemExit, match="the column 'speaker' needs a table"):
+            main([str(task), option, "speaker", "--model", "logmel", "--out", str(tmp_path / "out")])
+    assert read_clips(task, fold_column="split") == read_clips(task)
+
+
+def test_groups_in_several_given_folds_are_named(folder, tmp_path, caplog):
+    rows = [f"{kind}/{n}.wav,{kind},{n % 3},speaker{n % 2}" for kind in KINDS for n in range(10)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,fold,speaker", *rows]))
+    read_clips(folder, tmp_path / "labels.csv", fold_column="fold", group_column="speaker")
+    assert "2 of 2 groups have files in several folds" in caplog.text
+
+
 def test_a_damaged_clip_is_named(folder, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "bad.wav").write_bytes(b"no audio")
@@ -260,6 +288,6 @@ def test_a_channel_and_hidden_files_are_taken_on_request(folder, tmp_path):
     assert np.abs(embedding("mix")[0] - mono).max() > 1
     assert [name for name in embedding("hidden")[1] if name not in names] == [f".more/{n}.wav" for n in range(10)]
     assert embedding("left")[0].shape == embedding("mix")[0].shape  # and kept apart
-    with pytest.raises(SystemExit, match="is an archive, whose channels were chosen by data.prepare"):
+    with pytest.raises(SystemExit, match="is an archive, .* chosen by data.prepare; leave out --channel"):
         prepare([str(folder), str(tmp_path / "archive"), "--workers", "1"])
         main([str(tmp_path / "archive"), *arguments, str(tmp_path / "none"), "--channel", "left"])
