@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from audio_mamba.data.prepare import main as prepare
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.probe.__main__ import main
 from audio_mamba.hear_api.probe.classify import bootstrap, classify, metric
-from audio_mamba.hear_api.probe.clips import Round, deal, read_clips
+from audio_mamba.hear_api.probe.clips import Clips, ProbeError, Round, deal, read_clips
 
 MODELS = ["--model", "ssast_tiny_200_16x4:untrained", "--model", "logmel"]
 KINDS = {"low": 200, "middle": 700, "high": 2500}
@@ -255,10 +256,38 @@ def test_groups_in_several_given_folds_are_named(folder, tmp_path, caplog):
     assert "2 of 2 groups have files in several folds" in caplog.text
 
 
+def clips_in(splits, labels="ab"):
+    labels = [(labels[number % len(labels)],) for number in range(len(splits))]
+    names = [str(number) for number in range(len(splits))]
+    return Clips(Path("source"), names, None, labels, ["a", "b"], splits)
+
+
+def test_splits_are_known_by_their_usual_names():
+    """As finetune knows them; else a validation split of another name would make three folds of them."""
+    for train, valid, test in (("train", "val", "test"), ("Training", "validation", "eval")):
+        (part,) = clips_in([train] * 4 + [valid] * 3 + [test] * 2).rounds()
+        assert [each.tolist() for each in (part.train, part.valid, part.test)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
+    with pytest.raises(ProbeError, match="the splits are dev, test; train, valid and test are needed"):
+        clips_in(["dev"] * 4 + ["test"] * 4).rounds()
+
+
+def test_the_next_of_ten_folds_validates():
+    splits = [str(1 + number // 2) for number in range(20)]
+    for part in clips_in(splits).rounds():
+        tested, validated = int(splits[part.test[0]]), int(splits[part.valid[0]])
+        assert validated == tested % 10 + 1
+
+
+def test_a_fold_for_each_label_is_refused_by_name():
+    with pytest.raises(ProbeError, match="source: to test 'x', all training clips have the label 'a'"):
+        clips_in(["x", "y", "z", "y"] * 3).rounds()  # y validates, and z has no b
+
+
 def test_a_damaged_clip_is_named(folder, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "bad.wav").write_bytes(b"no audio")
-    (tmp_path / "low").symlink_to(folder / "low")
+    for kind in ("low", "high"):
+        (tmp_path / kind).symlink_to(folder / kind)
     with pytest.raises(SystemExit, match="bad.wav"):
         main([str(tmp_path), "--model", "logmel", "--out", str(tmp_path / "out")])
 
