@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from audio_mamba.hear_api.probe.clips import Clips, read_clips
-from audio_mamba.hear_api.probe.features import Model, find_model
+from audio_mamba.hear_api.probe.features import Model, find_models
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
 from experiments.judge import curve
 from experiments.judge.embed import OUTPUT, Features, embeddings
@@ -37,15 +37,6 @@ class Encoders:
         if model.source is not None and model.name not in self._built:
             self._built[model.name] = build_runtime(model.source, device=self._device)
         return self._built.get(model.name)
-
-
-def find_models(names: list[str]) -> list[Model]:
-    """The models of `--model`. Those that would have one name in the tables, as checkpoints of one epoch of two runs
-    have, are named as they were given."""
-    given = list(dict.fromkeys(names))
-    models = [find_model(name) for name in given]
-    found = [model.name for model in models]
-    return [Model(name, model.source) if found.count(model.name) > 1 else model for name, model in zip(given, models)]
 
 
 def scores_of(model: Model, clips: Clips, features: list[Features], encoders: Encoders, kept: Kept) -> list[Scored]:

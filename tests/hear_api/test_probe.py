@@ -3,19 +3,22 @@
 import csv
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from audio_mamba.data.prepare import main as prepare
 from audio_mamba.hear_api.api import load_model
+from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.probe.__main__ import main
 from audio_mamba.hear_api.probe.classify import bootstrap, classify, metric
-from audio_mamba.hear_api.probe.clips import Clips, ProbeError, Round, deal, read_clips
+from audio_mamba.hear_api.probe.clips import Round, deal, read_clips
+from audio_mamba.hear_api.resolve import resolve
+from audio_mamba.hear_api.runtime import RuntimeSSAST
 
 MODELS = ["--model", "ssast_tiny_200_16x4:untrained", "--model", "logmel"]
 KINDS = {"low": 200, "middle": 700, "high": 2500}
@@ -256,31 +259,20 @@ def test_groups_in_several_given_folds_are_named(folder, tmp_path, caplog):
     assert "2 of 2 groups have files in several folds" in caplog.text
 
 
-def clips_in(splits, labels="ab"):
-    labels = [(labels[number % len(labels)],) for number in range(len(splits))]
-    names = [str(number) for number in range(len(splits))]
-    return Clips(Path("source"), names, None, labels, ["a", "b"], splits)
-
-
-def test_splits_are_known_by_their_usual_names():
-    """As finetune knows them; else a validation split of another name would make three folds of them."""
-    for train, valid, test in (("train", "val", "test"), ("Training", "validation", "eval")):
-        (part,) = clips_in([train] * 4 + [valid] * 3 + [test] * 2).rounds()
-        assert [each.tolist() for each in (part.train, part.valid, part.test)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
-    with pytest.raises(ProbeError, match="the splits are dev, test; train, valid and test are needed"):
-        clips_in(["dev"] * 4 + ["test"] * 4).rounds()
-
-
-def test_the_next_of_ten_folds_validates():
-    splits = [str(1 + number // 2) for number in range(20)]
-    for part in clips_in(splits).rounds():
-        tested, validated = int(splits[part.test[0]]), int(splits[part.valid[0]])
-        assert validated == tested % 10 + 1
-
-
-def test_a_fold_for_each_label_is_refused_by_name():
-    with pytest.raises(ProbeError, match="source: to test 'x', all training clips have the label 'a'"):
-        clips_in(["x", "y", "z", "y"] * 3).rounds()  # y validates, and z has no b
+def test_models_of_one_name_have_rows_and_predictions_of_their_own(folder, tmp_path):
+    config = resolve("ssast_tiny_200_16x4", "untrained").config
+    config.model.model_args.update({"depth": 1, "embed_dim": 48})
+    runtime = RuntimeSSAST(config, None)
+    weights = [str(save_pretrained(runtime, tmp_path / "a" / "mine"))]
+    with torch.no_grad():
+        runtime.model.blocks[0].mlp.layer1.weight.mul_(4)
+    weights.append(str(save_pretrained(runtime, tmp_path / "b" / "mine")))
+    main([str(folder), "--model", weights[0], "--model", weights[1], "--out", str(tmp_path / "out")])
+    expected = [(name, classifier) for name in weights for classifier in ("logistic regression", "k-NN")]
+    assert list(table(tmp_path / "out")) == expected
+    with open(tmp_path / "out" / "predictions.csv") as file:
+        assert csv.DictReader(file).fieldnames[3:] == [", ".join(column) for column in expected]
+    assert len(list((tmp_path / "out").glob("confusion-*.png"))) == 2
 
 
 def test_a_damaged_clip_is_named(folder, tmp_path):
