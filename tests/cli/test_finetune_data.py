@@ -1,4 +1,4 @@
-"""Which clips fine-tuning trains on, validates with and tests."""
+"""The data of a command line, and which clips fine-tuning trains on, validates with and tests."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from audio_mamba.cli import finetune_arguments, finetune_setup, train_arguments, train_data, train_setup
 from audio_mamba.cli.finetune_data import find_splits
 from audio_mamba.data.labelled import LabelledClips
 from audio_mamba.front_end import PUBLISHED
+
+NAMED = ["--workdir", "W", "--data", "A"]
 
 
 def clips_of(*folds_of_archives):
@@ -32,6 +35,31 @@ def clips_of(*folds_of_archives):
 def splits(clips, train_dirs, val_dir="", test_dir="", fold=None, folds=None):
     config = ConfigDict({"data": {"train_dirs": train_dirs, "val_dir": val_dir, "test_dir": test_dir}})
     return find_splits(clips, config, Namespace(fold=fold, folds=folds))
+
+
+def test_folders_that_set_names_stay_beside_data(tmp_path):
+    """Those of the config belong to the data of the config."""
+    (tmp_path / "own.py").write_text(
+        "from audio_mamba.configs.finetune import get_config as base\n\n\n"
+        "def get_config():\n    config = base()\n"
+        '    config.data = {"train_dirs": ["x"], "val_dir": "y", "test_dir": "z"}\n    return config\n'
+    )
+    for overrides, expected in (
+        ([], ("", "")),
+        (["--set", "data.val_dir=V"], ("V", "")),
+        (["--set", "data.val_dir=V", "data.test_dir=T"], ("V", "T")),
+        (["--set", "data.val_dir=V", "--val-data", "W"], ("W", "")),
+    ):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.syspath_prepend(tmp_path)
+            args = finetune_arguments.parse_arguments("", ["--config", "own", *NAMED, *overrides])
+            data = finetune_setup.load_config(args).data
+        assert (data.train_dirs, data.val_dir, data.test_dir) == (["A"], *expected)
+    for overrides, expected in ((["--set", "data.val_dir=V"], "V"), ([], "")):
+        args = train_arguments.parse_arguments("", ["--config", "ssam_tiny_200_16x4", *NAMED, *overrides])
+        config = train_setup.load_config(args.config, args.overrides)
+        train_data.name_data(config, args)
+        assert (config.data.train_dirs, config.data.val_dir) == (["A"], expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"fold": "1"}, {"folds": "all"}])
