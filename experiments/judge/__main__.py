@@ -55,9 +55,12 @@ def run(args: argparse.Namespace) -> str:
     models = find_models(args.model)
     features = [Features.named(name) for name in dict.fromkeys(args.features or ["mean_std"])]
     folders = sorted(folder for folder in args.tasks_dir.iterdir() if (folder / "task_metadata.json").is_file())
-    folders = [folder for folder in folders if not args.task or folder.name.rsplit("-v", 1)[0] in args.task]
+    names = [folder.name.rsplit("-v", 1)[0] for folder in folders]
     if not folders:
-        raise ValueError(f"no such tasks in {args.tasks_dir}")
+        raise ValueError(f"no tasks in {args.tasks_dir}")
+    if absent := sorted(set(args.task or ()) - set(names)):
+        raise ValueError(f"no such tasks in {args.tasks_dir}: {', '.join(absent)}")
+    folders = [folder for name, folder in zip(names, folders) if not args.task or name in args.task]
     crops = {model.name: curve.crops_seen(model) for model in models}
     encoders, kept = Encoders(args.device), Kept(args.out / "kept")
     judged: list[Judged] = []
