@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -167,6 +168,9 @@ def test_a_hear_task_keeps_its_splits(tmp_path):
 
 
 def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path):
+    main([str(folder), "--model", "logmel", "--out", str(tmp_path / "out")])
+    of_one_label = {"predictions.csv", "confusion-logmel.png"}
+    assert of_one_label < set(os.listdir(tmp_path / "out"))
     rows = [f'{kind}/{n}.wav,"{kind},{"even" if n % 2 else "odd"}"' for kind in KINDS for n in range(10)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     main([str(folder), "--model", "logmel", "--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out")])
@@ -179,6 +183,7 @@ def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path):
         ]
     assert len(precisions) == 5 and float(row["score"]) == pytest.approx(np.mean(precisions))
     assert "mAP" in (tmp_path / "out" / "results.md").read_text()
+    assert not of_one_label & set(os.listdir(tmp_path / "out"))  # they would be those of the earlier probe
 
 
 def test_mean_average_precision_equals_scikit_learns():
