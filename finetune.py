@@ -67,6 +67,8 @@ def train(run: Run, interruption: Interruption) -> None:
         )
         if first.epoch < config.num_epochs:
             write_json(run.workdir / "config.json", config.to_dict())
+            for folder in (run.workdir, Path(run.args.workdir)):  # results, and their mean, of fewer epochs
+                (folder / "results.json").unlink(missing_ok=True)
     monitor = Monitor(
         run.workdir,
         first_epoch=first.epoch,

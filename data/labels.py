@@ -71,8 +71,9 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
             the label, and files directly in it have none.
         table: csv file with the columns `file` (path below `directory`, or just the name; with or without suffix) and
             `label` (one label, or several in quotes, separated by , or ;), or with the column names of AudioSet,
-            FSD50K or ESC-50. Several rows of a file add up. An AudioSet YouTube id matches the files whose names begin
-            with it, with or without a Y in front. Files without a row and rows without a file are counted in the log.
+            FSD50K or ESC-50. Several rows of a file add up; one with the path of another file is of that file alone, if
+            this one has its own. An AudioSet YouTube id matches the files whose names begin with it, with or without a
+            Y in front. Files without a row and rows without a file are counted in the log.
 
     Raises:
         LabelError: the table is missing or malformed, or labels none of the files.
@@ -87,6 +88,10 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
     for name, labels in rows.items():
         labels_under.setdefault(_comparable(name, prefix), set()).update(labels)
     names = [[_comparable(name, prefix) for name in names_of(path)] for path in relative]
+    at_top = {name for path, of_file in zip(relative, names) if len(path.parts) == 1 for name in of_file}
+    for of_file in names:
+        if not labels_under.keys().isdisjoint(own := of_file[:2]):  # then a row a.wav is not that of b/a.wav
+            of_file[:] = [name for name in of_file if name in own or name not in at_top]
     found = [tuple(sorted(set().union(*(labels_under.get(name, ()) for name in of_file)))) for of_file in names]
     unused = sorted(labels_under.keys() - set().union(*names))
     if not any(found):

@@ -133,6 +133,13 @@ def _check(module: _Features | _Probabilities, exported: Callable[[Tensor], Tens
             raise ExportError(f"the exported program differs from the encoder by {difference:.2g} at batch {batch}")
 
 
+def _refuse_choices(args: argparse.Namespace) -> None:
+    """ExportError for an option that a classifier leaves no choice of."""
+    for name, plain in (("config", None), ("layout", "bands"), ("dtype", "float32")):
+        if (value := getattr(args, name)) != plain:
+            raise ExportError(f"--{name} {value}: {args.weights} is a classifier, which is exported as it is")
+
+
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.export") -> None:
     """The export command."""
     parser = argparse.ArgumentParser(
@@ -155,6 +162,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     try:
         if args.weights and is_classifier(args.weights):
+            _refuse_choices(args)
             classifier = load_classifier(args.weights, "cpu", precision="float32")
             export_classifier(classifier, args.out)
             print(f"{classifier.folder} -> {args.out}")

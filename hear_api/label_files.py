@@ -218,7 +218,9 @@ def _beside(out: Path) -> Path:
 
 
 def _settings_beside(out: Path) -> str | None:
-    return _beside(out).read_text() if _beside(out).exists() else None
+    if not _beside(out).exists():
+        raise ValueError(f"it has no {_beside(out).name} beside it")
+    return _beside(out).read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- a file per recording
@@ -230,7 +232,7 @@ def _write_folder(labelling: Labelling, name: str, out: Path, journal: Journal, 
     unfinished = journal.folder / "labels"
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
     unfinished.mkdir()
-    (unfinished / SETTINGS_NAME).write_text(json.dumps(journal.settings, ensure_ascii=False))
+    (unfinished / SETTINGS_NAME).write_text(json.dumps(journal.settings, ensure_ascii=False), encoding="utf-8")
     for number, (entry, rows) in enumerate(files_of(journal)):
         stem = Path(entry.path).stem.encode()[:NAME_BYTES].decode(errors="ignore")
         spans = merged(labelling.labels(rows, entry.seconds))
@@ -245,7 +247,7 @@ def _write_folder(labelling: Labelling, name: str, out: Path, journal: Journal, 
 
 
 def _settings_in_folder(out: Path) -> str | None:
-    return (out / SETTINGS_NAME).read_text()
+    return (out / SETTINGS_NAME).read_text(encoding="utf-8")
 
 
 def audacity_track(spans: list[Label]) -> str:

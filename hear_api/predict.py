@@ -32,6 +32,7 @@ from audio_mamba.hear_api.embed import (
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.label_files import FORMATS, Labelling, format_for
 from audio_mamba.hear_api.output import Output
+from audio_mamba.hear_api.runtime import pick_device
 from audio_mamba.hear_api.sources import Source, digest_of_versions, list_audio, list_sources
 from audio_mamba.hear_api.weights import WEIGHTS_NAME
 from audio_mamba.models.precision import PRECISIONS
@@ -91,20 +92,20 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
 def predict(args: argparse.Namespace, output: Output, classifier: AudioClassifier, labelling: Labelling) -> list[Entry]:
     """Label the files of a command line; returns the entries of those that failed."""
     files = list_audio(args.inputs, args.hidden)
-    settings = {
-        "model": f"SHA-256 {sha256(classifier.folder / WEIGHTS_NAME)[:16]}",
-        **labelling.settings(),
-        "channel": args.channel,
-        "precision": classifier.runtime.working_precision,
-        "device": args.device,
-        "list of files": list_digest(files),
-    }
     with decoding_pool(args.workers) as pool:
+        classifier.to(pick_device(args.device))
+        settings = {
+            "model": f"SHA-256 {sha256(classifier.folder / WEIGHTS_NAME)[:16]}",
+            **labelling.settings(),
+            "channel": args.channel,
+            "precision": classifier.runtime.working_precision,  # which the device decides
+            "device": args.device,
+            "list of files": list_digest(files),
+        }
         sources = list_sources(files, args.channel, pool)
         if output.is_complete(settings, digest_of_versions(sources)):
             tqdm.write(f"{output.path} is complete already", file=sys.stderr)
             return output.read_failures()
-        classifier.to(args.device)
         with output.journal(settings, len(classifier.classes)) as journal:
             drop_changed(journal, sources)
             _label_sources(args, sources, pool, classifier, labelling, journal)

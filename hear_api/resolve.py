@@ -193,13 +193,16 @@ def _with_variant(module: str, weights: str | Path | None) -> str:
 
 
 def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict:
-    """A config with its model as `train.py --set` changed it, if the weights at `path` are in a work folder of the same
-    experiment; otherwise the config itself."""
+    """A config with its model and front end as `train.py --set` changed them, if the weights at `path` are in a work
+    folder of the same experiment; otherwise the config itself. FrontEndError if other weights had another front end."""
     found, entries = _read_config_beside(path) if path else (None, {})
     if "model" not in entries or stored_name(str(entries.get("name"))) != module:
+        if isinstance(theirs := entries.get("front_end"), dict):
+            FrontEnd.from_settings(config.front_end).check_same(FrontEnd.from_settings(theirs), str(found))
         return config
     changed = config.copy_and_resolve_references()
-    changed.model = ConfigDict(entries["model"])
+    for section in {"model", "front_end"} & entries.keys():
+        changed[section] = ConfigDict(entries[section])
     return check_config(changed, models.known_archs(), source=str(found))
 
 

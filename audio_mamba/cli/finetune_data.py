@@ -71,7 +71,7 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
     unless --fold or --folds asks for it. Clips of one audio file or group stay together in dealt folds.
 
     Raises:
-        ValueError: folds that are not there, or a choice that is missing.
+        ValueError: folds that are not there, or in some archives only, or a choice that is missing.
     """
     train_dirs, val_dir, test_dir = len(config.data.train_dirs), config.data.val_dir, config.data.test_dir
     own = np.flatnonzero(clips.directories < train_dirs)
@@ -84,6 +84,14 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
         return {"": Split(own, valid, own[:0] if test is None else test)}
     folds = [clips.folds[clip] for clip in own]
     known = all(folds)
+    if any(folds) and not known:
+        having, lacking = (
+            config.data.train_dirs[next(clips.directories[clip] for clip in own if bool(clips.folds[clip]) is has)]
+            for has in (True, False)
+        )
+        raise FoldError(
+            f"{having} has folds or splits and {lacking} has none: prepare both with --fold-column, or leave one out"
+        )
     given = fold_names(folds) if known else []
     if known and not given:
         if wanted:
@@ -93,6 +101,11 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
             in_fold = np.array(_deal(clips, split.train))
             split = Split(split.train[in_fold != "fold0"], split.train[in_fold == "fold0"], split.test)
         return {"": _of(own, split) if test is None else Split(own[split.train], own[split.valid], test)}
+    if given and test_dir:
+        raise FoldError(
+            f"the clips are in the folds {', '.join(given)}: add --val-data, which takes all of them for training, or "
+            "leave out --test-data"
+        )
     if given and not wanted:
         raise FoldError(f"the clips are in the folds {', '.join(given)}: choose one with --fold, or --folds all")
     folds = folds if known else _deal(clips, own)

@@ -49,9 +49,17 @@ def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
     if args.data and args.fake_data:
         raise ValueError("--data and --fake-data exclude each other: one names archives, the other replaces them")
     if args.data or args.fake_data:
-        config.data.train_dirs, config.data.val_dir = args.data or [], ""
+        config.data.train_dirs = args.data or []
+        drop_folders_of_config(config, args, "val_dir")
     if args.val_data:
         config.data.val_dir = args.val_data
+
+
+def drop_folders_of_config(config: ConfigDict, args: argparse.Namespace, *keys: str) -> None:
+    """Empty these keys of `data`, which belong to other training data than --data, but not those that --set names."""
+    for key in keys:
+        if not any(override.partition("=")[0] == f"data.{key}" for override in args.overrides):
+            config.data[key] = ""
 
 
 def build_loaders(

@@ -57,6 +57,8 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
             stream = container.streams.audio[0]
             if len(container.streams.audio) > 1:
                 warn(f"the first of its {len(container.streams.audio)} sound tracks is taken")
+            if stream.codec_context is None:
+                raise DamageError("its codec is not one that FFmpeg decodes")
             if stream.codec_context.name in UNPADDED:
                 stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
             timed = container.format.name not in UNTIMED
@@ -89,7 +91,9 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
 
 
 def _opened(window: Window, container_format: str | None, formats: str = FORMATS) -> av.container.InputContainer:
-    return av.open(window, "r", container_format, container_options={"format_whitelist": container_format or formats})
+    options = {"format_whitelist": container_format or formats}
+    # Titles and names in another encoding than UTF-8 say nothing about the sound.
+    return av.open(window, "r", container_format, container_options=options, metadata_errors="replace")
 
 
 class _Clock:

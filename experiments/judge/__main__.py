@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from audio_mamba.hear_api.probe.clips import Clips, read_clips
-from audio_mamba.hear_api.probe.features import Model, find_model
+from audio_mamba.hear_api.probe.features import Model, find_models
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
 from experiments.judge import curve
 from experiments.judge.embed import OUTPUT, Features, embeddings
@@ -39,15 +39,6 @@ class Encoders:
         return self._built.get(model.name)
 
 
-def find_models(names: list[str]) -> list[Model]:
-    """The models of `--model`. Those that would have one name in the tables, as checkpoints of one epoch of two runs
-    have, are named as they were given."""
-    given = list(dict.fromkeys(names))
-    models = [find_model(name) for name in given]
-    found = [model.name for model in models]
-    return [Model(name, model.source) if found.count(model.name) > 1 else model for name, model in zip(given, models)]
-
-
 def scores_of(model: Model, clips: Clips, features: list[Features], encoders: Encoders, kept: Kept) -> list[Scored]:
     """The scores of each of the features: those that are kept, and the others from one pass of the encoder."""
     scored = {chosen: kept.read(model, clips, chosen) for chosen in features}
@@ -64,9 +55,12 @@ def run(args: argparse.Namespace) -> str:
     models = find_models(args.model)
     features = [Features.named(name) for name in dict.fromkeys(args.features or ["mean_std"])]
     folders = sorted(folder for folder in args.tasks_dir.iterdir() if (folder / "task_metadata.json").is_file())
-    folders = [folder for folder in folders if not args.task or folder.name.rsplit("-v", 1)[0] in args.task]
+    names = [folder.name.rsplit("-v", 1)[0] for folder in folders]
     if not folders:
-        raise ValueError(f"no such tasks in {args.tasks_dir}")
+        raise ValueError(f"no tasks in {args.tasks_dir}")
+    if absent := sorted(set(args.task or ()) - set(names)):
+        raise ValueError(f"no such tasks in {args.tasks_dir}: {', '.join(absent)}")
+    folders = [folder for name, folder in zip(names, folders) if not args.task or name in args.task]
     crops = {model.name: curve.crops_seen(model) for model in models}
     encoders, kept = Encoders(args.device), Kept(args.out / "kept")
     judged: list[Judged] = []

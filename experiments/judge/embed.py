@@ -1,5 +1,6 @@
 """Embeddings of a task's clips by an encoder: layers and poolings of one pass, or log-mels without an encoder."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,18 +51,19 @@ def reading_layers(runtime: RuntimeSSAST, layers: Sequence[str]) -> Iterator[Non
     for layer in layers:
         if layer != OUTPUT and not (layer.isdigit() and 1 <= int(layer) <= len(model.blocks)):
             raise ValueError(f"no layer {layer!r}; choose 1 to {len(model.blocks)}, or {OUTPUT!r}")
-    streams: dict[str, Tensor] = {}
+    streams: dict[tuple[int, str], Tensor] = {}  # by thread, since the runtime encodes a batch in each
 
     def keep(layer: str) -> Callable[..., None]:
         def hook(_, __, output) -> None:  # SSAM's blocks return what they add to the stream, and the stream
-            streams[layer] = output if isinstance(output, Tensor) else output[0] + output[1]
+            streams[threading.get_ident(), layer] = output if isinstance(output, Tensor) else output[0] + output[1]
 
         return hook
 
     def all_layers(tokens: Tensor) -> Tensor:
-        streams[OUTPUT] = forward_blocks(tokens)
-        norm = model.encoder_norm
-        found = [streams[layer] if layer == OUTPUT else norm(streams[layer].to(norm.weight.dtype)) for layer in layers]
+        output, norm, thread = forward_blocks(tokens), model.encoder_norm, threading.get_ident()
+        found = [
+            output if layer == OUTPUT else norm(streams.pop((thread, layer)).to(norm.weight.dtype)) for layer in layers
+        ]
         return torch.cat(found, dim=-1)  # [B, L, layers * D]
 
     hooks = [model.blocks[int(layer) - 1].register_forward_hook(keep(layer)) for layer in layers if layer != OUTPUT]

@@ -22,10 +22,10 @@ def probe(args: argparse.Namespace) -> str:
     """The command's work; returns the table."""
     from audio_mamba.hear_api.probe.classify import classify
     from audio_mamba.hear_api.probe.clips import read_clips
-    from audio_mamba.hear_api.probe.features import embeddings, find_model
+    from audio_mamba.hear_api.probe.features import embeddings, find_models
     from audio_mamba.hear_api.probe.report import compare, markdown, write
 
-    models = [find_model(name, **feature_choices(args)) for name in dict.fromkeys(args.model or DEFAULT_MODELS)]
+    models = find_models(args.model or DEFAULT_MODELS, **feature_choices(args))
     columns = {"fold_column": args.fold_column, "group_column": args.group_column}
     clips = read_clips(args.source, args.labels, args.channel, args.hidden, **columns)
     rounds = clips.rounds()

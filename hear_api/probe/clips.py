@@ -12,11 +12,10 @@ from torch import Tensor
 
 from audio_mamba.data.archives import archive_front_end, read_manifest, read_shard, shard_indices
 from audio_mamba.data.audio import printable
-from audio_mamba.data.folds import deal, file_numbers
+from audio_mamba.data.folds import deal, file_numbers, fold_names, split_by_fold, split_by_name
 from audio_mamba.data.labels import column_of, find_labelled
+from audio_mamba.data.prepare import warn_of_divided_groups
 from audio_mamba.front_end import FrontEnd
-
-SPLITS = ("train", "valid", "test")
 
 
 class ProbeError(ValueError):
@@ -67,16 +66,24 @@ class Clips:
         return targets
 
     def rounds(self) -> list[Round]:
-        """Train, valid and test as they are named; or of folds in order, each tested once, validated by the next."""
-        splits, names = np.array(self.splits), sorted(set(self.splits))
-        if set(names) == set(SPLITS):
-            return [Round(*(np.flatnonzero(splits == name) for name in SPLITS))]
-        if len(names) < 3:
-            raise ProbeError(f"{self.source}: {len(names)} folds; at least 3 are needed, to train, validate and test")
-        rounds = []
-        for test, valid in zip(names, [*names[1:], names[0]]):
-            in_test, in_valid = splits == test, splits == valid
-            rounds.append(Round(*map(np.flatnonzero, (~in_test & ~in_valid, in_valid, in_test))))
+        """Train, valid and test as they are named; or of folds in order, each tested once, validated by the next.
+
+        Raises:
+            ProbeError: a split is missing, there are fewer than three folds, or a round trains on one label alone.
+        """
+        folds = fold_names(self.splits)
+        if 0 < len(folds) < 3:
+            raise ProbeError(f"{self.source}: {len(folds)} folds; at least 3 are needed, to train, validate and test")
+        rounds = [Round(*split_by_fold(self.splits, fold)) for fold in folds] or [Round(*split_by_name(self.splits))]
+        if not all(map(len, (rounds[0].train, rounds[0].valid, rounds[0].test))):
+            names = ", ".join(sorted(set(self.splits)))
+            raise ProbeError(f"{self.source}: the splits are {names}; train, valid and test are needed")
+        for part in rounds if not self.multi_label else ():
+            if len(labels := {self.labels[clip] for clip in part.train}) < 2:
+                raise ProbeError(
+                    f"{self.source}: to test {self.splits[part.test[0]]!r}, all training clips have the label "
+                    f"{labels.pop()[0]!r}; each fold needs clips of several labels"
+                )
         return rounds
 
     def fingerprint(self) -> str:
@@ -122,8 +129,12 @@ def read_clips(
         ProbeError: no labels, or too few clips of them. LabelError, AudioError, ArchiveError: the source is faulty.
     """
     if (source / "manifest.json").is_file():
-        if channel != "mix":
-            raise ProbeError(f"{source} is an archive, whose channels were chosen by data.prepare; leave out --channel")
+        given = {"channel": channel != "mix", "labels": table, "fold-column": fold_column, "group-column": group_column}
+        if ignored := [option for option, value in given.items() if value]:
+            raise ProbeError(
+                f"{source} is an archive, whose channels, labels, folds and groups were chosen by data.prepare; "
+                f"leave out --{ignored[0]}"
+            )
         clips = _of_archive(source)
     else:
         if (source / "task_metadata.json").is_file() and table is None:
@@ -132,15 +143,18 @@ def read_clips(
                 raise ProbeError(f"{source} is a task of {kind} embeddings; the probe judges whole clips (scene tasks)")
         paths, labels, vocabulary = find_labelled(source, table, hidden=hidden)
         names = [printable(path.relative_to(source)) for path in paths]
-        hear = (source / "task_metadata.json").is_file() and table is None
-        if hear:
+        columns = {
+            name: column_of(paths, source, table, column)
+            for name, column in (("folds", fold_column), ("groups", group_column))
+            if column is not None
+        }
+        warn_of_divided_groups(columns)
+        if "folds" in columns:
+            splits = columns["folds"]
+        elif (source / "task_metadata.json").is_file() and table is None:
             splits = [path.parent.name for path in paths]
-        elif fold_column is not None:
-            splits = column_of(paths, source, table, fold_column)
         else:
-            splits = deal(
-                names, labels, None if group_column is None else column_of(paths, source, table, group_column)
-            )
+            splits = deal(names, labels, columns.get("groups"))
         clips = Clips(source, names, paths, labels, vocabulary, splits, channel)
     return _labelled_only(clips)
 

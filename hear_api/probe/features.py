@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,15 @@ def find_model(name: str, **features: str | float | None) -> Model:
         source = resolve(None, name, **features)
         return Model(Path(name).name if source.name == "unnamed" else f"{source.name} ({Path(name).name})", source)
     return Model(name, resolve(name, None, **features))
+
+
+def find_models(names: Sequence[str], **features: str | float | None) -> list[Model]:
+    """`find_model` of several, each once. Those that would have one name in the tables, as checkpoints of one epoch of
+    two runs have, are named as they were given."""
+    given = list(dict.fromkeys(names))
+    models = [find_model(name, **features) for name in given]
+    found = [model.name for model in models]
+    return [Model(name, model.source) if found.count(model.name) > 1 else model for name, model in zip(given, models)]
 
 
 def embeddings(model: Model, clips: Clips, folder: Path, device: str | None = None) -> np.ndarray:

@@ -72,10 +72,12 @@ def markdown(rows: list[Row], clips: Clips) -> str:
 
 
 def write(folder: Path, rows: list[Row], results: list[tuple[str, Result]], clips: Clips) -> None:
-    """Write all files into a folder, each whole or not at all."""
+    """Write all files into a folder, each whole or not at all, without those of an earlier probe."""
     import pandas as pd
 
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in (folder / "predictions.csv", *folder.glob("confusion-*.png")):  # which not every probe writes
+        earlier.unlink(missing_ok=True)
     tables = {"results.csv": pd.DataFrame(rows), "per_class.csv": _per_class(results, clips)}
     if not clips.multi_label:
         tables["predictions.csv"] = _predictions(results, clips)

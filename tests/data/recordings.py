@@ -50,13 +50,14 @@ def sound(rate: int = RATE, seconds: float = SECONDS, seed: int = 0, channels: i
     return samples
 
 
-def encode(suffix: str, samples: np.ndarray, rate: int | None = None, **options: str) -> bytes:
+def encode(suffix: str, samples: np.ndarray, rate: int | None = None, title: str = "", **options: str) -> bytes:
     """The bytes of samples [n, channels] at `rate` (or the usual one of `CODECS`) in a container, by PyAV."""
     container_name, codec, usual_rate = CODECS[suffix]
     rate = rate or usual_rate
     file = Path(tempfile.mkdtemp()) / "file"
     with av.open(file, "w", format=container_name, options=options) as container:
         layout = "mono" if samples.shape[1] == 1 else "stereo"
+        container.metadata.update({"title": title} if title else {})
         stream = container.add_stream(codec, rate=rate)
         stream.layout = layout
         stream.bit_rate = {"amr": 12200, "3gp": 32000}.get(suffix, 96000)

@@ -114,6 +114,21 @@ def test_one_name_written_in_several_ways(tmp_path, written):
     assert labels_by_name(find_labelled(tmp_path / "audio", tmp_path / "labels.csv")) == {"a.wav": ("x",), "b.wav": ()}
 
 
+def test_files_of_one_name_in_several_folders_keep_their_rows_apart(tmp_path):
+    make_files(tmp_path / "audio", "a.wav", "dogs/a.wav", "dogs/b.wav", "birds/b.wav", "both.wav", "more/c.wav")
+    rows = ["a.wav,cat", "dogs/a.wav,dog", "dogs/b,dog", "birds/b,bird", "both.wav,x", "both,y", "more/c,x", "c.wav,y"]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    files, labels, _ = find_labelled(tmp_path / "audio", tmp_path / "labels.csv")
+    assert {path.relative_to(tmp_path / "audio").as_posix(): names for path, names in zip(files, labels)} == {
+        "a.wav": ("cat",),
+        "dogs/a.wav": ("dog",),
+        "dogs/b.wav": ("dog",),
+        "birds/b.wav": ("bird",),
+        "both.wav": ("x", "y"),
+        "more/c.wav": ("x", "y"),
+    }
+
+
 @pytest.mark.parametrize(
     "text, reason",
     [

@@ -158,6 +158,27 @@ def test_a_second_sound_track_is_not_passed_over_in_silence(tmp_path, caplog):
     assert "two.mka: the first of its 2 sound tracks" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", ["m4a", "mov", "3gp", "webm", "mkv", "avi", "wv", "mp3"])
+def test_titles_that_are_not_utf8_are_nothing_wrong_with_the_sound(tmp_path, suffix):
+    if suffix == "mp3":
+        samples = sound(seconds=1.0)
+        plain = written("mp3", samples, RATE) + b"TAG" + b"Mxller".ljust(125, b"\0")
+    else:
+        plain = encode(suffix, sound(CODECS[suffix][2], 1.0), title="Mxller")
+    latin = plain.replace(b"Mxller", "Müller".encode("latin-1"))
+    assert latin != plain
+    expected = load(tmp_path / f"plain.{suffix}", plain)
+    np.testing.assert_array_equal(load(tmp_path / f"latin.{suffix}", latin), expected)
+    assert estimated_seconds(tmp_path / f"latin.{suffix}") == estimated_seconds(tmp_path / f"plain.{suffix}") > 0.9
+
+
+def test_a_codec_that_nobody_knows_is_named(tmp_path):
+    content = encode("caf", sound(CODECS["caf"][2], 1.0))
+    assert content.count(b"alac") >= 1
+    with pytest.raises(AudioError, match="odd.caf: its codec is not one that FFmpeg decodes"):
+        load(tmp_path / "odd.caf", content.replace(b"alac", b"a?ac", 1))
+
+
 # ---------------------------------------------------------------- joined and chained
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from audio_mamba.training.checkpoint import save_checkpoint
 from experiments.judge import __main__ as command
 from experiments.judge import build, curve
 from experiments.judge.clips import SPLITS, Clip
+from experiments.judge.embed import reading_layers
 from experiments.judge.tasks import Task
 
 EXPERIMENT = "ssam_tiny_200_16x4"
@@ -149,3 +152,26 @@ def test_blocks_after_the_last_that_is_asked_for_are_not_computed(task):
     with torch.no_grad():
         runtime.embed(paths)
     assert sorted(set(computed)) == list(range(1, 13))  # all blocks are there again
+
+
+def test_layers_of_batches_that_are_encoded_side_by_side_stay_apart():
+    runtime = build_runtime(resolve(EXPERIMENT, "untrained"), device="cpu")
+    batches = torch.randn(2, 1, 10, 192, generator=torch.Generator().manual_seed(0)).unbind()
+    with torch.no_grad():
+        alone = torch.stack([runtime.model.forward_blocks(batch) for batch in batches])
+    both_are_here = Barrier(2, timeout=30)
+
+    def wait(*_):
+        both_are_here.wait()
+
+    def encode(batch):
+        with torch.no_grad():
+            return runtime.model.forward_blocks(batch)
+
+    with reading_layers(runtime, ["3", "12", "output"]), ThreadPoolExecutor(2) as pool:
+        waiting = runtime.model.blocks[-1].register_forward_hook(wait)
+        third, twelfth, output = torch.stack(list(pool.map(encode, batches))).split(192, dim=-1)
+        waiting.remove()
+    assert not torch.allclose(third[0], third[1], atol=0.1)
+    torch.testing.assert_close(output, alone)
+    torch.testing.assert_close(twelfth, alone)  # the last block of twelve, through the same norm

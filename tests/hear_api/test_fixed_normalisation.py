@@ -142,7 +142,12 @@ def test_weights_of_another_normalisation_are_refused_by_name(runtime, tmp_path,
     prepare(audio_dir, tmp_path / "archive")
     options = {"front_end__mean": MEAN, "front_end__std": STD, "num_epochs": 1, "batch_size": 2}
     train.main(arguments(tmp_path / "run", tmp_path / "archive", **options))
-    assert RuntimeSSAST(resolve(None, tmp_path / "run").config, None).front_end == FIXED
+    for config in (None, "configs.ssast_tiny_200_16x4"):  # they travel with the weights, also of a named config
+        assert RuntimeSSAST(resolve(config, tmp_path / "run").config, None).front_end == FIXED
+    saved = save_pretrained(load_model(tmp_path / "run", device="cpu"), tmp_path / "saved")
+    for weights in (tmp_path / "run", saved):
+        with pytest.raises(FrontEndError, match="config.json has another front end: mean is -6 there"):
+            resolve("ssast_small_200_16x4", weights)
     options["front_end__std"] = 4.0
     with pytest.raises(SystemExit, match="std is 5 there and 4 here"):
         train.main(arguments(tmp_path / "other", tmp_path / "archive", "--init", str(tmp_path / "run"), **options))

@@ -12,8 +12,15 @@ import torch
 from audio_mamba import load_classifier
 from audio_mamba.hear_api import clips as clips_module
 from audio_mamba.hear_api import export, predict
-from audio_mamba.hear_api.classifier import cut_windows, find_classifier, save_classifier, window_count
+from audio_mamba.hear_api.classifier import (
+    AudioClassifier,
+    cut_windows,
+    find_classifier,
+    save_classifier,
+    window_count,
+)
 from audio_mamba.hear_api.label_files import Label, audacity_track, merged, raven_table
+from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.schema import DEFAULTS
 from audio_mamba.training.checkpoint import CheckpointError
@@ -74,7 +81,7 @@ def recording(tmp_path):
 
 
 def run(*arguments):
-    predict.main([*map(str, arguments), "--device", "cpu", "--workers", "1"])
+    predict.main(["--device", "cpu", "--workers", "1", *map(str, arguments)])
 
 
 def rows_of(path):
@@ -218,6 +225,14 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monke
         run(*files, "--weights", weights, "--out", out, "--resume", "--threshold", 0.3)
 
 
+@pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl"])
+def test_a_table_of_somebody_else_is_not_taken_for_the_result(tmp_path, weights, recording, name):
+    (tmp_path / name).write_text("file,label\n")
+    with pytest.raises(SystemExit, match=f"{name} exists already and cannot be read as a result of this command"):
+        run(recording[0], "--weights", weights, "--out", tmp_path / name, "--resume")
+    assert (tmp_path / name).read_text() == "file,label\n"
+
+
 @pytest.mark.parametrize(
     "options, sentence",
     [
@@ -227,11 +242,23 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monke
         (("--threshold", 2), "--threshold is a probability"),
         (("--out", "p.txt"), "write it as .csv or .jsonl"),
         (("--out", "p.csv", "--format", "raven"), "without a suffix for a folder"),
+        (("--device", "turbo"), "predict: device turbo: .*turbo"),
     ],
 )
 def test_options_that_cannot_be(weights, recording, options, sentence):
     with pytest.raises(SystemExit, match=sentence):
         run(recording[0], "--weights", weights, *options)
+
+
+def test_the_settings_have_the_precision_on_the_device(tmp_path, weights, recording, monkeypatch):
+    """As float16 on a GPU, which the classifier is moved to once the processes that decode have started."""
+    moved, to = [], AudioClassifier.to
+    monkeypatch.setattr(AudioClassifier, "to", lambda self, device: to(self, moved.append(device) or device))
+    precision = property(lambda _: "bfloat16" if len(moved) > 1 else "float32")
+    monkeypatch.setattr(RuntimeSSAST, "working_precision", precision)
+    run(recording[0], "--weights", weights, "--out", tmp_path / "p.csv")
+    assert len(moved) == 2  # as it was loaded, and to --device
+    assert json.loads((tmp_path / "p.csv.settings.json").read_text())["precision"] == "bfloat16"
 
 
 def test_temperature_divides_the_logits_and_keeps_the_order(tmp_path, weights, recording):
@@ -282,6 +309,10 @@ def test_a_copied_classifier_is_the_same(tmp_path, weights):
     export.main(["--weights", str(weights), "--out", str(tmp_path / "copy")])
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "copy" / name).read_bytes() == (weights / name).read_bytes()
+    for option in (("--dtype", "float16"), ("--layout", "published"), ("--config", "ssam_tiny_200_16x4")):
+        with pytest.raises(SystemExit, match=f"export: {' '.join(option)}: .* is a classifier"):
+            export.main(["--weights", str(weights), "--out", str(tmp_path / "other"), *option])
+    assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit, match="as .pt2, or without a suffix"):
         export.main(["--weights", str(weights), "--out", str(tmp_path / "c.onnx")])
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)

@@ -3,18 +3,23 @@
 import csv
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from audio_mamba.data.prepare import main as prepare
 from audio_mamba.hear_api.api import load_model
+from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.probe.__main__ import main
 from audio_mamba.hear_api.probe.classify import bootstrap, classify, metric
-from audio_mamba.hear_api.probe.clips import Round, deal
+from audio_mamba.hear_api.probe.clips import Round, deal, read_clips
+from audio_mamba.hear_api.resolve import resolve
+from audio_mamba.hear_api.runtime import RuntimeSSAST
 
 MODELS = ["--model", "ssast_tiny_200_16x4:untrained", "--model", "logmel"]
 KINDS = {"low": 200, "middle": 700, "high": 2500}
@@ -131,7 +136,8 @@ def test_an_archive_gives_nearly_the_same_as_its_audio(folder, tmp_path):
         np.testing.assert_allclose(*embeddings, atol=1e-4)
 
 
-def test_a_hear_task_keeps_its_splits(tmp_path):
+def write_task(tmp_path):
+    """A HEAR task of two tones."""
     rng, splits = np.random.default_rng(1), {"train": 9, "valid": 6, "test": 6}
     task = tmp_path / "task"
     task.mkdir()
@@ -146,6 +152,11 @@ def test_a_hear_task_keeps_its_splits(tmp_path):
             soundfile.write(task / "16000" / split / f"{number}.wav", 0.1 * audio, 16000)
             labels[f"{number}.wav"] = [kind]
         (task / f"{split}.json").write_text(json.dumps(labels))
+    return task
+
+
+def test_a_hear_task_keeps_its_splits(tmp_path):
+    task = write_task(tmp_path)
     main([str(task), "--model", "logmel", "--out", str(tmp_path / "out")])
     assert float(table(tmp_path / "out")["logmel", "logistic regression"]["score"]) == 1
     with open(tmp_path / "out" / "predictions.csv") as file:
@@ -157,6 +168,9 @@ def test_a_hear_task_keeps_its_splits(tmp_path):
 
 
 def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path):
+    main([str(folder), "--model", "logmel", "--out", str(tmp_path / "out")])
+    of_one_label = {"predictions.csv", "confusion-logmel.png"}
+    assert of_one_label < set(os.listdir(tmp_path / "out"))
     rows = [f'{kind}/{n}.wav,"{kind},{"even" if n % 2 else "odd"}"' for kind in KINDS for n in range(10)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     main([str(folder), "--model", "logmel", "--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out")])
@@ -169,6 +183,7 @@ def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path):
         ]
     assert len(precisions) == 5 and float(row["score"]) == pytest.approx(np.mean(precisions))
     assert "mAP" in (tmp_path / "out" / "results.md").read_text()
+    assert not of_one_label & set(os.listdir(tmp_path / "out"))  # they would be those of the earlier probe
 
 
 def test_mean_average_precision_equals_scikit_learns():
@@ -227,10 +242,49 @@ def test_mistakes_get_one_sentence(folder, tmp_path, monkeypatch, arguments, mes
     assert message in str(ended.value.code) and "\n" not in str(ended.value.code)
 
 
+@pytest.mark.parametrize("option", ["--labels", "--fold-column", "--group-column"])
+def test_options_that_an_archive_leaves_no_choice_of_are_refused(folder, tmp_path, option):
+    prepare([str(folder), str(tmp_path / "archive")])
+    with pytest.raises(SystemExit, match=f"archive is an archive, .* leave out {option}$"):
+        main([str(tmp_path / "archive"), option, "anything", "--model", "logmel", "--out", str(tmp_path / "out")])
+
+
+def test_a_column_that_a_hear_task_lacks_is_refused_and_its_split_is_there(tmp_path):
+    task = write_task(tmp_path)
+    for option in ("--fold-column", "--group-column"):
+        with pytest.raises(SystemExit, match="the column 'speaker' needs a table"):
+            main([str(task), option, "speaker", "--model", "logmel", "--out", str(tmp_path / "out")])
+    assert read_clips(task, fold_column="split") == read_clips(task)
+
+
+def test_groups_in_several_given_folds_are_named(folder, tmp_path, caplog):
+    rows = [f"{kind}/{n}.wav,{kind},{n % 3},speaker{n % 2}" for kind in KINDS for n in range(10)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,fold,speaker", *rows]))
+    read_clips(folder, tmp_path / "labels.csv", fold_column="fold", group_column="speaker")
+    assert "2 of 2 groups have files in several folds" in caplog.text
+
+
+def test_models_of_one_name_have_rows_and_predictions_of_their_own(folder, tmp_path):
+    config = resolve("ssast_tiny_200_16x4", "untrained").config
+    config.model.model_args.update({"depth": 1, "embed_dim": 48})
+    runtime = RuntimeSSAST(config, None)
+    weights = [str(save_pretrained(runtime, tmp_path / "a" / "mine"))]
+    with torch.no_grad():
+        runtime.model.blocks[0].mlp.layer1.weight.mul_(4)
+    weights.append(str(save_pretrained(runtime, tmp_path / "b" / "mine")))
+    main([str(folder), "--model", weights[0], "--model", weights[1], "--out", str(tmp_path / "out")])
+    expected = [(name, classifier) for name in weights for classifier in ("logistic regression", "k-NN")]
+    assert list(table(tmp_path / "out")) == expected
+    with open(tmp_path / "out" / "predictions.csv") as file:
+        assert csv.DictReader(file).fieldnames[3:] == [", ".join(column) for column in expected]
+    assert len(list((tmp_path / "out").glob("confusion-*.png"))) == 2
+
+
 def test_a_damaged_clip_is_named(folder, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "bad.wav").write_bytes(b"no audio")
-    (tmp_path / "low").symlink_to(folder / "low")
+    for kind in ("low", "high"):
+        (tmp_path / kind).symlink_to(folder / kind)
     with pytest.raises(SystemExit, match="bad.wav"):
         main([str(tmp_path), "--model", "logmel", "--out", str(tmp_path / "out")])
 
@@ -260,6 +314,6 @@ def test_a_channel_and_hidden_files_are_taken_on_request(folder, tmp_path):
     assert np.abs(embedding("mix")[0] - mono).max() > 1
     assert [name for name in embedding("hidden")[1] if name not in names] == [f".more/{n}.wav" for n in range(10)]
     assert embedding("left")[0].shape == embedding("mix")[0].shape  # and kept apart
-    with pytest.raises(SystemExit, match="is an archive, whose channels were chosen by data.prepare"):
+    with pytest.raises(SystemExit, match="is an archive, .* chosen by data.prepare; leave out --channel"):
         prepare([str(folder), str(tmp_path / "archive"), "--workers", "1"])
         main([str(tmp_path / "archive"), *arguments, str(tmp_path / "none"), "--channel", "left"])

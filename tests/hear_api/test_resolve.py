@@ -52,7 +52,7 @@ def test_a_saved_model_has_its_config(workdir, tmp_path):
 
 @pytest.mark.parametrize("named", ["configs.ssast_tiny_200_16x4", "configs.poc.ssast_tiny_200_16x4"])
 def test_a_named_config_gets_the_model_that_was_trained(workdir, named):
-    """Since the weights fit no other model. Everything else is as in the module."""
+    """Since the weights fit no other model, as does its front end. Everything else is as in the module."""
     runtime, name = load_runtime(named, str(workdir))
     assert name == "ssast_tiny_200_16x4:checkpoint-0"
     assert (runtime.model.depth, runtime.scene_layout) == (1, "published")

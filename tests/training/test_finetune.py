@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from audio_mamba import finetune, load_classifier, load_model
 from audio_mamba.cli import finetune_setup
-from audio_mamba.cli.finetune_data import check_clips
+from audio_mamba.cli.finetune_data import check_clips, find_splits
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledDataset, read_labelled
 from audio_mamba.data.prepare import prepare
@@ -551,3 +551,23 @@ def test_few_clips_are_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         tune(tmp_path / "run", archive, changes=["num_epochs=1"])
     assert "fewer than 10 training clips each for a" in caplog.text
+
+
+def test_results_of_fewer_epochs_are_not_those_of_a_run_that_goes_on(tmp_path, archive, monkeypatch):
+    """Stopped after its last epoch and before its test, a fold would else count as finished with the earlier ones."""
+    run = tmp_path / "run/fold-2"
+    options = "--folds", "all"
+    with monkeypatch.context() as patched:
+        patched.setattr(finetune, "summarise", lambda experiment: None)
+        patched.setattr(finetune_setup, "find_splits", only_fold_2)
+        tune(tmp_path / "run", archive, *options, changes=["num_epochs=1", "keep=last"])
+        assert json.loads((run / "results.json").read_text())["epoch"] == 1
+        with monkeypatch.context() as stopped:
+            stopped.setattr(finetune, "finish", lambda run, interruption: None)
+            tune(tmp_path / "run", archive, *options, changes=["num_epochs=2", "keep=last"])
+        tune(tmp_path / "run", archive, *options, changes=["num_epochs=2", "keep=last"])
+    assert json.loads((run / "results.json").read_text())["epoch"] == 2
+
+
+def only_fold_2(*arguments):
+    return {fold: split for fold, split in find_splits(*arguments).items() if fold == "2"}
