@@ -82,11 +82,16 @@ def _make_shard(path: Path, files: list[AudioFile], settings: Settings, audio_di
     write_report(path, report)
 
 
+def key_part(path: Path) -> str:
+    """What a key has of the name of a file, behind its number: dots end a key, and names in a tar are short."""
+    return re.sub("[^A-Za-z0-9_-]+", "_", path.stem)[:40]
+
+
 def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report: ShardReport) -> Iterator[Sample]:
     """The samples of a shard, one after the other; `report` gathers the counts on the way."""
     front_end = settings.front_end
     for file in files:
-        stem = re.sub("[^A-Za-z0-9_-]+", "_", file.path.stem)[:40]  # dots end a key, tar names are short
+        stem = key_part(file.path)
         clips_kept = 0
         try:
             for name, clip in _clips(file.path, settings):

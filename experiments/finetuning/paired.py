@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audio_mamba.data.prepare_shards import key_part
 from audio_mamba.hear_api.probe.classify import RESAMPLES, interval
 
 FINETUNED, FROZEN, SCRATCH, PROBE = "fine-tuned", "frozen", "from scratch", "probe"
@@ -20,7 +21,7 @@ RUNS = {FINETUNED: "pretrained", FROZEN: "frozen", SCRATCH: "random"}
 
 
 def right_of_run(run: Path) -> dict[str, bool]:
-    """Whether each test clip of a run of finetune.py, or of its folds, got its label.
+    """Whether each test clip of a run of finetune.py, or of its folds, got its label, by "NUMBER_name".
 
     Raises:
         ValueError: the run is not finished, or a clip was tested twice.
@@ -32,7 +33,8 @@ def right_of_run(run: Path) -> dict[str, bool]:
     right: dict[str, bool] = {}
     for fold in folds:
         for row in _rows(fold / "predictions.csv"):
-            name, label = row.pop("clip").split("_", 2)[2], row.pop("labels")  # keys are FILE_PART_name
+            number, _, name = row.pop("clip").split("_", 2)  # keys are FILE_PART_name, and names are cut
+            name, label = f"{number}_{name}", row.pop("labels")
             if name in right:
                 raise ValueError(f"{run}: {name} was tested twice")
             right[name] = max(row, key=lambda label: float(row[label])) == label
@@ -40,14 +42,15 @@ def right_of_run(run: Path) -> dict[str, bool]:
 
 
 def right_of_probe(folder: Path) -> dict[str, bool]:
-    """Whether logistic regression gave each test clip its label. ValueError for a table without it."""
+    """Whether logistic regression gave each test clip its label, by "NUMBER_name" as in an archive of the task, whose
+    files have the same order. ValueError for a table without it."""
     right = {}
-    for row in _rows(folder / "predictions.csv"):
+    for number, row in enumerate(_rows(folder / "predictions.csv")):
         column = next((name for name in row if name.endswith(", logistic regression")), None)
         if column is None:
             raise ValueError(f"{folder}/predictions.csv has no logistic regression")
         if row[column]:
-            right[Path(row["clip"]).stem] = row[column] == row["label"]
+            right[f"{number:08d}_{key_part(Path(row['clip']))}"] = row[column] == row["label"]
     return right
 
 

@@ -10,7 +10,7 @@ from experiments.finetuning import paired
 
 CLIPS = 40
 LABELS = ("a", "b")
-NAMES = [f"clip_{number:02d}" for number in range(CLIPS)]
+NAMES = [f"clip.of.a.very.long.name.that.is.cut.in.archives_{number:02d}" for number in range(CLIPS)]
 LABEL_OF = {name: LABELS[number % 2] for number, name in enumerate(NAMES)}
 
 
@@ -26,7 +26,8 @@ def write_run(folder, wrong, folds=()):
         rows = []
         for name in NAMES[number :: max(1, len(folds))]:
             likely = (LABELS.index(LABEL_OF[name]) + (name in wrong)) % 2
-            rows.append([f"00000001_00000_{name}", LABEL_OF[name], *(0.9 if i == likely else 0.1 for i in range(2))])
+            key = f"{NAMES.index(name):08d}_00000_{name.replace('.', '_')[:40]}"
+            rows.append([key, LABEL_OF[name], *(0.9 if i == likely else 0.1 for i in range(2))])
         where = folder / f"fold-{fold}" if fold else folder
         write_csv(where / "predictions.csv", ["clip", "labels", *LABELS], rows)
     results = {"folds": [{"fold": fold} for fold in folds]} if folds else {"test": {}}
