@@ -54,6 +54,12 @@ def read_score(path: Path) -> float:
         ) from None
 
 
+def task_folders(run: Path, hidden: bool) -> list[Path]:
+    """The tasks of a run, sorted: those with embeddings, and those with scores whose embeddings are gone."""
+    scored = {path.parent for path in run.glob(f"*/{layout.SCORES}") if hidden or not is_hidden(path.parent.name)}
+    return sorted({*layout.task_folders(run, hidden=hidden), *scored})
+
+
 def check_fresh(folders: Iterable[Path], hidden: bool) -> None:
     """Refuse results whose embeddings have been replaced since, or whose task has changed since it was embedded.
 
@@ -64,7 +70,7 @@ def check_fresh(folders: Iterable[Path], hidden: bool) -> None:
         task
         for folder in folders
         if layout.parse_run_name(folder.name) and folder.is_dir()
-        for task in layout.task_folders(folder, hidden=hidden)
+        for task in task_folders(folder, hidden)
         if (task / layout.SCORES).is_file()
     ]
     for run in runs:
@@ -97,7 +103,7 @@ def read_results(base_dir: Path, hidden: bool = False) -> pd.DataFrame:
         if run is None or not folder.is_dir():
             log.warning("skipping %s: its name is not <model>_r<pretraining>_<seed>", folder)
             continue
-        for task in layout.task_folders(folder, hidden=hidden):
+        for task in task_folders(folder, hidden):
             if not (task / layout.SCORES).is_file():
                 unfinished.append(f"{folder.name}/{task.name}")
             else:
