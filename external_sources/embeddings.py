@@ -269,7 +269,4 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
 
 if __name__ == "__main__":
     with quiet_exit():
-        try:
-            main()
-        except KeyboardInterrupt:
-            raise SystemExit("interrupted; run the same command to continue") from None
+        main()

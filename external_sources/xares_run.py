@@ -319,7 +319,4 @@ def evaluate_all(encoder: xares_kit.HearEncoder, origin: Origin, args: argparse.
 
 if __name__ == "__main__":
     with quiet_exit():
-        try:
-            main()
-        except KeyboardInterrupt:
-            raise SystemExit("interrupted; run the same command to continue") from None
+        main()
