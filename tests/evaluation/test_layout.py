@@ -48,6 +48,21 @@ def test_linking_again_adds_new_tasks_and_keeps_results(tmp_path):
     assert (run / "fsd50k" / "train.embeddings.npy").is_symlink()
 
 
+def test_a_split_that_is_gone_after_embedding_again_leaves_no_link(tmp_path):
+    embedded = make_embeddings(tmp_path / "audioset" / "configs.x", "esc50")
+    (embedded / "fold02.embeddings.npy").write_bytes(b"more")
+    (job,) = find_jobs_of_one_seed(tmp_path)
+    assert job.embedding_bytes() == len(b"numbers" + b"more")
+    (embedded / "fold02.embeddings.npy").unlink()
+    (job,) = find_jobs_of_one_seed(tmp_path)
+    assert job.embedding_bytes() == len(b"numbers") and not (job.task / "fold02.embeddings.npy").is_symlink()
+
+
+def find_jobs_of_one_seed(output_dir):
+    layout.link_run(output_dir, "configs.x", 0)
+    return find_jobs(output_dir, "configs.x", [0])
+
+
 def test_incomplete_embeddings_are_not_linked(tmp_path):
     make_embeddings(tmp_path / "audioset" / "configs.x", "esc50", done=False)
     layout.link_run(tmp_path, "configs.x", 0)
