@@ -58,8 +58,10 @@ class _Probabilities(nn.Module):
         return probabilities(self.classifier(self.model.to_time_first(segments)), self.loss, self.temperature)
 
 
-def export_classifier(classifier: AudioClassifier, out: Path) -> None:
-    """Write `out`: a folder, or a .pt2 program. ExportError for another suffix and for a failed check."""
+def export_classifier(classifier: AudioClassifier, out: Path, dtype: str = "float32") -> None:
+    """Write `out`: a folder, or a .pt2 program. ExportError for another suffix or dtype, and for a failed check."""
+    if dtype != "float32":
+        raise ExportError(f"--dtype {dtype}: a classifier is written as float32")
     if out.suffix == "":
         copy_classifier(classifier.folder, out)
     elif out.suffix == ".pt2":
@@ -115,7 +117,7 @@ def _write_onnx(module: _Features, path: Path) -> None:
         import onnxscript  # noqa: F401
         from onnx.reference import ReferenceEvaluator
     except ImportError as error:
-        raise ExportError(f"ONNX needs the packages onnx and onnxscript (requirements-dev.txt): {error}") from error
+        raise ExportError(f"ONNX needs onnx and onnxscript, which the extra [export] has: {error}") from error
     exported = torch.onnx.export(
         _program(module), dynamo=True, verbose=False, input_names=["units"], output_names=["features"]
     )
@@ -156,7 +158,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     try:
         if args.weights and is_classifier(args.weights):
             classifier = load_classifier(args.weights, "cpu", precision="float32")
-            export_classifier(classifier, args.out)
+            export_classifier(classifier, args.out, args.dtype)
             print(f"{classifier.folder} -> {args.out}")
             return
         source = resolve(args.config, args.weights)
