@@ -293,7 +293,7 @@ def evaluate_all(encoder: xares_kit.HearEncoder, origin: Origin, args: argparse.
         if args.download:
             download(args.tasks_dir, args.tasks, encoder)
             if not args.tasks_dir.is_dir():
-                raise SystemExit(f"TASKS: {args.tasks} matches no task of X-ARES")
+                raise SystemExit(f"TASKS: {args.tasks} matches no task of X-ARES that can be downloaded")
         found = xares_tasks.find_tasks(args.tasks_dir, encoder)
     if not found:
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} has no folder with the name of an X-ARES task, and no HEAR task")
