@@ -6,7 +6,11 @@
 
 VENV=${VENV:-.venv}
 [ "$VENV" = none ] && return
-[ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
+if ! [ -x "$VENV/bin/python" ] || ! [ -f "$VENV/bin/activate" ]; then  # absent, interrupted, or its Python is gone
+    _clear=
+    if [ -f "$VENV/pyvenv.cfg" ]; then _clear=--clear; fi
+    "${PYTHON:-python3}" -m venv $_clear "$VENV"
+fi
 source "$VENV/bin/activate"
 
 _install() {  # quietly: what pip says is shown only if it fails

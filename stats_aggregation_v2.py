@@ -12,8 +12,9 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ from scipy import stats
 from audio_mamba import published_names
 from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout, task_files
-from audio_mamba.external_sources.origin import stale_heads
+from audio_mamba.external_sources.origin import HEAD_SETTINGS, stale_heads
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
@@ -54,19 +55,21 @@ def read_score(path: Path) -> float:
         ) from None
 
 
-def check_fresh(folders: Iterable[Path], hidden: bool) -> None:
+def task_folders(run: Path, hidden: bool) -> list[Path]:
+    """The tasks of a run, sorted: those with embeddings, and those with scores whose embeddings are gone."""
+    scored = {path.parent for path in run.glob(f"*/{layout.SCORES}") if hidden or not is_hidden(path.parent.name)}
+    return sorted({*layout.task_folders(run, hidden=hidden), *scored})
+
+
+def check_fresh(runs: Sequence[Path]) -> None:
     """Refuse results whose embeddings have been replaced since, or whose task has changed since it was embedded.
+
+    Args:
+        runs: folders of tasks with scores.
 
     Raises:
         ValueError: names the first such run. Tasks that are no longer where they were embedded are not compared.
     """
-    runs = [
-        task
-        for folder in folders
-        if layout.parse_run_name(folder.name) and folder.is_dir()
-        for task in layout.task_folders(folder, hidden=hidden)
-        if (task / layout.SCORES).is_file()
-    ]
     for run in runs:
         if why := stale_heads(run):
             raise ValueError(f"{why}; REDO=1 ./downstream_experiments.sh trains it again")
@@ -78,26 +81,57 @@ def check_fresh(folders: Iterable[Path], hidden: bool) -> None:
             )
 
 
+def check_grids(runs: Sequence[Path]) -> None:
+    """Refuse seeds of one model and task that were trained with different grids, since their mean says nothing.
+
+    Args:
+        runs: folders of tasks with scores. Those of the published scripts, which note no grid, are accepted.
+
+    Raises:
+        ValueError: names the first two such runs.
+    """
+    first: dict[tuple[str, str], tuple[Path, Any]] = {}  # a run and its grid, by model and task
+    for run in runs:
+        if not (run / HEAD_SETTINGS).is_file():
+            continue
+        grid = json.loads((run / HEAD_SETTINGS).read_text()).get("grid")
+        model = run.parent.name.rpartition("_")[0]
+        other, grid_of_other = first.setdefault((model, run.name), (run, grid))
+        if grid != grid_of_other:
+            raise ValueError(
+                f"GRID: {other} and {run} were trained with different grids (see {HEAD_SETTINGS} there); remove the "
+                "downstream folders of one grid"
+            )
+
+
 def read_results(base_dir: Path, hidden: bool = False) -> pd.DataFrame:
     """All runs in BASE_DIR, with columns exp, ssl_run, run, dataset, scores. One warning counts the unfinished runs.
 
     hidden: take runs and tasks of hidden, trash or system names too; otherwise a warning counts them.
 
     Raises:
-        ValueError: there is no finished run, or one is stale (see `check_fresh`).
+        ValueError: there is no finished run, or `check_fresh` or `check_grids` refuses one.
     """
     rows, unfinished = [], []
     folders = sorted(folder for folder in base_dir.iterdir() if hidden or not is_hidden(folder.name))
     note = None if hidden else layout.hidden_note([base_dir, *filter(Path.is_dir, folders)])
     if note:
         log.warning(note)
-    check_fresh(folders, hidden)
+    runs = [
+        task
+        for folder in folders
+        if layout.parse_run_name(folder.name) and folder.is_dir()
+        for task in task_folders(folder, hidden)
+        if (task / layout.SCORES).is_file()
+    ]
+    check_fresh(runs)
+    check_grids(runs)
     for folder in folders:
         run = layout.parse_run_name(folder.name)
         if run is None or not folder.is_dir():
             log.warning("skipping %s: its name is not <model>_r<pretraining>_<seed>", folder)
             continue
-        for task in layout.task_folders(folder, hidden=hidden):
+        for task in task_folders(folder, hidden):
             if not (task / layout.SCORES).is_file():
                 unfinished.append(f"{folder.name}/{task.name}")
             else:

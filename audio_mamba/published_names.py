@@ -58,12 +58,17 @@ def import_named(name: str) -> ModuleType:
     The name of an experiment may have a variant, which `hear_api.resolve.get_config` reads.
 
     Raises:
-        ModuleNotFoundError: there is no such module, or the name is relative.
+        ModuleNotFoundError: there is no such module, or the name is empty or relative.
     """
-    if name.startswith("."):
-        raise ModuleNotFoundError("relative names are not accepted", name=name)
+    if not name or name.startswith("."):
+        raise ModuleNotFoundError("empty and relative names are not accepted", name=name)
     full = full_name(stored_name(name)).partition(":")[0]
-    own = full.startswith(f"{PACKAGE}.configs.") and importlib.util.find_spec(full)
+    try:
+        own = full.startswith(f"{PACKAGE}.configs.") and importlib.util.find_spec(full)
+    except ModuleNotFoundError as error:
+        if error.name != full:  # of a package that a config above it needs
+            raise
+        own = None  # below a module that is no package, such as configs.x.py
     return importlib.import_module(full if own else name)
 
 

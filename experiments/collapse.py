@@ -21,14 +21,18 @@ LAST = 100  # steps whose mean is the value at the end
 def read(run: Path) -> dict[str, np.ndarray]:
     """The columns step, train_loss and DEVIATIONS, as far as the run has them, float64 [rows].
 
+    Rows without one of these numbers are left out: those of skipped steps, or of before the run had the column.
+
     Raises:
         ValueError: no steps.csv with rows.
     """
     rows = read_steps(run / STEPS_NAME) if (run / STEPS_NAME).is_file() else []
-    if not rows:
+    columns = ("step", "train_loss", *(name for name in DEVIATIONS if rows and name in rows[0]))
+    values = np.array([[row[name] for name in columns] for row in rows]).reshape(-1, len(columns))
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
         raise ValueError(f"{run} has no {STEPS_NAME} with steps")
-    columns = ("step", "train_loss", *(name for name in DEVIATIONS if name in rows[0]))
-    return {name: np.array([row[name] for row in rows]) for name in columns}
+    return dict(zip(columns, values.T))
 
 
 def table(runs: dict[str, dict[str, np.ndarray]]) -> str:
@@ -72,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("collapse.png"), help="default: %(default)s")
     args = parser.parse_args(arguments)
     try:
-        runs = {run.resolve().name: read(run) for run in args.runs}
+        names = [run.resolve().name for run in args.runs]
+        if len(set(names)) < len(names):
+            names = list(map(str, args.runs))
+        runs = {name: read(run) for name, run in zip(names, args.runs)}
         draw(runs, args.out)
     except (ValueError, OSError) as error:
         raise SystemExit(f"collapse: {error}") from None

@@ -294,7 +294,4 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
 
 if __name__ == "__main__":
     with quiet_exit():
-        try:
-            main()
-        except KeyboardInterrupt:
-            raise SystemExit("interrupted; run the same command to continue") from None
+        main()

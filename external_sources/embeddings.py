@@ -239,9 +239,10 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     if not args.tasks_dir.is_dir():
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} is not a folder")
     if (args.tasks_dir / layout.METADATA).is_file():
+        task = args.tasks_dir.absolute()
         raise SystemExit(
-            f"TASKS_DIR: {args.tasks_dir} is a task itself; give the folder above it, {args.tasks_dir.parent}, "
-            f"with TASKS={args.tasks_dir.name}"
+            f"TASKS_DIR: {args.tasks_dir} is a task itself; give the folder above it, {task.parent}, "
+            f"with TASKS={task.name}"
         )
     cache = args.cache or sources.default_cache(args.tasks_dir)
     tasks = sources.find_tasks(args.tasks_dir, args.tasks, cache, args.hidden)
@@ -269,7 +270,4 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
 
 if __name__ == "__main__":
     with quiet_exit():
-        try:
-            main()
-        except KeyboardInterrupt:
-            raise SystemExit("interrupted; run the same command to continue") from None
+        main()

@@ -87,12 +87,15 @@ def embedded_tasks(module_dir: Path, hidden: bool = False) -> list[Path]:
 def link_run(output_dir: Path, module: str, seed: int, hidden: bool = False) -> None:
     """Link every file of the complete embeddings of `module` into the folder of one downstream seed.
 
-    Links are relative, so OUTPUT_DIR can be moved. Existing files are kept. Folders of single clips are linked as a
-    whole. Hidden files, except the mark of complete embeddings, are not linked.
+    Links are relative, so OUTPUT_DIR can be moved. Existing files are kept, links to files that are gone are removed.
+    Folders of single clips are linked as a whole. Hidden files, except the mark of complete embeddings, are not linked.
     """
     for task in embedded_tasks(output_dir / EMBEDDINGS / module, hidden):
         folder = output_dir / RUNS / run_name(module, seed) / task.name
         folder.mkdir(parents=True, exist_ok=True)
+        for link in folder.iterdir():
+            if link.is_symlink() and not link.exists():  # of a split that the task had when it was embedded before
+                link.unlink(missing_ok=True)
         for file in task.iterdir():
             if is_hidden(file.name) and file.name != DONE_EMBEDDINGS:
                 continue

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import traceback
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,12 @@ from audio_mamba.external_sources.origin import Origin, difference_of, find_orig
 from audio_mamba.external_sources.task_files import TaskError, TaskFiles
 from audio_mamba.published_names import import_named
 from audio_mamba.system import machine
-from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.atomic_files import PARTIAL_SUFFIX, atomic_write
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.terminal import quiet_exit
 
 SETTINGS = "xares-settings.json"  # beside the scores: the origin of the embeddings
+ALL_TASKS = "*"
 LOG = "xares.log"  # beside the scores: what xares printed
 
 
@@ -195,14 +197,40 @@ def _output_to(stream: Any) -> Iterator[Any]:
             logging.captureWarnings(False)
 
 
-def download(tasks_dir: Path, names: list[str], encoder: Any) -> None:
-    """Download archives of xares' own tasks from Zenodo, with its own code, to `tasks_dir/<task>`."""
+def download(tasks_dir: Path, patterns: str, encoder: Any) -> None:
+    """Download archives of xares' own tasks from Zenodo, with its own code, to `tasks_dir/<task>`.
+
+    A folder appears once its archives are complete; what is there is not downloaded again.
+
+    Raises:
+        SystemExit: the patterns are the default, which all tasks match, or a download fails.
+    """
     from xares.utils import download_zenodo_record
 
-    for config in (make(encoder) for make in xares_tasks.kits_tasks()):
-        if config.name in names and not (tasks_dir / config.name).is_dir() and config.zenodo_id:
-            (tasks_dir / config.name).mkdir(parents=True)
-            download_zenodo_record(config.zenodo_id, str(tasks_dir / config.name))
+    if patterns == ALL_TASKS:
+        raise SystemExit("DOWNLOAD: TASKS must say which tasks to download, such as TASKS='esc50 gtzan_genre'")
+    configs = {config.name: config for config in (make(encoder) for make in xares_tasks.kits_tasks())}
+    wanted = {name: config for name, config in sources.choose(configs, patterns).items() if config.zenodo_id}
+    if not wanted:
+        return
+    tasks_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive_lock(tasks_dir):
+            for name, config in wanted.items():
+                if (tasks_dir / name).is_dir():
+                    continue
+                partial = tasks_dir / f".{name}{PARTIAL_SUFFIX}"
+                shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+                try:
+                    partial.mkdir()
+                    download_zenodo_record(config.zenodo_id, str(partial))
+                    partial.rename(tasks_dir / name)
+                except (OSError, zipfile.BadZipFile) as error:
+                    raise SystemExit(f"DOWNLOAD: {name}: {error}") from None
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+    except FolderInUseError as error:
+        raise SystemExit(f"DOWNLOAD: {error}") from None
 
 
 def main(argv: list[str] | None = None, prog: str = "evaluate_xares.sh") -> None:
@@ -225,7 +253,7 @@ def main(argv: list[str] | None = None, prog: str = "evaluate_xares.sh") -> None
     parser.add_argument("--name", type=plain_name, help="name of the results (environment: NAME); default: CONFIG")
     parser.add_argument(
         "--tasks",
-        default="*",
+        default=ALL_TASKS,
         metavar="PATTERNS",
         help="only tasks with matching names, such as 'esc50 gtzan*' (environment: TASKS)",
     )
@@ -263,7 +291,9 @@ def evaluate_all(encoder: xares_kit.HearEncoder, origin: Origin, args: argparse.
     """
     with _output_to(io.StringIO()):
         if args.download:
-            download(args.tasks_dir, args.tasks.split(), encoder)
+            download(args.tasks_dir, args.tasks, encoder)
+            if not args.tasks_dir.is_dir():
+                raise SystemExit(f"TASKS: {args.tasks} matches no task of X-ARES that can be downloaded")
         found = xares_tasks.find_tasks(args.tasks_dir, encoder)
     if not found:
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} has no folder with the name of an X-ARES task, and no HEAR task")
@@ -289,7 +319,4 @@ def evaluate_all(encoder: xares_kit.HearEncoder, origin: Origin, args: argparse.
 
 if __name__ == "__main__":
     with quiet_exit():
-        try:
-            main()
-        except KeyboardInterrupt:
-            raise SystemExit("interrupted; run the same command to continue") from None
+        main()

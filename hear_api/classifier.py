@@ -101,7 +101,9 @@ def is_classifier(path: str | Path) -> bool:
 
 
 def copy_classifier(folder: Path, out: Path) -> None:
-    """Copy a classifier to another folder, the config last. ValueError if something else is there."""
+    """Copy a classifier to another folder, the config last. ValueError if something else is there, or this one."""
+    if out.exists() and out.samefile(folder):
+        raise ValueError(f"{out} is the classifier itself; choose another folder for the copy")
     if (out / CONFIG_NAME).exists() and not is_classifier(out) or (out / "checkpoints").exists():
         raise ValueError(
             f"{out} holds something else, such as a training run; choose another folder for the classifier"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.runtime import RuntimeSSAST
-from audio_mamba.hear_api.weights import read_safetensors
+from audio_mamba.hear_api.weights import WEIGHTS_NAME, read_safetensors
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state, read_pickle
 
@@ -245,6 +245,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     try:
         converted = convert(read_state(args.checkpoint), args.whole_sum)
         runtime, random = build(converted, str(args.checkpoint))
+        if (args.out / WEIGHTS_NAME).exists() and args.checkpoint.samefile(args.out / WEIGHTS_NAME):
+            raise ValueError(f"{args.out} would replace {args.checkpoint}; choose another folder for the model")
         save_pretrained(runtime, args.out)
     except (ValueError, OSError) as error:
         raise SystemExit(f"convert: {error}")

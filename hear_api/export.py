@@ -59,7 +59,7 @@ class _Probabilities(nn.Module):
 
 
 def export_classifier(classifier: AudioClassifier, out: Path) -> None:
-    """Write `out`: a folder, or a .pt2 program. ExportError for another suffix and for a failed check."""
+    """Write `out`: a folder, or a .pt2 program. ExportError for another suffix, and for a failed check."""
     if out.suffix == "":
         copy_classifier(classifier.folder, out)
     elif out.suffix == ".pt2":
@@ -115,7 +115,7 @@ def _write_onnx(module: _Features, path: Path) -> None:
         import onnxscript  # noqa: F401
         from onnx.reference import ReferenceEvaluator
     except ImportError as error:
-        raise ExportError(f"ONNX needs the packages onnx and onnxscript (requirements-dev.txt): {error}") from error
+        raise ExportError(f"ONNX needs onnx and onnxscript, which the extra [export] has: {error}") from error
     exported = torch.onnx.export(
         _program(module), dynamo=True, verbose=False, input_names=["units"], output_names=["features"]
     )

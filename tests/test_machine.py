@@ -23,6 +23,22 @@ def test_a_containers_share_of_the_cores_counts(monkeypatch, quota, expected):
     assert machine.usable_cores() == expected
 
 
+def test_cached_files_of_a_container_are_free_memory(monkeypatch):
+    gib = 2**30
+    files = {
+        "/proc/meminfo": f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB\n",
+        "/sys/fs/cgroup/memory.max": f"{8 * gib}\n",
+        "/sys/fs/cgroup/memory.current": f"{7 * gib}\n",  # 2 in use by processes, 5 in files that were read
+        "/sys/fs/cgroup/memory.stat": f"anon {2 * gib}\nfile {5 * gib}\ninactive_file {4 * gib}\nactive_file {gib}\n",
+    }
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
+    assert machine.available_memory() == 6 * gib
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert machine.available_memory() == 32 * gib
+    files.clear()
+    assert machine.available_memory() is None
+
+
 @pytest.mark.parametrize("asked, threads, expected", [(None, 8, 2), (None, 1, 1), ("8", 8, 8)])
 def test_torch_gets_no_more_threads_than_cores(monkeypatch, asked, threads, expected):
     before = torch.get_num_threads()

@@ -25,14 +25,19 @@ def bound_threads() -> None:
 
 
 def available_memory() -> int | None:
-    """Free memory in bytes, of the machine or within the container's limit; None if the system does not say."""
+    """Free memory in bytes, of the machine or within the container's limit; None if the system does not say.
+
+    Cached files count as free, since the kernel drops them when memory is needed.
+    """
     limits = []
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             limits.append(int(line.split()[1]) * 1024)
     limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     if limit.isdigit() and used.isdigit():
-        limits.append(int(limit) - int(used))
+        stat = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines())
+        cached = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))
+        limits.append(int(limit) - int(used) + cached)
     return min(limits, default=None)
 
 

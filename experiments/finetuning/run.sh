@@ -16,13 +16,19 @@ out=$(realpath "$out")
 model=ssam_tiny_free_audio
 export OMP_NUM_THREADS=1
 
+finished() { [ -e "$out/$1/results.json" ] || [ -e "$out/$1/results.csv" ]; }    # TASK/NAME
 timed() {   # TASK NAME COMMAND...
-    local task=$1 name=$2 TIMEFORMAT="%U %S"
+    local task=$1 name=$2 TIMEFORMAT="%U %S" status=0
     shift 2
-    if [ -e "$out/$task/$name/results.json" ] || [ -e "$out/$task/$name/results.csv" ]; then return; fi
+    if finished "$task/$name"; then return; fi
     mkdir -p "$out/$task"
-    { time "$@" > "$out/$task/$name.log" 2>&1; } 2> "$out/$task/$name.time"
-    echo "$task,$name,$(awk '{print $1 + $2}' "$out/$task/$name.time")" >> "$out/seconds.csv"
+    # A line for each start: what an interrupted run took counts too.
+    { time "$@" > "$out/$task/$name.log" 2>&1; } 2>> "$out/$task/$name.time" || status=$?
+    if [ $status != 0 ] || ! finished "$task/$name"; then  # a training that is told to stop has status 0
+        echo "run.sh: $task/$name did not finish, see $out/$task/$name.log; the same command continues" >&2
+        exit 1
+    fi
+    echo "$task,$name,$(awk '{sum += $1 + $2} END {print sum}' "$out/$task/$name.time")" >> "$out/seconds.csv"
 }
 finetuned() {   # TASK INIT SEED FRAMES [OPTION...]
     local task=$1 name=$2 seed=$3 frames=$4 init=$2 more=

@@ -94,7 +94,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     try:
-        encoders = {folder.resolve().name: load_model(folder, device="cpu") for folder in args.models}
+        names = [folder.resolve().name for folder in args.models]
+        if len(set(names)) < len(names):
+            names = list(map(str, args.models))
+        encoders = {name: load_model(folder, device="cpu") for name, folder in zip(names, args.models)}
         clips = first_units(args.audio_dir)
     except (ValueError, OSError) as error:
         raise SystemExit(f"hidden_patches: {error}") from None

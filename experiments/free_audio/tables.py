@@ -8,6 +8,7 @@ read "not measured". The last table lists differences between pairs of rows, in 
 """
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def table(results: pd.DataFrame, rows: Mapping[str, str], tasks: Mapping[str, st
         head.append(OVERALL)
         of_model = overall_scores(chosen.groupby(["exp", "dataset"]).scores.mean().unstack())
         for exp, line in zip(rows, lines):
-            line.append(f"{of_model[exp]:.0f}" if exp in of_model else "not measured")
+            line.append("not measured" if math.isnan(score := of_model.get(exp, math.nan)) else f"{score:.0f}")
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 

@@ -101,6 +101,27 @@ def test_one_model_has_no_overall_score_and_the_table_says_why(tmp_path, caplog)
     assert "s(m) compares models; there is only configs.x_r1" in caplog.text and "excluded" not in caplog.text
 
 
+def test_scores_whose_embeddings_are_gone_stay_in_the_table(base_dir, tmp_path):
+    before = aggregation.read_results(base_dir)
+    for metadata in base_dir.glob("configs.ssam_*/vox/task_metadata.json"):
+        metadata.unlink()
+        metadata.symlink_to(tmp_path / "audioset" / "removed" / "task_metadata.json")
+    pd.testing.assert_frame_equal(aggregation.read_results(base_dir), before)
+
+
+def test_seeds_of_different_grids_have_no_mean(base_dir):
+    def note(run, grid):
+        (base_dir / run / "downstream-settings.json").write_text(json.dumps({"seed": 0, "grid": grid}))
+
+    note("configs.ssam_r1_00/vox", {"lr": [1e-4]})
+    note("hear_configs.ssast_r1_01/vox", {"lr": [1e-3]})  # another model
+    note("configs.ssam_r1_01/esc50", {"lr": [1e-3]})  # another task
+    assert len(aggregation.read_results(base_dir)) == 12
+    note("configs.ssam_r1_02/vox", {"lr": [1e-3]})
+    with pytest.raises(ValueError, match="GRID: .*ssam_r1_00/vox and .*ssam_r1_02/vox were trained with different"):
+        aggregation.read_results(base_dir)
+
+
 def test_each_pretraining_run_is_a_separate_model(tmp_path):
     for ssl_run in (1, 2):
         write_scores(tmp_path / f"configs.x_r{ssl_run}_00" / "vox", {"test": {"test_score": ssl_run / 10}})

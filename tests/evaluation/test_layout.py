@@ -2,9 +2,10 @@ import os
 
 import pytest
 
-from audio_mamba.external_sources import layout
+from audio_mamba.external_sources import embeddings, layout
 from audio_mamba.external_sources.downstream import find_jobs
 from audio_mamba.external_sources.embeddings import resolve_module
+from audio_mamba.hear_api.resolve import get_config
 
 
 def make_embeddings(module_dir, task, done=True):
@@ -46,6 +47,21 @@ def test_linking_again_adds_new_tasks_and_keeps_results(tmp_path):
     layout.link_run(tmp_path, "configs.x", 0)
     assert (run / "esc50" / layout.SCORES).read_text() == "{}"
     assert (run / "fsd50k" / "train.embeddings.npy").is_symlink()
+
+
+def test_a_split_that_is_gone_after_embedding_again_leaves_no_link(tmp_path):
+    embedded = make_embeddings(tmp_path / "audioset" / "configs.x", "esc50")
+    (embedded / "fold02.embeddings.npy").write_bytes(b"more")
+    (job,) = find_jobs_of_one_seed(tmp_path)
+    assert job.embedding_bytes() == len(b"numbers" + b"more")
+    (embedded / "fold02.embeddings.npy").unlink()
+    (job,) = find_jobs_of_one_seed(tmp_path)
+    assert job.embedding_bytes() == len(b"numbers") and not (job.task / "fold02.embeddings.npy").is_symlink()
+
+
+def find_jobs_of_one_seed(output_dir):
+    layout.link_run(output_dir, "configs.x", 0)
+    return find_jobs(output_dir, "configs.x", [0])
 
 
 def test_incomplete_embeddings_are_not_linked(tmp_path):
@@ -103,6 +119,14 @@ def test_a_config_has_one_stored_name(name):
     assert resolve_module(name) == "configs.ssam_tiny_200_16x4"
 
 
+@pytest.mark.parametrize("name", ["", "configs.ssam_tiny_200_16x4.py", "configs.ssam_tiny_200_16x4.pth"])
+def test_what_is_no_module_is_named(name):
+    with pytest.raises(SystemExit, match=f"CONFIG: no module {name} can be imported"):
+        resolve_module(name)
+    with pytest.raises(ValueError, match=f"no config module '{name}'; did you mean 'configs"):
+        get_config(name)
+
+
 def test_any_module_is_accepted_and_its_missing_imports_are_reported(tmp_path, monkeypatch):
     assert resolve_module("benchmarks.log_mel_baseline") == "benchmarks.log_mel_baseline"
     (tmp_path / "needy_hear_module.py").write_text("import a_package_that_is_absent")
@@ -112,6 +136,12 @@ def test_any_module_is_accepted_and_its_missing_imports_are_reported(tmp_path, m
     (tmp_path / "config_alone.py").write_text("def get_config(): ...\n")
     with pytest.raises(SystemExit, match="config_alone has no load_model; a config gets it"):
         resolve_module("config_alone")
+
+
+def test_for_a_task_the_folder_above_it_is_named(tiny_tasks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_tasks / "scene")
+    with pytest.raises(SystemExit, match=f"give the folder above it, {tiny_tasks}, with TASKS=scene$"):
+        embeddings.main([".", str(tmp_path), "ssam_tiny_200_16x4"])
 
 
 def test_tasks_are_chosen_by_patterns(tmp_path):

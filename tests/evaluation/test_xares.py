@@ -273,24 +273,48 @@ def test_scores_on_a_gpu_are_those_of_the_cpu(cremad, tmp_path, monkeypatch):
     assert scores(tmp_path / "gpu")["x", "cremad", "kNN"] == scores(tmp_path / "cpu")["x", "cremad", "kNN"]
 
 
-def test_nothing_is_downloaded_unless_asked(cremad, tmp_path, monkeypatch):
+@pytest.fixture
+def zenodo(cremad, monkeypatch):
+    """What was asked of Zenodo, which has the archives of CREMA-D; an error in the list is raised instead."""
     with xares_kit.stand_ins():
         import xares.utils
 
     asked = []
 
-    def zenodo(url, path, *_):
+    def download_file(url, path, *_):
+        if asked and isinstance(asked[-1], Exception):
+            raise asked.pop()
         asked.append(url)
         with zipfile.ZipFile(path, "w") as file:
             for archive in cremad.iterdir():
                 file.write(archive, archive.name)
 
-    monkeypatch.setattr(xares.utils, "download_file", zenodo)
+    monkeypatch.setattr(xares.utils, "download_file", download_file)
+    return asked
+
+
+def test_nothing_is_downloaded_unless_asked(cremad, tmp_path, zenodo):
     run(MODULE, cremad.parent, tmp_path / "out")
-    assert not asked
-    run(MODULE, tmp_path / "env", tmp_path / "again", "--tasks", "cremad", "--download")
-    assert len(asked) == 1 and "14646870" in asked[0]
+    with pytest.raises(SystemExit, match="DOWNLOAD: TASKS must say which tasks to download"):
+        run(MODULE, tmp_path / "env", tmp_path / "again", "--download")
+    with pytest.raises(SystemExit, match="TASKS: cremat matches no task of X-ARES"):
+        run(MODULE, tmp_path / "env", tmp_path / "again", "--tasks", "cremat", "--download")
+    assert not zenodo
+    run(MODULE, tmp_path / "env", tmp_path / "again", "--tasks", "cre*", "--download")
+    assert len(zenodo) == 1 and "14646870" in zenodo[0]
     assert (scores(tmp_path / "again") == scores(tmp_path / "out")).all()
+    run(MODULE, tmp_path / "env", tmp_path / "again", "--tasks", "cremad", "--download")
+    assert len(zenodo) == 1
+
+
+def test_a_download_that_fails_is_made_again(tmp_path, zenodo):
+    arguments = (MODULE, tmp_path / "env", tmp_path / "out", "--tasks", "cremad", "--download")
+    zenodo.append(ConnectionError("no route to host"))
+    with pytest.raises(SystemExit, match="DOWNLOAD: cremad: no route to host"):
+        run(*arguments)
+    assert not list((tmp_path / "env").iterdir())
+    run(*arguments)
+    assert len(zenodo) == 1 and len(scores(tmp_path / "out")) == 2
 
 
 def test_events_become_frames_as_in_maestro():

@@ -6,7 +6,7 @@ from experiments import collapse
 
 
 def write_run(folder, columns):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values()))]
     (folder / "steps.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
@@ -28,6 +28,29 @@ def test_the_lowest_and_the_last_values_are_relative_to_the_first(tmp_path, caps
         "| b | target_std | 5 | 1.00 | 1.00 |",
     ]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_that_were_skipped_are_left_out(tmp_path, capsys):
+    losses, spread = ["", 4.0, "", 2.0, 1.0], ["", 2.0, "", 1.0, 3.0]  # steps.csv has empty cells or nan for them
+    losses[2] = spread[2] = "nan"
+    run = write_run(tmp_path / "a", {"step": range(5), "train_loss": losses, "token_std": spread})
+    collapse.main([run, "--out", str(tmp_path / "figure.png")])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| a | train_loss | 4 | 0.25 | 0.58 |",  # the last ones are the mean of 4, 2 and 1
+        "| a | token_std | 2 | 0.50 | 1.00 |",
+    ]
+
+
+def test_runs_of_one_name_have_a_row_each(tmp_path, capsys):
+    runs = [
+        write_run(tmp_path / seed / "run", {"step": range(2), "train_loss": [loss, loss]})
+        for seed, loss in (("seed_0", 1.0), ("seed_1", 2.0))
+    ]
+    collapse.main([*runs, "--out", str(tmp_path / "figure.png")])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        f"| {runs[0]} | train_loss | 1 | 1.00 | 1.00 |",
+        f"| {runs[1]} | train_loss | 2 | 1.00 | 1.00 |",
+    ]
 
 
 def test_a_folder_without_steps_is_named(tmp_path):

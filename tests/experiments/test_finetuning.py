@@ -2,11 +2,15 @@
 
 import csv
 import json
+import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
 from experiments.finetuning import paired
+from tests.conftest import ROOT
 
 CLIPS = 40
 LABELS = ("a", "b")
@@ -102,3 +106,52 @@ def test_an_unfinished_run_is_named(out):
     (out / "task-v1-full" / "pretrained-1" / "results.json").unlink()
     with pytest.raises(SystemExit, match="pretrained-1 is not finished"):
         paired.main([str(out)])
+
+
+STAND_IN = """#!/bin/bash
+# Finishes what it is asked to run, but if $STOP exists, a training takes a while and ends as one that is stopped.
+for word; do
+    if [ "$previous" = --workdir ] || [ "$previous" = --out ]; then folder=$word; fi
+    previous=$word
+done
+echo "$1 $folder" >> "$CALLS"
+if [ "$1" = finetune.py ] && [ -e "$STOP" ]; then
+    for _ in {1..300000}; do :; done
+    exit 0
+fi
+if [ -n "$folder" ]; then mkdir -p "$folder" && touch "$folder/results.json"; fi
+"""
+
+
+def test_a_training_that_was_stopped_ends_the_script_and_counts_once(tmp_path):
+    script = tmp_path / "project" / "experiments" / "finetuning" / "run.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "experiments" / "finetuning" / "run.sh", script)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(STAND_IN)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / "tasks").mkdir()
+    calls, stop, out = tmp_path / "calls", tmp_path / "stop", tmp_path / "out"
+
+    def run():
+        calls.write_text("")
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        env = {"PATH": path, "CALLS": str(calls), "STOP": str(stop)}
+        done = subprocess.run([script, tmp_path / "tasks", out], env=env, text=True, capture_output=True, timeout=60)
+        return done, [line for line in calls.read_text().splitlines() if line.startswith("finetune.py")]
+
+    stop.touch()
+    done, trainings = run()
+    assert done.returncode == 1 and len(trainings) == 1
+    assert done.stderr == (
+        f"run.sh: drum_hits-v1-full/frozen-0 did not finish, see {out}/drum_hits-v1-full/frozen-0.log; the same "
+        "command continues\n"
+    )
+    stop.unlink()
+    done, trainings = run()
+    assert done.returncode == 0 and len(trainings) == 3 * 1 + 3 * 1 + 1 + 3 * 2
+    with open(out / "seconds.csv", newline="") as file:
+        seconds = {(task, name): float(took) for task, name, took in csv.reader(file)}
+    assert len(seconds) == len((out / "seconds.csv").read_text().splitlines()) == 3 + len(trainings)
+    # The part before the stop is in it, which is most of what all of them took.
+    assert seconds["drum_hits-v1-full", "frozen-0"] > 3 * seconds["spoken_letters-v1-full", "frozen-0"]

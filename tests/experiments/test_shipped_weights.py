@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -100,6 +101,15 @@ def test_the_last_line_is_for_the_patch_size_of_the_first_model(tmp_path, capsys
         hidden_patches.main(list(map(str, [tmp_path, *models])))
         least = least_error_of_one_prediction(folders[models[0]], clips)
         assert capsys.readouterr().out.endswith(f" of a clip: {least:.3f}\n")
+
+
+def test_models_in_folders_of_one_name_have_a_line_each(tmp_path, capsys):
+    soundfile.write(tmp_path / "0.wav", made_up_sounds()[0].numpy(), 16000)
+    models = [shutil.copytree(folder, tmp_path / folder.name / "model") for folder in SHIPPED]
+    hidden_patches.main(list(map(str, [tmp_path, *models])))
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{models[0]}: 1 clips") and second.startswith(f"{models[1]}: 1 clips")
+    assert first.split(":")[1] != second.split(":")[1]
 
 
 def test_one_command_embeds_a_file_without_any_setup(tmp_path):

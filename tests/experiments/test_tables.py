@@ -16,6 +16,8 @@ TITLES = [
     "Both layouts of scenes",
     "Learning curve",
     "Positions of masked patches",
+    "Pooling, by the heads of the HEAR kit",
+    "Overlap",
     "Differences",
 ]
 
@@ -46,6 +48,8 @@ def test_a_table_equals_one_made_by_hand():
         f"| the second | 50.0 ± 0.0 (2) | 40.0 ± {wide} (2) | not measured | 100 |",
         "| the third | 10.0 ± 0.0 (2) | 20.0 ± 0.0 (2) | not measured | 17 |",
     ]
+    alone = tables.table(results, {"third": "the third"}, {"drums": "9 drums"}, overall=True)
+    assert alone.endswith("| the third | 10.0 ± 0.0 (2) | not measured |")
     assert tables.table(results, {"nobody": "nobody"}, {"drums": "9 drums"}).endswith("| nobody | not measured |")
 
 

@@ -265,6 +265,14 @@ def test_the_command_writes_a_model_and_says_what_it_left_out(tmp_path, capsys):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_checkpoint_is_not_replaced_by_its_conversion(tmp_path):
+    save_file(aum(), tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="would replace .*model.safetensors; choose another folder"):
+        main([str(tmp_path / "model.safetensors"), "--out", str(tmp_path)])
+    assert (tmp_path / "model.safetensors").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     "dim, size",
     [(192, "tiny"), (384, "small"), (768, "base"), (24, "tiny")],

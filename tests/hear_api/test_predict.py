@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +319,15 @@ def test_a_copied_classifier_is_the_same(tmp_path, weights):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(SystemExit, match="holds something else"):
         export.main(["--weights", str(weights), "--out", str(tmp_path / "run")])
+
+
+def test_a_classifier_is_not_copied_onto_itself(tmp_path, weights):
+    shutil.copytree(weights, tmp_path / "run" / "classifier")
+    for source in ("run", "run/classifier"):
+        with pytest.raises(SystemExit, match="classifier is the classifier itself"):
+            export.main(["--weights", str(tmp_path / source), "--out", str(tmp_path / "run" / "classifier")])
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "run" / "classifier" / name).read_bytes() == (weights / name).read_bytes()
 
 
 def test_left_and_right_channels(tmp_path, weights):
