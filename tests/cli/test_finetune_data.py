@@ -65,7 +65,7 @@ def test_folders_that_set_names_stay_beside_data(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"fold": "1"}, {"folds": "all"}])
 @pytest.mark.parametrize("given", [["1", "2", "3"] * 4, ["train", "valid", "test"] * 4])
 def test_folds_of_one_archive_alone_are_not_dropped(given, options):
-    """Dealing all clips anew would train on those that the given folds test."""
+    """If all clips were dealt again, clips that the given folds test would be trained on."""
     with pytest.raises(ValueError, match="^with has folds or splits and without has none"):
         splits(clips_of(given, [""] * 12), ["with", "without"], **options)
     found = splits(clips_of(given, [""] * 12), ["with"], val_dir="without")
