@@ -136,6 +136,7 @@ def train_epoch(
                 min_lr=run.args.min_lr,
                 num_epochs=config.num_epochs,
                 warmup_epochs=config.opt.warmup_epochs,
+                decay_epochs=optim.decay_epochs(config.opt),
             )
             optim.set_learning_rate(optimizer, rate)
             window_losses, window_samples = [], []

@@ -30,8 +30,9 @@ DEFAULTS: dict[str, Any] = {
         "optimizer": "Adamw",
         "learning_rate": 1.5e-4,  # for a global batch of 256
         "weight_decay": 0.05,
-        "schedule": "warmupcosine",
+        "schedule": "warmupcosine",  # or "warmupstabledecay": the peak is held until the last `decay_epochs`
         "warmup_epochs": 10.0,
+        "decay_epochs": 10.0,  # of "warmupstabledecay"
         "momentum": 0.9,  # not read
         "grad_accum_steps": 1,
         "clip_grad_value": None,  # of the total gradient norm
@@ -66,7 +67,13 @@ DEFAULTS: dict[str, Any] = {
 }
 
 WHOLE_NUMBERS = ("batch_size", "num_epochs", "log_every_steps", "opt.grad_accum_steps", "data.num_frames")  # 1 or more
-NUMBERS = ("opt.learning_rate", "opt.weight_decay", "opt.warmup_epochs", "opt.clip_grad_value")  # 0 or more
+NUMBERS = (  # 0 or more
+    "opt.learning_rate",
+    "opt.weight_decay",
+    "opt.warmup_epochs",
+    "opt.decay_epochs",
+    "opt.clip_grad_value",
+)
 LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
 POOLINGS = {"mean": 1, "mean_std": 2}  # of scene features, and the width of the result; see `hear_api.pooling`
 ENCODERS_VARIABLE = "AUDIO_MAMBA_ENCODERS"  # modules that register encoders, see `models.registry`

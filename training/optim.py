@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, and the published learning-rate schedule."""
+"""AdamW with the published parameter groups, and the learning-rate schedules: the published one, and one in stages."""
 
 import math
 from pathlib import Path
@@ -11,14 +11,15 @@ from audio_mamba.training.checkpoint import CheckpointError
 
 # Rates are quoted for a global batch of this many samples (Goyal et al. 2017, arXiv 1706.02677; as MAE does).
 REFERENCE_BATCH = 256
+SCHEDULES = ("warmupcosine", "warmupstabledecay")
 
 
 def check_names(optimizer: str, schedule: str) -> None:
-    """Raise ValueError if a config names anything but the published "Adamw" and "warmupcosine"."""
+    """Raise ValueError if a config names anything but the published "Adamw" and one of `SCHEDULES`."""
     if optimizer.lower() != "adamw":
         raise ValueError(f"unknown opt.optimizer {optimizer!r}; the only choice is 'Adamw'")
-    if schedule.lower() != "warmupcosine":
-        raise ValueError(f"unknown opt.schedule {schedule!r}; the only choice is 'warmupcosine'")
+    if schedule.lower() not in SCHEDULES:
+        raise ValueError(f"unknown opt.schedule {schedule!r}; choose from {', '.join(SCHEDULES)}")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_decay: bool = False) -> list[dict[str, Any]]:
@@ -86,11 +87,31 @@ def peak_learning_rate(base_rate: float, global_batch: int) -> float:
     return base_rate * global_batch / REFERENCE_BATCH
 
 
+def decay_epochs(opt: Any) -> float | None:
+    """How long the rate falls at the end of a run, by the section `opt` of a config; None: from the warm-up on."""
+    staged = opt.get("schedule", "").lower() == "warmupstabledecay"
+    return opt.decay_epochs if staged else None
+
+
 def learning_rate_at(
-    epoch: float, *, peak: float, num_epochs: float, warmup_epochs: float, min_lr: float = 0.0
+    epoch: float,
+    *,
+    peak: float,
+    num_epochs: float,
+    warmup_epochs: float,
+    min_lr: float = 0.0,
+    decay_epochs: float | None = None,
 ) -> float:
-    """The learning rate at a fractional epoch: linear from 0 to `peak`, then half a cosine down to `min_lr`."""
+    """The learning rate at a fractional epoch: linear from 0 to `peak`, then half a cosine down to `min_lr`.
+
+    With `decay_epochs` the rate stays at `peak` instead, and falls to `min_lr` on a line over the last so many epochs.
+    A run can then go on from any checkpoint before the fall, to any length (Hu et al. 2024, arXiv 2404.06395; Hägele et
+    al. 2024, arXiv 2405.18392).
+    """
     if epoch < warmup_epochs:
         return peak * epoch / warmup_epochs
+    if decay_epochs is not None:
+        left = num_epochs - epoch
+        return peak if left >= decay_epochs else min_lr + (peak - min_lr) * left / decay_epochs
     angle = math.pi * (epoch - warmup_epochs) / (num_epochs - warmup_epochs)
     return min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(angle))

@@ -46,6 +46,7 @@ FREE_KEYS = (
     "log_every_steps",
     "model.backend",
     "num_epochs",
+    "opt.decay_epochs",
     "wandb.",
     "precision",
     "half_precision",

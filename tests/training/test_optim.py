@@ -39,6 +39,15 @@ def test_the_schedule_ends_at_min_lr_and_may_start_at_the_peak():
     assert optim.learning_rate_at(4, **schedule) == 0.25
 
 
+def test_a_staged_rate_holds_its_peak_and_falls_at_the_end_alone():
+    opt = ConfigDict({"schedule": "WarmupStableDecay", "decay_epochs": 2.0})
+    schedule = {"peak": 1.0, "num_epochs": 10, "warmup_epochs": 1, "min_lr": 0.5}
+    epochs, fall = (0.5, 1, 4.2, 8, 9, 9.5, 10), optim.decay_epochs(opt)
+    rates = [optim.learning_rate_at(epoch, **schedule, decay_epochs=fall) for epoch in epochs]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.75, 0.625, 0.5])
+    assert optim.decay_epochs(ConfigDict({"schedule": "warmupcosine", "decay_epochs": 2.0})) is None
+
+
 def test_the_peak_rate_grows_with_the_global_batch():
     assert optim.peak_learning_rate(1.5e-4, 256) == 1.5e-4
     assert optim.peak_learning_rate(1.5e-4, 2 * 256 * 4) == pytest.approx(1.2e-3)
@@ -97,6 +106,7 @@ def test_four_steps_equal_the_published_ones(golden, config):
 
 def test_other_optimizers_and_schedules_are_refused():
     optim.check_names("Adamw", "warmupcosine")
+    optim.check_names("adamw", "warmupstabledecay")
     with pytest.raises(ValueError, match="opt.optimizer 'lion'"):
         optim.check_names("lion", "warmupcosine")
     with pytest.raises(ValueError, match="opt.schedule 'step'"):

@@ -189,6 +189,16 @@ def test_resume_uses_the_named_checkpoint(tmp_path, synthetic_archive):
     assert resumed == reference[2:]
 
 
+def test_a_staged_run_may_end_early_from_a_copy(tmp_path, synthetic_archive):
+    staged = {"opt__schedule": "warmupstabledecay", "opt__decay_epochs": 1.0, "opt__learning_rate": 0.02}
+    planned = run(tmp_path / "planned", synthetic_archive, **staged, num_epochs=3)
+    going_on = run(tmp_path / "long", synthetic_archive, **staged, num_epochs=5)
+    before_the_fall = str(tmp_path / "long" / "checkpoints" / "checkpoint-1.pth")
+    ended = run(tmp_path / "ended", synthetic_archive, "--resume", before_the_fall, **staged, num_epochs=3)
+    assert [*going_on[:2], *ended] == planned
+    assert going_on[2] != planned[2], "its rate has not fallen yet"
+
+
 @pytest.mark.parametrize("form", ["work folder", "weights alone", "saved model"])
 def test_init_starts_from_other_weights_and_then_resumes_from_its_own(tmp_path, synthetic_archive, form):
     run(tmp_path / "a", synthetic_archive, num_epochs=1)
