@@ -5,6 +5,7 @@ import logging
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from audio_mamba.data.audio_files import find_audio, printable
 from audio_mamba.data.label_tables import LabelError, read_classes, read_column, read_label_table
@@ -145,6 +146,18 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
         first = printable(files[found.index("")].relative_to(directory))
         raise LabelError(f"{table} has no {column} for {found.count('')} of {len(files)} audio files, such as {first}")
     return found
+
+
+def hear_metadata(directory: Path) -> dict[str, Any]:
+    """What a HEAR task says of itself in `task_metadata.json`. LabelError if that cannot be read."""
+    path = directory / "task_metadata.json"
+    try:
+        metadata = json.loads(path.read_text())
+        if not isinstance(metadata, dict):
+            raise TypeError(f"expected an object, got {metadata!r:.80}")
+        return metadata
+    except (OSError, ValueError, TypeError) as error:
+        raise LabelError(f"{path} cannot be read as the description of a HEAR task ({error})") from error
 
 
 def is_speech_commands(directory: Path) -> bool:

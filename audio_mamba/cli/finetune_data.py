@@ -1,7 +1,6 @@
 """The clips of a fine-tuning run: archives or a HEAR task, their splits, and what makes them unusable."""
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from audio_mamba.cli.finetune_arguments import ALL_FOLDS
 from audio_mamba.data.folds import FoldError, Split, deal, find_fold, fold_names, split_by_fold, split_by_name
 from audio_mamba.data.labelled import LabelledClips, read_labelled
+from audio_mamba.data.labels import hear_metadata
 from audio_mamba.data.manifest import MANIFEST_NAME
 from audio_mamba.data.prepare import prepare
 from audio_mamba.data.prepare_job import CLIP_SECONDS, Settings
@@ -53,7 +53,9 @@ def _archive(folder: Path, front_end: FrontEnd, cache: Path) -> Path:
     problem = ""
     if distributed.is_main():
         try:
-            seconds = json.loads(task.read_text()).get("sample_duration") or LONGEST_CLIP
+            seconds = hear_metadata(folder).get("sample_duration") or LONGEST_CLIP
+            if not isinstance(seconds, int | float):
+                raise ValueError(f"{task}: sample_duration must be a number of seconds, got {seconds!r:.80}")
             settings = Settings(clip_seconds=max(CLIP_SECONDS, float(seconds)), front_end=front_end)
             prepare(folder, cache / folder.name, workers=usable_cores(), settings=settings, fold_column="split")
         except (ValueError, OSError) as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from audio_mamba.data.archives import archive_front_end, read_manifest, read_shard, shard_indices
 from audio_mamba.data.audio import printable
 from audio_mamba.data.folds import deal, file_numbers, fold_names, split_by_fold, split_by_name
-from audio_mamba.data.labels import column_of, find_labelled
+from audio_mamba.data.labels import column_of, find_labelled, hear_metadata
 from audio_mamba.data.prepare import warn_of_divided_groups
 from audio_mamba.front_end import FrontEnd
 
@@ -138,7 +138,7 @@ def read_clips(
         clips = _of_archive(source)
     else:
         if (source / "task_metadata.json").is_file() and table is None:
-            kind = json.loads((source / "task_metadata.json").read_text()).get("embedding_type")
+            kind = hear_metadata(source).get("embedding_type")
             if kind != "scene":
                 raise ProbeError(f"{source} is a task of {kind} embeddings; the probe judges whole clips (scene tasks)")
         paths, labels, vocabulary = find_labelled(source, table, hidden=hidden)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from audio_mamba.data.labels import LabelError, find_labelled
+from audio_mamba.data.labels import LabelError, find_labelled, hear_metadata
 from audio_mamba.data.synthetic import write_scene_task
 from tests.evaluation.conftest import write_task
 
@@ -86,6 +86,13 @@ def test_a_bare_label_of_a_hear_task_is_not_split_into_letters(tmp_path):
     (tmp_path / "train.json").write_text('{"a.wav": "dog"}')
     with pytest.raises(LabelError, match="train.json .*the labels of a.wav must be a list, got 'dog'"):
         find_labelled(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_damaged_description_of_a_hear_task_is_named(tmp_path, text):
+    (tmp_path / "task_metadata.json").write_text(text, "latin-1")
+    with pytest.raises(LabelError, match="task_metadata.json cannot be read as the description of a HEAR task"):
+        hear_metadata(tmp_path)
 
 
 def test_the_real_tasks(shared_tasks):

@@ -546,6 +546,13 @@ def test_data_that_are_not_there(tmp_path, capsys):
     assert f"{tmp_path / 'none'} is not a folder" in refused(capsys, tmp_path / "run", tmp_path / "none")
 
 
+@pytest.mark.parametrize("text, sentence", [("{", "cannot be read"), ('{"sample_duration": [1]}', "must be a number")])
+def test_a_damaged_description_of_a_task_is_named(tmp_path, capsys, text, sentence):
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "task_metadata.json").write_text(text)
+    assert re.search(f"task_metadata.json.*{sentence}", refused(capsys, tmp_path / "run", tmp_path / "task"))
+
+
 def test_few_clips_are_a_warning(tmp_path, caplog):
     archive = labelled(tmp_path, ["a"] * 12 + ["b"] * 12)
     with caplog.at_level(logging.WARNING):
