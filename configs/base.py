@@ -76,3 +76,21 @@ def free_audio_config(config: ConfigDict) -> ConfigDict:
     config.log_every_steps = 10
     config.scene_layout = "bands"
     return config
+
+
+def long_run_config(config: ConfigDict) -> ConfigDict:
+    """The recipe for 18 hours of free recordings (experiments/long_run).
+
+    What differs from `free_audio_config`, and why:
+        front_end       fixed normalisation, near the archive's own, so that the level of a clip is not lost
+        schedule        staged, so that the run can go on and be ended anywhere
+        learning_rate   2e-2, held at 2e-2 x 8 / 256 = 6.25e-4
+    """
+    config = free_audio_config(config)
+    config.data.train_dirs, config.data.train_samples = ["long_run/archives/train"], [12612]
+    config.data.val_dir = "long_run/archives/validation"
+    config.front_end.mean, config.front_end.std = -4.0, 5.0
+    config.num_epochs = 4
+    config.opt.learning_rate, config.opt.schedule = 2e-2, "warmupstabledecay"
+    config.opt.warmup_epochs, config.opt.decay_epochs = 0.1, 1.0
+    return config

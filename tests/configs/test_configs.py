@@ -79,6 +79,19 @@ def test_the_free_audio_pair_differs_only_in_the_model():
     assert crops == 32000 and ssam["opt"]["learning_rate"] * ssam["batch_size"] / 256 == 5e-4
 
 
+def test_the_long_run_differs_from_the_short_one_in_data_front_end_and_rate_alone():
+    short, long = (load_config(f"configs.ssam_tiny_free_audio{hours}").to_dict() for hours in ("", "_18h"))
+    assert long["opt"]["learning_rate"] * long["batch_size"] / 256 == 6.25e-4
+    assert long["front_end"]["mean"] == -4 and long["front_end"]["std"] == 5
+    for config in (short, long):
+        del config["data"], config["num_epochs"]
+        for key in ("mean", "std"):
+            del config["front_end"][key]
+        for key in ("learning_rate", "schedule", "warmup_epochs", "decay_epochs"):
+            del config["opt"][key]
+    assert short == long
+
+
 @pytest.mark.parametrize("direction", ["alternate", "both"])
 def test_other_directions_differ_from_the_paper_in_nothing_else(direction):
     ours, papers = (load_config(f"configs.ssam_{name}_200_16x4").to_dict() for name in (f"{direction}_tiny", "tiny"))
