@@ -8,10 +8,11 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-# Variables with the process's number, the number of processes, and both within its machine.
+# Variables with the process's number, the number of processes, and both within its machine. SLURM_NTASKS would not do:
+# it is what a job asks for, and a batch script, which is one process with SLURM_PROCID=0, has it too.
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),  # torchrun
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),  # srun
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),  # srun
 )
 
 
@@ -36,7 +37,7 @@ class Share:
         """The share of this process: `text`, such as "2/4", or what torchrun or srun say, or all.
 
         Raises:
-            ValueError: `text` is not a share.
+            ValueError: `text` is not a share, or there are fewer processes than its number.
         """
         if text is not None:
             match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -46,6 +47,8 @@ class Share:
         for names in LAUNCHERS:
             number, count, local_number, local_count = (os.environ.get(name, "") for name in names)
             if number.isdigit() and count.isdigit() and int(count) > 1:
+                if int(number) >= int(count):
+                    raise ValueError(f"${names[0]} is {number} and ${names[1]} is {count}: there is no such share")
                 here = int(local_count) if local_count.isdigit() else 1
                 return cls(int(number), int(count), int(local_number or 0), here)
         return cls()

@@ -130,20 +130,26 @@ def test_two_thousand_files_by_two_processes(tmp_path):
 
 
 def test_the_share_of_a_process(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     assert Share.of_process() == Share() and Share().part("abc") == "abc"
     assert Share.of_process("2/4") == Share(1, 4)
     for text in ("0/4", "5/4", "1", "1/0", "a/b", "-1/2", "1/2/3"):
         with pytest.raises(ValueError, match="written as NUMBER/COUNT"):
             Share.of_process(text)
-    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert Share.of_process() == Share(), "a batch script that did not start the command by srun"
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     monkeypatch.setenv("SLURM_LOCALID", "1")
     assert Share.of_process() == Share(3, 8, 1, 1)
     for name, value in (("RANK", 5), ("WORLD_SIZE", 6), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
     assert Share.of_process() == Share(5, 6, 1, 2)
+    monkeypatch.setenv("RANK", "6")
+    with pytest.raises(ValueError, match=r"\$RANK is 6 and \$WORLD_SIZE is 6: there is no such share"):
+        Share.of_process()
     with pytest.raises(SystemExit, match="embed: --share: a share is written"):
         main(["a.wav", "--share", "half"])
 
