@@ -60,6 +60,11 @@ POOLINGS = {
         for exp, pooling in (("bands", "mean"), ("mean_std", "mean_std"))
     },
 }
+LONG_RUN = {
+    **{exp: POOLINGS[exp] for exp in (BASELINE, "ssam_random_mean_std", "ssam_pretrained_mean_std")},
+    "ssam_18h_random_mean_std": "SSAM-Tiny, 18 hours, random weights, `mean_std`",
+    "ssam_18h_pretrained_mean_std": "SSAM-Tiny, 18 hours, pretrained, `mean_std`",
+}
 OVERLAPS = {"ssam_pretrained_bands": "no overlap", "ssam_overlap_50": "overlap of half a segment"}
 
 # Pairs of rows to compare: the difference is the mean of the first minus that of the second.
@@ -68,6 +73,9 @@ DIFFERENCES = {
     "the same, `mean_std`": ("ssam_pretrained_mean_std", "ssam_random_mean_std"),
     "SSAM `mean_std`, `mean`": ("ssam_pretrained_mean_std", "ssam_pretrained_bands"),
     "SSAM `mean_std`, log-mels": ("ssam_pretrained_mean_std", BASELINE),
+    "SSAM on 18 h, random, `mean_std`": ("ssam_18h_pretrained_mean_std", "ssam_18h_random_mean_std"),
+    "SSAM on 18 h, on 5 h, `mean_std`": ("ssam_18h_pretrained_mean_std", "ssam_pretrained_mean_std"),
+    "SSAM on 18 h, log-mels, `mean_std`": ("ssam_18h_pretrained_mean_std", BASELINE),
     "SSAM with overlap, without": ("ssam_overlap_50", "ssam_pretrained_bands"),
     "SSAST pretrained, random": ("ssast_pretrained_bands", "ssast_random_bands"),
     "SSAM, SSAST": ("ssam_pretrained_bands", "ssast_pretrained_bands"),
@@ -137,6 +145,7 @@ def all_tables(results: pd.DataFrame) -> dict[str, str]:
         "Learning curve": table(results, CURVE, SCENES),
         "Positions of masked patches": table(results, POSITIONS, SCENES),
         "Pooling, by the heads of the HEAR kit": table(results, POOLINGS, SCENES),
+        "More audio": table(results, LONG_RUN, SCENES),
         "Overlap": table(results, OVERLAPS, EVENTS),
         "Differences": difference_table(results, SCENES | EVENTS),
     }

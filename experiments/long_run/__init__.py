@@ -1,1 +1,1 @@
-"""A long pretraining run on all free recordings within reach (README.md tells the steps so far)."""
+"""A long pretraining run on all free recordings within reach (README.md tells the steps)."""

@@ -18,7 +18,7 @@ from audio_mamba.data.synthetic import KINDS, make_clip
 from audio_mamba.hear_api import RuntimeSSAST
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.pretrained import save_pretrained
-from audio_mamba.hear_api.resolve import load_config
+from audio_mamba.hear_api.resolve import SHIPPED_WEIGHTS, load_config
 from audio_mamba.stats_aggregation_v2 import read_score
 from experiments.free_audio import hidden_patches
 from experiments.free_audio.hidden_patches import SHIPPED, errors, least_error_of_one_prediction
@@ -28,7 +28,7 @@ from tests.evaluation.conftest import run_command
 RESULTS = ROOT / "experiments" / "free_audio" / "results" / "all_results.csv"
 
 
-@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", sorted(SHIPPED_WEIGHTS.iterdir()), ids=lambda folder: folder.name)
 def test_they_are_small_and_have_a_card(folder):
     assert (folder / "model.safetensors").stat().st_size < 11e6
     with safe_open(folder / "model.safetensors", "pt") as weights:
@@ -53,6 +53,20 @@ def test_ssam_reconstructs_unseen_sounds_and_ssast_the_visible_patches():
     for model in ("ssam", "ssast"):
         untrained = RuntimeSSAST(load_config(f"configs.{model}_tiny_free_audio"), None)
         assert min(errors(untrained, clips)) > 0.9
+
+
+def test_the_long_run_reconstructs_too_and_hears_the_level():
+    clips = made_up_sounds()
+    runtime = load_model("ssam_tiny_free_audio_18h", device="cpu")
+    hidden, visible = errors(runtime, clips)
+    assert hidden < 0.3 and visible < 0.02
+    assert min(errors(RuntimeSSAST(load_config("configs.ssam_tiny_free_audio_18h"), None), clips)) > 0.5
+
+    def change_with_level(model):
+        loud, quiet = (model.get_scene_embeddings(clips * gain) for gain in (1, 0.1))
+        return ((loud - quiet).abs().mean() / loud.abs().mean()).item()
+
+    assert change_with_level(runtime) > 0.2 > 0.05 > change_with_level(load_model(SHIPPED[0], device="cpu"))
 
 
 def test_a_work_folder_is_loaded_with_its_own_config(tmp_path):
