@@ -26,7 +26,7 @@ from audio_mamba.external_sources import layout, task_files
 from audio_mamba.external_sources.origin import HEAD_SETTINGS, stale_heads
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 CONFIDENCE = 0.95
 OVERALL = "s(m)"
@@ -274,11 +274,10 @@ def main(arguments: list[str] | None = None, prog: str = "stats_aggregation_v2.p
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--base-dir", type=Path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
-    parser.add_argument("--output-dir", type=Path, required=True, help="folder for the tables; created if missing")
-    parser.add_argument(
-        "--hidden", action="store_true", help="take runs and tasks of hidden, trash and system names too"
-    )
+    add = parser.add_argument
+    add("--base-dir", type=given_path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
+    add("--output-dir", type=given_path, required=True, help="folder for the tables; created if missing")
+    add("--hidden", action="store_true", help="take runs and tasks of hidden, trash and system names too")
     args = parser.parse_args(hyphenated(arguments))
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if not args.base_dir.is_dir():

@@ -26,7 +26,7 @@ from audio_mamba.data.shard_index import UNKNOWN, fitting_index, index_path, sav
 from audio_mamba.system.atomic_files import remove_partials
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.machine import usable_cores
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 from audio_mamba.system.workers import exit_with_parent
 
 
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("archive_dirs", metavar="ARCHIVE_DIR", type=Path, nargs="+", help="folder of shards")
+    parser.add_argument("archive_dirs", metavar="ARCHIVE_DIR", type=given_path, nargs="+", help="folder of shards")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="number of processes")
     args = parser.parse_args(arguments)
     if args.workers < 1:

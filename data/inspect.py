@@ -18,7 +18,7 @@ from tqdm import tqdm
 from audio_mamba.data.archives import archive_front_end, read_manifest, read_sample, shard_indices
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.data.shard_files import ShardFiles
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 CLIPS_READ = 500
 LABELS_SHOWN = 20
@@ -128,11 +128,11 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("archive_dir", metavar="ARCHIVE_DIR", type=Path, help="folder of shards")
+    parser.add_argument("archive_dir", metavar="ARCHIVE_DIR", type=given_path, help="folder of shards")
     parser.add_argument(
         "--picture",
         metavar="PNG",
-        type=Path,
+        type=given_path,
         default=Path("contact_sheet.png"),
         help="where to write the picture of random clips",
     )

@@ -39,7 +39,7 @@ from audio_mamba.data.prepare_shards import make_shards
 from audio_mamba.front_end import parse_settings
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.machine import usable_cores
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 logger = logging.getLogger(__name__)
 
@@ -177,21 +177,21 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     add(
         "audio_dir",
         metavar="AUDIO_DIR",
-        type=Path,
+        type=given_path,
         help="folder of audio files (wav, flac, ogg, mp3, m4a, webm and more), any depth; or a HEAR task",
     )
-    add("out_dir", metavar="OUT_DIR", type=Path, help="folder for the shards and manifest.json")
+    add("out_dir", metavar="OUT_DIR", type=given_path, help="folder for the shards and manifest.json")
     add(
         "--labels",
         metavar="CSV",
-        type=Path,
+        type=given_path,
         help="table with the columns file,label (several labels of a file between , or ; in quotes), or as AudioSet, "
         "FSD50K and ESC-50 have it. Without it the first folder level below AUDIO_DIR is the label",
     )
     add(
         "--classes",
         metavar="CSV",
-        type=Path,
+        type=given_path,
         help="table of all labels in the order of their ids, such as AudioSet's class_labels_indices.csv; "
         "without it the labels found, sorted",
     )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.system.atomic_files import atomic_write
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 SAMPLE_RATE = PUBLISHED.sample_rate
 CLIP_SECONDS = 10.0
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="folder for audio/ and tasks/")
+    parser.add_argument("out_dir", metavar="OUT_DIR", type=given_path, help="folder for audio/ and tasks/")
     parser.add_argument("--minutes", type=float, default=10.0, help="minutes of audio")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other sounds of the same kinds")
     args = parser.parse_args(arguments)

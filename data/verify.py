@@ -37,7 +37,7 @@ from audio_mamba.data.shard_index import (
 )
 from audio_mamba.front_end import PUBLISHED, FrontEnd, FrontEndError
 from audio_mamba.system.atomic_files import sha256
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 HOLE_FRAMES = 2  # so many successive frames of one value are not audio
 
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("archive_dir", metavar="ARCHIVE_DIR", type=Path, help="folder of shards")
+    parser.add_argument("archive_dir", metavar="ARCHIVE_DIR", type=given_path, help="folder of shards")
     parser.add_argument(
         "--mels", type=int, help="mel bands that each spectrogram must have (default: as in the manifest, else 80)"
     )

@@ -20,7 +20,7 @@ from audio_mamba.external_sources.grid import parse_grid
 from audio_mamba.external_sources.origin import stale_heads
 from audio_mamba.published_names import stored_name
 from audio_mamba.system import machine
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 # Measured: the kit and its libraries take 0.6 GB; it keeps several copies of a task's embeddings.
 PROCESS_BYTES = 600 * 2**20
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     parser.add_argument(
         "output_dir",
         metavar="OUTPUT_DIR",
-        type=Path,
+        type=given_path,
         help="OUTPUT_DIR of extract_features.sh, or its todo_audioset",
     )
     parser.add_argument(

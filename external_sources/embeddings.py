@@ -14,7 +14,7 @@ from audio_mamba.external_sources.task_files import TaskError
 from audio_mamba.published_names import import_named, stored_name
 from audio_mamba.system.folder_lock import FolderInUseError
 from audio_mamba.system.shares import Share
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 DEFAULT_CONFIGS = ["ssast_tiny_200_16x4", "ssam_tiny_200_16x4"]
 
@@ -161,13 +161,13 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     parser.add_argument(
         "tasks_dir",
         metavar="TASKS_DIR",
-        type=Path,
+        type=given_path,
         help="folder of HEAR tasks, at any sample rate, or of their tar.gz files",
     )
     parser.add_argument(
         "output_dir",
         metavar="OUTPUT_DIR",
-        type=Path,
+        type=given_path,
         help="folder for audioset/ (embeddings) and todo_audioset/ (links to them, for ten downstream runs per model)",
     )
     parser.add_argument(
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
     parser.add_argument(
         "--cache",
-        type=Path,
+        type=given_path,
         metavar="DIR",
         help="folder for tasks that are unpacked from archives or resampled (environment: CACHE); "
         "default: TASKS_DIR.16k, beside TASKS_DIR",

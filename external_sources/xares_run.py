@@ -24,7 +24,7 @@ from audio_mamba.published_names import import_named
 from audio_mamba.system import machine
 from audio_mamba.system.atomic_files import PARTIAL_SUFFIX, atomic_write
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 SETTINGS = "xares-settings.json"  # beside the scores: the origin of the embeddings
 ALL_TASKS = "*"
@@ -244,11 +244,13 @@ def main(argv: list[str] | None = None, prog: str = "evaluate_xares.sh") -> None
     parser.add_argument(
         "tasks_dir",
         metavar="TASKS_DIR",
-        type=Path,
+        type=given_path,
         help="folder of tasks: X-ARES archives in folders by the names of its tasks (esc50/wds-audio-fold-1-*.tar), "
         "or HEAR tasks",
     )
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="folder for embeddings, heads and scores")
+    parser.add_argument(
+        "output_dir", metavar="OUTPUT_DIR", type=given_path, help="folder for embeddings, heads and scores"
+    )
     parser.add_argument("--model", metavar="PATH", help="argument of load_model (environment: MODEL)")
     parser.add_argument("--name", type=plain_name, help="name of the results (environment: NAME); default: CONFIG")
     parser.add_argument(

@@ -22,7 +22,7 @@ from torch import Tensor
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.hear_api.weights import WEIGHTS_NAME, read_safetensors
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state, read_pickle
 
 SIZES = {192: "tiny", 384: "small", 768: "base"}  # names of the archs by width
@@ -234,8 +234,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save, or safetensors")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder for the model")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=given_path, help="file of torch.save, or safetensors")
+    parser.add_argument("--out", required=True, type=given_path, metavar="FOLDER", help="folder for the model")
     parser.add_argument(
         "--whole-sum",
         action="store_true",

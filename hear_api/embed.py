@@ -37,7 +37,7 @@ from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.shares import Share
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
 
 CHANNELS = ("mix", "left", "right", "each")
 FAILED_STATUS = 3
@@ -48,7 +48,13 @@ PROGRESS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}<{re
 def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 2)[2])
     add = parser.add_argument
-    add("inputs", metavar="INPUT", nargs="+", help="file, folder, glob in quotes, or .csv list with a column path")
+    add(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        type=not_empty,
+        help="file, folder, glob in quotes, or .csv list with a column path",
+    )
     add_weights_arguments(parser)
     add_device_argument(parser)
     add(
@@ -61,7 +67,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         "--out",
         default=Path("embeddings.npz"),
         metavar="FILE",
-        type=Path,
+        type=given_path,
         help=".npz, .parquet, or a name without suffix for a folder of .npy files (default: %(default)s)",
     )
     add(

@@ -29,7 +29,7 @@ from audio_mamba.models.classifier import probabilities
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
 from audio_mamba.models.mamba import Mamba
 from audio_mamba.models.precision import PRECISIONS
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 TOLERANCE = 1e-4  # of the check; features are of order 1
 
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_weights_arguments(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="folder, .pt2 or .onnx")
+    parser.add_argument("--out", required=True, type=given_path, metavar="PATH", help="folder, .pt2 or .onnx")
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,

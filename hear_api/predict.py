@@ -38,13 +38,19 @@ from audio_mamba.hear_api.weights import WEIGHTS_NAME
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
 
 
 def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 2)[2])
     add = parser.add_argument
-    add("inputs", metavar="INPUT", nargs="+", help="file, folder, glob in quotes, or .csv list with a column path")
+    add(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        type=not_empty,
+        help="file, folder, glob in quotes, or .csv list with a column path",
+    )
     add("--weights", metavar="PATH", required=True, help="work folder of finetune.py, or its folder classifier")
     add_device_argument(parser)
     add(
@@ -66,7 +72,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         "--out",
         default=Path("predictions.csv"),
         metavar="FILE",
-        type=Path,
+        type=given_path,
         help=".csv, .jsonl, or with --format audacity or raven a folder (default: %(default)s)",
     )
     add("--format", choices=FORMATS, help="default: that of the suffix of --out")

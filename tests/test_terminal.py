@@ -1,10 +1,12 @@
 """Standard streams that are closed or go away, in real processes."""
 
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from audio_mamba.cli.main import main as audio_mamba_command
 from tests.conftest import ROOT
 
 SCRIPT = """
@@ -33,6 +35,34 @@ def test_help_of_a_module_into_a_closed_output_says_nothing(command):
     line = f'"$0" -m audio_mamba.hear_api.{command} --help | true'
     done = subprocess.run(["bash", "-c", line, sys.executable], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "command, argument",
+    [
+        ("embed '' --out x.npz", "INPUT"),
+        ("embed a.wav --out ''", "--out"),
+        ("predict '' --weights w", "INPUT"),
+        ("probe ''", "SOURCE"),
+        ("prepare '' out", "AUDIO_DIR"),
+        ("verify ''", "ARCHIVE_DIR"),
+        ("inspect ''", "ARCHIVE_DIR"),
+        ("index ''", "ARCHIVE_DIR"),
+        ("convert '' --out x", "CHECKPOINT"),
+        ("train --config configs.ssam_tiny_200_16x4 --workdir ''", "--workdir"),
+        ("finetune --workdir w --data ''", "--data"),
+        ("report ''", "WORKDIR"),
+        ("hear extract '' out", "TASKS_DIR"),
+        ("hear table --base-dir '' --output-dir out", "--base-dir"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, capsys, command, argument):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        audio_mamba_command(shlex.split(command))
+    assert ended.value.code == 2
+    assert f"argument {argument}: the path is empty; is a variable not set?" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_command_of_the_package_ends_quietly():

@@ -21,7 +21,7 @@ import numpy as np
 from audio_mamba.published_names import stored_name
 from audio_mamba.schema import flattened
 from audio_mamba.system.atomic_files import atomic_write
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import not_empty, quiet_exit
 from audio_mamba.training.charts import Chart, Curve, draw
 from audio_mamba.training.records import LOG_NAME, STEP_COLUMNS, STEPS_NAME, read_log, read_steps
 
@@ -230,8 +230,10 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work folders of train.py")
-    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page to write (default: %(default)s)")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", type=not_empty, help="work folders of train.py")
+    parser.add_argument(
+        "--out", default="report.html", metavar="FILE", type=not_empty, help="page to write (default: %(default)s)"
+    )
     args = parser.parse_args(arguments)
     try:
         write_report(args.workdirs, args.out)

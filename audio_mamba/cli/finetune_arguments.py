@@ -4,6 +4,7 @@ import argparse
 
 from audio_mamba.cli.train_arguments import add_run_options
 from audio_mamba.published_names import hyphenated
+from audio_mamba.system.terminal import not_empty
 
 DEFAULT_CONFIG = "configs.finetune"
 ALL_FOLDS = "all"
@@ -28,6 +29,7 @@ def parse_arguments(
         nargs="+",
         action="extend",
         metavar="DIR",
+        type=not_empty,
         help="labelled archives of `audio-mamba prepare`, or one HEAR task, which is prepared in WORKDIR/data "
         "(default: data.train_dirs of the config)",
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.machine import usable_cores
+from audio_mamba.system.terminal import not_empty
 
 FAKE_SAMPLES = 1024
 
@@ -23,6 +24,7 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         nargs="+",
         action="extend",
         metavar="DIR",
+        type=not_empty,
         help="archive folders, or URLs of shards such as http://host/shard-{000000..000099}.tar together with "
         "data.train_samples in the config (default: data.train_dirs of the config)",
     )
@@ -51,7 +53,13 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options of every training loop."""
     add = parser.add_argument
-    add("--workdir", required=True, metavar="DIR", help="folder for everything the run writes; created if missing")
+    add(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        type=not_empty,
+        help="folder for everything the run writes; created if missing",
+    )
     add(
         "--strict-data",
         action="store_true",

@@ -1,5 +1,6 @@
-"""Commands that end without a traceback when the user presses Ctrl-C or the reader of their output goes away."""
+"""Commands: paths that are empty, Ctrl-C, and readers of the output that go away, all without a traceback."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -7,7 +8,21 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
+
+
+def not_empty(text: str) -> str:
+    """The `type` of an argument that names a file or folder. Empty text, as from a variable of a script that is not
+    set, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
+    return text
+
+
+def given_path(text: str) -> Path:
+    """`not_empty`, as a Path."""
+    return Path(not_empty(text))
 
 
 @contextlib.contextmanager

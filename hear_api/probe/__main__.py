@@ -13,7 +13,7 @@ from pathlib import Path
 
 from audio_mamba.data.audio import CHANNELS
 from audio_mamba.hear_api.command_line import add_feature_arguments, add_hidden_argument, feature_choices
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=Path, help="audio folder, HEAR task, or archive")
+    add("source", metavar="SOURCE", type=given_path, help="audio folder, HEAR task, or archive")
     add(
         "--model",
         metavar="NAME",
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         help="a model of list_models(), a path of weights, NAME:untrained, or logmel (mean and deviation of log-mels); "
         f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
     )
-    add("--labels", metavar="CSV", type=Path, help="table of labels, as for data.prepare")
+    add("--labels", metavar="CSV", type=given_path, help="table of labels, as for data.prepare")
     add("--fold-column", metavar="NAME", help="column of --labels with the fold of each clip, or folder")
     add(
         "--group-column",
@@ -67,7 +67,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     add_hidden_argument(parser)
     add_feature_arguments(parser)
     add("--device", help="torch device (default: a GPU if there is one)")
-    add("--out", metavar="DIR", type=Path, default=Path("probe"), help="folder for results (default: %(default)s)")
+    add(
+        "--out", metavar="DIR", type=given_path, default=Path("probe"), help="folder for results (default: %(default)s)"
+    )
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
