@@ -10,6 +10,18 @@ import torch
 
 from audio_mamba.hear_api.resolve import DEFAULT_MODEL
 from audio_mamba.schema import LAYOUTS, POOLINGS
+from audio_mamba.system.terminal import not_empty
+
+
+def add_inputs_argument(parser: argparse.ArgumentParser) -> None:
+    """Add INPUT..., for `sources.list_audio`."""
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        type=not_empty,
+        help="file, folder, glob in quotes, or .csv list with a column path",
+    )
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from audio_mamba.hear_api.command_line import (
     add_device_argument,
     add_feature_arguments,
     add_hidden_argument,
+    add_inputs_argument,
     add_weights_arguments,
     ending_in_one_line,
     feature_choices,
@@ -37,7 +38,7 @@ from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.shares import Share
-from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 CHANNELS = ("mix", "left", "right", "each")
 FAILED_STATUS = 3
@@ -48,13 +49,7 @@ PROGRESS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}<{re
 def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 2)[2])
     add = parser.add_argument
-    add(
-        "inputs",
-        metavar="INPUT",
-        nargs="+",
-        type=not_empty,
-        help="file, folder, glob in quotes, or .csv list with a column path",
-    )
+    add_inputs_argument(parser)
     add_weights_arguments(parser)
     add_device_argument(parser)
     add(

@@ -17,7 +17,12 @@ from tqdm import tqdm
 from audio_mamba.data.audio import CHANNELS, AudioFileError
 from audio_mamba.hear_api.classifier import AudioClassifier, load_classifier
 from audio_mamba.hear_api.clips import Failure, decode, group_clips, prefetch
-from audio_mamba.hear_api.command_line import add_device_argument, add_hidden_argument, ending_in_one_line
+from audio_mamba.hear_api.command_line import (
+    add_device_argument,
+    add_hidden_argument,
+    add_inputs_argument,
+    ending_in_one_line,
+)
 from audio_mamba.hear_api.embed import (
     FAILED_STATUS,
     FILES_AHEAD,
@@ -38,19 +43,13 @@ from audio_mamba.hear_api.weights import WEIGHTS_NAME
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
-from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 
 
 def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 2)[2])
     add = parser.add_argument
-    add(
-        "inputs",
-        metavar="INPUT",
-        nargs="+",
-        type=not_empty,
-        help="file, folder, glob in quotes, or .csv list with a column path",
-    )
+    add_inputs_argument(parser)
     add("--weights", metavar="PATH", required=True, help="work folder of finetune.py, or its folder classifier")
     add_device_argument(parser)
     add(
