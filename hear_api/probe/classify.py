@@ -15,6 +15,8 @@ from audio_mamba.hear_api.probe.clips import Round
 
 LOGISTIC_REGRESSION, NEAREST_NEIGHBOURS = "logistic regression", "k-NN"
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of logistic regression
+# Of its gradient. At scikit-learn's 1e-4, noise of 1e-6 in the embeddings changes which C is chosen.
+TOLERANCE, ITERATIONS = 1e-6, 10000
 NEIGHBOURS = (1, 3, 5, 10, 20)
 RESAMPLES = 1000  # of accuracy; mean average precision takes long to compute
 RESAMPLES_MULTI_LABEL = 200
@@ -113,15 +115,19 @@ def _fit_linear(x, targets, regularisation, multi_label, span) -> Linear:
     if multi_label:
         for number, positive in enumerate(targets.T):
             if positive.any() and not positive.all():
-                model = LogisticRegression(C=regularisation, max_iter=2000).fit(x, positive)
+                model = _regression(regularisation).fit(x, positive)
                 weight[number], bias[number] = model.coef_[0], model.intercept_[0]
     else:
-        model = LogisticRegression(C=regularisation, max_iter=2000).fit(x, targets.argmax(axis=1))
+        model = _regression(regularisation).fit(x, targets.argmax(axis=1))
         # Of two classes scikit-learn has the logit of the second against the first.
         share = np.array([[-0.5], [0.5]]) if len(model.classes_) == 2 else np.eye(len(model.classes_))
         bias[:] = -np.inf
         weight[model.classes_], bias[model.classes_] = share @ model.coef_, share @ model.intercept_
     return Linear(weight if span is None else weight @ span.T, bias)
+
+
+def _regression(regularisation) -> LogisticRegression:
+    return LogisticRegression(C=regularisation, tol=TOLERANCE, max_iter=ITERATIONS)
 
 
 def _neighbours(features, targets, train, test, choices, multi_label) -> list[np.ndarray]:
