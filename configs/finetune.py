@@ -30,6 +30,6 @@ def get_config():
     config.head.update({"pooling": "mean_std", "start": "probe"})
     config.opt.update({"learning_rate": 16e-3, "warmup_epochs": 3.0, "layer_decay": 0.9, "label_smoothing": 0.1})
     config.augment.update({"filter": 6.0, "freq_shift": 3, "time_shift": 10, "time_mask": 20, "freq_mask": 12})
-    config.batch_size = 8
+    config.batch_size, config.num_epochs = 8, 20
     config.keep = "last"
     return config

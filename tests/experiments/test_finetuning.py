@@ -144,14 +144,14 @@ def test_a_training_that_was_stopped_ends_the_script_and_counts_once(tmp_path):
     done, trainings = run()
     assert done.returncode == 1 and len(trainings) == 1
     assert done.stderr == (
-        f"run.sh: drum_hits-v1-full/frozen-0 did not finish, see {out}/drum_hits-v1-full/frozen-0.log; the same "
-        "command continues\n"
+        f"run.sh: guitar_chords-v1-full/frozen-0 did not finish, see {out}/guitar_chords-v1-full/frozen-0.log; "
+        "the same command continues\n"
     )
     stop.unlink()
     done, trainings = run()
-    assert done.returncode == 0 and len(trainings) == 3 * 1 + 3 * 1 + 1 + 3 * 2
+    assert done.returncode == 0 and len(trainings) == 3 * 2 + 2 + 1 + 3
     with open(out / "seconds.csv", newline="") as file:
         seconds = {(task, name): float(took) for task, name, took in csv.reader(file)}
     assert len(seconds) == len((out / "seconds.csv").read_text().splitlines()) == 3 + len(trainings)
     # The part before the stop is in it, which is most of what all of them took.
-    assert seconds["drum_hits-v1-full", "frozen-0"] > 3 * seconds["spoken_letters-v1-full", "frozen-0"]
+    assert seconds["guitar_chords-v1-full", "frozen-0"] > 3 * seconds["spoken_letters-v1-full", "frozen-0"]
