@@ -46,8 +46,12 @@ def read_score(path: Path) -> float:
     try:
         scores = json.loads(path.read_text())
         if "aggregated_scores" in scores:
-            return float(scores["aggregated_scores"]["test_score_mean"])
-        return float(scores["test"]["test_score"])
+            score = float(scores["aggregated_scores"]["test_score_mean"])
+        else:
+            score = float(scores["test"]["test_score"])
+        if not math.isfinite(score):
+            raise ValueError(f"the score is {score}")
+        return score
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: cannot read test.test_score or aggregated_scores.test_score_mean "
@@ -94,7 +98,7 @@ def check_grids(runs: Sequence[Path]) -> None:
     for run in runs:
         if not (run / HEAD_SETTINGS).is_file():
             continue
-        grid = json.loads((run / HEAD_SETTINGS).read_text()).get("grid")
+        grid = task_files.read_json(run / HEAD_SETTINGS, dict).get("grid")
         model = run.parent.name.rpartition("_")[0]
         other, grid_of_other = first.setdefault((model, run.name), (run, grid))
         if grid != grid_of_other:
@@ -283,10 +287,9 @@ def main(arguments: list[str] | None = None, prog: str = "stats_aggregation_v2.p
     if not args.base_dir.is_dir():
         raise SystemExit(f"--base-dir: {args.base_dir} is not a folder")
     try:
-        results = read_results(args.base_dir, args.hidden)
-    except ValueError as error:
+        print(write_tables(read_results(args.base_dir, args.hidden), args.output_dir))
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
-    print(write_tables(results, args.output_dir))
     print(f"written to {args.output_dir}: all_results.csv, summary.csv, results.md, results.png")
 
 

@@ -115,24 +115,33 @@ def unknown_arch(arch: str, encoders: Iterable[str]) -> str:
 
 
 def argument_names(constructor: Callable[..., Any]) -> list[str]:
-    """The keyword arguments of a class, or of another callable, also in a `functools.partial`.
+    """The keyword arguments of a class, or of another callable, also in a `functools.partial`."""
+    return list(argument_defaults(constructor))
+
+
+def argument_defaults(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword arguments of a class, or of another callable, and their defaults (`inspect.Parameter.empty` if they
+    have none); those of a `functools.partial` count.
 
     In the constructor of a class, `**kwargs` stands for the arguments of the next constructor in its method resolution
     order, to which `super().__init__(**kwargs)` passes them.
     """
+    chosen: dict[str, Any] = {}
     while isinstance(constructor, functools.partial):
+        chosen = constructor.keywords | chosen
         constructor = constructor.func
     functions: list[Callable[..., Any]] = [constructor]
     if isinstance(constructor, type):
         own = [vars(cls)["__init__"] for cls in constructor.__mro__ if "__init__" in vars(cls)]
         functions = [functools.partial(function, None) for function in own]  # without self
-    names: dict[str, None] = {}  # in order, each once
+    defaults: dict[str, Any] = {}  # in order; the first constructor that has an argument decides
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
-        names |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        named = {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        defaults |= {name: default for name, default in named.items() if name not in defaults}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return list(names)
+    return defaults | {name: value for name, value in chosen.items() if name in defaults}
 
 
 def check_objective(

@@ -7,6 +7,7 @@ import itertools
 import logging
 import operator
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def stream_audio(
         float32 [n] blocks; their concatenation is the file. Raises AudioError as `load_audio`, at the faulty block or
         before, but leaves it to the caller what is too short.
     """
-    if channel not in CHANNELS and not isinstance(channel, int):
+    if channel not in CHANNELS and (isinstance(channel, bool) or not isinstance(channel, Integral)):
         raise ValueError(f"channel must be a number or one of {', '.join(CHANNELS)}, got {channel!r}")
     blocks = one_channel(_blocks(path), path, channel)
     for rate, group in itertools.groupby(blocks, key=operator.itemgetter(0)):

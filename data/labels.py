@@ -3,7 +3,7 @@
 import json
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +204,15 @@ def _hear_task(directory: Path, sample_rate: int, hidden: bool) -> tuple[list[Pa
         split = path.parent.name
         if split not in tables:
             tables[split] = _hear_split(directory / f"{split}.json")
+            _check_present(path.parent, tables[split])
         labels.append(tuple(sorted(tables[split].get(path.name, ()))))
     return files, labels
+
+
+def _check_present(folder: Path, names: Collection[str]) -> None:
+    """LabelError if files of a split are missing, as after an interrupted download."""
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise LabelError(f"{folder} lacks {len(missing)} of the {len(names)} files of its split, such as {missing[0]}")
 
 
 def _hear_split(table: Path) -> dict[str, set[str]]:

@@ -1,7 +1,6 @@
 """Train the downstream heads of one model, for every task and ten seeds, in parallel (downstream_experiments.sh)."""
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -18,6 +17,7 @@ from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout, task_files, worker
 from audio_mamba.external_sources.grid import parse_grid
 from audio_mamba.external_sources.origin import stale_heads
+from audio_mamba.external_sources.task_files import read_json
 from audio_mamba.published_names import stored_name
 from audio_mamba.system import machine
 from audio_mamba.system.terminal import given_path, quiet_exit
@@ -134,7 +134,7 @@ def check_settings(jobs: Sequence[Job], grid: str | dict[str, list], redo: bool 
     for job in jobs:
         if not (job.task / worker.SETTINGS).is_file():
             continue
-        if json.loads((job.task / worker.SETTINGS).read_text())["grid"] != grid:
+        if read_json(job.task / worker.SETTINGS, dict).get("grid") != grid:
             raise SystemExit(
                 f"GRID: {job.task} was trained with another grid (see {worker.SETTINGS} there); "
                 "choose another OUTPUT_DIR, or remove its downstream folders"
@@ -278,7 +278,11 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     jobs = find_jobs(args.output_dir, args.config, seeds, args.tasks, args.hidden)
     check_embeddings(jobs)
     finished = [job for job in jobs if job.is_done()]
-    for job in check_settings(finished, grid, args.redo):
+    try:
+        stale = check_settings(finished, grid, args.redo)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    for job in stale:
         finished.remove(job)
         for name in (layout.DONE_PREDICTIONS, layout.SCORES):
             (job.task / name).unlink(missing_ok=True)

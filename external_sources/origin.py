@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.task_files import read_json
 from audio_mamba.hear_api.api import hear_functions
 from audio_mamba.published_names import import_named
 from audio_mamba.system.atomic_files import atomic_write, sha256
@@ -73,7 +74,7 @@ def note_origin(task: Path, origin: Origin, task_sha256: str | None = None) -> N
     task_sha256: of the task's files, as `task_files.TaskFiles.digest` gives it.
     """
     noted = origin._asdict() | {TASK_SHA256: task_sha256}
-    if json.loads((task / layout.METADATA).read_text())["embedding_type"] != "scene":
+    if read_json(task / layout.METADATA, dict)["embedding_type"] != "scene":
         del noted["scene_layout"], noted["scene_pooling"]
     with atomic_write(task / SETTINGS) as file:
         file.write(json.dumps(noted, indent=2).encode())
@@ -81,7 +82,7 @@ def note_origin(task: Path, origin: Origin, task_sha256: str | None = None) -> N
 
 def read_note(task: Path) -> dict | None:
     """What `note_origin` wrote in a folder, or None."""
-    return json.loads((task / SETTINGS).read_text()) if (task / SETTINGS).is_file() else None
+    return read_json(task / SETTINGS, dict) if (task / SETTINGS).is_file() else None
 
 
 def stale_heads(task: Path) -> str | None:
@@ -93,7 +94,7 @@ def stale_heads(task: Path) -> str | None:
     """
     if not (task / HEAD_SETTINGS).is_file():
         return None
-    noted, present = json.loads((task / HEAD_SETTINGS).read_text()).get("embeddings"), read_note(task)
+    noted, present = read_json(task / HEAD_SETTINGS, dict).get("embeddings"), read_note(task)
     if not noted or not present:
         return None
     default = Origin("", None, None, None, None)

@@ -133,7 +133,7 @@ def read_note(folder: Path) -> TaskFiles | None:
     """What `write_note` wrote, or None."""
     if not (folder / NOTE).is_file():
         return None
-    noted = json.loads((folder / NOTE).read_text())
+    noted = read_json(folder / NOTE, dict)
     return TaskFiles(
         noted["task"], noted["sample_rate"], {name: FileState(*state) for name, state in noted["files"].items()}
     )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from audio_mamba.external_sources import layout
-from audio_mamba.external_sources.task_files import VOCABULARY, TaskError
+from audio_mamba.external_sources.task_files import VOCABULARY, TaskError, read_json
 from audio_mamba.system.atomic_files import PARTIAL_SUFFIX, atomic_write, sha256
 from audio_mamba.system.folder_lock import exclusive_lock
 
@@ -89,7 +89,7 @@ def unpack(archive: Path, directory: Path) -> Path:
 
 
 def _read_note(task: Path) -> dict:
-    return json.loads((task / NOTE).read_text()) if (task / NOTE).is_file() else {}
+    return read_json(task / NOTE, dict) if (task / NOTE).is_file() else {}
 
 
 def _write_note(task: Path, present: dict) -> None:

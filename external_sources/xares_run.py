@@ -122,7 +122,7 @@ def _why_stale(source: Path, place: Place, origin: Origin) -> str | None:
     noted = task_files.read_note(place.results)
     if noted is None or not (place.results / SETTINGS).is_file():
         return f"OUTPUT_DIR: {place.results} has results of unknown weights"
-    noted_origin = origin_in(json.loads((place.results / SETTINGS).read_text()), origin)
+    noted_origin = origin_in(task_files.read_json(place.results / SETTINGS, dict), origin)
     if difference := difference_of(noted_origin, origin):
         variable, then, now = difference
         return f"{variable}: {place.task} was embedded with {then}, not with {now}"

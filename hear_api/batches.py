@@ -28,6 +28,8 @@ def run_batches(
         device: of the encoder.
         precision: makes the context in which `encode` runs.
     """
+    if not batches:
+        return
     left = iter(batches)
 
     def work() -> None:

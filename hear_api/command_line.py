@@ -30,12 +30,14 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--config",
         metavar="NAME",
+        type=not_empty,
         help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: the config.json in "
         f"the folder of the weights; without --weights, {DEFAULT_MODEL})",
     )
     add(
         "--weights",
         metavar="PATH",
+        type=not_empty,
         help="checkpoint file, work folder of train.py, folder of a saved model, name of a model that comes with the "
         'project, or "untrained" (default: the published ones in $PT_MAMBA_MODEL_DIR, or else those that come with it)',
     )

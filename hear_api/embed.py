@@ -98,6 +98,9 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         args.workers = max(1, usable_cores() // args.share.local_count)
     if args.workers < 1:
         raise SystemExit(f"embed: --workers must be at least 1, got {args.workers}")
+    for name in ("layout", "pooling"):
+        if args.kind == "timestamps" and (value := getattr(args, name)):
+            raise SystemExit(f"embed: --{name} {value}: it is of scene embeddings, and --kind is timestamps")
     return args
 
 
@@ -114,7 +117,8 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
             return output.read_failures()
         step_seconds = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
         with output.journal(settings, runtime.width_of(args.kind), share) as journal:
-            own = share.part(sources)
+            own_files = set(share.part(files))  # whole files, so that their channels do not move the bounds
+            own = [source for source in sources if source.path in own_files]
             drop_changed(journal, own)
             _embed_sources(args, own, pool, runtime, journal)
             if share.count == 1:

@@ -9,7 +9,7 @@ chosen layout. Both are checked against the encoder itself before they are kept.
 project's operators: `import audio_mamba.models` before you load it. Of a fine-tuned classifier (--weights RUN of
 finetune.py), FOLDER gets the weights and a config.json with the names of the classes, and FILE.pt2 maps segments to
 calibrated probabilities [batch, classes]. ONNX has no operator for the selective scan, so
-SSAM cannot be exported to it; SSAST can.
+SSAM cannot be exported to it; SSAST and AxLSTM can.
 """
 
 import argparse
@@ -134,10 +134,15 @@ def _check(module: _Features | _Probabilities, exported: Callable[[Tensor], Tens
 
 
 def _refuse_choices(args: argparse.Namespace) -> None:
-    """ExportError for an option that a classifier leaves no choice of."""
-    for name, plain in (("config", None), ("layout", "bands"), ("dtype", "float32")):
-        if (value := getattr(args, name)) != plain:
-            raise ExportError(f"--{name} {value}: {args.weights} is a classifier, which is exported as it is")
+    """ExportError for an option that does not apply to a classifier, or to the format of --out."""
+    if args.weights and is_classifier(args.weights):
+        for name in ("config", "layout", "dtype"):
+            if value := getattr(args, name):
+                raise ExportError(f"--{name} {value}: {args.weights} is a classifier, which is exported as it is")
+    if args.layout and not args.out.suffix:
+        raise ExportError(f"--layout {args.layout}: it is of the features in .pt2 and .onnx; a folder has the weights")
+    if args.dtype and args.out.suffix:
+        raise ExportError(f"--dtype {args.dtype}: it is of the weights in a folder, but --out is {args.out}")
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.export") -> None:
@@ -150,26 +155,24 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
-        default="bands",
         help="of the features in .pt2 and .onnx (default: bands, true time order)",
     )
     parser.add_argument(
         "--dtype",
         choices=PRECISIONS,
-        default="float32",
         help="of the weights in a folder (default: float32; float16 halves the size)",
     )
     args = parser.parse_args(arguments)
     try:
+        _refuse_choices(args)
         if args.weights and is_classifier(args.weights):
-            _refuse_choices(args)
             classifier = load_classifier(args.weights, "cpu", precision="float32")
             export_classifier(classifier, args.out)
             print(f"{classifier.folder} -> {args.out}")
             return
         source = resolve(args.config, args.weights)
         runtime = build_runtime(source, device="cpu")
-        export(runtime, args.out, args.layout, args.dtype)
+        export(runtime, args.out, args.layout or "bands", args.dtype or "float32")
     except (ValueError, OSError) as error:
         raise SystemExit(f"export: {error}")
     print(f"{source.label} -> {args.out}")

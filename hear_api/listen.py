@@ -23,7 +23,7 @@ from audio_mamba.hear_api.command_line import add_device_argument, add_weights_a
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import build_runtime
 from audio_mamba.hear_api.streaming import MODES, StreamingSSAM
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import not_empty, quiet_exit
 
 PIECE_SECONDS = 0.04  # a typical sound-card buffer
 RECENT_STEPS = 25  # of the average that novelty is measured from: 1 s with the paper's configs
@@ -102,19 +102,24 @@ def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, floa
             level = int(novelty(row, streaming.runtime.cut.place(step)) / 2 * len(LEVELS))
             print(LEVELS[min(level, len(LEVELS) - 1)], end="", flush=True)
 
+    def count(rows: Tensor, started: float) -> None:
+        nonlocal busy, steps
+        spent = time.perf_counter() - started
+        busy += spent
+        if len(rows):
+            latencies.append(1000 * spent / len(rows))
+        steps += len(rows)
+
     try:
         for piece in pieces:
             samples += len(piece)
             started = time.perf_counter()
             rows, times = streaming.feed(piece)
-            spent = time.perf_counter() - started
-            busy += spent
-            if len(rows):
-                latencies.append(1000 * spent / len(rows))
-            steps += len(rows)
+            count(rows, started)
             show(rows, times)
+        started = time.perf_counter()
         rows, times = streaming.finish()
-        steps += len(rows)
+        count(rows, started)
         show(rows, times)
     except KeyboardInterrupt:
         pass  # the usual way to end live audio
@@ -146,6 +151,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser.add_argument(
         "source",
         metavar="FILE_OR_-",
+        type=not_empty,
         help="audio file, or - for stdin: a wav file, whose header is obeyed, or raw 16-bit mono samples at the "
         "model's rate (16 kHz)",
     )
@@ -186,6 +192,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         raise
     except (ValueError, OSError) as error:
         raise SystemExit(f"listen: {error}")
+    if not speed["steps"]:
+        print("0 steps: the audio is shorter than one")
+        return
     print(
         f"{speed['steps']} steps of {runtime.step_ms:g} ms; computing time per step {speed['median_ms']:.1f} ms "
         f"(median), {speed['p95_ms']:.1f} ms (95%); real-time factor {speed['real_time_factor']:.3f}"

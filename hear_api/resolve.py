@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -20,10 +21,12 @@ from audio_mamba.hear_api.weights import (
     find_checkpoint,
 )
 from audio_mamba.published_names import experiments, import_named, short_name, stored_name
-from audio_mamba.schema import check_config
+from audio_mamba.schema import argument_defaults, check_config
 
 DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project
 UNTRAINED = "untrained"
+# Arguments of an encoder that weights may be read with other values of: of its masks, speed, and length of input.
+FREE_ARGUMENTS = ("mask_ratio", "masking_mode", "masked_positions", "fused_add_norm", "img_size")
 FEATURE_KEYS = ("scene_layout", "scene_pooling", "overlap")  # of a config: how features become embeddings
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
 AXLSTM_WEIGHTS_VARIABLE = "PT_AXLSTM_MODEL_DIR"  # for experiments whose names begin with "axlstm"
@@ -63,6 +66,8 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
         FileNotFoundError: no weights there.
     """
     path: Path | None
+    if config_name == "" or weights == "":
+        raise ValueError("the name of the model or of its weights is empty; is a variable not set?")
     if config_name is None and weights in available_models() and not Path(weights).exists():
         config_name, weights = str(weights), None
     if config_name is None and weights and weights != UNTRAINED:
@@ -122,7 +127,7 @@ def weights_file(config_name: str, weights: str | Path | None) -> Path | None:
 def default_weights(name: str) -> Path:
     """The folder of an experiment's weights if none are named: $PT_MAMBA_MODEL_DIR/<name>_4x256_fp16_r1, or else the
     one that comes with the project. FileNotFoundError if neither exists."""
-    variable = AXLSTM_WEIGHTS_VARIABLE if name.startswith("axlstm") else WEIGHTS_VARIABLE
+    variable = _variable_of(name)
     model_dir, shipped = os.environ.get(variable), SHIPPED_WEIGHTS / name
     published = Path(model_dir) / (name + PUBLISHED_SUFFIX) if model_dir else None
     if published and published.is_dir():
@@ -141,12 +146,21 @@ def default_weights(name: str) -> Path:
 
 
 def available_models() -> list[str]:
-    """Names of the models whose weights are on this machine, in the project and in $PT_MAMBA_MODEL_DIR."""
+    """Names of the models whose weights are on this machine, in the project and in $PT_MAMBA_MODEL_DIR or
+    $PT_AXLSTM_MODEL_DIR."""
     names = {folder.name for folder in SHIPPED_WEIGHTS.glob("*") if folder.is_dir()}
-    for model_dir in filter(None, map(os.environ.get, (WEIGHTS_VARIABLE, AXLSTM_WEIGHTS_VARIABLE))):
-        published = Path(model_dir).glob(f"*{PUBLISHED_SUFFIX}")
-        names |= {folder.name.removesuffix(PUBLISHED_SUFFIX) for folder in published if folder.is_dir()}
+    for variable in (WEIGHTS_VARIABLE, AXLSTM_WEIGHTS_VARIABLE):
+        if model_dir := os.environ.get(variable):
+            folders = [folder for folder in Path(model_dir).glob(f"*{PUBLISHED_SUFFIX}") if folder.is_dir()]
+            found = {folder.name.removesuffix(PUBLISHED_SUFFIX) for folder in folders}
+            known = {short_name(name) for name in experiments()}
+            names |= {name for name in found & known if _variable_of(name) == variable}
     return sorted(names)
+
+
+def _variable_of(name: str) -> str:
+    """The environment variable with the folder of an experiment's published weights."""
+    return AXLSTM_WEIGHTS_VARIABLE if name.startswith("axlstm") else WEIGHTS_VARIABLE
 
 
 def trained_front_end(path: Path) -> FrontEnd:
@@ -194,16 +208,32 @@ def _with_variant(module: str, weights: str | Path | None) -> str:
 
 def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDict:
     """A config with its model and front end as `train.py --set` changed them, if the weights at `path` are in a work
-    folder of the same experiment; otherwise the config itself. FrontEndError if other weights had another front end."""
+    folder of the same experiment; otherwise the config itself. ValueError if other weights had another front end, or
+    an encoder of the same arch with other arguments."""
     found, entries = _read_config_beside(path) if path else (None, {})
     if "model" not in entries or stored_name(str(entries.get("name"))) != module:
         if isinstance(theirs := entries.get("front_end"), dict):
             FrontEnd.from_settings(config.front_end).check_same(FrontEnd.from_settings(theirs), str(found))
+        _check_same_encoder(config, entries.get("model", entries), f"{found} and {module}")
         return config
     changed = config.copy_and_resolve_references()
     for section in {"model", "front_end"} & entries.keys():
         changed[section] = ConfigDict(entries[section])
     return check_config(changed, models.known_archs(), source=str(found))
+
+
+def _check_same_encoder(config: ConfigDict, theirs: Any, names: str) -> None:
+    """ValueError for an argument of the encoder that differs and that the shapes of the weights may not show."""
+    if not isinstance(theirs, dict) or theirs.get("arch") != config.model.arch:
+        return  # none is noted, or the names of the weights tell them apart
+    defaults = argument_defaults(models.known_archs()[config.model.arch])
+    ours, others = (
+        json.loads(json.dumps(defaults | dict(arguments or {}), default=str))  # lists in place of tuples
+        for arguments in (config.model.model_args.to_dict(), theirs.get("model_args"))
+    )
+    for key, value in others.items():
+        if key not in FREE_ARGUMENTS and value != ours.get(key):
+            raise ValueError(f"{names} differ in model.model_args.{key}: {value!r} there, {ours.get(key)!r} here")
 
 
 def _read_config_beside(path: Path) -> tuple[Path | None, dict]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -33,7 +34,7 @@ class Format(NamedTuple):
 
 
 def format_of(out: Path) -> Format:
-    """The format of a result, by its suffix. ValueError for an unknown one."""
+    """The format of a result, by its suffix. ValueError for an unknown one, and for .parquet without pyarrow."""
     formats = {
         ".npz": Format(write_npz, _settings_of_npz),
         ".parquet": Format(write_parquet, _settings_of_parquet),
@@ -41,6 +42,8 @@ def format_of(out: Path) -> Format:
     }
     if out.suffix.lower() not in formats:
         raise ValueError(f"--out {out}: write it as .npz, .parquet, or without a suffix for a folder of .npy files")
+    if out.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise ValueError(f'--out {out}: .parquet needs pyarrow, which the extra [export] has: pip install ".[export]"')
     return formats[out.suffix.lower()]
 
 

@@ -42,8 +42,14 @@ def test_help_of_a_module_into_a_closed_output_says_nothing(command):
     [
         ("embed '' --out x.npz", "INPUT"),
         ("embed a.wav --out ''", "--out"),
+        ("embed a.wav --weights ''", "--weights"),
+        ("embed a.wav --config ''", "--config"),
+        ("listen ''", "FILE_OR_-"),
+        ("export --weights '' --out x", "--weights"),
         ("predict '' --weights w", "INPUT"),
+        ("predict a.wav --weights ''", "--weights"),
         ("probe ''", "SOURCE"),
+        ("probe a --model ''", "--model"),
         ("prepare '' out", "AUDIO_DIR"),
         ("verify ''", "ARCHIVE_DIR"),
         ("inspect ''", "ARCHIVE_DIR"),
@@ -61,7 +67,7 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, capsys, 
     with pytest.raises(SystemExit) as ended:
         audio_mamba_command(shlex.split(command))
     assert ended.value.code == 2
-    assert f"argument {argument}: the path is empty; is a variable not set?" in capsys.readouterr().err
+    assert f"argument {argument}: it is empty; is a variable not set?" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

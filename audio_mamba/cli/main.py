@@ -36,6 +36,20 @@ HEAR_COMMANDS = {
     "validate": "check a module against the HEAR API",
 }
 
+# What a command needs beyond the package itself: an extra, and for the kit a file of requirements.
+EXTRAS = {
+    "probe": "probe",
+    "export": "export",
+    "prepare": "train",
+    "index": "train",
+    "verify": "train",
+    "inspect": "train",
+    "train": "train",
+    "finetune": "train",
+    "report": "train",
+    "hear": "hear",
+}
+
 Main = Callable[[list[str], str], None]  # main(arguments, prog)
 
 
@@ -118,7 +132,18 @@ def main(arguments: list[str] | None = None) -> None:
     description, prog = str(__doc__).splitlines()[0], "audio-mamba"
     with quiet_exit():
         command, rest = choose(COMMANDS, prog, description, sys.argv[1:] if arguments is None else arguments)
-        load(command)(rest, f"{prog} {command}")
+        try:
+            load(command)(rest, f"{prog} {command}")
+        except ModuleNotFoundError as error:
+            if command not in EXTRAS or str(error.name).partition(".")[0] == "audio_mamba":
+                raise
+            raise SystemExit(f"{prog} {command}: {error}; {advice(EXTRAS[command])}") from None
+
+
+def advice(extra: str) -> str:
+    """How to install an extra."""
+    kit = ", then requirements-hear.txt with --no-deps" if extra == "hear" else ""
+    return f'install it with pip install "audio-mamba[{extra}]", in a checkout pip install ".[{extra}]"{kit}'
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from typing import TextIO
 
 
 def not_empty(text: str) -> str:
-    """The `type` of an argument that names a file or folder. Empty text, as from a variable of a script that is not
-    set, would be the current folder."""
+    """The `type` of an argument that names a file, folder or model. Empty text, as from a variable of a script that is
+    not set, would be the current folder or the default model."""
     if not text:
-        raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
+        raise argparse.ArgumentTypeError("it is empty; is a variable not set?")
     return text
 
 

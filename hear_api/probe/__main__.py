@@ -13,7 +13,7 @@ from pathlib import Path
 
 from audio_mamba.data.audio import CHANNELS
 from audio_mamba.hear_api.command_line import add_feature_arguments, add_hidden_argument, feature_choices
-from audio_mamba.system.terminal import given_path, quiet_exit
+from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
 
 DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
 
@@ -23,8 +23,9 @@ def probe(args: argparse.Namespace) -> str:
     from audio_mamba.hear_api.probe.classify import classify
     from audio_mamba.hear_api.probe.clips import read_clips
     from audio_mamba.hear_api.probe.features import embeddings, find_models
-    from audio_mamba.hear_api.probe.report import compare, markdown, write
+    from audio_mamba.hear_api.probe.report import check_folder, compare, markdown, write
 
+    check_folder(args.out)
     models = find_models(args.model or DEFAULT_MODELS, **feature_choices(args))
     columns = {"fold_column": args.fold_column, "group_column": args.group_column}
     clips = read_clips(args.source, args.labels, args.channel, args.hidden, **columns)
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     add(
         "--model",
         metavar="NAME",
+        type=not_empty,
         action="append",
         help="a model of list_models(), a path of weights, NAME:untrained, or logmel (mean and deviation of log-mels); "
         f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",

@@ -9,6 +9,7 @@ from audio_mamba.hear_api.probe.classify import Result, bootstrap, class_precisi
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.system.atomic_files import atomic_write
 
+PER_CLASS, PREDICTIONS = "per_class.csv", "predictions.csv"
 MAX_DRAWN = 60  # classes of a confusion matrix
 
 
@@ -71,16 +72,22 @@ def markdown(rows: list[Row], clips: Clips) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_folder(folder: Path) -> None:
+    """ValueError if a folder for results has a file under the name of one that no probe wrote."""
+    if (folder / PREDICTIONS).exists() and not (folder / PER_CLASS).exists():
+        raise ValueError(f"{folder / PREDICTIONS} exists already and no probe wrote it; choose another --out")
+
+
 def write(folder: Path, rows: list[Row], results: list[tuple[str, Result]], clips: Clips) -> None:
     """Write all files into a folder, each whole or not at all, without those of an earlier probe."""
     import pandas as pd
 
     folder.mkdir(parents=True, exist_ok=True)
-    for earlier in (folder / "predictions.csv", *folder.glob("confusion-*.png")):  # which not every probe writes
+    for earlier in (folder / PREDICTIONS, *folder.glob("confusion-*.png")):  # which not every probe writes
         earlier.unlink(missing_ok=True)
-    tables = {"results.csv": pd.DataFrame(rows), "per_class.csv": _per_class(results, clips)}
+    tables = {"results.csv": pd.DataFrame(rows), PER_CLASS: _per_class(results, clips)}
     if not clips.multi_label:
-        tables["predictions.csv"] = _predictions(results, clips)
+        tables[PREDICTIONS] = _predictions(results, clips)
     for name, table in tables.items():
         _write_text(folder / name, table.to_csv(index=False))
     _write_text(folder / "results.md", markdown(rows, clips))

@@ -74,6 +74,15 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_allclose(load_audio(tmp_path / "stereo.wav"), (left + right) / 2, atol=1e-7)
 
 
+def test_a_channel_may_be_any_whole_number_but_not_a_truth_value(tmp_path):
+    left, right = sines(16000), np.full(48000, 0.25, np.float32)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], 1), 16000, subtype="FLOAT")
+    (block,) = stream_audio(tmp_path / "stereo.wav", channel=np.int64(1))
+    np.testing.assert_array_equal(block, right)
+    with pytest.raises(ValueError, match="channel must be a number or one of"):
+        next(stream_audio(tmp_path / "stereo.wav", channel=True))
+
+
 def test_streams_in_bounded_blocks_and_resamples_without_seams(tmp_path):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 35).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", noise, 44100, subtype="FLOAT")

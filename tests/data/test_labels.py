@@ -61,6 +61,14 @@ def test_a_hear_task_brings_its_own_labels(tmp_path):
     assert [names[0] for path, names in zip(files, labels) if path.parent.name == "test"] == vocabulary
 
 
+def test_missing_files_of_a_hear_task_are_named(tmp_path):
+    task = write_scene_task(tmp_path, clips={"train": 2, "valid": 1, "test": 1}, seconds=0.5)
+    lost = sorted(task.glob("*/test/*.wav"))[0]
+    lost.unlink()
+    with pytest.raises(LabelError, match=rf"test lacks 1 of the \d+ files of its split, such as {lost.name}"):
+        find_labelled(task)
+
+
 def test_a_clip_of_an_event_task_has_the_labels_of_its_events_once(tmp_path):
     task = tmp_path / "notes"
     write_task(task, {"train": 3, "test": 1}, embedding_type="event")

@@ -148,6 +148,23 @@ def test_an_unreadable_score_file_is_named(base_dir):
         aggregation.main(["--base_dir", str(base_dir), "--output_dir", str(base_dir)])
 
 
+def test_a_score_that_is_not_a_number_is_named(base_dir):
+    path = base_dir / "configs.ssam_r1_00" / "vox" / "test.predicted-scores.json"
+    path.write_text('{"test": {"test_score": NaN}}')
+    with pytest.raises(SystemExit, match=f"{path}.*the score is nan"):
+        aggregation.main(["--base_dir", str(base_dir), "--output_dir", str(base_dir)])
+
+
+def test_damaged_settings_and_an_output_that_is_a_file_are_named(base_dir, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file"):
+        aggregation.main(["--base_dir", str(base_dir), "--output_dir", str(tmp_path / "file")])
+    path = base_dir / "configs.ssam_r1_00" / "vox" / "downstream-settings.json"
+    path.touch()
+    with pytest.raises(SystemExit, match=f"{path} is not JSON"):
+        aggregation.main(["--base_dir", str(base_dir), "--output_dir", str(tmp_path / "tables")])
+
+
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(SystemExit, match="has no test.predicted-scores.json"):
         aggregation.main(["--base_dir", str(tmp_path), "--output_dir", str(tmp_path / "tables")])

@@ -126,6 +126,26 @@ def test_files_are_read_with_the_front_end_of_the_model(tmp_path, monkeypatch, l
     assert times[1] == 40 and np.load(tmp_path / "out.npz")["duration"] == 2.5
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
+def test_a_folder_of_damaged_files_alone_gives_a_list_and_an_empty_result(tmp_path, capsys, suffix):
+    for number in range(3):
+        (tmp_path / f"{number}.wav").write_text("not audio")
+    with pytest.raises(SystemExit) as exit:
+        main([str(tmp_path), *MODEL, "--out", str(tmp_path / f"out{suffix}")])
+    assert exit.value.code == 3 and "3 files could not be embedded" in capsys.readouterr().err
+    assert len(pd.read_csv(tmp_path / f"out{suffix}.failed.csv")) == 3 and (tmp_path / f"out{suffix}").exists()
+
+
+def test_a_damaged_file_before_a_long_one_stops_nothing(audio, tmp_path, monkeypatch):
+    """It is in a group of its own, which has nothing to encode."""
+    monkeypatch.setattr(clips, "LONG_SECONDS", 3.0)
+    (tmp_path / "0.wav").write_text("not audio")
+    with pytest.raises(SystemExit) as exit:
+        main([str(tmp_path), str(audio / "deep"), *MODEL, "--out", str(tmp_path / "out.npz")])
+    assert exit.value.code == 3
+    assert len(np.load(tmp_path / "out.npz")["embedding"]) == 2
+
+
 def test_invalid_files_are_listed_and_the_others_embedded(audio, tmp_path, capsys):
     soundfile.write(tmp_path / "short.wav", np.zeros(200), 16000)
     (tmp_path / "text.flac").write_text("not audio")
@@ -423,6 +443,7 @@ def test_journal_drops_rows_without_an_entry(tmp_path):
         (["AUDIO", "--config", ".ssam_tiny"], "no config module '.ssam_tiny'"),
         (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
         (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
+        (["AUDIO", "--kind", "timestamps", "--pooling", "mean_std"], "--pooling mean_std: it is of scene embeddings"),
         (["AUDIO", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["AUDIO", "--device", "gpu"], "device gpu: "),
         pytest.param(
@@ -436,6 +457,13 @@ def test_invalid_commands_are_refused_and_leave_no_files(audio, tmp_path, argume
     arguments = [str(audio) if argument == "AUDIO" else argument for argument in arguments]
     with pytest.raises(SystemExit, match=f"embed: .*{message}"):
         main([*MODEL, "--out", str(tmp_path / "out.npz"), *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_pyarrow_is_named_before_anything_is_embedded(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr("audio_mamba.hear_api.writers.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"out.parquet: .parquet needs pyarrow, which the extra \[export\] has"):
+        main([str(audio), *MODEL, "--out", str(tmp_path / "out.parquet")])
     assert not list(tmp_path.iterdir())
 
 

@@ -149,5 +149,12 @@ def test_impossible_exports_are_refused(runtime, tmp_path):
             export(runtime, tmp_path / "model.onnx")
     with pytest.raises(ExportError, match="write it as .pt2, .onnx"):
         export(runtime, tmp_path / "model.tflite")
+    model = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--out"]
+    for options, message in (
+        ((str(tmp_path / "m"), "--layout", "bands"), "--layout bands: it is of the features"),
+        ((str(tmp_path / "m.pt2"), "--dtype", "float16"), "--dtype float16: it is of the weights in a folder"),
+    ):
+        with pytest.raises(SystemExit, match=f"export: {message}"):
+            main([*model, *options])
     with pytest.raises(SystemExit, match="export: .*no config module"):
         main(["--config", "absent", "--weights", "untrained", "--out", str(tmp_path / "m")])

@@ -39,6 +39,14 @@ def test_a_file(tmp_path, capsys, one_thread):
     assert int(steps) == 76 and 0 < float(factor) < 5  # ceil(301 frames / 4)
 
 
+def test_steps_that_come_at_the_end_are_timed_too(tmp_path, capsys, one_thread):
+    """A second of audio, less than the 2 s of the statistics."""
+    soundfile.write(tmp_path / "a.wav", tone(440, 1), 16000)
+    main([str(tmp_path / "a.wav"), *MODEL, "--statistics=warmup"])
+    median, factor = re.search(r"26 steps .* ([\d.]+) ms \(median\).*factor ([\d.]+)", capsys.readouterr().out).groups()
+    assert float(median) > 0 and float(factor) > 0
+
+
 def test_raw_stdin_in_a_separate_process():
     raw = (tone(440, 1) * 32767).astype("<i2").tobytes() + b"\0"  # with half a sample at the end
     command = [sys.executable, "-m", "hear_api.listen", "-", *MODEL]

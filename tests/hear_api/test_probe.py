@@ -186,6 +186,14 @@ def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path):
     assert not of_one_label & set(os.listdir(tmp_path / "out"))  # they would be those of the earlier probe
 
 
+def test_predictions_of_somebody_else_are_not_removed(folder, tmp_path):
+    """`predictions.csv` is also what audio-mamba predict writes by default."""
+    (tmp_path / "predictions.csv").write_text("mine")
+    with pytest.raises(SystemExit, match="predictions.csv exists already and no probe wrote it"):
+        main([str(folder), "--model", "logmel", "--out", str(tmp_path)])
+    assert (tmp_path / "predictions.csv").read_text() == "mine"
+
+
 def test_mean_average_precision_equals_scikit_learns():
     rng = np.random.default_rng(0)
     scores, targets = rng.standard_normal((50, 4)), rng.random((50, 4)) < 0.3

@@ -1,6 +1,7 @@
 """The model that the commands find for a config name and weights."""
 
 import importlib
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from audio_mamba import train
 from audio_mamba.hear_api.pretrained import save_pretrained
-from audio_mamba.hear_api.resolve import resolve
+from audio_mamba.hear_api.resolve import available_models, resolve
 from audio_mamba.hear_api.runtime import build_runtime
 from tests.training.runs import arguments
 
@@ -74,6 +75,41 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(workdir):
         load_runtime("ssam_tiny_200_16x4", str(workdir))
     runtime, name = load_runtime("tests.hear_api.small_config", "untrained")
     assert name == "small_config:untrained" and runtime.scene_layout == "published"
+
+
+@pytest.mark.parametrize(
+    "change, refused",
+    [({"direction": "backward"}, True), ({"norm_epsilon": 1e-5}, True), ({"mask_ratio": 0.8}, False), ({}, False)],
+)
+def test_an_encoder_of_the_same_shapes_with_other_arguments_is_refused(tmp_path, change, refused):
+    """Of a saved model, which has no name to tell by; the weights alone would fit."""
+    runtime, _ = load_runtime("ssam_tiny_200_16x4", "untrained")
+    saved = save_pretrained(runtime, tmp_path / "mine")
+    settings = json.loads((saved / "config.json").read_text())
+    settings["model_args"] |= change
+    (saved / "config.json").write_text(json.dumps(settings))
+    if refused:
+        (key,) = change
+        with pytest.raises(ValueError, match=f"config.json and configs.ssam_tiny_200_16x4 differ in .*{key}"):
+            load_runtime("ssam_tiny_200_16x4", str(saved))
+    else:
+        load_runtime("ssam_tiny_200_16x4", str(saved))
+
+
+@pytest.mark.parametrize("name, weights", [("", None), (None, ""), ("ssam_tiny_200_16x4", "")])
+def test_an_empty_name_is_not_the_default_model(name, weights):
+    with pytest.raises(ValueError, match="is empty; is a variable not set"):
+        load_runtime(name, weights)
+
+
+def test_only_models_that_can_be_loaded_by_name_are_listed(tmp_path, monkeypatch):
+    for name in ("axlstm_tiny_200_16x4", "ssam_base_200_16x4", "whatever"):
+        (tmp_path / f"{name}_4x256_fp16_r1").mkdir()
+    shipped = available_models()
+    monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))
+    assert set(available_models()) - set(shipped) == {"ssam_base_200_16x4"}
+    monkeypatch.setenv("PT_AXLSTM_MODEL_DIR", str(tmp_path))
+    assert set(available_models()) - set(shipped) == {"ssam_base_200_16x4", "axlstm_tiny_200_16x4"}
 
 
 def test_the_default_is_the_small_model_that_comes_with_the_project():

@@ -70,6 +70,18 @@ def test_shares_give_the_bytes_of_one_process(audio, tmp_path, suffix, kind, mon
     assert "is complete already" in capsys.readouterr().err
 
 
+def test_channels_of_one_file_stay_in_one_share(tmp_path):
+    """A file that got another channel between the shares must not move the others out of both, or into both."""
+    for number in range(4):
+        soundfile.write(tmp_path / f"{number}.wav", np.random.default_rng(number).uniform(-0.3, 0.3, 9000), 16000)
+    assert run(tmp_path, tmp_path / "out.npz", "--channel", "each", "--share", "2/2") == 0
+    soundfile.write(tmp_path / "0.wav", np.random.default_rng(4).uniform(-0.3, 0.3, (9000, 2)), 16000)
+    assert run(tmp_path, tmp_path / "out.npz", "--channel", "each", "--share", "1/2") == 0
+    with np.load(tmp_path / "out.npz") as result:
+        found = [(os.path.basename(path), channel) for path, channel in zip(result["path"], result["channel"])]
+    assert found == [("0.wav", 0), ("0.wav", 1), ("1.wav", 0), ("2.wav", 0), ("3.wav", 0)]
+
+
 def test_an_interrupted_share_is_resumed(audio, tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "GROUP_FRAMES", 1)  # one file per group
     embed_group, groups = RuntimeSSAST.embed_group, []
