@@ -21,6 +21,7 @@ from audio_mamba.training import distributed
 
 FEW = 10  # clips of a class; fewer are worth a warning
 NAMED = 5  # classes in a message
+TASK_NAME = "task_metadata.json"  # in the folder of a HEAR task
 LONGEST_CLIP = 600.0  # seconds, of a HEAR task that does not say how long its clips are
 
 logger = logging.getLogger("finetune")
@@ -35,34 +36,49 @@ def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> Labelled
     folders = [*config.data.train_dirs, *filter(None, (config.data.val_dir, config.data.test_dir))]
     if not config.data.train_dirs:
         raise ValueError("no training data: name a labelled archive or a HEAR task with --data")
-    if len(set(folders)) < len(folders):
-        raise ValueError("--data, --val-data and --test-data must be different folders")
-    clips = read_labelled([_archive(Path(folder), front_end, cache) for folder in folders], front_end)
+    archives = [_archive_of(Path(folder), cache) for folder in folders]
+    places = [archive.resolve() for archive in archives]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise ValueError(
+                "--data, --val-data and --test-data must be different folders, and HEAR tasks need different names: "
+                f"{folders[places.index(place)]} and {folders[number]} are both read from {archives[number]}"
+            )
+    for folder, archive in zip(folders, archives):
+        _make(Path(folder), archive, front_end)
+    clips = read_labelled(archives, front_end)
     if not len(clips):
         raise ValueError(f"{folders[0]} has no clips")
     return clips
 
 
-def _archive(folder: Path, front_end: FrontEnd, cache: Path) -> Path:
-    """The folder itself, or for a HEAR task its archive in `cache`, which the main process makes."""
-    task = folder / "task_metadata.json"
-    if (folder / MANIFEST_NAME).exists() or not task.exists():
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; expected a labelled archive or a HEAR task")
-        return folder
+def _archive_of(folder: Path, cache: Path) -> Path:
+    """The folder itself, or for a HEAR task the folder in `cache` for its archive. ValueError if it is no folder."""
+    if not (folder / MANIFEST_NAME).exists() and (folder / TASK_NAME).exists():
+        return cache / folder.resolve().name
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected a labelled archive or a HEAR task")
+    return folder
+
+
+def _make(folder: Path, archive: Path, front_end: FrontEnd) -> None:
+    """Prepare the archive of a HEAR task, which the main process does; any other folder is its own."""
+    if archive == folder:
+        return
     problem = ""
     if distributed.is_main():
         try:
             seconds = hear_metadata(folder).get("sample_duration") or LONGEST_CLIP
             if not isinstance(seconds, int | float):
-                raise ValueError(f"{task}: sample_duration must be a number of seconds, got {seconds!r:.80}")
+                raise ValueError(
+                    f"{folder / TASK_NAME}: sample_duration must be a number of seconds, got {seconds!r:.80}"
+                )
             settings = Settings(clip_seconds=max(CLIP_SECONDS, float(seconds)), front_end=front_end)
-            prepare(folder, cache / folder.name, workers=usable_cores(), settings=settings, fold_column="split")
+            prepare(folder, archive, workers=usable_cores(), settings=settings, fold_column="split")
         except (ValueError, OSError) as error:
             problem = str(error)
     if problem := distributed.gather(problem)[0]:
         raise ValueError(problem)
-    return cache / folder.name
 
 
 def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) -> dict[str, Split]:

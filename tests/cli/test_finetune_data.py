@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from audio_mamba.cli import finetune_arguments, finetune_setup, train_arguments, train_data, train_setup
-from audio_mamba.cli.finetune_data import find_splits
+from audio_mamba.cli.finetune_data import find_splits, read_clips
 from audio_mamba.data.labelled import LabelledClips
 from audio_mamba.front_end import PUBLISHED
 
@@ -70,6 +70,32 @@ def test_folds_of_one_archive_alone_are_not_dropped(given, options):
         splits(clips_of(given, [""] * 12), ["with", "without"], **options)
     found = splits(clips_of(given, [""] * 12), ["with"], val_dir="without")
     assert found[""].train.tolist() == list(range(12)) and found[""].valid.tolist() == list(range(12, 24))
+
+
+@pytest.mark.parametrize("again", ["data/", "./data", "{here}/data", "link"])
+def test_one_folder_under_two_spellings_is_refused(tmp_path, monkeypatch, again):
+    """Else a run would be judged on the clips that it trains on."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    again = again.format(here=tmp_path)
+    for named in (
+        {"train_dirs": ["data"], "val_dir": again, "test_dir": ""},
+        {"train_dirs": ["data"], "val_dir": "", "test_dir": again},
+        {"train_dirs": ["data", again], "val_dir": "", "test_dir": ""},
+    ):
+        with pytest.raises(ValueError, match=f"must be different folders.*: data and {again} are both read from"):
+            read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path / "cache")
+
+
+def test_two_tasks_of_one_name_do_not_share_an_archive(tmp_path):
+    """Of the same names, sizes and labels, the second one would count as prepared."""
+    for folder in ("clean", "noisy"):
+        (tmp_path / folder / "task").mkdir(parents=True)
+        (tmp_path / folder / "task" / "task_metadata.json").write_text("{}")
+    data = {"train_dirs": [str(tmp_path / "clean/task")], "val_dir": "", "test_dir": str(tmp_path / "noisy/task")}
+    with pytest.raises(ValueError, match="HEAR tasks need different names: .*clean/task and .*noisy/task are both"):
+        read_clips(ConfigDict({"data": data}), PUBLISHED, tmp_path / "cache")
 
 
 def test_the_advice_for_folds_with_test_data_can_be_followed():
