@@ -521,7 +521,7 @@ def test_a_checkpoint_of_another_class_list(tmp_path, capsys, archive):
         (("--fold", "1", "--loss", "multi"), ("metric=accuracy",), "metric accuracy needs one label per clip"),
         (("--fold", "1"), ("metric=acuracy",), "metric must be one of None, accuracy, balanced_accuracy"),
         (("--fold", "1"), ("opt.layer_decay=2",), "opt.layer_decay must be at most 1"),
-        (("--fold", "1"), ("augment.mixup=2",), "augment.mixup is a probability"),
+        (("--fold", "1"), ("augment.mixup=2",), "augment.mixup must be a number from 0 to 1, got 2"),
         (("--fold", "1"), ("head.poling=mean",), "head.poling"),
         (("--fold", "1"), ("data.num_frames=202",), "does not divide"),
     ],
