@@ -23,7 +23,7 @@ from audio_mamba.hear_api.command_line import (
     add_inputs_argument,
     ending_in_one_line,
 )
-from audio_mamba.hear_api.embed import (
+from audio_mamba.hear_api.file_runs import (
     FAILED_STATUS,
     FILES_AHEAD,
     decoding_pool,
