@@ -122,7 +122,7 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
         step_seconds = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
         with output.journal(settings, runtime.width_of(args.kind), share) as journal:
             own = share.part(sources)
-            drop_changed(journal, own)
+            drop_changed(journal, own, "embed", "embedded")
             _embed_sources(args, own, pool, runtime, journal)
             if share.count == 1:
                 return output.finish(journal, step_seconds)
@@ -143,8 +143,9 @@ def _say_share(output: Output, share: Share) -> None:
         return
     missing = ", ".join(f"{other.number + 1}" for other in output.missing_shares(share))
     say(
+        "embed",
         f"share {share} is complete; the process that completes the last one writes {output.path}"
-        + (f". Not complete, and nobody works on them now: {missing}; start them with --resume" if missing else "")
+        + (f". Not complete, and nobody works on them now: {missing}; start them with --resume" if missing else ""),
     )
 
 
@@ -216,7 +217,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         output = Output(args.out, args.resume)
         failed = embed(args, output)
     if failed:
-        print_failures(failed, output)
+        print_failures(failed, output, "embedded")
         sys.exit(FAILED_STATUS)
 
 

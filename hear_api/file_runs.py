@@ -37,30 +37,40 @@ def list_digest(files: list[Path]) -> str:
     return f"{len(files)} files, {digest[:16]}"
 
 
-def drop_changed(journal: Journal, sources: Sequence[Source]) -> None:
+def drop_changed(journal: Journal, sources: Sequence[Source], command: str, done: str) -> None:
     """Keep what an interrupted run has finished up to the first file that has changed since; say what is not kept.
 
-    All later files are embedded again, too, since rows are in the order of files, and groups must be the same as in an
+    All later files are `done` again, too, since rows are in the order of files, and groups must be the same as in an
     uninterrupted run.
+
+    Args:
+        journal: of the run.
+        sources: all of its files.
+        command: that speaks.
+        done: what it does with files, such as "embedded".
     """
-    done = journal.entries
-    if any(entry.version is None for entry in done):
-        say("this run was started by an earlier version, which noted no sizes and times; its files are not compared")
+    entries = journal.entries
+    if any(entry.version is None for entry in entries):
+        say(
+            command,
+            "this run was started by an earlier version, which noted no sizes and times; its files are not compared",
+        )
     versions = {source.name: source.version for source in sources}
-    changed = [n for n, entry in enumerate(done) if entry.version not in (None, versions[entry.path])]
+    changed = [n for n, entry in enumerate(entries) if entry.version not in (None, versions[entry.path])]
     if changed:
-        files = dict.fromkeys(done[number].path for number in changed)
+        files = dict.fromkeys(entries[number].path for number in changed)
         journal.keep(changed[0])
         kept = len({entry.path for entry in journal.entries})
         say(
-            f"{len(files)} of the files that were embedded have changed since, the first is {next(iter(files))}; the "
-            f"results of {kept} files before it are kept, the others are embedded again"
+            command,
+            f"{len(files)} of the files that were {done} have changed since, the first is {next(iter(files))}; the "
+            f"results of {kept} files before it are kept, the others are {done} again",
         )
 
 
-def say(text: str) -> None:
-    """Print a line above the progress bar."""
-    tqdm.write(f"embed: {text}", file=sys.stderr)
+def say(command: str, text: str) -> None:
+    """Print a line of a command above its progress bar."""
+    tqdm.write(f"{command}: {text}", file=sys.stderr)
 
 
 def entry_of(clip: Clip | Failure, rows: int, source: Source) -> Entry:
@@ -83,7 +93,7 @@ def strict_error(path: str | Path, reason: str) -> AudioError:
     return AudioError(f"{path}: {reason} (--strict)")
 
 
-def print_failures(failed: list[Entry], output: Output, done: str = "embedded") -> None:
+def print_failures(failed: list[Entry], output: Output, done: str) -> None:
     """List the files that could not be `done` on stderr."""
     width, count = max(len(entry.path) for entry in failed), len({entry.path for entry in failed})
     files = "1 file" if count == 1 else f"{count} files"

@@ -112,7 +112,7 @@ def predict(args: argparse.Namespace, output: Output, classifier: AudioClassifie
             tqdm.write(f"{output.path} is complete already", file=sys.stderr)
             return output.read_failures()
         with output.journal(settings, len(classifier.classes)) as journal:
-            drop_changed(journal, sources)
+            drop_changed(journal, sources, "predict", "labelled")
             _label_sources(args, sources, pool, classifier, labelling, journal)
             return output.finish(journal, labelling.hop_seconds)
 

@@ -194,12 +194,17 @@ def test_failures_are_listed_and_the_rest_is_labelled(tmp_path, weights, recordi
         run(tmp_path / "broken.wav", recording[0], "--weights", weights, "--out", tmp_path / "s.csv", "--strict")
 
 
-def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monkeypatch):
+@pytest.fixture
+def four(tmp_path, monkeypatch):
+    """Recordings of 1 to 4 s. The first two are labelled together."""
+    monkeypatch.setattr(clips_module, "GROUP_FRAMES", 150)
     for number in range(4):
         soundfile.write(tmp_path / f"{number}.wav", sound("high", 1 + number), RATE)
-    monkeypatch.setattr(clips_module, "GROUP_FRAMES", 150)
-    files = sorted(tmp_path.glob("*.wav"))
-    run(*files, "--weights", weights, "--out", tmp_path / "whole.csv")
+    return sorted(tmp_path.glob("*.wav"))
+
+
+def interrupted(monkeypatch, *arguments):
+    """A run that Ctrl-C ends after two groups."""
     seen = []
     real = predict.Labelling.rows
 
@@ -209,12 +214,18 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monke
         seen.append(group)
         return real(self, classifier, group)
 
-    out = tmp_path / "parts.csv"
     with monkeypatch.context() as patched:
         patched.setattr(predict.Labelling, "rows", rows)
         with pytest.raises(SystemExit) as ended:
-            run(*files, "--weights", weights, "--out", out)
-        assert ended.value.code == 130 and not out.exists()
+            run(*arguments)
+    assert ended.value.code == 130
+
+
+def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, four, monkeypatch):
+    files, out = four, tmp_path / "parts.csv"
+    run(*files, "--weights", weights, "--out", tmp_path / "whole.csv")
+    interrupted(monkeypatch, *files, "--weights", weights, "--out", out)
+    assert not out.exists()
     with pytest.raises(SystemExit, match="continue it with --resume"):
         run(*files, "--weights", weights, "--out", out)
     with pytest.raises(SystemExit, match="another window"):
@@ -224,6 +235,18 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monke
     run(*files, "--weights", weights, "--out", out, "--resume")  # complete already
     with pytest.raises(SystemExit, match="another top"):
         run(*files, "--weights", weights, "--out", out, "--resume", "--threshold", 0.3)
+
+
+def test_files_that_have_changed_are_labelled_again(tmp_path, weights, four, monkeypatch, capsys):
+    out = tmp_path / "parts.csv"
+    interrupted(monkeypatch, *four, "--weights", weights, "--out", out)
+    soundfile.write(four[2], sound("hiss", 2), RATE)
+    capsys.readouterr()
+    run(*four, "--weights", weights, "--out", out, "--resume")
+    error = capsys.readouterr().err
+    assert f"predict: 1 of the files that were labelled have changed since, the first is {four[2]};" in error
+    assert "the results of 2 files before it are kept, the others are labelled again" in error and "embed" not in error
+    assert [row["label"] for row in rows_of(out)] == ["high", "high", "hiss", "high"]
 
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl"])
