@@ -8,6 +8,8 @@ import dataclasses
 import numpy as np
 
 FILTER_POINTS = 3, 6  # fewest and most frequencies between which the gain of a filter changes
+MOST_PLACES = 1_000_000  # frames or mel bands; more is a slip
+MOST_DECIBELS = 100  # a few times more, and float32 overflows
 MIXUP_ALPHA = 10.0  # of the Beta distribution of the share, as AST (Gong et al. 2021): shares are near one half
 
 
@@ -37,12 +39,11 @@ class Augmentation:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and type(value) is not int or isinstance(value, bool) or not 0 <= value < 1000:
-                kind = "a whole number" if field.type is int else "a number"
-                raise ValueError(f"augment.{field.name} must be {kind} of at least 0, got {value!r}")
-        if self.mixup > 1:
-            raise ValueError(f"augment.mixup is a probability, at most 1, got {self.mixup}")
+            value, whole = getattr(self, field.name), field.type is int
+            most = 1 if field.name == "mixup" else MOST_PLACES if whole else MOST_DECIBELS
+            if whole and type(value) is not int or isinstance(value, bool) or not 0 <= value <= most:
+                kind = "a whole number" if whole else "a number"
+                raise ValueError(f"augment.{field.name} must be {kind} from 0 to {most}, got {value!r}")
 
 
 def draw_gain(rng: np.random.Generator, most: float) -> float:

@@ -171,7 +171,7 @@ class LabelledDataset(Dataset):
         augmentation: of the crops.
         seed: of crops and augmentation.
         strict: raise at the first bad clip; else another clip of `chosen` takes its place, which depends on (seed,
-            epoch, number) alone.
+            epoch, number) alone. So it is for the other clip of a mixture, and then no sample counts as lost.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class LabelledDataset(Dataset):
         strict: bool = False,
     ):
         self.clips, self.chosen, self.crop_frames, self.augmentation = clips, chosen, crop_frames, augmentation
-        self.seed, self.strict = seed, strict or crop_frames is None
+        self.seed, self.strict = seed, strict
         self._files = ShardFiles()
         self._contents = LocalContents(
             clips.shards, np.bincount(clips.places[:, 0], minlength=len(clips.shards)).tolist()
@@ -212,7 +212,7 @@ class LabelledDataset(Dataset):
             ArchiveError: strict, and a clip is bad; or all 20 substitutes for it are bad as well.
         """
         faults: list[Fault] = []
-        drawn = [self._good(epoch, number, faults) for epoch, number in items]
+        drawn = [self._draw(epoch, number, faults) for epoch, number in items]
         frames = torch.tensor([len(crop) for crop, _, _ in drawn])
         spectrogram = torch.zeros(len(drawn), 1, int(frames.max()), self.clips.front_end.n_mels)
         for out, (crop, _, _) in zip(spectrogram[:, 0], drawn):
@@ -225,31 +225,21 @@ class LabelledDataset(Dataset):
             "index": torch.tensor([clip for _, _, clip in drawn]),
         }, faults
 
-    def _good(self, epoch: int, number: int, faults: list[Fault]) -> tuple[np.ndarray, np.ndarray, int]:
+    def _draw(self, epoch: int, number: int, faults: list[Fault]) -> tuple[np.ndarray, np.ndarray, int]:
         """Clip or substitute: [frames, mels], target [classes], and the clip's number among all."""
-        place, errors = number % len(self), []
-        substitutes = np.random.default_rng((self.seed, epoch, number, SUBSTITUTE))
-        for _ in range(1 + MAX_SUBSTITUTES):
-            try:
-                if self.crop_frames is None:
-                    return self._whole(self.chosen[place]), self._target(place), int(self.chosen[place])
-                return *self._augmented(place, epoch, number), int(self.chosen[place])
-            except ArchiveError as error:
-                if self.strict:
-                    raise
-                errors.append(error)
-                faults.append((self.clips.shards[self.clips.places[self.chosen[place], 0]], str(error), 1))
-                place = int(substitutes.integers(len(self)))
-        raise errors[0]
-
-    def _augmented(self, place: int, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The crop of a clip, augmented, and its target, which mixup makes soft."""
+        place = number % len(self)
+        if self.crop_frames is None:
+            return self._whole(self.chosen[place]), self._target(place), int(self.chosen[place])
         rng, augmentation = np.random.default_rng((self.seed, epoch, number)), self.augmentation
-        crop, target = self._crop(place, rng), self._target(place)
+        substitutes = np.random.default_rng((self.seed, epoch, number, SUBSTITUTE))
+        crop, place = self._good_crop(place, rng, substitutes, faults)
+        target = self._target(place)
         share = augment.draw_share(rng, augmentation.mixup)
-        if share < 1:
-            other = int(rng.integers(len(self)))
-            second = self._crop(other, rng)[: len(crop)]
+        if share < 1:  # the target becomes soft
+            tried: list[Fault] = []
+            second, other = self._good_crop(int(rng.integers(len(self))), rng, substitutes, tried)
+            faults += [(shard, problem, 0) for shard, problem, _ in tried]  # this sample is not lost
+            second = second[: len(crop)]
             filled = np.empty_like(crop)
             filled[: len(second)] = second
             repeat_to_fill(filled, len(second))
@@ -259,7 +249,23 @@ class LabelledDataset(Dataset):
         if augmentation.freq_shift:
             crop = augment.shift_bands(crop, rng, augmentation.freq_shift)
         augment.mask(crop, rng, augmentation.time_mask, augmentation.freq_mask)
-        return crop, target
+        return crop, target, int(self.chosen[place])
+
+    def _good_crop(
+        self, place: int, rng: np.random.Generator, substitutes: np.random.Generator, faults: list[Fault]
+    ) -> tuple[np.ndarray, int]:
+        """The crop [frames, mels] of a clip or, if that is bad, of a substitute; and the place of the one taken."""
+        errors = []
+        for _ in range(1 + MAX_SUBSTITUTES):
+            try:
+                return self._crop(place, rng), place
+            except ArchiveError as error:
+                if self.strict:
+                    raise
+                errors.append(error)
+                faults.append((self.clips.shards[self.clips.places[self.chosen[place], 0]], str(error), 1))
+                place = int(substitutes.integers(len(self)))
+        raise errors[0]
 
     def _target(self, place: int) -> np.ndarray:
         target = np.zeros(len(self.clips.classes), np.float32)

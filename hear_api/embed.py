@@ -7,19 +7,16 @@ run, 130 after Ctrl-C. Run the same command with --resume to continue an interru
 """
 
 import argparse
-import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.data.audio import AudioError, AudioFileError
-from audio_mamba.hear_api.clips import Clip, Failure, decode, group_clips, prefetch, start_worker
+from audio_mamba.data.audio import AudioFileError
+from audio_mamba.hear_api.clips import Clip, Failure, decode, group_clips, prefetch
 from audio_mamba.hear_api.command_line import (
     add_device_argument,
     add_feature_arguments,
@@ -28,6 +25,18 @@ from audio_mamba.hear_api.command_line import (
     add_weights_arguments,
     ending_in_one_line,
     feature_choices,
+)
+from audio_mamba.hear_api.file_runs import (
+    FAILED_STATUS,
+    FILES_AHEAD,
+    decoding_pool,
+    drop_changed,
+    entry_of,
+    list_digest,
+    print_failures,
+    say,
+    strict_error,
+    without_failures,
 )
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.output import Output
@@ -41,8 +50,6 @@ from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import given_path, quiet_exit
 
 CHANNELS = ("mix", "left", "right", "each")
-FAILED_STATUS = 3
-FILES_AHEAD = 8  # per worker
 PROGRESS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -119,7 +126,7 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
         with output.journal(settings, runtime.width_of(args.kind), share) as journal:
             own_files = set(share.part(files))  # whole files, so that their channels do not move the bounds
             own = [source for source in sources if source.path in own_files]
-            drop_changed(journal, own)
+            drop_changed(journal, own, "embed", "embedded")
             _embed_sources(args, own, pool, runtime, journal)
             if share.count == 1:
                 return output.finish(journal, step_seconds)
@@ -140,20 +147,10 @@ def _say_share(output: Output, share: Share) -> None:
         return
     missing = ", ".join(f"{other.number + 1}" for other in output.missing_shares(share))
     say(
+        "embed",
         f"share {share} is complete; the process that completes the last one writes {output.path}"
-        + (f". Not complete, and nobody works on them now: {missing}; start them with --resume" if missing else "")
+        + (f". Not complete, and nobody works on them now: {missing}; start them with --resume" if missing else ""),
     )
-
-
-@contextmanager
-def decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that run `decode`."""
-    pool = ProcessPoolExecutor(workers, initializer=start_worker)
-    try:
-        pool.submit(int).result()  # starts the workers now, before the threads of the model exist
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST, source: ModelSource) -> dict:
@@ -172,38 +169,6 @@ def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST
         "device": args.device,
         "list of files": list_digest(files),
     }
-
-
-def list_digest(files: list[Path]) -> str:
-    """The number of files, and what tells their list from others."""
-    digest = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
-    return f"{len(files)} files, {digest[:16]}"
-
-
-def drop_changed(journal: Journal, sources: Sequence[Source]) -> None:
-    """Keep what an interrupted run has finished up to the first file that has changed since; say what is not kept.
-
-    All later files are embedded again, too, since rows are in the order of files, and groups must be the same as in an
-    uninterrupted run.
-    """
-    done = journal.entries
-    if any(entry.version is None for entry in done):
-        say("this run was started by an earlier version, which noted no sizes and times; its files are not compared")
-    versions = {source.name: source.version for source in sources}
-    changed = [n for n, entry in enumerate(done) if entry.version not in (None, versions[entry.path])]
-    if changed:
-        files = dict.fromkeys(done[number].path for number in changed)
-        journal.keep(changed[0])
-        kept = len({entry.path for entry in journal.entries})
-        say(
-            f"{len(files)} of the files that were embedded have changed since, the first is {next(iter(files))}; the "
-            f"results of {kept} files before it are kept, the others are embedded again"
-        )
-
-
-def say(text: str) -> None:
-    """Print a line above the progress bar."""
-    tqdm.write(f"embed: {text}", file=sys.stderr)
 
 
 def _embed_sources(
@@ -249,35 +214,6 @@ def _embed_sources(
             bar.update(len(journal.entries) - bar.n)
 
 
-def entry_of(clip: Clip | Failure, rows: int, source: Source) -> Entry:
-    """What the journal keeps of a source with so many rows."""
-    if isinstance(clip, Failure):
-        return Entry(source.name, error=clip.reason, channel=source.channel, version=source.version)
-    return Entry(source.name, rows, clip.seconds, channel=source.channel, version=source.version)
-
-
-def without_failures(sources: Sequence[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
-    """The clips of sources; AudioError, which names the file, at the first failure."""
-    for source, clip in zip(sources, clips):
-        if isinstance(clip, Failure):
-            raise strict_error(source.path, clip.reason)
-        yield clip
-
-
-def strict_error(path: str | Path, reason: str) -> AudioError:
-    """What ends a run with --strict."""
-    return AudioError(f"{path}: {reason} (--strict)")
-
-
-def print_failures(failed: list[Entry], output: Output, done: str = "embedded") -> None:
-    """List the files that could not be `done` on stderr."""
-    width, count = max(len(entry.path) for entry in failed), len({entry.path for entry in failed})
-    files = "1 file" if count == 1 else f"{count} files"
-    print(f"\n{files} could not be {done} (this list: {output.failures_path}):", file=sys.stderr)
-    for path, error in dict.fromkeys((entry.path, entry.error) for entry in failed):  # once for all channels
-        print(f"  {path:<{width}}  {error}", file=sys.stderr)
-
-
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.embed") -> None:
     """The embed command."""
     args = _parse(arguments, prog)
@@ -285,7 +221,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         output = Output(args.out, args.resume)
         failed = embed(args, output)
     if failed:
-        print_failures(failed, output)
+        print_failures(failed, output, "embedded")
         sys.exit(FAILED_STATUS)
 
 

@@ -1,15 +1,15 @@
 """Predicted labels as files: a csv or jsonl table, label tracks for Audacity, or selection tables for Raven.
 
 Times are in seconds from the start of the recording. A table has `<name>.settings.json` beside it, a folder has it
-inside: what the labels depend on, with the names of all classes and the temperature of the probabilities. If channels
-were labelled one by one, tables have a column with their number, counted from 0, and each has a file of its own.
+inside: what the labels depend on, with the names of all classes and the temperature of the probabilities. A folder has
+an index of its files, too. If channels were labelled one by one, tables and the index have a column with their number,
+counted from 0, and each has a file of its own.
 """
 
 import csv
 import io
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from torch import Tensor
 from audio_mamba.hear_api.classifier import AudioClassifier
 from audio_mamba.hear_api.clips import Clip, Failure
 from audio_mamba.hear_api.journal import Entry, Journal
-from audio_mamba.hear_api.writers import NAME_BYTES, SETTINGS_NAME, Format
+from audio_mamba.hear_api.writers import INDEX_NAME, SETTINGS_NAME, Format, has_channels, name_in_folder, whole_folder
 from audio_mamba.system.atomic_files import atomic_write
 
 FORMATS = ("csv", "jsonl", "audacity", "raven")
@@ -160,7 +160,7 @@ def format_for(out: Path, name: str | None, labelling: Labelling) -> Format:
             f"--out {out}: write it as .csv or .jsonl, or with --format audacity or raven without a suffix for a folder"
         )
     if name in TRACK_SUFFIX:
-        return Format(partial(_write_folder, labelling, name), _settings_in_folder)
+        return Format(partial(_write_folder, labelling, name), partial(_settings_in_folder, name))
     return Format(partial(_write_table, labelling, name), _settings_beside)
 
 
@@ -191,7 +191,7 @@ def _write_table(labelling: Labelling, name: str, out: Path, journal: Journal, s
 
 def _write_csv(labelling: Labelling, text: IO[str], journal: Journal) -> None:
     table = csv.writer(text)
-    numbered = any(entry.channel is not None for entry in journal.entries)
+    numbered = has_channels(journal)
     table.writerow(["path", *(["channel"] if numbered else []), "start", "end", "label", "probability"])
     for entry, rows in files_of(journal):
         of: list[Any] = [entry.path, entry.channel] if numbered else [entry.path]
@@ -228,26 +228,32 @@ def _settings_beside(out: Path) -> str | None:
 
 def _write_folder(labelling: Labelling, name: str, out: Path, journal: Journal, step_seconds: float) -> None:
     """A label track or selection table per recording, named `<number>_<name of the recording>`, or per channel, named
-    `<number>_ch<its number>_<name of the recording>`."""
-    unfinished = journal.folder / "labels"
-    shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
-    unfinished.mkdir()
-    (unfinished / SETTINGS_NAME).write_text(json.dumps(journal.settings, ensure_ascii=False), encoding="utf-8")
-    for number, (entry, rows) in enumerate(files_of(journal)):
-        stem = Path(entry.path).stem.encode()[:NAME_BYTES].decode(errors="ignore")
-        spans = merged(labelling.labels(rows, entry.seconds))
-        if name == "audacity":
-            text = audacity_track(spans)
-        else:
-            text = raven_table(spans, labelling.max_hz, entry.channel or 0)
-        if entry.channel is not None:
-            stem = f"ch{entry.channel}_{stem}"
-        (unfinished / f"{number:06d}_{stem}{TRACK_SUFFIX[name]}").write_text(text, encoding="utf-8")
-    unfinished.rename(out)
+    `<number>_ch<its number>_<name of the recording>`; index.csv (track, path, duration, labels), with --channel each
+    with a column channel behind path; and settings.json."""
+    settings = json.dumps(journal.settings | {"format": name}, ensure_ascii=False)
+    with whole_folder(out, journal) as folder, open(folder / INDEX_NAME, "w", newline="", encoding="utf-8") as table:
+        (folder / SETTINGS_NAME).write_text(settings, encoding="utf-8")
+        index = csv.writer(table)
+        index.writerow(["track", "path", *(["channel"] if has_channels(journal) else []), "duration", "labels"])
+        for number, (entry, rows) in enumerate(files_of(journal)):
+            spans = merged(labelling.labels(rows, entry.seconds))
+            if name == "audacity":
+                text = audacity_track(spans)
+            else:
+                text = raven_table(spans, labelling.max_hz, entry.channel or 0)
+            track = name_in_folder(number, entry, TRACK_SUFFIX[name])
+            (folder / track).write_text(text, encoding="utf-8")
+            channel = [] if entry.channel is None else [entry.channel]
+            index.writerow([track, entry.path, *channel, entry.seconds, len(spans)])
 
 
-def _settings_in_folder(out: Path) -> str | None:
-    return (out / SETTINGS_NAME).read_text(encoding="utf-8")
+def _settings_in_folder(name: str, out: Path) -> str | None:
+    text = (out / SETTINGS_NAME).read_text(encoding="utf-8")
+    settings = json.loads(text)
+    made_as = settings.get("format") if isinstance(settings, dict) else None
+    if made_as != name:
+        raise ValueError(f"it was written with --format {made_as}" if made_as else f"{SETTINGS_NAME} has no format")
+    return text
 
 
 def audacity_track(spans: list[Label]) -> str:

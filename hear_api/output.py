@@ -1,4 +1,4 @@
-"""The output of the embed command: its journal while the run lasts, then the result and the list of failed files."""
+"""The output of embed and predict: the journal while the run lasts, then the result and the list of failed files."""
 
 import csv
 import io

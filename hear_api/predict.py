@@ -23,7 +23,7 @@ from audio_mamba.hear_api.command_line import (
     add_inputs_argument,
     ending_in_one_line,
 )
-from audio_mamba.hear_api.embed import (
+from audio_mamba.hear_api.file_runs import (
     FAILED_STATUS,
     FILES_AHEAD,
     decoding_pool,
@@ -50,7 +50,13 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 2)[2])
     add = parser.add_argument
     add_inputs_argument(parser)
-    add("--weights", metavar="PATH", type=not_empty, required=True, help="work folder of finetune.py, or its folder classifier")
+    add(
+        "--weights",
+        metavar="PATH",
+        type=not_empty,
+        required=True,
+        help="work folder of finetune.py, or its folder classifier",
+    )
     add_device_argument(parser)
     add(
         "--precision",
@@ -112,7 +118,7 @@ def predict(args: argparse.Namespace, output: Output, classifier: AudioClassifie
             tqdm.write(f"{output.path} is complete already", file=sys.stderr)
             return output.read_failures()
         with output.journal(settings, len(classifier.classes)) as journal:
-            drop_changed(journal, sources)
+            drop_changed(journal, sources, "predict", "labelled")
             _label_sources(args, sources, pool, classifier, labelling, journal)
             return output.finish(journal, labelling.hop_seconds)
 

@@ -1,4 +1,4 @@
-"""The INPUTs of the embed command: which files they name, and what of each file is embedded."""
+"""The INPUTs of embed and predict: which files they name, and what of each file is read."""
 
 import csv
 import glob

@@ -11,6 +11,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -21,7 +22,7 @@ from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal
 from audio_mamba.system.atomic_files import atomic_write
 
 NAME_BYTES = 200
-SETTINGS_NAME, INDEX_NAME = "settings.json", "index.csv"  # in a folder of .npy files
+SETTINGS_NAME, INDEX_NAME = "settings.json", "index.csv"  # in a folder of .npy files or labels
 
 
 class Format(NamedTuple):
@@ -149,28 +150,37 @@ def write_parquet(out: Path, journal: Journal | JoinedJournal, step_seconds: flo
 def write_npy_folder(out: Path, journal: Journal | JoinedJournal, step_seconds: float) -> None:
     """One `<number>_<name>.npy` [rows, width] per file, index.csv (npy, path, rows, step, duration, model, layout), and
     settings.json. With `--channel each`, `<number>_ch<channel>_<name>.npy` and a column channel behind path."""
-    unfinished = journal.folder / "npy"
-    shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
-    unfinished.mkdir()
-    (unfinished / SETTINGS_NAME).write_text(json.dumps(journal.settings))
     rows, model, layout = _RowReader(journal), journal.settings["model"], journal.settings["layout"]
-    with open(unfinished / INDEX_NAME, "w", newline="", encoding="utf-8") as table:
+    with whole_folder(out, journal) as folder, open(folder / INDEX_NAME, "w", newline="", encoding="utf-8") as table:
+        (folder / SETTINGS_NAME).write_text(json.dumps(journal.settings))
         index = csv.writer(table)
         channel_column = ["channel"] if has_channels(journal) else []
         index.writerow(["npy", "path", *channel_column, "rows", "step", "duration", "model", "layout"])
         for number, entry in enumerate(_good(journal)):
             channel = [] if entry.channel is None else [entry.channel]
-            name = f"{number:06d}_{''.join(f'ch{n}_' for n in channel)}{_short(Path(entry.path).stem)}.npy"
-            with open(unfinished / name, "wb") as file:
+            name = name_in_folder(number, entry, ".npy")
+            with open(folder / name, "wb") as file:
                 _write_npy(file, rows.take(entry.rows), (entry.rows, journal.width))
             index.writerow([name, entry.path, *channel, entry.rows, step_seconds, entry.seconds, model, layout])
+
+
+@contextmanager
+def whole_folder(out: Path, journal: Journal | JoinedJournal) -> Iterator[Path]:
+    """An empty folder to fill, which becomes the result `out` at the end."""
+    unfinished = journal.folder / "result"
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
+    unfinished.mkdir()
+    yield unfinished
     os.sync()  # once, since a call for each of many small files would take longer than everything else
     unfinished.rename(out)
 
 
-def _short(stem: str) -> str:
-    """The first NAME_BYTES bytes of a name, since file systems allow 255."""
-    return stem.encode()[:NAME_BYTES].decode(errors="ignore")
+def name_in_folder(number: int, entry: Entry, suffix: str) -> str:
+    """`<number>_<name>` with a suffix, or of one channel `<number>_ch<channel>_<name>`. Of the name the first
+    NAME_BYTES bytes, since file systems allow 255."""
+    channel = "" if entry.channel is None else f"ch{entry.channel}_"
+    stem = Path(entry.path).stem.encode()[:NAME_BYTES].decode(errors="ignore")
+    return f"{number:06d}_{channel}{stem}{suffix}"
 
 
 class _RowReader:

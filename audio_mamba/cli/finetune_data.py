@@ -21,6 +21,8 @@ from audio_mamba.training import distributed
 
 FEW = 10  # clips of a class; fewer are worth a warning
 NAMED = 5  # classes in a message
+FOLDS, SPLITS, NO_FOLDS = "folds", "splits", "no folds"  # what an archive has
+TASK_NAME = "task_metadata.json"  # in the folder of a HEAR task
 LONGEST_CLIP = 600.0  # seconds, of a HEAR task that does not say how long its clips are
 
 logger = logging.getLogger("finetune")
@@ -35,88 +37,124 @@ def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> Labelled
     folders = [*config.data.train_dirs, *filter(None, (config.data.val_dir, config.data.test_dir))]
     if not config.data.train_dirs:
         raise ValueError("no training data: name a labelled archive or a HEAR task with --data")
-    if len(set(folders)) < len(folders):
-        raise ValueError("--data, --val-data and --test-data must be different folders")
-    clips = read_labelled([_archive(Path(folder), front_end, cache) for folder in folders], front_end)
+    archives = [_archive_of(Path(folder), cache) for folder in folders]
+    places = [archive.resolve() for archive in archives]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise ValueError(
+                "--data, --val-data and --test-data must be different folders, and HEAR tasks need different names: "
+                f"{folders[places.index(place)]} and {folders[number]} are both read from {archives[number]}"
+            )
+    for folder, archive in zip(folders, archives):
+        _make(Path(folder), archive, front_end)
+    clips = read_labelled(archives, front_end)
     if not len(clips):
         raise ValueError(f"{folders[0]} has no clips")
     return clips
 
 
-def _archive(folder: Path, front_end: FrontEnd, cache: Path) -> Path:
-    """The folder itself, or for a HEAR task its archive in `cache`, which the main process makes."""
-    task = folder / "task_metadata.json"
-    if (folder / MANIFEST_NAME).exists() or not task.exists():
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; expected a labelled archive or a HEAR task")
-        return folder
+def _archive_of(folder: Path, cache: Path) -> Path:
+    """The folder itself, or for a HEAR task the folder in `cache` for its archive. ValueError if it is no folder."""
+    if not (folder / MANIFEST_NAME).exists() and (folder / TASK_NAME).exists():
+        return cache / folder.resolve().name
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected a labelled archive or a HEAR task")
+    return folder
+
+
+def _make(folder: Path, archive: Path, front_end: FrontEnd) -> None:
+    """Prepare the archive of a HEAR task, which the main process does; any other folder is its own."""
+    if archive == folder:
+        return
     problem = ""
     if distributed.is_main():
         try:
             seconds = hear_metadata(folder).get("sample_duration") or LONGEST_CLIP
             if not isinstance(seconds, int | float):
-                raise ValueError(f"{task}: sample_duration must be a number of seconds, got {seconds!r:.80}")
+                raise ValueError(
+                    f"{folder / TASK_NAME}: sample_duration must be a number of seconds, got {seconds!r:.80}"
+                )
             settings = Settings(clip_seconds=max(CLIP_SECONDS, float(seconds)), front_end=front_end)
-            prepare(folder, cache / folder.name, workers=usable_cores(), settings=settings, fold_column="split")
+            prepare(folder, archive, workers=usable_cores(), settings=settings, fold_column="split")
         except (ValueError, OSError) as error:
             problem = str(error)
     if problem := distributed.gather(problem)[0]:
         raise ValueError(problem)
-    return cache / folder.name
 
 
 def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) -> dict[str, Split]:
     """The runs to make, by the name of the fold that each tests; "" is the name of a run without folds.
 
-    Without --val-data, the clips of data.train_dirs are split: by their named splits (train, valid, test), or their
-    folds (k tests, k + 1 validates), or five folds that are dealt here, of which the first validates and none tests
-    unless --fold or --folds asks for it. Clips of one audio file or group stay together in dealt folds.
+    The clips of data.train_dirs are split: by their named splits (train, valid, test), or their folds (k tests, k + 1
+    validates), or five folds that are dealt here, of which the first validates and none tests unless --fold or --folds
+    asks for it. Clips of one audio file or group stay together in dealt folds.
+
+    --val-data and --test-data replace the splits valid and test, whose own clips are left out. Without named splits,
+    --val-data makes all clips training clips, also those in folds.
 
     Raises:
         ValueError: folds that are not there, or in some archives only, or a choice that is missing.
     """
-    train_dirs, val_dir, test_dir = len(config.data.train_dirs), config.data.val_dir, config.data.test_dir
-    own = np.flatnonzero(clips.directories < train_dirs)
-    valid = np.flatnonzero(clips.directories == train_dirs) if val_dir else None
-    test = np.flatnonzero(clips.directories == train_dirs + bool(val_dir)) if test_dir else None
+    train_dirs, val_dir, test_dir = config.data.train_dirs, config.data.val_dir, config.data.test_dir
+    own = np.flatnonzero(clips.directories < len(train_dirs))
+    valid = np.flatnonzero(clips.directories == len(train_dirs)) if val_dir else None
+    test = np.flatnonzero(clips.directories == len(train_dirs) + bool(val_dir)) if test_dir else None
     wanted = args.fold or args.folds
     if wanted and (val_dir or test_dir):
         raise ValueError("--fold and --folds exclude --val-data and --test-data: folds have their own")
-    if valid is not None:
+    kinds = {name: _kind(clips, number) for number, name in enumerate(train_dirs) if number in clips.directories}
+    if valid is not None and SPLITS not in kinds.values():
+        if FOLDS in kinds.values():
+            _log(logging.INFO, "with --val-data all clips of the training data train, those of all folds too")
         return {"": Split(own, valid, own[:0] if test is None else test)}
+    kind = next(iter(kinds.values()), NO_FOLDS)
+    for name, other in kinds.items():
+        if other != kind:
+            first = next(iter(kinds))
+            raise FoldError(
+                f"{first} has {kind} and {name} has {other}: prepare both with --fold-column, or leave one out"
+            )
     folds = [clips.folds[clip] for clip in own]
-    known = all(folds)
-    if any(folds) and not known:
-        having, lacking = (
-            config.data.train_dirs[next(clips.directories[clip] for clip in own if bool(clips.folds[clip]) is has)]
-            for has in (True, False)
-        )
-        raise FoldError(
-            f"{having} has folds or splits and {lacking} has none: prepare both with --fold-column, or leave one out"
-        )
-    given = fold_names(folds) if known else []
-    if known and not given:
+    if kind == SPLITS:
         if wanted:
             raise FoldError(f"the clips have the splits {', '.join(sorted(set(folds)))}, not folds to choose from")
-        split = split_by_name(folds)
-        if not len(split.valid):
-            in_fold = np.array(_deal(clips, split.train))
-            split = Split(split.train[in_fold != "fold0"], split.train[in_fold == "fold0"], split.test)
-        return {"": _of(own, split) if test is None else Split(own[split.train], own[split.valid], test)}
-    if given and test_dir:
+        return {"": _named_splits(clips, own, valid, test)}
+    if kind == FOLDS and test_dir:
         raise FoldError(
-            f"the clips are in the folds {', '.join(given)}: add --val-data, which takes all of them for training, or "
-            "leave out --test-data"
+            f"the clips are in the folds {', '.join(fold_names(folds))}: add --val-data, which takes all of them for "
+            "training, or leave out --test-data"
         )
-    if given and not wanted:
-        raise FoldError(f"the clips are in the folds {', '.join(given)}: choose one with --fold, or --folds all")
-    folds = folds if known else _deal(clips, own)
+    if kind == FOLDS and not wanted:
+        raise FoldError(
+            f"the clips are in the folds {', '.join(fold_names(folds))}: choose one with --fold, or --folds all"
+        )
+    folds = folds if kind == FOLDS else _deal(clips, own)
     if not wanted:
         in_fold = np.array(folds)
         return {"": Split(own[in_fold != "fold0"], own[in_fold == "fold0"], own[:0] if test is None else test)}
     names = fold_names(folds)
     chosen = names if wanted == ALL_FOLDS else [find_fold(names, wanted)]
     return {name: _of(own, split_by_fold(folds, name)) for name in chosen}
+
+
+def _kind(clips: LabelledClips, archive: int) -> str:
+    """How the clips of an archive are divided."""
+    folds = [clips.folds[clip] for clip in np.flatnonzero(clips.directories == archive)]
+    return NO_FOLDS if not any(folds) else FOLDS if fold_names(folds) else SPLITS
+
+
+def _named_splits(clips: LabelledClips, own: np.ndarray, valid: np.ndarray | None, test: np.ndarray | None) -> Split:
+    """The clips `own` by their splits, with other validation and test clips where they are given; without any, a fifth
+    of train validates."""
+    split = _of(own, split_by_name([clips.folds[clip] for clip in own]))
+    if valid is not None and len(split.valid):
+        _log(logging.INFO, "left out the %d clips of the split valid, which --val-data replaces", len(split.valid))
+    if test is not None and len(split.test):
+        _log(logging.INFO, "left out the %d clips of the split test, which --test-data replaces", len(split.test))
+    if valid is None and not len(split.valid):
+        in_fold = np.array(_deal(clips, split.train))
+        split = Split(split.train[in_fold != "fold0"], split.train[in_fold == "fold0"], split.test)
+    return Split(split.train, split.valid if valid is None else valid, split.test if test is None else test)
 
 
 def _of(own: np.ndarray, split: Split) -> Split:
@@ -152,7 +190,7 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> N
         message = f"{source}: one clip each for {_listed(single)}; training and validation need one each"
         if loss == "single":
             raise ValueError(f"{message}; add clips, or leave the class out")
-        logger.warning("%s", message)
+        _log(logging.WARNING, "%s", message)
     for part, found in (("validation", in_valid), ("test", in_test)):
         unseen = (found > 0) & (counts == 0)
         if unseen.any():
@@ -160,10 +198,16 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> N
             message = f"{source}: {part} clips have labels that no training clip has: {names}"
             if loss == "single":
                 raise ValueError(f"{message}; give training some of these clips, or leave them out")
-            logger.warning("%s", message)
+            _log(logging.WARNING, "%s", message)
     few = [clips.classes[k] for k in np.flatnonzero((counts > 0) & (counts < FEW))]
-    if few and distributed.is_main():
-        logger.warning("fewer than %d training clips each for %s", FEW, _listed(few))
+    if few:
+        _log(logging.WARNING, "fewer than %d training clips each for %s", FEW, _listed(few))
+
+
+def _log(level: int, message: str, *values: object) -> None:
+    """Once for all processes."""
+    if distributed.is_main():
+        logger.log(level, message, *values)
 
 
 def _listed(names: list[str]) -> str:

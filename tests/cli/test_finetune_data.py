@@ -8,9 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from audio_mamba.cli import finetune_arguments, finetune_setup, train_arguments, train_data, train_setup
-from audio_mamba.cli.finetune_data import find_splits
+from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
+from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips
 from audio_mamba.front_end import PUBLISHED
+from audio_mamba.training import distributed
 
 NAMED = ["--workdir", "W", "--data", "A"]
 
@@ -62,14 +64,86 @@ def test_folders_that_set_names_stay_beside_data(tmp_path):
         assert (config.data.train_dirs, config.data.val_dir) == (["A"], expected)
 
 
+FOLDS, SPLITS, NONE = ["1", "2", "3"] * 4, ["train", "valid", "test"] * 4, [""] * 12
+
+
+def numbers(split):
+    return [part.tolist() for part in split]
+
+
 @pytest.mark.parametrize("options", [{}, {"fold": "1"}, {"folds": "all"}])
-@pytest.mark.parametrize("given", [["1", "2", "3"] * 4, ["train", "valid", "test"] * 4])
-def test_folds_of_one_archive_alone_are_not_dropped(given, options):
+@pytest.mark.parametrize("given, words", [(FOLDS, "folds"), (SPLITS, "splits")])
+def test_folds_of_one_archive_alone_are_not_dropped(given, words, options):
     """If all clips were dealt again, clips that the given folds test would be trained on."""
-    with pytest.raises(ValueError, match="^with has folds or splits and without has none"):
-        splits(clips_of(given, [""] * 12), ["with", "without"], **options)
-    found = splits(clips_of(given, [""] * 12), ["with"], val_dir="without")
-    assert found[""].train.tolist() == list(range(12)) and found[""].valid.tolist() == list(range(12, 24))
+    with pytest.raises(ValueError, match=f"^with has {words} and without has no folds"):
+        splits(clips_of(given, NONE), ["with", "without"], **options)
+    with pytest.raises(ValueError, match=f"^with has {words} and other has"):
+        splits(clips_of(given, SPLITS if given is FOLDS else FOLDS), ["with", "other"], **options)
+
+
+def test_validation_data_replace_the_split_valid_alone(caplog):
+    """The split test of the archive is tested, and neither it nor valid is trained on."""
+    train, valid, test = list(range(0, 12, 3)), [12, 13, 14, 15], list(range(2, 12, 3))
+    clips = clips_of(SPLITS, [""] * 4, [""] * 4)
+    with caplog.at_level("INFO"):
+        found = splits(clips, ["data"], val_dir="valid")
+        assert numbers(found[""]) == [train, valid, test]
+    assert "left out the 4 clips of the split valid, which --val-data replaces" in caplog.text
+    with caplog.at_level("INFO"):
+        found = splits(clips, ["data"], val_dir="valid", test_dir="test")
+        assert numbers(found[""]) == [train, valid, [16, 17, 18, 19]]
+    assert "left out the 4 clips of the split test, which --test-data replaces" in caplog.text
+    assert numbers(splits(clips, ["data"], test_dir="test")[""]) == [train, [1, 4, 7, 10], [12, 13, 14, 15]]
+    for other in (FOLDS, NONE):
+        with pytest.raises(ValueError, match="^data has splits and more has"):
+            splits(clips_of(SPLITS, other, [""] * 4), ["data", "more"], val_dir="valid")
+
+
+@pytest.mark.parametrize("given", [FOLDS, NONE])
+def test_validation_data_beside_folds_let_all_clips_train(given, caplog):
+    with caplog.at_level("INFO"):
+        found = splits(clips_of(given, [""] * 4), ["data"], val_dir="valid")
+    assert numbers(found[""]) == [list(range(12)), [12, 13, 14, 15], []]
+    assert ("those of all folds too" in caplog.text) == (given is FOLDS)
+    with pytest.raises(ValueError, match="--fold and --folds exclude --val-data"):
+        splits(clips_of(given, [""] * 4), ["data"], val_dir="valid", fold="1")
+
+
+@pytest.mark.parametrize("main, lines", [(True, 3), (False, 0)])
+def test_only_the_main_process_warns_of_clips(monkeypatch, caplog, main, lines):
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    clips = clips_of(NONE)
+    clips.classes[:] = ["few", "one", "unseen"]
+    clips.labels[:] = [np.array([0])] * 10 + [np.array([0, 1]), np.array([0, 2])]
+    every = np.arange(12)
+    check_clips(clips, Split(every[:8], every[8:10], every[10:]), "multi", "here")
+    assert len(caplog.records) == lines
+
+
+@pytest.mark.parametrize("again", ["data/", "./data", "{here}/data", "link"])
+def test_one_folder_under_two_spellings_is_refused(tmp_path, monkeypatch, again):
+    """Else a run would be judged on the clips that it trains on."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    again = again.format(here=tmp_path)
+    for named in (
+        {"train_dirs": ["data"], "val_dir": again, "test_dir": ""},
+        {"train_dirs": ["data"], "val_dir": "", "test_dir": again},
+        {"train_dirs": ["data", again], "val_dir": "", "test_dir": ""},
+    ):
+        with pytest.raises(ValueError, match=f"must be different folders.*: data and {again} are both read from"):
+            read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path / "cache")
+
+
+def test_two_tasks_of_one_name_do_not_share_an_archive(tmp_path):
+    """Of the same names, sizes and labels, the second one would count as prepared."""
+    for folder in ("clean", "noisy"):
+        (tmp_path / folder / "task").mkdir(parents=True)
+        (tmp_path / folder / "task" / "task_metadata.json").write_text("{}")
+    data = {"train_dirs": [str(tmp_path / "clean/task")], "val_dir": "", "test_dir": str(tmp_path / "noisy/task")}
+    with pytest.raises(ValueError, match="HEAR tasks need different names: .*clean/task and .*noisy/task are both"):
+        read_clips(ConfigDict({"data": data}), PUBLISHED, tmp_path / "cache")
 
 
 def test_the_advice_for_folds_with_test_data_can_be_followed():

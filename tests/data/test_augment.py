@@ -96,11 +96,24 @@ def test_masks_are_one_run_each_and_leave_something(widest):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"mixup": 1.5}, "augment.mixup is a probability"),
-        ({"time_mask": 2.5}, "augment.time_mask must be a whole number"),
-        ({"gain": -1.0}, "augment.gain must be a number of at least 0"),
+        ({"mixup": 1.5}, "augment.mixup must be a number from 0 to 1, got 1.5"),
+        ({"time_mask": 2.5}, "augment.time_mask must be a whole number from 0 to 1000000, got 2.5"),
+        ({"time_shift": 10**30}, "augment.time_shift must be a whole number from 0 to 1000000, got 10+$"),
+        ({"gain": -1.0}, "augment.gain must be a number from 0 to 100, got -1.0"),
+        ({"filter": float("nan")}, "augment.filter must be a number from 0 to 100, got nan"),
     ],
 )
 def test_values_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         augment.Augmentation(**settings)
+
+
+@pytest.mark.parametrize("name", ["time_shift", "freq_shift", "time_mask", "freq_mask"])
+@pytest.mark.parametrize("most", [1000, 1_000_000])
+def test_clips_longer_than_ten_seconds_may_be_shifted_and_masked_as_far(name, most):
+    settings = augment.Augmentation(**{name: most})
+    crop, rng = np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32), np.random.default_rng(0)
+    moved = augment.shift_bands(augment.shift(crop, rng, settings.time_shift), rng, settings.freq_shift)
+    augment.mask(moved, rng, settings.time_mask, settings.freq_mask)
+    assert moved.shape == crop.shape and np.isfinite(moved).all() and moved.any()
+    assert not np.array_equal(moved, crop)

@@ -166,17 +166,38 @@ def test_rare_classes_are_drawn_as_often_as_common_ones(tmp_path):
     assert len(distinct) == len(crops) > 100, "one clip drawn again must not be the same crop again"
 
 
-def test_a_bad_training_clip_is_replaced_by_another_training_clip(tmp_path, caplog):
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(mixup=1), ALL], ids=["none", "mixup", "all"])
+def test_a_bad_training_clip_is_replaced_by_another_training_clip(tmp_path, caplog, augmentation):
     labels = [[i % 3] for i in range(200)]
     clips = read_labelled([write_archive(tmp_path / "a", labels, [30] * 200, bad=[4])], PUBLISHED)
     chosen = np.arange(0, 200, 2)
-    seen = [batches_of(training_loader(LabelledDataset(clips, chosen, 20), 10, False)) for _ in range(2)]
-    indices = [sorted(int(i) for batch in run for i in batch["index"]) for run in seen]
-    assert indices[0] == indices[1] and len(indices[0]) == 100
-    assert set(indices[0]) == set(chosen.tolist()) - {4}
+    loaders = [training_loader(LabelledDataset(clips, chosen, 20, augmentation), 10, False) for _ in range(2)]
+    for epoch in range(3):
+        seen = [batches_of(loader, epoch) for loader in loaders]
+        indices = [sorted(int(i) for batch in run for i in batch["index"]) for run in seen]
+        assert indices[0] == indices[1] and len(indices[0]) == 100
+        assert set(indices[0]) == set(chosen.tolist()) - {4}
+        assert all(torch.isfinite(batch["spectrogram"]).all() for batch in seen[0])
     assert "00000004_00000_clip: the spectrogram holds NaN or Inf" in caplog.text
     with pytest.raises(ArchiveError, match="00000004"):
-        batches_of(training_loader(LabelledDataset(clips, chosen, 20, strict=True), 10, False))
+        batches_of(training_loader(LabelledDataset(clips, chosen, 20, augmentation, strict=True), 10, False))
+
+
+def test_a_bad_clip_of_mixtures_is_booked_on_its_own_shard_and_lost_once(tmp_path):
+    """Whatever batch it is in."""
+    good = write_archive(tmp_path / "good", [[0]] * 20, [30] * 20)
+    bad = write_archive(tmp_path / "bad", [[1]] * 20, [30] * 20, bad=[4])
+    dataset = LabelledDataset(read_labelled([good, bad], PUBLISHED), np.arange(40), 20, Augmentation(mixup=1))
+    lost = np.zeros(40, int)
+    for epoch in range(5):
+        drawn = [dataset.__getitems__([(epoch, number)]) for number in range(40)]
+        together, faults = dataset.__getitems__([(epoch, number) for number in range(40)])
+        assert torch.equal(torch.cat([batch["spectrogram"] for batch, _ in drawn]), together["spectrogram"])
+        assert {shard for shard, _, _ in faults} == {bad / "shard-000000.tar"} and len(faults) > 0
+        lost += [sum(count for _, _, count in of_clip) for _, of_clip in drawn]
+        partners = [number for number, (_, of_clip) in enumerate(drawn) if of_clip and number != 24]
+        assert all(int(drawn[number][0]["index"]) == number for number in partners), "the first clip is kept"
+    assert lost[24] >= 5 and lost.sum() == lost[24]
 
 
 def test_a_bad_validation_clip_is_an_error(tmp_path):

@@ -241,7 +241,10 @@ def test_leftovers_of_a_kill_while_writing_are_gone_after_resume(audio, tmp_path
         patch.setattr("audio_mamba.hear_api.writers._write_npy", killed)
         with pytest.raises(SystemExit):
             main([str(audio), *MODEL, "--out", str(out)])
-    for leaving in (tmp_path / f"{out.name}.0123abcd.partial", tmp_path / f"{out.name}.partial" / "npy" / "torn.npy"):
+    for leaving in (
+        tmp_path / f"{out.name}.0123abcd.partial",
+        tmp_path / f"{out.name}.partial" / "result" / "torn.npy",
+    ):
         leaving.parent.mkdir(exist_ok=True)
         leaving.touch()
     main([str(audio), *MODEL, "--out", str(out), "--resume"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from audio_mamba import load_classifier
 from audio_mamba.hear_api import clips as clips_module
-from audio_mamba.hear_api import export, predict
+from audio_mamba.hear_api import embed, export, predict
 from audio_mamba.hear_api.classifier import (
     AudioClassifier,
     cut_windows,
@@ -20,7 +21,7 @@ from audio_mamba.hear_api.classifier import (
     save_classifier,
     window_count,
 )
-from audio_mamba.hear_api.label_files import Label, audacity_track, merged, raven_table
+from audio_mamba.hear_api.label_files import TRACK_SUFFIX, Label, audacity_track, merged, raven_table
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.schema import DEFAULTS
@@ -170,6 +171,74 @@ def test_audacity_and_raven(tmp_path, weights, recording):
     assert [(float(row[3]), float(row[4]), row[header.index("Label")]) for row in rows] == spans
 
 
+def test_a_finished_folder_of_another_format_is_not_the_result(tmp_path, weights, recording, capsys):
+    command = [recording[0], "--weights", weights, "--window", 2, "--out", tmp_path / "o", "--format"]
+    run(*command, "audacity")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    with pytest.raises(SystemExit, match=r"o exists already .* \(it was written with --format audacity\); remove it"):
+        run(*command, "raven", "--resume")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
+    capsys.readouterr()
+    run(*command, "audacity", "--resume")
+    assert "is complete already" in capsys.readouterr().err
+    for settings in ("[]", "{}"):  # of somebody else
+        (tmp_path / "o" / "settings.json").write_text(settings)
+        with pytest.raises(SystemExit, match=r"\(settings.json has no format\)"):
+            run(*command, "audacity", "--resume")
+
+
+def test_an_interrupted_run_may_go_on_in_another_format(tmp_path, weights, four, monkeypatch):
+    """The journal keeps probabilities, which fit them all."""
+    command = [*four, "--weights", weights, "--out"]
+    interrupted(monkeypatch, *command, tmp_path / "o", "--format", "audacity")
+    run(*command, tmp_path / "o", "--format", "raven", "--resume")
+    run(*command, tmp_path / "whole", "--format", "raven")
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("o", "whole")]
+    assert contents[0] == contents[1] and len(contents[0]) == 4 + 2
+    assert json.loads(contents[0]["settings.json"])["format"] == "raven"
+
+
+@pytest.mark.parametrize("name", ["audacity", "raven"])
+def test_the_index_of_a_folder_names_the_recording_of_each_track(tmp_path, weights, recording, name):
+    """Also of two of one name, and where a file before them fails."""
+    for folder, kind in (("x", "high"), ("y", "hiss")):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "same.wav", sound(kind, 2), RATE)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    files = [tmp_path / "broken.wav", tmp_path / "x/same.wav", recording[0], tmp_path / "y/same.wav"]
+    with pytest.raises(SystemExit, match="3"):
+        run(*files, "--weights", weights, "--window", 2, "--out", tmp_path / "o", "--format", name)
+    rows, suffix = rows_of(tmp_path / "o" / "index.csv"), TRACK_SUFFIX[name]
+    assert [list(row.values()) for row in rows] == [
+        [f"000000_same{suffix}", str(files[1]), "2.0", "1"],
+        [f"000001_r{suffix}", str(files[2]), "12.0", "5"],
+        [f"000002_same{suffix}", str(files[3]), "2.0", "1"],
+    ]
+    assert list(rows[0]) == ["track", "path", "duration", "labels"]
+    for row, kind in ((rows[0], "high"), (rows[2], "hiss")):
+        assert kind in (tmp_path / "o" / row["track"]).read_text()
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {row["track"] for row in rows} | {
+        "index.csv",
+        "settings.json",
+    }
+
+
+@pytest.mark.parametrize("make", ["labels", "embeddings"])
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, weights, recording, monkeypatch, make):
+    """Else files in it could be empty after a power cut."""
+    seen = []
+    monkeypatch.setattr(os, "sync", lambda: seen.append(sorted(path.name for path in tmp_path.rglob("*.csv"))))
+    out = tmp_path / "o"
+    monkeypatch.setattr(Path, "rename", lambda self, to: seen.append(to) or os.rename(self, to))
+    if make == "labels":
+        run(recording[0], "--weights", weights, "--out", out, "--format", "audacity")
+    else:
+        embed.main(
+            ["--device", "cpu", "--workers", "1", str(recording[0]), "--weights", str(weights), "--out", str(out)]
+        )
+    assert seen == [["index.csv"], out]
+
+
 def test_labels_of_several_lines_stay_on_one():
     spans = [Label(0, 1, "a\tb\nc", 0.5)]
     assert parse_audacity(audacity_track(spans)) == [(0, 1, "a b c")]
@@ -194,12 +263,17 @@ def test_failures_are_listed_and_the_rest_is_labelled(tmp_path, weights, recordi
         run(tmp_path / "broken.wav", recording[0], "--weights", weights, "--out", tmp_path / "s.csv", "--strict")
 
 
-def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monkeypatch):
+@pytest.fixture
+def four(tmp_path, monkeypatch):
+    """Recordings of 1 to 4 s. The first two are labelled together."""
+    monkeypatch.setattr(clips_module, "GROUP_FRAMES", 150)
     for number in range(4):
         soundfile.write(tmp_path / f"{number}.wav", sound("high", 1 + number), RATE)
-    monkeypatch.setattr(clips_module, "GROUP_FRAMES", 150)
-    files = sorted(tmp_path.glob("*.wav"))
-    run(*files, "--weights", weights, "--out", tmp_path / "whole.csv")
+    return sorted(tmp_path.glob("*.wav"))
+
+
+def interrupted(monkeypatch, *arguments):
+    """A run that Ctrl-C ends after two groups."""
     seen = []
     real = predict.Labelling.rows
 
@@ -209,12 +283,18 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monke
         seen.append(group)
         return real(self, classifier, group)
 
-    out = tmp_path / "parts.csv"
     with monkeypatch.context() as patched:
         patched.setattr(predict.Labelling, "rows", rows)
         with pytest.raises(SystemExit) as ended:
-            run(*files, "--weights", weights, "--out", out)
-        assert ended.value.code == 130 and not out.exists()
+            run(*arguments)
+    assert ended.value.code == 130
+
+
+def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, four, monkeypatch):
+    files, out = four, tmp_path / "parts.csv"
+    run(*files, "--weights", weights, "--out", tmp_path / "whole.csv")
+    interrupted(monkeypatch, *files, "--weights", weights, "--out", out)
+    assert not out.exists()
     with pytest.raises(SystemExit, match="continue it with --resume"):
         run(*files, "--weights", weights, "--out", out)
     with pytest.raises(SystemExit, match="another window"):
@@ -224,6 +304,18 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(tmp_path, weights, monke
     run(*files, "--weights", weights, "--out", out, "--resume")  # complete already
     with pytest.raises(SystemExit, match="another top"):
         run(*files, "--weights", weights, "--out", out, "--resume", "--threshold", 0.3)
+
+
+def test_files_that_have_changed_are_labelled_again(tmp_path, weights, four, monkeypatch, capsys):
+    out = tmp_path / "parts.csv"
+    interrupted(monkeypatch, *four, "--weights", weights, "--out", out)
+    soundfile.write(four[2], sound("hiss", 2), RATE)
+    capsys.readouterr()
+    run(*four, "--weights", weights, "--out", out, "--resume")
+    error = capsys.readouterr().err
+    assert f"predict: 1 of the files that were labelled have changed since, the first is {four[2]};" in error
+    assert "the results of 2 files before it are kept, the others are labelled again" in error and "embed" not in error
+    assert [row["label"] for row in rows_of(out)] == ["high", "high", "hiss", "high"]
 
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl"])
@@ -362,5 +454,8 @@ def test_each_channel_has_labels_of_its_own(tmp_path, weights):
         "000001_ch1_s.txt": [(0, 4, "hiss")],
         "000002_ch0_t.txt": [(0, 2, "low, hum")],
     }
+    for name in ("audacity", "raven"):
+        index = rows_of(tmp_path / name / "index.csv")
+        assert [(Path(row["path"]).name, int(row["channel"])) for row in index] == [entry[:2] for entry in found]
     table = (tmp_path / "raven" / "000001_ch1_s.selections.txt").read_text().splitlines()
     assert table[1].split("\t")[2] == "2"  # Raven counts channels from 1
