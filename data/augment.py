@@ -38,7 +38,8 @@ class Augmentation:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and type(value) is not int or isinstance(value, bool) or not 0 <= value < 1000:
+            kinds = int if field.type is int else int | float
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < 1000:
                 kind = "a whole number" if field.type is int else "a number"
                 raise ValueError(f"augment.{field.name} must be {kind} of at least 0, got {value!r}")
         if self.mixup > 1:
