@@ -43,14 +43,20 @@ from audio_mamba.hear_api.weights import WEIGHTS_NAME
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
-from audio_mamba.system.terminal import given_path, quiet_exit
+from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
 
 
 def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 2)[2])
     add = parser.add_argument
     add_inputs_argument(parser)
-    add("--weights", metavar="PATH", required=True, help="work folder of finetune.py, or its folder classifier")
+    add(
+        "--weights",
+        metavar="PATH",
+        type=not_empty,
+        required=True,
+        help="work folder of finetune.py, or its folder classifier",
+    )
     add_device_argument(parser)
     add(
         "--precision",
