@@ -14,7 +14,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba import finetune_schema, models
 from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
-from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, drop_folders_of_config
+from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, drop_data_of_config
 from audio_mamba.cli.train_setup import (
     Loop,
     apply_overrides,
@@ -100,7 +100,7 @@ def load_config(args: argparse.Namespace) -> ConfigDict:
     config = check_finetune_config(config, source="--set")
     if args.data:
         config.data.train_dirs = args.data
-        drop_folders_of_config(config, args, "val_dir", "test_dir")
+        drop_data_of_config(config, args, "val_dir", "test_dir")
     config.data.val_dir = args.val_data or config.data.val_dir
     config.data.test_dir = args.test_data or config.data.test_dir
     config.encoder.name = args.model or config.encoder.name

@@ -26,7 +26,7 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         metavar="DIR",
         type=not_empty,
         help="archive folders, or URLs of shards such as http://host/shard-{000000..000099}.tar together with "
-        "data.train_samples in the config (default: data.train_dirs of the config)",
+        '--set "data.train_samples=[N]" (default: data.train_dirs of the config)',
     )
     add(
         "--val-data",

@@ -407,6 +407,15 @@ def test_shards_are_read_through_pipes_as_well(tmp_path, synthetic_archive):
     assert len(run(tmp_path, f"pipe:cat {shard}", num_epochs=1, data__train_samples="[12]")) == 1
 
 
+def test_urls_need_the_number_of_their_clips(tmp_path, synthetic_archive):
+    """That of the config is of the config's own data."""
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "run", f"pipe:cat {synthetic_archive / 'shard-000000.tar'}", num_epochs=1)
+    assert '.tar does not tell how many clips there are: add --set "data.train_samples=[N]" ' in ended.value.code
+    run(tmp_path / "run", synthetic_archive, num_epochs=1)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["train_samples"] == []
+
+
 def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run(tmp_path, None, "--precision", "half")
