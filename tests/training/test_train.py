@@ -467,9 +467,13 @@ def test_nan_weights_are_not_saved(tmp_path, synthetic_archive, monkeypatch):
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, synthetic_archive):
     run(tmp_path / "a", synthetic_archive, num_epochs=1)
-    other = str(tmp_path / "a" / "checkpoints" / "checkpoint-0.pth")
+    other = tmp_path / "a" / "checkpoints" / "checkpoint-0.pth"
+    with pytest.raises(SystemExit, match="belongs to another config: model.model_args.depth is 1 there and 2 here; "):
+        run(tmp_path / "b", synthetic_archive, "--resume", str(other), model__model_args__depth=2)
+    state = last_state(tmp_path / "a")
+    torch.save({key: state[key] for key in ("model", "optimizer", "epoch")}, other)  # no config, as in a published one
     with pytest.raises(SystemExit, match="holds another architecture: no blocks.1.norm1.weight"):
-        run(tmp_path / "b", synthetic_archive, "--resume", other, model__model_args__depth=2)
+        run(tmp_path / "b", synthetic_archive, "--resume", str(other), model__model_args__depth=2)
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(tmp_path, synthetic_archive):
