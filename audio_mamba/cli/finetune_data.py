@@ -1,6 +1,7 @@
 """The clips of a fine-tuning run: archives or a HEAR task, their splits, and what makes them unusable."""
 
 import argparse
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +165,17 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> N
     few = [clips.classes[k] for k in np.flatnonzero((counts > 0) & (counts < FEW))]
     if few and distributed.is_main():
         logger.warning("fewer than %d training clips each for %s", FEW, _listed(few))
+
+
+def judged_clips(clips: LabelledClips, split: Split) -> dict[str, str]:
+    """A digest of the keys of the validation clips and one of those of the test clips, for a checkpoint.
+
+    While both are the same, no clip that was trained on can have become one that judges, whatever else changes.
+    """
+    return {
+        part: hashlib.sha256("\n".join(sorted(clips.keys[clip] for clip in chosen)).encode()).hexdigest()
+        for part, chosen in (("validation", split.valid), ("test", split.test))
+    }
 
 
 def _listed(names: list[str]) -> str:
