@@ -74,6 +74,8 @@ NUMBERS = (  # 0 or more
     "opt.decay_epochs",
     "opt.clip_grad_value",
 )
+TEXTS = ("opt.optimizer", "opt.schedule", "precision")
+FOLDERS = ("data.val_dir",)  # "" or None: there is none
 LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
 POOLINGS = {"mean": 1, "mean_std": 2}  # of scene features, and the width of the result; see `hear_api.pooling`
 ENCODERS_VARIABLE = "AUDIO_MAMBA_ENCODERS"  # modules that register encoders, see `models.registry`
@@ -179,7 +181,7 @@ def check_numbers(
     """
     for name in (*whole, *real):
         section, _, key = name.rpartition(".")
-        value = (config[section] if section else config)[key]
+        value = _value(config, name)
         kind, least, words = (
             (numbers.Integral, 1, "whole number") if name in whole else (numbers.Real, 0, "finite number")
         )
@@ -189,8 +191,29 @@ def check_numbers(
             raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
 
 
+def check_texts(config: ConfigDict, texts: Sequence[str], folders: Sequence[str], source: str) -> None:
+    """Raise ValueError unless `texts` are texts, `folders` texts or None, and data.train_dirs is a list of texts."""
+    for name in (*texts, *folders):
+        value = _value(config, name)
+        if not isinstance(value, str) and not (value is None and name in folders):
+            raise ValueError(f"{source}: {name} must be a text, got {value!r}")
+    directories = config.data.train_dirs
+    if not isinstance(directories, list | tuple) or not all(isinstance(directory, str) for directory in directories):
+        raise ValueError(f"{source}: data.train_dirs must be a list of texts, got {directories!r}")
+
+
+def _value(config: ConfigDict, name: str) -> Any:
+    """The value of a key of the config or, with a dot, of a section of it."""
+    section, _, key = name.rpartition(".")
+    return (config[section] if section else config)[key]
+
+
 def _check_values(config: ConfigDict, source: str) -> None:
     check_numbers(config, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source)
+    check_texts(config, TEXTS, FOLDERS, source)
+    samples = config.data.train_samples
+    if not isinstance(samples, list | tuple) or not all(isinstance(count, numbers.Integral) for count in samples):
+        raise ValueError(f"{source}: data.train_samples must be a list of whole numbers, got {samples!r}")
     try:
         FrontEnd.from_settings(config.front_end)
     except FrontEndError as error:
@@ -200,7 +223,7 @@ def _check_values(config: ConfigDict, source: str) -> None:
         raise ValueError(f"{source}: data.fraction must be a number above 0, up to 1, got {fraction!r}")
     if config.scene_layout not in LAYOUTS:
         raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")
-    if config.scene_pooling not in POOLINGS:
+    if config.scene_pooling not in list(POOLINGS):  # not in the dict: the value may be unhashable
         raise ValueError(f"{source}: scene_pooling must be one of {', '.join(POOLINGS)}, got {config.scene_pooling!r}")
     if not isinstance(config.overlap, numbers.Real) or not 0 <= float(config.overlap) <= MAX_OVERLAP:
         raise ValueError(f"{source}: overlap must be a number from 0 to {MAX_OVERLAP}, got {config.overlap!r}")

@@ -41,7 +41,8 @@ class Augmentation:
         for field in dataclasses.fields(self):
             value, whole = getattr(self, field.name), field.type is int
             most = 1 if field.name == "mixup" else MOST_PLACES if whole else MOST_DECIBELS
-            if whole and type(value) is not int or isinstance(value, bool) or not 0 <= value <= most:
+            kinds = int if whole else int | float
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= most:
                 kind = "a whole number" if whole else "a number"
                 raise ValueError(f"augment.{field.name} must be {kind} from 0 to {most}, got {value!r}")
 

@@ -38,7 +38,7 @@ from audio_mamba.cli.train_setup import check_same_experiment, load_config
 from audio_mamba.published_names import experiments, hyphenated, import_named, short_name, stored_name
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.shares import LAUNCHERS, Share
-from audio_mamba.system.terminal import quiet_exit
+from audio_mamba.system.terminal import given_path, quiet_exit
 from audio_mamba.training import resume
 from audio_mamba.training.report import ReportError, read_run
 
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("list", metavar="LIST", help="name of a study, or a text file; before all options of train.py")
-    add("--runs", metavar="DIR", type=Path, required=True, help="folder for the work folders and the table")
+    add("--runs", metavar="DIR", type=given_path, required=True, help="folder for the work folders and the table")
     add(
         "--share",
         metavar="I/N",

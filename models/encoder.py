@@ -70,7 +70,7 @@ class MaskedSpectrogramEncoder(nn.Module):
     ):
         super().__init__()
         img_size, patch_size = _pair(img_size), _pair(patch_size)
-        if any(size % patch for size, patch in zip(img_size, patch_size, strict=True)):
+        if any(patch < 1 or size % patch for size, patch in zip(img_size, patch_size, strict=True)):
             raise ValueError(f"patch_size {patch_size} does not divide img_size {img_size}")
         if not 0 <= mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}")

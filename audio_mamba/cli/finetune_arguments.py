@@ -33,11 +33,22 @@ def parse_arguments(
         help="labelled archives of `audio-mamba prepare`, or one HEAR task, which is prepared in WORKDIR/data "
         "(default: data.train_dirs of the config)",
     )
-    add("--val-data", metavar="DIR", help="archive of validation clips (default: the folds or splits of the data)")
-    add("--test-data", metavar="DIR", help="archive of test clips (default: the folds or splits of the data)")
+    add(
+        "--val-data",
+        metavar="DIR",
+        type=not_empty,
+        help="archive of validation clips (default: the folds or splits of the data)",
+    )
+    add(
+        "--test-data",
+        metavar="DIR",
+        type=not_empty,
+        help="archive of test clips (default: the folds or splits of the data)",
+    )
     add(
         "--model",
         metavar="NAME",
+        type=not_empty,
         help="encoder: a name of audio_mamba.list_models(), a config, a work folder or another path of weights "
         "(default: encoder.name of the config)",
     )

@@ -1,6 +1,7 @@
 """The clips of a fine-tuning run: archives or a HEAR task, their splits, and what makes them unusable."""
 
 import argparse
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -208,6 +209,17 @@ def _log(level: int, message: str, *values: object) -> None:
     """Once for all processes."""
     if distributed.is_main():
         logger.log(level, message, *values)
+
+
+def judged_clips(clips: LabelledClips, split: Split) -> dict[str, str]:
+    """A digest of the keys of the validation clips and one of those of the test clips, for a checkpoint.
+
+    While both are the same, no clip that was trained on can have become one that judges, whatever else changes.
+    """
+    return {
+        part: hashlib.sha256("\n".join(sorted(clips.keys[clip] for clip in chosen)).encode()).hexdigest()
+        for part, chosen in (("validation", split.valid), ("test", split.test))
+    }
 
 
 def _listed(names: list[str]) -> str:

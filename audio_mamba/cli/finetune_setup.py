@@ -13,11 +13,12 @@ from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba import finetune_schema, models
-from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
-from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, drop_folders_of_config
+from audio_mamba.cli.finetune_data import check_clips, find_splits, judged_clips, read_clips
+from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, drop_data_of_config
 from audio_mamba.cli.train_setup import (
     Loop,
     apply_overrides,
+    check_same_config,
     check_same_experiment,
     check_schedule,
     find_state,
@@ -87,6 +88,7 @@ class Run(Loop):
         return {
             "classes": self.experiment.clips.classes,
             "loss": self.experiment.loss,
+            "judged": judged_clips(self.experiment.clips, self.experiment.splits[self.fold]),
             "kept": None if self.kept is None else vars(self.kept),
         }
 
@@ -100,7 +102,7 @@ def load_config(args: argparse.Namespace) -> ConfigDict:
     config = check_finetune_config(config, source="--set")
     if args.data:
         config.data.train_dirs = args.data
-        drop_folders_of_config(config, args, "val_dir", "test_dir")
+        drop_data_of_config(config, args, "val_dir", "test_dir")
     config.data.val_dir = args.val_data or config.data.val_dir
     config.data.test_dir = args.test_data or config.data.test_dir
     config.encoder.name = args.model or config.encoder.name
@@ -201,7 +203,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     groups = model.parameter_groups(config.opt.weight_decay, config.opt.layer_decay, config.opt.head_rate)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
-    kept = check_classes(args, workdir, clips.classes)
+    kept = check_checkpoint(experiment, config, workdir)
     start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
@@ -224,18 +226,34 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     )
 
 
-def check_classes(args: argparse.Namespace, workdir: Path, classes: list[str]) -> Kept | None:
-    """The kept state in the checkpoint that the run resumes from. ValueError if it has other classes."""
-    path, state = find_state(args.resume, workdir)
-    if state is None:
+def check_checkpoint(experiment: Experiment, config: ConfigDict, workdir: Path) -> Kept | None:
+    """The kept state in the checkpoint that the run of `config` resumes from; None if it starts or nothing is kept.
+
+    Raises:
+        ValueError: the checkpoint has other classes, another config or loss, or other validation or test clips.
+    """
+    path, state = find_state(experiment.args.resume, workdir)
+    if path is None or state is None:
         return None
+    classes, advice = experiment.clips.classes, "choose another --workdir, or start from its encoder with --model"
     if state.get("classes") != classes:
         theirs = state.get("classes")
         words = f"{len(theirs)} classes ({', '.join(theirs[:3])} ...)" if theirs else "no classes"
         raise ValueError(
-            f"{path} has {words}, but the data have {len(classes)} ({', '.join(classes[:3])} ...): choose another "
-            "--workdir, or start from its encoder with --model"
+            f"{path} has {words}, but the data have {len(classes)} ({', '.join(classes[:3])} ...): {advice}"
         )
+    check_same_config(path, state["args"]["config"], config, advice, finetune_schema.DEFAULTS | FOUND)
+    if (loss := state.get("loss", experiment.loss)) != experiment.loss:
+        raise ValueError(
+            f"{path} was trained with the loss {loss!r}, but these clips need {experiment.loss!r}: {advice}"
+        )
+    judged = judged_clips(experiment.clips, experiment.splits[config.fold])
+    for part, clips in state.get("judged", judged).items():
+        if clips != judged[part]:
+            raise ValueError(
+                f"the {part} clips are not those of {path}, which may have been trained on some of them: restore their "
+                "folds or groups, or choose another --workdir"
+            )
     return None if state["kept"] is None else Kept(**state["kept"])
 
 

@@ -26,17 +26,19 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         metavar="DIR",
         type=not_empty,
         help="archive folders, or URLs of shards such as http://host/shard-{000000..000099}.tar together with "
-        "data.train_samples in the config (default: data.train_dirs of the config)",
+        '--set "data.train_samples=[N]" (default: data.train_dirs of the config)',
     )
     add(
         "--val-data",
         metavar="DIR",
+        type=not_empty,
         help="archive folder for the validation loss (default: data.val_dir of the config, unless --data is given)",
     )
     add("--fake-data", action="store_true", help=f"train on {FAKE_SAMPLES} random spectrograms instead of archives")
     add(
         "--init",
         metavar="PATH",
+        type=not_empty,
         help="initial weights of a new run, such as published ones: a checkpoint, a work folder or a saved model. "
         "Optimizer and schedule start fresh. Once the workdir has checkpoints, training resumes from those",
     )
@@ -90,6 +92,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--resume",
         metavar="PATH",
+        type=not_empty,
         help="checkpoint to start from if the workdir has none, such as a published one; or a checkpoint in the "
         "workdir to go back to, once newer ones are moved away (default: the newest readable one in the workdir)",
     )

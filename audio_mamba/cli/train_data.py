@@ -45,21 +45,33 @@ class Loaders(NamedTuple):
 
 
 def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
-    """Put the data of the command line into the config. Raises ValueError for --data with --fake-data."""
+    """Put the data of the command line into the config.
+
+    Raises:
+        ValueError: --data with --fake-data, URLs beside folders, or URLs without the number of their clips.
+    """
     if args.data and args.fake_data:
         raise ValueError("--data and --fake-data exclude each other: one names archives, the other replaces them")
     if args.data or args.fake_data:
         config.data.train_dirs = args.data or []
-        drop_folders_of_config(config, args, "val_dir")
+        drop_data_of_config(config, args, "val_dir", "train_samples")
     if args.val_data:
         config.data.val_dir = args.val_data
+    addresses = list(filter(is_remote, config.data.train_dirs))
+    if addresses and len(addresses) < len(config.data.train_dirs):
+        raise ValueError(f"--data mixes folders with URLs such as {addresses[0]}; use one kind")
+    if addresses and not sum(config.data.train_samples):
+        raise ValueError(
+            f"{addresses[0]} does not tell how many clips there are: "
+            'add --set "data.train_samples=[N]" with their number in all shards'
+        )
 
 
-def drop_folders_of_config(config: ConfigDict, args: argparse.Namespace, *keys: str) -> None:
+def drop_data_of_config(config: ConfigDict, args: argparse.Namespace, *keys: str) -> None:
     """Empty these keys of `data`, which belong to other training data than --data, but not those that --set names."""
     for key in keys:
         if not any(override.partition("=")[0] == f"data.{key}" for override in args.overrides):
-            config.data[key] = ""
+            config.data[key] = type(config.data[key])()
 
 
 def build_loaders(
@@ -113,10 +125,7 @@ def build_loaders(
     directories = config.data.train_dirs
     if not directories:
         raise ValueError("no training data: pass archive folders with --data, or set data.train_dirs")
-    addresses = [directory for directory in directories if is_remote(directory)]
-    if addresses and len(addresses) < len(directories):
-        raise ValueError(f"--data mixes folders with URLs such as {addresses[0]}; use one kind")
-    if addresses:
+    if is_remote(directories[0]):  # all of them are, see `name_data`
         samples = sum(config.data.train_samples)
         return Loaders(make_remote_loader(directories, samples=samples, fraction=fraction, **options), val_loader)
     for directory in directories:

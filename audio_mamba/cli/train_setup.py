@@ -59,6 +59,10 @@ FREE_KEYS = (
     "steps_per_eval",
 )
 
+# Options beside the config that a resumed run must repeat. Others either change rounding and speed alone, as the
+# precision, or are compared elsewhere, as --bias-decay in the groups of the optimizer and the data by their content.
+FIXED_OPTIONS = ("seed", "min_lr")
+
 logger = logging.getLogger("train")
 
 
@@ -200,7 +204,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
 def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device:
     """Join the processes of torchrun and start logging; return the device of this process. Errors as for `set_up`."""
     args.print_freq = args.print_freq or config.log_every_steps
-    args.precision = args.precision or config.precision
+    config.precision = args.precision = args.precision or config.precision  # config.json says what was used
     if args.precision not in PRECISIONS:
         raise ValueError(f"unknown precision {args.precision!r}; choose from {', '.join(PRECISIONS)}")
     device = distributed.init(args.device)
@@ -263,20 +267,40 @@ def check_same_experiment(
             f"{workdir / 'config.json'} is damaged ({error}), so this run cannot be checked against it; "
             "delete the file if you are sure that the config is the same"
         ) from error
-    ours = flattened(json.loads(json.dumps(config.to_dict())))
-    if theirs.get("data.train_dirs") != ours["data.train_dirs"]:
+    if theirs.get("data.train_dirs") != list(config.data.train_dirs):
         logger.info(
             "until now %s was trained on other data: %s",
             workdir,
             ", ".join(theirs.get("data.train_dirs") or ["random spectrograms"]),
         )
+    check_same_config(workdir, theirs, config, "choose another --workdir", {}, free_keys)
+
+
+def check_same_config(
+    source: str | Path,
+    theirs: Mapping[str, Any],
+    config: ConfigDict,
+    advice: str,
+    defaults: Mapping[str, Any] = DEFAULTS,
+    free_keys: tuple[str, ...] = FREE_KEYS,
+) -> None:
+    """Raise ValueError, with `advice` to the user, if two configs differ in more than `free_keys`.
+
+    Args:
+        source: what `theirs` is the config of.
+        theirs: the config as builtins, nested or flat.
+        config: of this run.
+        defaults: the values of keys that are younger than `theirs`.
+    """
+    before, now = (json.loads(json.dumps(entries)) for entries in (theirs, config.to_dict()))  # tuples become lists
+    before, now = flattened(dict(defaults)) | flattened(before), flattened(now)
     differences = [
-        f"{key} is {theirs.get(key)} there and {ours.get(key)} here"
-        for key in sorted({*theirs, *ours})
-        if theirs.get(key) != ours.get(key) and not key.startswith(free_keys)
+        f"{key} is {before.get(key)} there and {now.get(key)} here"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not key.startswith(free_keys)
     ]
     if differences:
-        raise ValueError(f"{workdir} belongs to another config: {'; '.join(differences)}; choose another --workdir")
+        raise ValueError(f"{source} belongs to another config: {'; '.join(differences)}; {advice}")
 
 
 def find_state(named: str | None, workdir: Path) -> tuple[str | Path | None, dict[str, Any] | None]:
@@ -335,13 +359,16 @@ def load_state(
         if objective is not None:
             objective.start()
         return Start()
-    if "processes" in state and state["args"]["seed"] != args.seed:
-        raise ValueError(f"{path} was trained with --seed {state['args']['seed']}, not {args.seed}")
+    if "processes" in state:  # a checkpoint of this project
+        check_same_options(args, state, path)
     trained = (state.get("args") or {}).get("config")  # a dict in our checkpoints, a name in published ones
     trained = trained if isinstance(trained, dict) else {}
     front_end.check_same(FrontEnd.from_settings(trained.get("front_end", {})), str(path))
     if objective is not None:
         check_same_objective(config.opt.objective, trained, path)
+        if "processes" in state:
+            advice = "give the same values, or start a new run from its weights with --init"
+            check_same_config(path, trained, config, advice)
     missing = [key for key in ("optimizer", "epoch") if key not in state]
     if missing:
         raise ValueError(
@@ -363,6 +390,15 @@ def load_state(
     steps = f" and {step} steps" if step else ""
     logger.info("resuming from %s: %d epoch(s)%s are complete", path, epoch, steps)
     return start
+
+
+def check_same_options(args: argparse.Namespace, state: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ValueError if the checkpoint at `path` was trained with other FIXED_OPTIONS."""
+    for name in FIXED_OPTIONS:
+        ours = getattr(args, name)
+        theirs = state["args"].get(name, ours)
+        if theirs != ours:
+            raise ValueError(f"{path} was trained with --{name.replace('_', '-')} {theirs}, not {ours}")
 
 
 def check_same_objective(ours: str, trained: Mapping[str, Any], path: str | Path) -> None:

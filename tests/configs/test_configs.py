@@ -174,6 +174,15 @@ def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
             for value in (0.0, -0.5, 1.5, float("nan"), None, "half")
         ),
         ({"scene_layout": "band"}, "scene_layout must be one of published, bands, got 'band'"),
+        ({"scene_pooling": ["mean"]}, r"scene_pooling must be one of mean, mean_std, got \['mean'\]"),
+        ({"opt": {"schedule": None}}, "opt.schedule must be a text, got None"),
+        ({"opt": {"optimizer": 1}}, "opt.optimizer must be a text, got 1"),
+        ({"precision": None}, "precision must be a text, got None"),
+        ({"data": {"val_dir": 5}}, "data.val_dir must be a text, got 5"),
+        ({"data": {"train_dirs": [5]}}, r"data.train_dirs must be a list of texts, got \[5\]"),
+        ({"data": {"train_dirs": "a"}}, "data.train_dirs must be a list of texts, got 'a'"),
+        ({"data": {"train_samples": ["a"]}}, r"data.train_samples must be a list of whole numbers, got \['a'\]"),
+        ({"data": {"train_samples": 5}}, "data.train_samples must be a list of whole numbers, got 5"),
     ],
 )
 def test_values_out_of_range_are_refused(changes, message):

@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -512,6 +513,50 @@ def test_a_checkpoint_of_another_class_list(tmp_path, capsys, archive):
     assert "has 4 classes (chirp_down, chirp_up, siren ...), but the data have 2 (a, b ...)" in message
 
 
+def test_a_checkpoint_of_another_fold_or_config(tmp_path, capsys, archive):
+    """Its encoder has been trained on clips that would then test."""
+    tune(tmp_path / "run", archive, "--fold", "1", "--freeze", changes=["num_epochs=1"])
+    named = tmp_path / "run" / "checkpoints" / "checkpoint-0.pth"
+    resume, changes = ("--freeze", "--resume", str(named)), ("opt.label_smoothing=0.3",)
+    message = refused(capsys, tmp_path / "new", archive, "--fold", "2", *resume, changes=changes)
+    assert message == (
+        f"finetune.py: {named} belongs to another config: fold is 1 there and 2 here; opt.label_smoothing is 0.1 there "
+        "and 0.3 here; choose another --workdir, or start from its encoder with --model"
+    )
+    tune(tmp_path / "new", archive, "--fold", "1", *resume)
+    assert [line["epoch"] for line in read_log(tmp_path / "new" / "log.txt")] == [1]
+
+
+def test_a_run_keeps_its_validation_and_test_clips(tmp_path, capsys, archive):
+    """Folds are in the manifest, so no shard shows that they have changed."""
+    shutil.copytree(archive, tmp_path / "archive")
+    options = ("--fold", "1", "--freeze")
+    tune(tmp_path / "run", tmp_path / "archive", *options, changes=["num_epochs=1"])
+    path = tmp_path / "archive" / "manifest.json"
+    manifest, kept = json.loads(path.read_text()), path.read_text()
+    manifest["folds"] = [{"1": "3", "3": "1"}.get(fold, fold) for fold in manifest["folds"]]
+    path.write_text(json.dumps(manifest))
+    newest = tmp_path / "run" / "checkpoints" / "checkpoint-0.pth"
+    assert refused(capsys, tmp_path / "run", tmp_path / "archive", *options) == (
+        f"finetune.py: the test clips are not those of {newest}, which may have been trained on some of them: restore "
+        "their folds or groups, or choose another --workdir"
+    )
+    path.write_text(kept)
+    state = torch.load(newest, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key != "judged"}, newest)  # of an earlier version
+    tune(tmp_path / "run", tmp_path / "archive", *options)
+    assert len(read_log(tmp_path / "run" / "log.txt")) == 2
+
+
+def test_a_checkpoint_of_another_loss(tmp_path, capsys):
+    for name, labels in (("several", ["a,b", "a", "b"] * 5), ("one", ["a", "b"] * 8)):
+        (tmp_path / name).mkdir()
+        labelled(tmp_path / name, labels)
+    tune(tmp_path / "run", tmp_path / "several" / "archive", "--freeze", changes=["num_epochs=1"])
+    message = refused(capsys, tmp_path / "run", tmp_path / "one" / "archive", "--freeze")
+    assert "was trained with the loss 'multi', but these clips need 'single': choose another --workdir" in message
+
+
 @pytest.mark.parametrize(
     "options, changes, sentence",
     [
@@ -522,6 +567,9 @@ def test_a_checkpoint_of_another_class_list(tmp_path, capsys, archive):
         (("--fold", "1"), ("metric=acuracy",), "metric must be one of None, accuracy, balanced_accuracy"),
         (("--fold", "1"), ("opt.layer_decay=2",), "opt.layer_decay must be at most 1"),
         (("--fold", "1"), ("augment.mixup=2",), "augment.mixup must be a number from 0 to 1, got 2"),
+        (("--fold", "1"), ("augment.gain=None",), "augment.gain must be a number from 0 to 100, got None"),
+        (("--fold", "1"), ("encoder.name=None",), "encoder.name must be a text, got None"),
+        (("--fold", "1"), ("data.test_dir=5",), "data.test_dir must be a text, got 5"),
         (("--fold", "1"), ("head.poling=mean",), "head.poling"),
         (("--fold", "1"), ("data.num_frames=202",), "does not divide"),
     ],

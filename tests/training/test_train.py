@@ -407,6 +407,15 @@ def test_shards_are_read_through_pipes_as_well(tmp_path, synthetic_archive):
     assert len(run(tmp_path, f"pipe:cat {shard}", num_epochs=1, data__train_samples="[12]")) == 1
 
 
+def test_urls_need_the_number_of_their_clips(tmp_path, synthetic_archive):
+    """That of the config is of the config's own data."""
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "run", f"pipe:cat {synthetic_archive / 'shard-000000.tar'}", num_epochs=1)
+    assert '.tar does not tell how many clips there are: add --set "data.train_samples=[N]" ' in ended.value.code
+    run(tmp_path / "run", synthetic_archive, num_epochs=1)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["train_samples"] == []
+
+
 def test_an_unknown_precision_is_refused_with_the_choices(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run(tmp_path, None, "--precision", "half")
@@ -458,9 +467,13 @@ def test_nan_weights_are_not_saved(tmp_path, synthetic_archive, monkeypatch):
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, synthetic_archive):
     run(tmp_path / "a", synthetic_archive, num_epochs=1)
-    other = str(tmp_path / "a" / "checkpoints" / "checkpoint-0.pth")
+    other = tmp_path / "a" / "checkpoints" / "checkpoint-0.pth"
+    with pytest.raises(SystemExit, match="belongs to another config: model.model_args.depth is 1 there and 2 here; "):
+        run(tmp_path / "b", synthetic_archive, "--resume", str(other), model__model_args__depth=2)
+    state = last_state(tmp_path / "a")
+    torch.save({key: state[key] for key in ("model", "optimizer", "epoch")}, other)  # no config, as in a published one
     with pytest.raises(SystemExit, match="holds another architecture: no blocks.1.norm1.weight"):
-        run(tmp_path / "b", synthetic_archive, "--resume", other, model__model_args__depth=2)
+        run(tmp_path / "b", synthetic_archive, "--resume", str(other), model__model_args__depth=2)
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(tmp_path, synthetic_archive):

@@ -204,6 +204,7 @@ def test_the_validation_loss_uses_the_weights_on_fixed_crops_and_masks(tmp_path,
 
 def test_the_precision_may_change_between_runs(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, "--precision", "float16", num_epochs=1)
+    assert json.loads((tmp_path / "config.json").read_text())["precision"] == "float16"
     assert len(run(tmp_path, synthetic_archive, "--precision", "bfloat16", num_epochs=2)) == 2
     assert len(run(tmp_path, synthetic_archive, "--precision", "float16", num_epochs=3)) == 3
     assert checkpoint.load_checkpoint(tmp_path / "checkpoints" / "checkpoint-2.pth")["scaler"]
@@ -285,10 +286,28 @@ def test_other_parameter_groups_are_refused(tmp_path, synthetic_archive):
         run(tmp_path, synthetic_archive, "--bias_decay", num_epochs=2)
 
 
-def test_another_seed_is_refused(tmp_path, synthetic_archive):
+@pytest.mark.parametrize("option, before, now", [("--seed", "0", "3"), ("--min-lr", "0.0", "0.001")])
+def test_another_value_of_an_option_beside_the_config_is_refused(tmp_path, synthetic_archive, option, before, now):
     run(tmp_path, synthetic_archive, num_epochs=1)
-    with pytest.raises(SystemExit, match="was trained with --seed 0, not 3"):
-        run(tmp_path, synthetic_archive, "--seed", "3", num_epochs=2)
+    with pytest.raises(SystemExit, match=f"was trained with {option} {before}, not {now}"):
+        run(tmp_path, synthetic_archive, option, now, num_epochs=2)
+    assert len(run(tmp_path, synthetic_archive, option, before, num_epochs=2)) == 2
+
+
+def test_a_checkpoint_of_another_run_is_resumed_with_its_own_config_alone(tmp_path, synthetic_archive):
+    """The new work folder has no config.json to compare with."""
+    run(tmp_path / "a", synthetic_archive, num_epochs=1)
+    named = tmp_path / "a" / "checkpoints" / "checkpoint-0.pth"
+    other = {"opt__weight_decay": 0.5, "opt__norm_pix_loss": True, "model__model_args__mask_ratio": 0.9}
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "b", synthetic_archive, "--resume", str(named), **other)
+    assert str(ended.value.code) == (
+        f"train.py: {named} belongs to another config: model.model_args.mask_ratio is 0.5 there and 0.9 here; "
+        "opt.norm_pix_loss is False there and True here; opt.weight_decay is 0.05 there and 0.5 here; give the same "
+        "values, or start a new run from its weights with --init"
+    )
+    free = {"num_epochs": 2, "batch_size": 2, "opt__decay_epochs": 1.0}
+    assert len(run(tmp_path / "b", synthetic_archive, "--resume", str(named), **free)) == 1
 
 
 def test_partial_files_of_killed_runs_go_at_the_next_start_that_holds_the_lock(
