@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from audio_mamba.data.decoding.parts import DamageError, Part, only_zeros, read_at
+from audio_mamba.data.decoding.parts import DamageError, Part, all_parts, only_zeros, read_at
 
 TOLERANCE = 0.15  # seconds by which the durations in a header may differ: the delay of a codec
 FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -12,6 +12,10 @@ FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 
 def mp4_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
     """The mp4 files, one behind the other, between two places; DamageError where the boxes do not fill the file."""
+    return all_parts(_mp4_part, file, start, end, least=8)
+
+
+def _mp4_part(file: BinaryIO, start: int, end: int) -> Part:
     found: set[bytes] = set()
     place, moov = start, None
     while end - place >= 8:
@@ -38,10 +42,7 @@ def mp4_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
         raise DamageError("cut off, its index (the box moov) is missing")
     left_out = _check_tracks(read_at(file, moov.start, moov.stop - moov.start))
     warning = f"its edit list leaves {left_out:.2f} s of its sound out" if left_out else None
-    return [
-        Part(start, place, "av", FORMAT, warning=warning),
-        *(mp4_parts(file, place, end) if end - place >= 8 else ()),
-    ]
+    return Part(start, place, "av", FORMAT, warning=warning)
 
 
 def _check_tracks(moov: bytes) -> float:

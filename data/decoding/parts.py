@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -32,6 +32,17 @@ class Part:
     patches: Mapping[int, bytes] = field(default_factory=dict)  # place in the file -> bytes that replace those there
     fault: str | None = None  # why nothing behind this part can be read
     warning: str | None = None  # what the user should know about this part
+
+
+def all_parts(
+    part_at: Callable[[BinaryIO, int, int], Part], file: BinaryIO, start: int, end: int, least: int = 1
+) -> list[Part]:
+    """The parts between two places, one behind the other, as `part_at(file, start, end)` finds the first of them; what
+    is shorter than `least` bytes at the end is none."""
+    parts = [part_at(file, start, end)]
+    while end - parts[-1].end >= least:
+        parts.append(part_at(file, parts[-1].end, end))
+    return parts
 
 
 class Window(io.RawIOBase):

@@ -3,7 +3,7 @@
 import struct
 from typing import BinaryIO, NamedTuple
 
-from audio_mamba.data.decoding.parts import DamageError, Part, RawSamples, only_zeros, read_at, tag_size
+from audio_mamba.data.decoding.parts import DamageError, Part, RawSamples, all_parts, only_zeros, read_at, tag_size
 
 BYTES_UNKNOWN = 0x7EFFF000  # programs that write to a pipe put about this much or more for a length they do not know
 WRAP = 1 << 32  # sizes of a header are 32 bits
@@ -28,6 +28,15 @@ class Chunk(NamedTuple):
 
 def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
     """The wav files, one behind the other, between two places; DamageError where sizes or rates do not agree."""
+    return all_parts(_wav_part, file, start, end)
+
+
+def aiff_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
+    """As `wav_parts`, for aiff and aifc."""
+    return all_parts(_aiff_part, file, start, end)
+
+
+def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
     kind = read_at(file, start, 4)
     order = ">" if kind == b"RIFX" else "<"
     chunks = _chunks_until(file, start + 12, end, order, b"data")
@@ -51,18 +60,18 @@ def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
         promised = int.from_bytes(read_at(file, chunks[b"ds64"].start + 8, 8), "little")
     riff_end = start + 8 + int.from_bytes(read_at(file, start + 4, 4), "big" if order == ">" else "little")
 
-    def raw(warning: str) -> list[Part]:
+    def raw(warning: str) -> Part:
         if subtype is None:
             raise DamageError(f"its header counts {promised} bytes of samples, but {there} follow")
         samples = there // (channels * width) if channels else 0
         endian = "BIG" if order == ">" else "LITTLE"
         layout = RawSamples(subtype, rate, channels, endian)
-        return [Part(data.start, end, "soundfile", samples=samples, raw=layout, warning=warning)]
+        return Part(data.start, end, "soundfile", samples=samples, raw=layout, warning=warning)
 
     if promised > there:
         if promised < BYTES_UNKNOWN or kind in (b"RF64", b"BW64"):
             raise DamageError(f"cut off, {there} of {promised} bytes of samples are there")
-        return [Part(start, end, "soundfile")]
+        return Part(start, end, "soundfile")
     data_end = data.start + promised
     wraps = range(data_end + WRAP, end + 1, WRAP)
     if any(_end_of_file(file, place, end, order, (b"WAVE",), place) is not None for place in wraps):
@@ -72,22 +81,21 @@ def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
         return raw("its header counts no samples, as when a recorder crashes; all that follows is read as samples")
     if next_file is None:
         raise DamageError(f"its header counts {promised} bytes of samples, but {there} follow")
-    return [Part(start, next_file, "soundfile"), *(wav_parts(file, next_file, end) if next_file < end else ())]
+    return Part(start, next_file, "soundfile")
 
 
-def aiff_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
-    """As `wav_parts`, for aiff and aifc."""
+def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:
     chunks = _chunks_until(file, start + 12, end, ">", b"SSND")
     samples = chunks.get(b"SSND")
     if samples is None or b"COMM" not in chunks:
-        return [Part(start, end, "soundfile")]  # what libsndfile makes of it
+        return Part(start, end, "soundfile")  # what libsndfile makes of it
     content = read_at(file, chunks[b"COMM"].start, min(22, chunks[b"COMM"].size))
     if len(content) < 18:
         raise DamageError("its header is cut off")
     channels, frames, bits = struct.unpack(">HIH", content[:8])
     there = end - samples.start
     if samples.size == 0 or there < samples.size >= BYTES_UNKNOWN:
-        return [Part(start, end, "soundfile")]
+        return Part(start, end, "soundfile")
     if samples.size > there:
         raise DamageError(f"cut off, {max(0, there - 8)} of {samples.size - 8} bytes of samples are there")
     expected = frames * channels * -(-bits // 8)
@@ -97,7 +105,7 @@ def aiff_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
     next_file = _end_of_file(file, samples.start + samples.size, end, ">", (b"AIFF", b"AIFC"), form_end)
     if next_file is None:
         raise DamageError(f"its header counts {samples.size} bytes of samples, but {there} follow")
-    return [Part(start, next_file, "soundfile"), *(aiff_parts(file, next_file, end) if next_file < end else ())]
+    return Part(start, next_file, "soundfile")
 
 
 def _chunks_until(file: BinaryIO, place: int, end: int, order: str, last: bytes) -> dict[bytes, Chunk]:

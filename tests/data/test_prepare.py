@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import soundfile
 import torch
 import webdataset
 
+from audio_mamba.data import prepare_shards
 from audio_mamba.data.archives import read_shard, shard_indices
 from audio_mamba.data.audio import AudioError, load_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare import held_out, main, prepare
-from audio_mamba.data.prepare_job import PrepareError, Settings, Share, start_or_go_on
+from audio_mamba.data.prepare_job import AudioFile, PrepareError, Settings, ShardReport, Share, start_or_go_on
 from audio_mamba.data.prepare_shards import cut_clips
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.verify import verify_archive
@@ -258,6 +260,20 @@ def test_a_file_that_breaks_off_keeps_what_was_read(tmp_path):
     manifest = prepare(tmp_path / "audio", tmp_path / "out")
     assert 2 <= manifest["samples"] == manifest["skipped"][0]["clips_kept"] <= 3
     assert "cut off" in manifest["skipped"][0]["reason"]
+
+
+def test_a_fault_of_ours_names_the_file(tree, tmp_path, monkeypatch):
+    """Without the name nobody could leave the file out."""
+
+    def broken(path, *arguments):
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(prepare_shards, "cut_clips", broken)
+    monkeypatch.setattr(prepare_shards, "_stop", threading.Event(), raising=False)
+    (path,) = list(tree.rglob("*.wav"))[:1]
+    files = [AudioFile(0, path, ())]
+    with pytest.raises(PrepareError, match=f"{path}: unexpected IndexError .*leave it out"):
+        list(prepare_shards._samples(files, Settings(), tree, ShardReport("shard.tar")))
 
 
 @pytest.mark.parametrize("peak", [2e4, 1e19, 1e30, np.nan, np.inf])

@@ -1,6 +1,7 @@
 """Recordings of every kind that people make, whole and odd: the truth is what was encoded."""
 
 import contextlib
+import io
 import logging
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 
 from audio_mamba.data.audio import AudioError, channel_count, estimated_seconds, load_audio, stream_audio
+from audio_mamba.data.decoding import mp4
 from tests.data.recordings import (
     CODECS,
     RATE,
@@ -196,6 +198,19 @@ def test_joined_files_are_read_one_after_the_other(tmp_path, suffix):
     apart = [load(tmp_path / f"apart.{suffix}", content) for content in contents]
     assert is_in_time(found, np.concatenate(apart))
     assert is_in_time(apart[0], truth(2.0, 0)) and is_in_time(apart[1], truth(3.0, 1))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "aiff"])
+def test_any_number_of_joined_files_is_read(tmp_path, suffix):
+    """More than Python's functions may call each other."""
+    one = written(suffix, np.linspace(-0.5, 0.5, 800, dtype=np.float32)[:, None], 16000)
+    assert len(load(tmp_path / f"joined.{suffix}", 1500 * one)) == 1500 * 800
+
+
+def test_any_number_of_joined_mp4s_is_found():
+    joined = 1500 * encode("m4a", sound(16000, 0.2))
+    parts = mp4.mp4_parts(io.BytesIO(joined), 0, len(joined))
+    assert [part.end for part in parts] == [(number + 1) * len(joined) // 1500 for number in range(1500)]
 
 
 def test_joined_mp3s_may_differ_in_rate_and_channels_and_in_what_they_count(tmp_path):
