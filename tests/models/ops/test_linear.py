@@ -1,5 +1,7 @@
 """The linear layer by both libraries, and how one is chosen."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,6 +166,16 @@ class TestChoice:
 
     def test_without_a_folder_each_process_measures(self, nothing_chosen, monkeypatch):
         nothing_chosen.write_text("a file where the folder should be")
+        monkeypatch.setattr(choosing, "_measure", lambda: "onednn")
+        assert choosing.linear_choice() == "onednn"
+
+    def test_without_a_home_each_process_measures(self, nothing_chosen, monkeypatch):
+        """As in a container whose user has a number alone."""
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+        with pytest.raises(RuntimeError, match="home"):
+            Path.home()
         monkeypatch.setattr(choosing, "_measure", lambda: "onednn")
         assert choosing.linear_choice() == "onednn"
 
