@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audio_mamba.models.checks import check_whole
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.ops.mlstm import mlstm
 
@@ -130,6 +131,7 @@ class XLSTMSSAST(MaskedSpectrogramEncoder):
     causal."""
 
     def __init__(self, embed_dim: int = 192, depth: int = 12, **arguments: Any):
+        check_whole("embed_dim", embed_dim)
         if 2 * embed_dim % (HEADS * BLOCK_SIZE):
             raise ValueError(f"embed_dim must be a multiple of {HEADS * BLOCK_SIZE // 2}, got {embed_dim}")
         super().__init__(embed_dim, depth, **arguments)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from audio_mamba.models import masking
+from audio_mamba.models.checks import check_whole, is_finite, is_whole
 from audio_mamba.models.ops.linear import Linear
 from audio_mamba.models.patches import PatchEmbed, patchify, sincos_position_embedding, unpatchify
 from audio_mamba.schema import LAYOUTS
@@ -69,11 +70,13 @@ class MaskedSpectrogramEncoder(nn.Module):
         cls_position: str = "first",
     ):
         super().__init__()
-        img_size, patch_size = _pair(img_size), _pair(patch_size)
-        if any(patch < 1 or size % patch for size, patch in zip(img_size, patch_size, strict=True)):
+        for name, number in (("embed_dim", embed_dim), ("depth", depth), ("in_chans", in_chans)):
+            check_whole(name, number)
+        img_size, patch_size = _pair("img_size", img_size), _pair("patch_size", patch_size)
+        if any(size % patch for size, patch in zip(img_size, patch_size, strict=True)):
             raise ValueError(f"patch_size {patch_size} does not divide img_size {img_size}")
-        if not 0 <= mask_ratio < 1:
-            raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}")
+        if not (is_finite(mask_ratio) and 0 <= mask_ratio < 1):
+            raise ValueError(f"mask_ratio must be a number in [0, 1), got {mask_ratio!r}")
         if masking_mode not in masking.MODES:
             raise ValueError(f"unknown masking_mode {masking_mode!r}; choose from {', '.join(masking.MODES)}")
         if cls_position not in CLS_POSITIONS:
@@ -340,7 +343,9 @@ class MaskedSpectrogramEncoder(nn.Module):
         return steps * bands if layout == "bands" else (bands - 1) * most + steps
 
 
-def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+def _pair(name: str, sizes: Sequence[int]) -> tuple[int, int]:
     """Two sizes, which a config may give as a list."""
+    if not isinstance(sizes, Sequence) or len(sizes) != 2 or not all(map(is_whole, sizes)):
+        raise ValueError(f"{name} must be two whole numbers of at least 1, got {sizes!r}")
     first, second = sizes
     return first, second

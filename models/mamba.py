@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audio_mamba.models.checks import check_finite, check_whole, is_finite, is_whole
 from audio_mamba.models.ops.calls import BlockCall, MambaPath
 from audio_mamba.models.ops.causal_conv1d import causal_conv1d
 from audio_mamba.models.ops.linear import linear
@@ -37,7 +38,7 @@ class Mamba(nn.Module):
     Set the attribute `backend` to choose the kernels, see `models.ops.dispatch`.
 
     Raises:
-        ValueError: an unknown direction.
+        ValueError: an unknown direction, or a number out of range.
     """
 
     def __init__(
@@ -57,6 +58,17 @@ class Mamba(nn.Module):
         super().__init__()
         if direction not in DIRECTIONS:
             raise ValueError(f"unknown direction {direction!r} of a Mamba block; choose from {', '.join(DIRECTIONS)}")
+        sizes = {"d_model": d_model, "d_state": d_state, "d_conv": d_conv, "expand": expand}
+        for name, size in sizes.items():
+            check_whole(name, size)
+        if dt_rank != "auto" and not is_whole(dt_rank):
+            raise ValueError(f"dt_rank must be 'auto' or a whole number of at least 1, got {dt_rank!r}")
+        if not (is_finite(dt_min) and is_finite(dt_max) and 0 < dt_min <= dt_max):
+            raise ValueError(
+                "dt_min and dt_max must be finite numbers above 0, the first at most the second, "
+                f"got {dt_min!r} and {dt_max!r}"
+            )
+        check_finite("dt_init_floor", dt_init_floor)
         self.d_inner, self.d_state, self.direction = expand * d_model, d_state, direction
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
         self.dt_range, self.dt_init_floor = (dt_min, dt_max), dt_init_floor

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from audio_mamba.models.checks import check_call
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.ops.dispatch import configured_backend
 from audio_mamba.schema import ENCODERS_VARIABLE, argument_names, suggestion, unknown_arch
@@ -86,15 +87,13 @@ def build(arch: str, model_args: Mapping[str, Any], backend: str = "auto") -> Ma
             variable AUDIO_MAMBA_BACKEND, if set, wins over it.
 
     Raises:
-        ValueError: an unknown arch, argument or back end.
+        ValueError: an unknown arch, argument or back end. What the constructor itself raises passes.
     """
     backend = configured_backend(backend)
     archs = known_archs()
     if arch not in archs:
         raise ValueError(unknown_arch(arch, archs))
-    try:
-        encoder = archs[arch](**model_args)
-    except TypeError as error:
-        raise ValueError(f"model.model_args: {error}") from error
+    check_call("model.model_args", archs[arch], model_args)
+    encoder = archs[arch](**model_args)
     encoder.use_backend(backend)
     return encoder

@@ -1,15 +1,17 @@
 """SSAM: the masked spectrogram encoder with Mamba blocks (Yadav and Tan 2024, section 2), in one direction or both."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from audio_mamba.models.checks import check_finite, check_names
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.mamba import Mamba, MambaState, SharedMamba
 from audio_mamba.models.ops.add_norm import add_norm
+from audio_mamba.schema import argument_names
 
 # How the blocks walk through the tokens: these take turns.
 DIRECTIONS = {
@@ -86,6 +88,9 @@ class MambaSSAST(MaskedSpectrogramEncoder):
             raise ValueError(f"unknown direction {direction!r}; choose from {', '.join(DIRECTIONS)}")
         if token_order not in TOKEN_ORDERS:
             raise ValueError(f"unknown token_order {token_order!r}; choose from {', '.join(TOKEN_ORDERS)}")
+        if ssm_kwargs is not None and not isinstance(ssm_kwargs, Mapping):
+            raise ValueError(f"ssm_kwargs must be a section with arguments of Mamba, got {ssm_kwargs!r}")
+        check_finite("norm_epsilon", norm_epsilon)
         super().__init__(embed_dim, depth, **arguments)
         self.token_order = token_order
         self.causal = self.carries_state = (
@@ -107,9 +112,11 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         )
         self.init_weights()
 
-    def make_mixer(self, direction: str, **ssm_kwargs: Any) -> Mamba:
+    def make_mixer(self, direction: str, /, **ssm_kwargs: Any) -> Mamba:
         """The mixer of a block with a direction of its own: "forward", "backward", "both" or "both_scans". Override it
-        for blocks with another mixer, see docs/extending.md."""
+        for blocks with another mixer, see docs/extending.md. ValueError for an unknown name in `ssm_kwargs`."""
+        valid = [name for name in argument_names(Mamba) if name not in ("d_model", "direction")]
+        check_names("ssm_kwargs", ssm_kwargs, valid)
         if direction == "both_scans":
             return SharedMamba(self.embed_dim, **ssm_kwargs)
         return Mamba(self.embed_dim, direction=direction, **ssm_kwargs)

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from audio_mamba.models.checks import check_whole
 from audio_mamba.models.ssam import MambaSSAST
 
 
@@ -21,6 +22,7 @@ class SSAMBA(MambaSSAST):
     """
 
     def __init__(self, embed_dim: int = 768, depth: int = 24, direction: str = "both", **arguments: Any):
+        check_whole("depth", depth)
         if depth % 2:
             raise ValueError(f"the blocks of SSAMBA work in pairs, so depth must be even, got {depth}")
         super().__init__(embed_dim, depth, direction=direction, **arguments)

@@ -5,6 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audio_mamba.models.checks import check_whole
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.ops.linear import Linear
 
@@ -16,6 +17,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
+        check_whole("num_heads", num_heads)
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the width {dim}")
         self.num_heads = num_heads

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from audio_mamba.models.checks import check_call
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.objectives.base import EncoderWithHead, Objective, deviation_over_clips
 from audio_mamba.models.objectives.joint import Joint
@@ -41,17 +42,17 @@ def build(opt: Any, encoder: MaskedSpectrogramEncoder) -> Objective:
     """The objective of a config's section `opt`, for an encoder on its device.
 
     Raises:
-        ValueError: an unknown objective, an unknown or wrong argument, or an encoder that hides all patches.
+        ValueError: an unknown objective, an unknown or wrong argument, or an encoder that hides all patches. What the
+            constructor itself raises passes.
     """
     if encoder.draw_mask(np.random.default_rng(0)).all():
         raise ValueError(
             f"model.model_args.mask_ratio {encoder.mask_ratio:g} with masking_mode {encoder.masking_mode!r} hides all "
             f"{math.prod(encoder.grid_size())} patches of a clip: nothing is left to predict them from"
         )
-    try:
-        objective = find(opt.objective)(encoder, opt, **opt.objective_args)
-    except TypeError as error:
-        raise ValueError(f"opt.objective_args: {error}") from error
+    constructor = find(opt.objective)
+    check_call("opt.objective_args", constructor, opt.objective_args, encoder, opt)
+    objective = constructor(encoder, opt, **opt.objective_args)
     objective.module.to(encoder.mask_token.device)
     return objective
 

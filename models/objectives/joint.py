@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from audio_mamba.models.checks import check_finite
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.loss import info_nce, reconstruction_loss
 from audio_mamba.models.objectives.base import (
@@ -36,14 +37,13 @@ class Joint(Objective):
         generative_weight: lambda.
 
     Raises:
-        ValueError: a negative weight, an encoder that masks nothing, or options that this objective does not read.
+        ValueError: a weight out of range, an encoder that masks nothing, or options that this objective does not read.
     """
 
     def __init__(self, encoder: MaskedSpectrogramEncoder, opt: Any, generative_weight: float = 10.0):
         super().__init__(encoder, opt)
         check_masking(encoder, "joint")
-        if not generative_weight >= 0:
-            raise ValueError(f"opt.objective_args.generative_weight must be at least 0, got {generative_weight}")
+        check_finite("opt.objective_args.generative_weight", generative_weight)
         if opt.norm_pix_loss or opt.masked_only_loss:
             raise ValueError(
                 "opt.norm_pix_loss and opt.masked_only_loss do not apply to opt.objective 'joint': it compares true "

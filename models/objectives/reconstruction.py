@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from audio_mamba.models.checks import check_whole
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.loss import reconstruction_loss, restore_patches
 from audio_mamba.models.objectives.base import Batch, EncoderWithHead, Losses, Objective, check_masking
@@ -21,13 +22,12 @@ class Reconstruction(Objective):
             which then stays as it is. 0, as published: none.
 
     Raises:
-        ValueError: a negative number, or `opt.masked_only_loss` with an encoder that masks nothing.
+        ValueError: a number out of range, or `opt.masked_only_loss` with an encoder that masks nothing.
     """
 
     def __init__(self, encoder: MaskedSpectrogramEncoder, opt: Any, decoder_layers: int = 0):
         super().__init__(encoder, opt)
-        if decoder_layers < 0:
-            raise ValueError(f"opt.objective_args.decoder_layers must be at least 0, got {decoder_layers}")
+        check_whole("opt.objective_args.decoder_layers", decoder_layers, least=0)
         self.normalise_patches, self.masked_only = opt.norm_pix_loss, opt.masked_only_loss
         if self.masked_only:
             check_masking(encoder, "reconstruction", " with opt.masked_only_loss")

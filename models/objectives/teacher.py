@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audio_mamba.models.checks import check_finite, is_finite, is_whole
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.loss import mean_over_masked
 from audio_mamba.models.objectives.base import (
@@ -70,26 +71,25 @@ class Teacher(Objective):
     ):
         super().__init__(encoder, opt)
         check_masking(encoder, "teacher")
-        if not 1 <= last_blocks <= len(encoder.blocks):
+        if not (is_whole(last_blocks) and last_blocks <= len(encoder.blocks)):
             raise ValueError(
-                f"opt.objective_args.last_blocks must be 1 to {len(encoder.blocks)}, the blocks of the encoder, "
-                f"got {last_blocks}"
+                f"opt.objective_args.last_blocks must be a whole number from 1 to {len(encoder.blocks)}, the blocks of "
+                f"the encoder, got {last_blocks!r}"
             )
         if target_norm not in TARGET_NORMS:
             raise ValueError(
                 f"opt.objective_args.target_norm must be one of {', '.join(TARGET_NORMS)}, got {target_norm!r}"
             )
-        if not 0 <= decay <= final_decay <= 1:
+        if not (is_finite(decay) and is_finite(final_decay) and 0 <= decay <= final_decay <= 1):
             raise ValueError(
                 "opt.objective_args.decay and final_decay must be in [0, 1], the first at most the second, "
-                f"got {decay} and {final_decay}"
+                f"got {decay!r} and {final_decay!r}"
             )
-        if beta is not None and not beta > 0:
-            raise ValueError(f"opt.objective_args.beta must be above 0, or None for a squared error, got {beta}")
-        if not reconstruction_weight >= 0:
+        if beta is not None and not (is_finite(beta) and beta > 0):
             raise ValueError(
-                f"opt.objective_args.reconstruction_weight must be at least 0, got {reconstruction_weight}"
+                f"opt.objective_args.beta must be a finite number above 0, or None for a squared error, got {beta!r}"
             )
+        check_finite("opt.objective_args.reconstruction_weight", reconstruction_weight)
         if not reconstruction_weight and (opt.norm_pix_loss or opt.masked_only_loss):
             raise ValueError(
                 "opt.norm_pix_loss and opt.masked_only_loss need opt.objective_args.reconstruction_weight above 0 with "

@@ -15,7 +15,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     does it here. Below float32, and so under autocast, PyTorch uses oneDNN anyway; torch.compile and torch.export see
     the plain function.
     """
-    if not _is_float32_on_cpu(x, weight, bias) or linear_choice() == "torch":
+    if not _may_use_onednn(x, weight, bias) or linear_choice() == "torch":
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _OneDNN.apply(x, weight, bias)
@@ -46,7 +46,7 @@ class _OneDNN(torch.autograd.Function):
         return (
             linear(dy, weight.t()) if needs_x else None,
             _weight_gradient(dy, x) if needs_weight else None,
-            dy.flatten(0, -2).sum(0) if needs_bias else None,
+            dy.reshape(-1, dy.shape[-1]).sum(0) if needs_bias else None,
         )
 
 
@@ -61,12 +61,15 @@ def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     return weight_gradient(dy, x, linear) if dy.dtype == torch.float32 else dy.t() @ x
 
 
-def _is_float32_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _may_use_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Plain float32 CPU tensors whose shapes fit; if they do not, `F.linear` says so."""
     return bool(
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
         and weight.numel() > 0
+        and x.shape[-1:] == weight.shape[1:]
+        and (bias is None or bias.shape == weight.shape[:1])
         and untraced(x, weight, bias)
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled

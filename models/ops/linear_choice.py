@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from audio_mamba.models.ops.private_torch import has_onednn_linear, onednn_linea
 logger = logging.getLogger(__name__)
 
 CHOICES = ("torch", "onednn")
+CANNOT_BE_KEPT = (OSError, RuntimeError)  # no home folder, or no writing there
 WORTH = 0.95  # oneDNN must take less than this share of the time
 # What is measured: the layers of a block of SSAM-tiny, inputs and outputs, on two clips of 2 s.
 _LAYERS, _ROWS, _ROUNDS = ((192, 1152), (576, 60), (12, 576), (576, 192)), 502, 5
@@ -77,20 +79,25 @@ def _of_machine() -> str:
     """The faster library as measured once; where it cannot be kept, each process measures for itself."""
     if not has_onednn_linear():
         return "torch"
-    identity = hashlib.sha256(repr((processor(), torch.__version__)).encode()).hexdigest()[:20]
-    path = cache_directory() / f"linear-{identity}.txt"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if (kept := path.read_text().strip()) in CHOICES:
+    with contextlib.suppress(*CANNOT_BE_KEPT, UnicodeDecodeError):
+        if (kept := _file().read_text().strip()) in CHOICES:
             return kept
     choice = _measure()
     logger.info("linear layers in float32 use %s, the faster library on this machine", choice)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*CANNOT_BE_KEPT):
+        path = _file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         with open(descriptor, "w") as file:
             file.write(choice + "\n")
         os.replace(unfinished, path)
     return choice
+
+
+def _file() -> Path:
+    """Where this machine's choice is kept. RuntimeError for a user without a home folder."""
+    identity = hashlib.sha256(repr((processor(), torch.__version__)).encode()).hexdigest()[:20]
+    return cache_directory() / f"linear-{identity}.txt"
 
 
 @torch.no_grad()

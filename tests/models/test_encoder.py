@@ -219,8 +219,9 @@ def test_the_class_token_is_optional():
 def test_ssm_kwargs_replace_all_published_values():
     mixer = small("mamba_ssast_tiny", ssm_kwargs={"d_state": 8}).blocks[0].mixer
     assert mixer.A_log.shape == (2 * 192, 8) and mixer.conv1d.weight.shape[-1] == 4
-    with pytest.raises(TypeError, match="d_sate"):
-        small("mamba_ssast_tiny", ssm_kwargs={"d_sate": 8})
+    for name, message in (("d_sate", "did you mean 'd_state'"), ("direction", "accepted are d_state, d_conv, expand")):
+        with pytest.raises(ValueError, match=f"ssm_kwargs: unexpected keyword argument '{name}'; {message}"):
+            small("mamba_ssast_tiny", ssm_kwargs={name: 8})
 
 
 def test_fused_add_norm_and_fp32_residual_change_no_float32_result():
@@ -252,16 +253,62 @@ def test_losses_by_hand():
     "args, message",
     [
         ({"img_size": (200, 81)}, "does not divide"),
-        ({"patch_size": (0, 16)}, "does not divide"),
         ({"mask_ratio": 1.0}, "mask_ratio must be"),
         ({"masking_mode": "blocks"}, "unknown masking_mode 'blocks'"),
-        ({"embed_dim": 190}, "multiple of 4"),
+        ({"mask_ratio": "0.5"}, r"mask_ratio must be a number in \[0, 1\), got '0.5'"),
+        ({"embed_dim": 190}, "multiple of (4|8)"),
+        ({"embed_dim": 0}, "embed_dim must be a whole number of at least 1, got 0"),
+        ({"embed_dim": None}, "embed_dim must be a whole number of at least 1, got None"),
+        ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
+        ({"depth": -1}, "depth must be a whole number of at least 1, got -1"),
+        ({"depth": 2.0}, "depth must be a whole number of at least 1, got 2.0"),
+        ({"in_chans": 0}, "in_chans must be a whole number of at least 1, got 0"),
+        ({"in_chans": True}, "in_chans must be a whole number of at least 1, got True"),
+        ({"patch_size": [0, 16]}, r"patch_size must be two whole numbers of at least 1, got \[0, 16\]"),
+        ({"patch_size": [-4, 16]}, r"patch_size must be two whole numbers of at least 1, got \[-4, 16\]"),
+        ({"img_size": [200, 80, 1]}, r"img_size must be two whole numbers of at least 1, got \[200, 80, 1\]"),
+        ({"img_size": 200}, "img_size must be two whole numbers of at least 1, got 200"),
     ],
 )
 def test_bad_arguments_are_refused(args, message):
-    for arch in ARCHS:
+    for arch in (*ARCHS, "xlstm_ssast_tiny", "ssamba_tiny"):
         with pytest.raises(ValueError, match=message):
             small(arch, **args)
+
+
+@pytest.mark.parametrize(
+    "arch, args, message",
+    [
+        ("ssast_tiny", {"num_heads": 0}, "num_heads must be a whole number of at least 1, got 0"),
+        ("ssast_tiny", {"num_heads": "few"}, "num_heads must be a whole number of at least 1, got 'few'"),
+        ("mamba_ssast_tiny", {"norm_epsilon": -1e-6}, "norm_epsilon must be a finite number of at least 0, got -1e-06"),
+        ("mamba_ssast_tiny", {"ssm_kwargs": 8}, "ssm_kwargs must be a section with arguments of Mamba, got 8"),
+    ],
+)
+def test_bad_arguments_of_one_encoder_are_refused(arch, args, message):
+    with pytest.raises(ValueError, match=message):
+        small(arch, **args)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        *(
+            ({name: 0}, f"{name} must be a whole number of at least 1, got 0")
+            for name in ("d_state", "d_conv", "expand")
+        ),
+        ({"expand": 1.5}, "expand must be a whole number of at least 1, got 1.5"),
+        ({"dt_rank": 0}, "dt_rank must be 'auto' or a whole number of at least 1, got 0"),
+        ({"dt_rank": "all"}, "dt_rank must be 'auto' or a whole number of at least 1, got 'all'"),
+        ({"dt_min": 0}, "dt_min and dt_max must be finite numbers above 0, .* got 0 and 0.1"),
+        ({"dt_min": 0.2}, "the first at most the second, got 0.2 and 0.1"),
+        ({"dt_init_floor": "low"}, "dt_init_floor must be a finite number of at least 0, got 'low'"),
+    ],
+)
+@pytest.mark.parametrize("direction", ["forward", "both_scans"])
+def test_bad_arguments_of_the_mixer_are_refused(direction, args, message):
+    with pytest.raises(ValueError, match=message):
+        small("mamba_ssast_tiny", direction=direction, ssm_kwargs=args)
 
 
 def test_wrong_input_shape_names_both_shapes():

@@ -414,28 +414,48 @@ def test_the_deviation_over_clips_tells_a_collapse():
 @pytest.mark.parametrize(
     "name, args, message",
     [
-        ("reconstruction", {"decoder_layers": -1}, "decoder_layers must be at least 0, got -1"),
+        ("reconstruction", {"decoder_layers": -1}, "decoder_layers must be a whole number of at least 0, got -1"),
         ("teacher", {"last_blocks": 2, "target_norm": "batch"}, "target_norm must be one of layer, instance"),
-        ("teacher", {"last_blocks": 0}, "last_blocks must be 1 to 3, the blocks of the encoder, got 0"),
-        ("teacher", {"last_blocks": 4}, "last_blocks must be 1 to 3"),
+        ("reconstruction", {"decoder_layers": 1.5}, "decoder_layers must be a whole number of at least 0, got 1.5"),
+        ("teacher", {"last_blocks": 0}, "last_blocks must be a whole number from 1 to 3, the blocks .* encoder, got 0"),
+        ("teacher", {"last_blocks": 4}, "last_blocks must be a whole number from 1 to 3"),
+        ("teacher", {"last_blocks": 1.5}, "last_blocks must be a whole number from 1 to 3, .* got 1.5"),
+        ("teacher", {"last_blocks": 2, "decay": "0.9"}, "decay and final_decay must be in .* got '0.9' and 0.9999"),
+        ("teacher", {"last_blocks": 2, "beta": math.inf}, "beta must be a finite number above 0, or None .* got inf"),
         ("teacher", {"last_blocks": 2, "decay": 1.5}, "decay and final_decay must be in .* got 1.5 and 0.9999"),
         ("teacher", {"last_blocks": 2, "final_decay": 0.5}, "the first at most the second, got 0.999 and 0.5"),
-        ("teacher", {"last_blocks": 2, "beta": 0.0}, "beta must be above 0, or None for a squared error, got 0.0"),
+        ("teacher", {"last_blocks": 2, "beta": 0.0}, "beta must be a finite number above 0, or None .* got 0.0"),
         (
             "teacher",
             {"last_blocks": 2, "reconstruction_weight": -1},
-            "reconstruction_weight must be at least 0, got -1",
+            "reconstruction_weight must be a finite number of at least 0, got -1",
         ),
         ("teacher", {"last_blocks": 2, "norm_pix_loss": True}, "need opt.objective_args.reconstruction_weight above 0"),
-        ("joint", {"generative_weight": math.nan}, "generative_weight must be at least 0, got nan"),
+        ("joint", {"generative_weight": math.nan}, "generative_weight must be a finite number of at least 0, got nan"),
+        ("joint", {"generative_weight": math.inf}, "generative_weight must be a finite number of at least 0, got inf"),
+        ("joint", {"generative_weight": "1"}, "generative_weight must be a finite number of at least 0, got '1'"),
         ("joint", {"masked_only_loss": True}, "do not apply to opt.objective 'joint'"),
-        ("joint", {"temperature": 1}, "opt.objective_args: .*unexpected keyword argument 'temperature'"),
+        ("joint", {"temperature": 1}, "opt.objective_args: unexpected keyword argument 'temperature'; accepted"),
     ],
 )
 def test_wrong_arguments_get_one_sentence(name, args, message):
     with pytest.raises(ValueError, match=message) as raised:
         build(encoder(), name, **args)
     assert "\n" not in str(raised.value)
+
+
+class Failing(Smallest):
+    def __init__(self, encoder, opt, needed):
+        super().__init__(encoder, opt)
+        self.power = 1 + needed
+
+
+def test_only_the_config_is_blamed_for_arguments_that_do_not_fit():
+    with pytest.raises(ValueError, match="^opt.objective_args: missing a required argument: 'needed'$"):
+        build(encoder(), f"{__name__}:Failing")
+    with pytest.raises(TypeError, match="^unsupported operand") as raised:
+        build(encoder(), f"{__name__}:Failing", needed=None)
+    assert raised.traceback[-1].name == "__init__"
 
 
 @pytest.mark.parametrize("name", ["teacher", "joint"])

@@ -82,8 +82,25 @@ def test_each_accepted_argument_of_a_published_arch_is_one(arch):
     model = models.build(arch, published | defaults)
     assert (model.embed_dim, model.depth, model.img_size, model.mask_ratio) == (96, 1, (80, 40), 0.25)
     assert (model.masking_mode, model.cls_token, model.masked_positions) == ("timestep", None, True)
-    with pytest.raises(ValueError, match="model_args: .*no_such"):
-        models.build(arch, {"no_such": 1})
+    with pytest.raises(ValueError, match="model.model_args: unexpected .* 'embed_dm'; did you mean 'embed_dim'"):
+        models.build(arch, {"embed_dm": 1})
+
+
+class Failing(Averaging):
+    """Needs an argument, and has a fault."""
+
+    def __init__(self, needed, **arguments):
+        super().__init__(**arguments)
+        self.needed = 1 + needed
+
+
+def test_only_the_config_is_blamed_for_arguments_that_do_not_fit(archs):
+    models.register_encoder("failing", Failing, {"a": {"depth": 1}})
+    with pytest.raises(ValueError, match="^model.model_args: missing a required argument: 'needed'$"):
+        models.build("failing_a", {})
+    with pytest.raises(TypeError, match="^unsupported operand") as raised:
+        models.build("failing_a", {"needed": None})
+    assert raised.traceback[-1].name == "__init__"
 
 
 def test_a_registered_encoder_is_judged_by_its_own_arguments(archs):

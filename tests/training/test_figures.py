@@ -19,7 +19,7 @@ class Oracle(nn.Module):
     def __init__(self, frequency_first: bool, normalise_patches: bool = False):
         super().__init__()
         size, patch = ((80, 200), (16, 4)) if frequency_first else ((200, 80), (4, 16))
-        self.encoder = models.ssast_tiny(depth=0, img_size=size, patch_size=patch, frequency_first=frequency_first)
+        self.encoder = models.ssast_tiny(depth=1, img_size=size, patch_size=patch, frequency_first=frequency_first)
         self.normalise_patches = normalise_patches
         self.unpatchify, self.to_time_first = self.encoder.unpatchify, self.encoder.to_time_first
 

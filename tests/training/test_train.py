@@ -351,7 +351,7 @@ def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
             {"opt__grad_accum_steps": 9},
             "opt.grad_accum_steps is 9, but an epoch has only 4 batches: the optimizer would",
         ),
-        ([], {"model__model_args__num_heads": "few"}, "model.model_args: "),
+        ([], {"model__model_args__num_heads": "few"}, "num_heads must be a whole number of at least 1, got 'few'"),
         ([], {"batch_size": 1000}, "16 samples do not fill one batch"),
         ([], {"precision": "half"}, "unknown precision 'half'; choose from float32, float16, bfloat16"),
         ([], {"opt__optimizer": "lion"}, "unknown opt.optimizer 'lion'"),

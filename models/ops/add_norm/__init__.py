@@ -31,8 +31,17 @@ def add_norm(
         [B, L, D].
 
     Raises:
-        ValueError: an unknown back end.
+        ValueError: shapes that do not fit, or an unknown back end.
         RuntimeError: the back end named in `backend` does not support the call.
     """
-    module = _operator.choose(AddNormCall(hidden, residual, norm, residual_in_fp32), backend)
-    return module.add_norm(hidden, residual, norm, residual_in_fp32)
+    call = AddNormCall(hidden, residual, norm, residual_in_fp32)
+    _check_shapes(call)
+    return _operator.choose(call, backend).add_norm(hidden, residual, norm, residual_in_fp32)
+
+
+def _check_shapes(call: AddNormCall) -> None:
+    hidden, residual, over = list(call.hidden.shape), call.residual, list(call.norm.normalized_shape)
+    if residual is not None and list(residual.shape) != hidden:
+        raise ValueError(f"add_norm: residual must be {hidden} to fit hidden, got {list(residual.shape)}")
+    if over != hidden[-1:]:
+        raise ValueError(f"add_norm: norm must be over {hidden[-1:]} to fit hidden, got one over {over}")

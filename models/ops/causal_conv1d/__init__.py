@@ -22,7 +22,7 @@ def causal_conv1d(
 
     Args:
         x: [B, D, L].
-        weight: [D, K].
+        weight: [D, K], K at least 1.
         bias: [D].
         activation: None or "silu".
         backend: see `models.ops.dispatch`.
@@ -32,10 +32,24 @@ def causal_conv1d(
         [B, D, L] in x's dtype.
 
     Raises:
-        ValueError: an unknown activation or back end.
+        ValueError: shapes that do not fit, or an unknown activation or back end.
         RuntimeError: the back end named in `backend` does not support the call.
     """
     if activation not in (None, "silu"):
         raise ValueError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
-    module = _operator.choose(ConvCall(x, weight, bias, activation, reverse), backend)
-    return module.causal_conv1d(x, weight, bias, activation, reverse)
+    call = ConvCall(x, weight, bias, activation, reverse)
+    _check_shapes(call)
+    return _operator.choose(call, backend).causal_conv1d(x, weight, bias, activation, reverse)
+
+
+def _check_shapes(call: ConvCall) -> None:
+    x, weight, bias = call.x, call.weight, call.bias
+    if x.dim() != 3:
+        raise ValueError(f"causal_conv1d: x must be [B, D, L], got {list(x.shape)}")
+    channels = x.shape[1]
+    if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] == 0:
+        raise ValueError(
+            f"causal_conv1d: weight must be [{channels}, K] to fit x, with at least one tap, got {list(weight.shape)}"
+        )
+    if bias is not None and list(bias.shape) != [channels]:
+        raise ValueError(f"causal_conv1d: bias must be {[channels]} to fit x, got {list(bias.shape)}")

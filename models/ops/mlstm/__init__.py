@@ -26,7 +26,15 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:
     """q, k, v [B, H, L, d], i, f [B, H, L] -> h [B, H, L, d] in the dtype of v.
 
     Gates, exponents and sums are float32 (float64 for float64 inputs), also under autocast. Gradients of everything.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
+    if q.dim() != 4:
+        raise ValueError(f"mlstm: q must be [B, H, L, d], got {list(q.shape)}")
+    for name, tensor, shape in (("k", k, q.shape), ("v", v, q.shape), ("i", i, q.shape[:3]), ("f", f, q.shape[:3])):
+        if tensor.shape != shape:
+            raise ValueError(f"mlstm: {name} must be {list(shape)} to fit q, got {list(tensor.shape)}")
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     inputs = tuple(tensor.to(exact) for tensor in (q, k, v, i, f))
     watched = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from audio_mamba.models import MambaSSAST
-from audio_mamba.models.ops.add_norm import reference, triton
+from audio_mamba.models.ops.add_norm import BACKENDS, add_norm, reference, triton
 from tests.conftest import DEVICE, runs_on_device
 
 pytestmark = runs_on_device
@@ -119,6 +119,22 @@ def test_opcheck(kernel, rms):
         torch.ops.audio_mamba.add_norm_triton,
         (hidden, residual, weight, bias, 1e-6, rms, torch.float32, torch.bfloat16),
     )
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize(
+    "residual, over, message",
+    [
+        ((3, 4), 4, r"residual must be \[2, 3, 4\] to fit hidden, got \[3, 4\]"),
+        ((2, 3, 1), 4, r"residual must be .* got \[2, 3, 1\]"),
+        (None, 5, r"norm must be over \[4\] to fit hidden, got one over \[5\]"),
+        (None, (3, 4), r"norm must be over .* got one over \[3, 4\]"),
+    ],
+)
+def test_shapes_that_do_not_fit(backend, residual, over, message):
+    """The kernel would read beyond the tensors."""
+    with pytest.raises(ValueError, match=f"^add_norm: {message}$"):
+        add_norm(torch.ones(2, 3, 4), residual and torch.ones(residual), nn.LayerNorm(over), backend=backend)
 
 
 def test_fused_add_norm_lets_the_model_use_the_kernel(kernel, monkeypatch):

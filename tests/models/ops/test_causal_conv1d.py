@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from audio_mamba.models.ops import native
-from audio_mamba.models.ops.causal_conv1d import causal_conv1d
+from audio_mamba.models.ops.causal_conv1d import BACKENDS, causal_conv1d
 
 needs_kernels = pytest.mark.skipif(
     native.unsupported_reason() is not None, reason="no compiled kernels on this machine"
@@ -74,6 +74,25 @@ def test_low_precision_is_float32_inside(poisoned, dtype, taps):
 def test_unknown_activation():
     with pytest.raises(ValueError, match="'gelu'"):
         causal_conv1d(torch.zeros(1, 1, 1), torch.zeros(1, 1), None, "gelu")
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize(
+    "x, weight, bias, message",
+    [
+        ((6, 5), (6, 4), None, r"x must be \[B, D, L\], got \[6, 5\]"),
+        ((1, 6, 5), (3, 4), None, r"weight must be \[6, K\] to fit x, with at least one tap, got \[3, 4\]"),
+        ((1, 6, 5), (1, 4), None, r"weight must be .* got \[1, 4\]"),
+        ((1, 6, 5), (6, 0), None, r"weight must be .* got \[6, 0\]"),
+        ((1, 6, 5), (6, 1, 4), None, r"weight must be .* got \[6, 1, 4\]"),
+        ((1, 6, 5), (6, 4), (2,), r"bias must be \[6\] to fit x, got \[2\]"),
+        ((1, 6, 5), (6, 4), (1,), r"bias must be .* got \[1\]"),
+    ],
+)
+def test_shapes_that_do_not_fit(backend, x, weight, bias, message):
+    """The kernels would read and write beyond the tensors."""
+    with pytest.raises(ValueError, match=f"^causal_conv1d: {message}$"):
+        causal_conv1d(torch.ones(x), torch.ones(weight), bias and torch.ones(bias), backend=backend)
 
 
 def test_same_bits_for_any_number_of_threads():

@@ -1,5 +1,7 @@
 """The linear layer by both libraries, and how one is chosen."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from audio_mamba.models.ops.linear import Linear, linear
 from audio_mamba.models.ops.private_torch import has_onednn_linear
 
 needs_onednn = pytest.mark.skipif(not has_onednn_linear(), reason="this PyTorch has no oneDNN")
-SHAPES = [((3, 7, 5), 11), ((502, 192), 1152), ((2, 251, 576), 60), ((1, 1, 12), 576), ((4, 100, 192), 192)]
+SHAPES = [((5,), 11), ((3, 7, 5), 11), ((502, 192), 1152), ((2, 251, 576), 60), ((1, 1, 12), 576), ((4, 100, 192), 192)]
 
 
 @pytest.fixture(params=["torch", pytest.param("onednn", marks=needs_onednn)])
@@ -68,6 +70,16 @@ def test_empty_inputs(library):
     y = linear(x, weight)
     y.sum().backward()
     assert y.shape == (0, 2) and x.grad.shape == (0, 4) and (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("weight, bias", [((4, 6), None), ((2, 4, 5), None), ((4, 5), (3,))])
+def test_shapes_that_do_not_fit_get_the_message_of_plain_pytorch(library, weight, bias):
+    inputs = torch.ones(3, 5), torch.ones(weight), bias and torch.ones(bias)
+    with pytest.raises(RuntimeError) as expected:
+        F.linear(*inputs)
+    with pytest.raises(RuntimeError) as raised:
+        linear(*inputs)
+    assert str(raised.value) == str(expected.value)
 
 
 @needs_onednn
@@ -154,6 +166,16 @@ class TestChoice:
 
     def test_without_a_folder_each_process_measures(self, nothing_chosen, monkeypatch):
         nothing_chosen.write_text("a file where the folder should be")
+        monkeypatch.setattr(choosing, "_measure", lambda: "onednn")
+        assert choosing.linear_choice() == "onednn"
+
+    def test_without_a_home_each_process_measures(self, nothing_chosen, monkeypatch):
+        """As in a container whose user has a number alone."""
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+        with pytest.raises(RuntimeError, match="home"):
+            Path.home()
         monkeypatch.setattr(choosing, "_measure", lambda: "onednn")
         assert choosing.linear_choice() == "onednn"
 

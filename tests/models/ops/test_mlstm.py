@@ -1,5 +1,7 @@
 """The chunked mLSTM cell against the equation in float64: values, every gradient, odd lengths, extreme gates."""
 
+import re
+
 import pytest
 import torch
 
@@ -100,3 +102,14 @@ def test_low_precision_comes_back_in_its_own_dtype(dtype):
     expected = parallel.mlstm(*(tensor.double() for tensor in tensors))
     assert h.dtype == dtype
     torch.testing.assert_close(h.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("longest", [0, 1024])
+@pytest.mark.parametrize(
+    "name, shape", [("q", (9, 4)), ("k", (2, 1, 9, 4)), ("v", (2, 3, 9, 5)), ("i", (2, 3, 1)), ("f", (9,))]
+)
+def test_shapes_that_do_not_fit(monkeypatch, longest, name, shape):
+    monkeypatch.setattr("audio_mamba.models.ops.mlstm.LONGEST_PARALLEL", longest)
+    tensors = dict(zip("qkvif", inputs(9, width=4), strict=True)) | {name: torch.ones(shape)}
+    with pytest.raises(ValueError, match=f"^mlstm: {name} must be .* got {re.escape(str(list(shape)))}$"):
+        mlstm(**tensors)
