@@ -3,7 +3,7 @@
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.ssam_both_tiny_200_16x4 \\
         --workdir RUN --precision float16 --print-freq 50
 
-Cost: a step takes about half as long again as one of configs.ssam_tiny_200_16x4. No weights of it were published.
+Cost: a step takes longer than one of configs.ssam_tiny_200_16x4, see docs/speed.md. No weights of it were published.
 """
 
 from audio_mamba.configs.base import ssam_config
