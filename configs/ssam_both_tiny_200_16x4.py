@@ -1,4 +1,4 @@
-"""SSAM-Tiny whose blocks walk through time both ways, as in AuM and SSAMBA (5.52 M parameters), on AudioSet.
+"""SSAM-Tiny whose blocks walk through time both ways, as in SSAMBA (5.52 M parameters), on AudioSet.
 
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.ssam_both_tiny_200_16x4 \\
         --workdir RUN --precision float16 --print-freq 50
