@@ -58,8 +58,8 @@ class FrontEnd:
             raise FrontEndError(f"front_end.n_fft must be even, got {self.n_fft}")
         if not self.mel_min_hz < self.mel_max_hz <= self.sample_rate / 2:
             raise FrontEndError(
-                f"front_end: 0 <= mel_min_hz < mel_max_hz <= sample_rate / 2 must hold, got {self.mel_min_hz:g}, "
-                f"{self.mel_max_hz:g} and a sample_rate of {self.sample_rate}"
+                f"front_end: 0 <= mel_min_hz < mel_max_hz <= sample_rate / 2 must hold, got "
+                f"{_text(self.mel_min_hz)}, {_text(self.mel_max_hz)} and a sample_rate of {self.sample_rate}"
             )
         if not 0 < self.log_offset < math.inf:
             raise FrontEndError(f"front_end.log_offset must be a positive number, got {self.log_offset!r}")
@@ -116,7 +116,8 @@ PUBLISHED = FrontEnd()
 
 
 def _text(value: float | None) -> str:
-    return "that of each clip" if value is None else f"{value:g}"
+    """All digits, since settings are compared exactly."""
+    return "that of each clip" if value is None else str(value).removesuffix(".0")
 
 
 def parse_settings(entries: list[str]) -> FrontEnd:

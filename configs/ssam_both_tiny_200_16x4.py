@@ -1,9 +1,9 @@
-"""SSAM-Tiny whose blocks walk through time both ways, as in AuM and SSAMBA (5.52 M parameters), on AudioSet.
+"""SSAM-Tiny whose blocks walk through time both ways, as in SSAMBA (5.52 M parameters), on AudioSet.
 
     torchrun --standalone --nnodes=1 --nproc-per-node=4 train.py --config configs.ssam_both_tiny_200_16x4 \\
         --workdir RUN --precision float16 --print-freq 50
 
-Cost: a step takes about half as long again as one of configs.ssam_tiny_200_16x4. No weights of it were published.
+Cost: a step takes longer than one of configs.ssam_tiny_200_16x4, see docs/speed.md. No weights of it were published.
 """
 
 from audio_mamba.configs.base import ssam_config

@@ -87,6 +87,7 @@ def test_settings_of_the_published_front_end():
         (["n_mels=0"], "front_end.n_mels must be a whole number of at least 1, got 0"),
         (["n_fft=401"], "front_end.n_fft must be even, got 401"),
         (["mel_max_hz=9000"], "mel_max_hz <= sample_rate / 2 must hold, got 50, 9000 and a sample_rate of 16000"),
+        (["mel_max_hz=8000.0001"], "must hold, got 50, 8000.0001 and a sample_rate of 16000"),
         (["log_offset=0"], "front_end.log_offset must be a positive number, got 0.0"),
         (["mel_min_hz=nan"], "front_end.mel_min_hz must be a number of at least 0, got nan"),
     ],
@@ -94,6 +95,18 @@ def test_settings_of_the_published_front_end():
 def test_settings_that_are_not_valid(entries, message):
     with pytest.raises(FrontEndError, match=message):
         parse_settings(entries)
+
+
+def test_a_difference_is_printed_with_all_digits():
+    """Settings are compared exactly."""
+    theirs = FrontEnd(log_offset=1.1920928955078125e-07, mel_max_hz=7000.0001, mean=-6.0, std=4)
+    with pytest.raises(FrontEndError) as raised:
+        FrontEnd(mel_max_hz=7000.0002).check_same(theirs, "a")
+    assert str(raised.value) == (
+        "a has another front end: mel_max_hz is 7000.0001 there and 7000.0002 here, "
+        "log_offset is 1.1920928955078125e-07 there and 1.1920929e-07 here, "
+        "mean is -6 there and that of each clip here, std is 4 there and that of each clip here"
+    )
 
 
 def test_the_manifest_holds_it_and_verify_follows_it(wide_archive, capsys):

@@ -1,4 +1,4 @@
-"""The private parts of torch that this project uses, each with a public fall-back for a torch without it."""
+"""The private parts of torch that the operators use, each with a public fall-back for a torch without it."""
 
 import functools
 from collections.abc import Callable

@@ -55,6 +55,16 @@ def test_chunks_equal_the_equation_with_all_gradients(length):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8 * theirs.abs().max().item() + 1e-12)
 
 
+@pytest.mark.parametrize("shift", [0.0, -20.0, -60.0])
+@pytest.mark.parametrize("cell", [parallel.mlstm, chunked.mlstm])
+def test_nearly_closed_input_gates_give_the_recurrence(cell, shift):
+    """What they let in counts little against the 1 in the denominator, exp(-m) times as large."""
+    q, k, v, i, f = (tensor.detach() for tensor in inputs(70))
+    single = [tensor.float() for tensor in (q, k, v, i + shift, f)]
+    exact = loop(*(tensor.double() for tensor in single))
+    torch.testing.assert_close(cell(*single).double(), exact, rtol=1e-3, atol=1e-4 * exact.abs().max().item())
+
+
 @pytest.mark.parametrize("gates", [1.0, 30.0, 300.0])
 def test_extreme_gates_stay_finite(gates):
     tensors = inputs(200, dtype=torch.float32, gates=gates)
