@@ -9,7 +9,8 @@ from audio_mamba.data.samples import ArchiveError
 MAX_SHARE = 0.01  # of the samples of an epoch
 WARNINGS_IN_FULL = 100  # after so many, only every hundredth is logged
 
-Fault = tuple[str | Path, str, int]  # shard, what is wrong with it or with one of its samples, number of samples lost
+# Shard, what is wrong with it or with one of its samples, number of samples lost (0: a partner of mixup).
+Fault = tuple[str | Path, str, int]
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ class Faults:
         Raises:
             ArchiveError: too many samples are lost.
         """
-        self._lost[str(shard)] += count
-        self._first = self._first or problem
+        if count:
+            self._lost[str(shard)] += count
+            self._first = self._first or problem
         if problem not in self._warned:
             self._warned.add(problem)
             if len(self._warned) <= WARNINGS_IN_FULL or len(self._warned) % 100 == 0:

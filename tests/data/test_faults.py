@@ -106,6 +106,16 @@ def test_the_limit_of_a_rank_is_one_percent_of_what_it_reads(tmp_path):
         list(make_validation_loader(tmp_path, rank=0, world_size=2, **options))
 
 
+def test_a_problem_that_costs_no_sample_is_logged_and_not_summed_up(caplog):
+    """Such as a bad clip that was to be mixed with a good one."""
+    faults = Faults(total=100)
+    faults.report("a.tar", "a.tar, sample 1: bad partner", 0)
+    assert "a.tar, sample 1: bad partner" in caplog.text
+    faults.report("b.tar", "b.tar, sample 2: bad")
+    with pytest.raises(ArchiveError, match=r"more than 1%: 2 in b.tar; the first: b.tar, sample 2"):
+        faults.report("b.tar", "b.tar, sample 3: bad")
+
+
 def test_faults_are_counted_per_pass_but_logged_once(caplog):
     faults = Faults(total=100)
     for _ in range(3):
