@@ -72,6 +72,8 @@ class MaskedSpectrogramEncoder(nn.Module):
         img_size, patch_size = _pair(img_size), _pair(patch_size)
         if any(patch < 1 or size % patch for size, patch in zip(img_size, patch_size, strict=True)):
             raise ValueError(f"patch_size {patch_size} does not divide img_size {img_size}")
+        if not isinstance(depth, int) or depth < 0:
+            raise ValueError(f"depth must be a whole number, got {depth!r}")
         if not 0 <= mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}")
         if masking_mode not in masking.MODES:

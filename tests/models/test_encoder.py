@@ -253,6 +253,7 @@ def test_losses_by_hand():
     [
         ({"img_size": (200, 81)}, "does not divide"),
         ({"patch_size": (0, 16)}, "does not divide"),
+        ({"depth": None}, "depth must be a whole number, got None"),
         ({"mask_ratio": 1.0}, "mask_ratio must be"),
         ({"masking_mode": "blocks"}, "unknown masking_mode 'blocks'"),
         ({"embed_dim": 190}, "multiple of 4"),
