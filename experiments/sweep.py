@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from audio_mamba import models
 from audio_mamba.cli.train_arguments import at_least, parse_arguments
 from audio_mamba.cli.train_data import name_data
-from audio_mamba.cli.train_setup import check_same_experiment, load_config
+from audio_mamba.cli.train_setup import build_model, check_same_experiment, load_config
+from audio_mamba.models import objectives
 from audio_mamba.published_names import experiments, hyphenated, import_named, short_name, stored_name
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.shares import LAUNCHERS, Share
@@ -140,13 +140,14 @@ def plan(entries: Sequence[Entry], runs: Path, train_options: list[str]) -> list
         args = parse_arguments(str(__doc__), command, "experiments.sweep")
         if (args.config, args.workdir) != (entry.config, str(runs / entry.name)):
             raise ValueError("the sweep chooses --config and --workdir itself: from LIST and --runs")
-        config = load_config(entry.config, args.overrides)
-        name_data(config, args)
         try:
+            config = load_config(entry.config, args.overrides)
+            name_data(config, args)
             with torch.device("meta"):
-                model = models.build(config.model.arch, config.model.model_args.to_dict(), config.model.backend)
+                model = build_model(config)
+                objectives.build(config.opt, model)
         except ValueError as error:
-            raise ValueError(f"{entry.config}: {error}") from error
+            raise ValueError(f"{entry.name}: {error}") from error
         run = Planned(entry, config, runs / entry.name, sum(p.numel() for p in model.parameters()))
         other = planned.setdefault(entry.name, run)
         if other.config != config:
