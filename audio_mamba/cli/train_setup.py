@@ -4,7 +4,7 @@ import argparse
 import ast
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -416,9 +416,11 @@ def load_state(
     return start
 
 
-def check_same_options(args: argparse.Namespace, state: Mapping[str, Any], path: str | Path) -> None:
-    """Raise ValueError if the checkpoint at `path` was trained with other FIXED_OPTIONS."""
-    for name in FIXED_OPTIONS:
+def check_same_options(
+    args: argparse.Namespace, state: Mapping[str, Any], path: str | Path, names: Sequence[str] = FIXED_OPTIONS
+) -> None:
+    """Raise ValueError if the checkpoint `state` at `path` was trained with other values of the options `names`."""
+    for name in names:
         ours = getattr(args, name)
         theirs = state["args"].get(name, ours)
         if theirs != ours:
