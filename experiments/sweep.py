@@ -14,6 +14,7 @@ checkpoint and the sweep ends. The table is RUNS/sweep.csv and RUNS/sweep.md.
 
 import argparse
 import csv
+import functools
 import io
 import logging
 import os
@@ -31,15 +32,18 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from audio_mamba import models
 from audio_mamba.cli.train_arguments import at_least, parse_arguments
 from audio_mamba.cli.train_data import name_data
-from audio_mamba.cli.train_setup import check_same_experiment, load_config
+from audio_mamba.cli.train_setup import build_model, check_same_experiment, check_same_options, load_config
+from audio_mamba.data.contents import Contents
+from audio_mamba.data.dataset import LogMelDataset
+from audio_mamba.front_end import FrontEnd
+from audio_mamba.models import objectives
 from audio_mamba.published_names import experiments, hyphenated, import_named, short_name, stored_name
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.shares import LAUNCHERS, Share
 from audio_mamba.system.terminal import given_path, quiet_exit
-from audio_mamba.training import resume
+from audio_mamba.training import checkpoint, resume
 from audio_mamba.training.report import ReportError, read_run
 
 STUDIES = "configs.studies."
@@ -61,8 +65,20 @@ FREE_KEYS = (
     "scene_layout",
     "scene_pooling",
     "overlap",
-    "data.train_",
+    "data.train_",  # compared by content, since a folder may be moved
     "data.val_",
+    "precision",  # one of OPTIONS
+)
+OPTIONS = (  # of train.py, compared likewise
+    "seed",
+    "precision",
+    "min_lr",
+    "bias_decay",
+    "init",
+    "fake_data",
+    "compile",
+    "tf32",
+    "gradient_checkpointing",
 )
 
 
@@ -84,18 +100,42 @@ class Planned:
     """A run of the sweep."""
 
     entry: Entry
+    args: argparse.Namespace  # of train.py
     config: ConfigDict  # as train.py sees it
     folder: Path
     parameters: int
     problem: str | None = None  # why it failed now
 
     def is_finished(self) -> bool:
-        """Whether the work folder has the checkpoint after the last epoch. ValueError if that is of another config."""
+        """Whether the work folder has the checkpoint after the last epoch.
+
+        Raises:
+            ValueError: it is of another config, other OPTIONS or other data.
+        """
         found = resume.checkpoints(self.folder)
         if not found or found[0][0].epoch < self.config.num_epochs:
             return False
         check_same_experiment(self.folder, self.config, free_keys=FREE_KEYS)
+        state = checkpoint.load_checkpoint(found[0][1], mmap=True)
+        check_same_options(self.args, state, self.folder, OPTIONS)
+        for name, data in self.contents().items():
+            before = (state.get("data") or {}).get(name)
+            if before and (difference := data.difference(Contents.from_state(before))):
+                raise ValueError(f"{self.folder} was trained with other {name}: {difference}")
         return True
+
+    def contents(self) -> dict[str, Contents]:
+        """What the folders of the command hold, by their use as in a checkpoint; without folders that are gone."""
+        data, front_end = self.config.data, FrontEnd.from_settings(self.config.front_end)
+        parts = {
+            "training data": (tuple(data.train_dirs), data.fraction),
+            "validation data": ((data.val_dir,), 1.0),
+        }
+        return {
+            name: archive_contents(directories, fraction, front_end)
+            for name, (directories, fraction) in parts.items()
+            if directories and all(directory and Path(directory).is_dir() for directory in directories)
+        }
 
     def state(self) -> str:
         """In words, for the table."""
@@ -105,6 +145,12 @@ class Planned:
             return "finished"
         found = resume.checkpoints(self.folder)
         return f"{found[0][0].epoch} of {self.config.num_epochs} epochs" if found else "not started"
+
+
+@functools.cache
+def archive_contents(directories: tuple[str, ...], fraction: float, front_end: FrontEnd) -> Contents:
+    """What archives hold, read once for all runs of a sweep; arguments as for `data.loader.make_loader`."""
+    return LogMelDataset(directories, 1, front_end, fraction=fraction).contents()
 
 
 def read_list(name: str) -> list[Entry]:
@@ -140,14 +186,16 @@ def plan(entries: Sequence[Entry], runs: Path, train_options: list[str]) -> list
         args = parse_arguments(str(__doc__), command, "experiments.sweep")
         if (args.config, args.workdir) != (entry.config, str(runs / entry.name)):
             raise ValueError("the sweep chooses --config and --workdir itself: from LIST and --runs")
-        config = load_config(entry.config, args.overrides)
-        name_data(config, args)
         try:
+            config = load_config(entry.config, args.overrides)
+            name_data(config, args)
+            args.precision = args.precision or config.precision
             with torch.device("meta"):
-                model = models.build(config.model.arch, config.model.model_args.to_dict(), config.model.backend)
+                model = build_model(config)
+                objectives.build(config.opt, model)
         except ValueError as error:
-            raise ValueError(f"{entry.config}: {error}") from error
-        run = Planned(entry, config, runs / entry.name, sum(p.numel() for p in model.parameters()))
+            raise ValueError(f"{entry.name}: {error}") from error
+        run = Planned(entry, args, config, runs / entry.name, sum(p.numel() for p in model.parameters()))
         other = planned.setdefault(entry.name, run)
         if other.config != config:
             raise ValueError(f"{other.entry.config} and {entry.config} differ, but both would be {run.folder}")

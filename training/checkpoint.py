@@ -49,20 +49,24 @@ def save_checkpoint(path: str | Path, **state: Any) -> None:
         raise OSError(f"cannot write {path}; {free / 2**20:.0f} MiB are free on its disk") from error
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """The content of a checkpoint on the CPU, with `args` and its config as plain dicts.
+
+    Args:
+        path: the file.
+        mmap: read no tensor before it is used; the file must be one that `save_checkpoint` wrote.
 
     Raises:
         CheckpointError: the file is missing, damaged, has no `model` entry, or contains more than tensors and builtins.
     """
-    state = read_pickle(path)
+    state = read_pickle(path, mmap)
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise CheckpointError(f"{path} is not a checkpoint: it has no 'model' entry with the weights")
     return state
 
 
-def read_pickle(path: str | Path) -> Any:
-    """What `torch.save` wrote, on the CPU.
+def read_pickle(path: str | Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, on the CPU; `mmap` as for `load_checkpoint`.
 
     Raises:
         CheckpointError: the file is missing, damaged, or contains more than tensors and builtins.
@@ -72,7 +76,7 @@ def read_pickle(path: str | Path) -> Any:
         raise CheckpointError(f"no checkpoint file at {path}")
     try:
         with torch.serialization.safe_globals(_STAND_INS):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         return _as_builtins(state)
     except Exception as error:  # hostile or damaged bytes can raise anything in the reader
         raise CheckpointError(f"cannot read checkpoint {path}: {_why_unreadable(error)}") from error

@@ -93,6 +93,16 @@ def decay_epochs(opt: Any) -> float | None:
     return opt.decay_epochs if staged else None
 
 
+def check_stages(opt: Any, num_epochs: int) -> None:
+    """Raise ValueError if warm-up and fall of a staged schedule, in the section `opt` of a config, overlap."""
+    fall = decay_epochs(opt)
+    if fall is not None and opt.warmup_epochs + fall > num_epochs:
+        raise ValueError(
+            f"opt.warmup_epochs {opt.warmup_epochs:g} and opt.decay_epochs {fall:g} do not fit into num_epochs "
+            f"{num_epochs}: with opt.schedule {opt.schedule!r} the rate rises before it falls"
+        )
+
+
 def learning_rate_at(
     epoch: float,
     *,

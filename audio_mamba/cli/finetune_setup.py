@@ -18,6 +18,7 @@ from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, dro
 from audio_mamba.cli.train_setup import (
     Loop,
     apply_overrides,
+    check_precision,
     check_same_config,
     check_same_experiment,
     check_schedule,
@@ -111,6 +112,7 @@ def load_config(args: argparse.Namespace) -> ConfigDict:
     with config.ignore_type():
         config.head.loss = args.loss or config.head.loss
     Augmentation(**config.augment.to_dict())
+    check_precision(config.precision)
     return config
 
 

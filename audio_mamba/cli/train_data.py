@@ -79,17 +79,7 @@ def build_loaders(
 ) -> Loaders:
     """The loaders for training and, if its folder exists, for validation. Raises ValueError if they do not fit."""
     frames, mels = model.num_frames, model.n_mels
-    if config.data.num_frames != frames:
-        raise ValueError(
-            f"data.num_frames is {config.data.num_frames}, but the model reads {frames} frames "
-            f"(model.model_args.img_size is {model.img_size})"
-        )
     front_end = FrontEnd.from_settings(config.front_end)
-    if front_end.n_mels != mels:
-        raise ValueError(
-            f"front_end.n_mels is {front_end.n_mels}, but the model reads {mels} mel bands "
-            f"(model.model_args.img_size is {model.img_size})"
-        )
     rank, world_size, fraction = distributed.rank(), distributed.world_size(), config.data.fraction
     options = {
         "num_frames": frames,

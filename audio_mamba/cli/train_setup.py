@@ -4,7 +4,7 @@ import argparse
 import ast
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,34 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
     apply_overrides(config, overrides)
     config = check_config(config, models.known_archs(), source="--set")
     check_objective(config, objectives.OBJECTIVES, objectives.find, source="--set" if overrides else module_name)
+    optim.check_names(config.opt.optimizer, config.opt.schedule)
+    optim.check_stages(config.opt, config.num_epochs)
+    check_precision(config.precision)
     return config
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError unless `precision` is one of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+
+
+def build_model(config: ConfigDict) -> MaskedSpectrogramEncoder:
+    """The encoder of a config that is to be trained, with new weights.
+
+    Raises:
+        ValueError: an unknown arch or argument, or an input of other frames or mel bands than the data have.
+    """
+    model = models.build(config.model.arch, config.model.model_args.to_dict(), config.model.backend)
+    for key, stated, read, unit in (
+        ("data.num_frames", config.data.num_frames, model.num_frames, "frames"),
+        ("front_end.n_mels", config.front_end.n_mels, model.n_mels, "mel bands"),
+    ):
+        if stated != read:
+            raise ValueError(
+                f"{key} is {stated}, but the model reads {read} {unit} (model.model_args.img_size is {model.img_size})"
+            )
+    return model
 
 
 def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
@@ -155,7 +182,6 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     args.config = stored_name(args.config)
     config = load_config(args.config, args.overrides)
     name_data(config, args)
-    optim.check_names(config.opt.optimizer, config.opt.schedule)
     device = join_processes(args, config)
     if args.init and args.resume:
         raise ValueError("--init and --resume exclude each other: --init starts a new run, --resume continues one")
@@ -164,7 +190,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     check_same_experiment(workdir, config)
 
     torch.manual_seed(args.seed)
-    model = models.build(config.model.arch, config.model.model_args.to_dict(), config.model.backend).to(device)
+    model = build_model(config).to(device)
     model.gradient_checkpointing = args.gradient_checkpointing
     objective = objectives.build(config.opt, model)
     if distributed.is_main():
@@ -205,8 +231,6 @@ def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device
     """Join the processes of torchrun and start logging; return the device of this process. Errors as for `set_up`."""
     args.print_freq = args.print_freq or config.log_every_steps
     config.precision = args.precision = args.precision or config.precision  # config.json says what was used
-    if args.precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {args.precision!r}; choose from {', '.join(PRECISIONS)}")
     device = distributed.init(args.device)
     if device.type == "cpu":  # the processes round alike; a checkpoint may name another library below
         set_linear_choice(distributed.gather(linear_choice())[0])
@@ -392,9 +416,11 @@ def load_state(
     return start
 
 
-def check_same_options(args: argparse.Namespace, state: Mapping[str, Any], path: str | Path) -> None:
-    """Raise ValueError if the checkpoint at `path` was trained with other FIXED_OPTIONS."""
-    for name in FIXED_OPTIONS:
+def check_same_options(
+    args: argparse.Namespace, state: Mapping[str, Any], path: str | Path, names: Sequence[str] = FIXED_OPTIONS
+) -> None:
+    """Raise ValueError if the checkpoint `state` at `path` was trained with other values of the options `names`."""
+    for name in names:
         ours = getattr(args, name)
         theirs = state["args"].get(name, ours)
         if theirs != ours:

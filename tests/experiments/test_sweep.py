@@ -97,6 +97,13 @@ def test_a_list_is_a_study_or_a_file(tmp_path):
             ("--config", "x"),
             "itself",
         ),
+        ("ssam_tiny_200_16x4 opt.schedule=cosine", (), "16x4,opt.schedule=cosine: unknown opt.schedule 'cosine'"),
+        ("ssam_tiny_200_16x4 opt.optimizer=sgd", (), "unknown opt.optimizer 'sgd'"),
+        ("ssam_tiny_200_16x4 precision=float8", (), "unknown precision 'float8'"),
+        ("ssam_tiny_200_16x4 model.model_args.img_size=(400,80)", (), "num_frames is 200, but the model reads 400"),
+        ("ssam_tiny_200_16x4 front_end.n_mels=64", (), "n_mels is 64, but the model reads 80"),
+        ("ssam_tiny_200_16x4 opt.schedule=warmupstabledecay num_epochs=9", (), "do not fit into num_epochs 9"),
+        ("ssam_tiny_200_16x4 model.model_args.mask_ratio=0.999", (), "hides all 250 patches"),
         ("ssam_tiny_200_16x4", ("--workdir", "x"), "chooses --config and --workdir itself"),
         ("ssam_tiny_200_16x4", ("--set", "data.fraction=0"), "data.fraction must be a number above 0"),
         ("a_sweep_config:ssam_tiny_200_16x4\nssam_tiny_200_16x4", (), "differ, but both would be"),
@@ -178,6 +185,42 @@ def test_runs_are_trained_skipped_and_compared(tmp_path, archive, commands, capf
     with pytest.raises(SystemExit, match="did not finish: ssam_tiny_200_16x4; "):  # finished, but with another rate
         sweep.main([*command, "opt.learning_rate=1.0", "--share", "1/3"])
     assert "belongs to another config: opt.learning_rate" in table_of(runs)["ssam_tiny_200_16x4"]["state"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, archive):
+    """A folder with a list of one config, and its finished sweep."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "list.txt").write_text("ssast_tiny_200_16x4\n")
+    entry = Entry("configs.ssast_tiny_200_16x4")
+    train.main(sweep.train_arguments(entry, folder / "runs", options(archive)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--seed", "3"], "was trained with --seed 0, not 3"),
+        (["--precision", "bfloat16"], "was trained with --precision float32, not bfloat16"),
+        (["--min-lr", "0.01"], "was trained with --min-lr 0.0, not 0.01"),
+        (["--bias-decay"], "was trained with --bias-decay False, not True"),
+        (
+            ["--data", "OTHER"],
+            "was trained with other training data: 28 samples in 3 shard(s) instead of 20 samples in 2",
+        ),
+        (["--val-data", "OTHER"], "was trained with other validation data: 8 samples in 1 shard(s) instead of 20"),
+    ],
+    ids=["seed", "precision", "min-lr", "bias-decay", "data", "val-data"],
+)
+def test_a_finished_run_of_other_options_is_refused(finished, archive, commands, tmp_path, more, message):
+    other = write_archive(tmp_path / "other", [8], seed=1)
+    more = [str(other) if word == "OTHER" else word for word in more]
+    command = [str(finished / "list.txt"), "--runs", str(finished / "runs")]
+    with pytest.raises(SystemExit, match="1 run\\(s\\) did not finish: ssast_tiny_200_16x4; "):
+        sweep.main([*command, *options(archive, *more)])
+    assert message in table_of(finished / "runs")["ssast_tiny_200_16x4"]["state"]
+    sweep.main([*command, *options(archive)])
+    assert not commands, "nothing is trained"
 
 
 SLEEPER = """

@@ -48,6 +48,16 @@ def test_a_staged_rate_holds_its_peak_and_falls_at_the_end_alone():
     assert optim.decay_epochs(ConfigDict({"schedule": "warmupcosine", "decay_epochs": 2.0})) is None
 
 
+def test_stages_must_fit_into_the_run():
+    """Else the rate would never fall, or jump down from the middle of the warm-up."""
+    opt = ConfigDict({"schedule": "warmupstabledecay", "warmup_epochs": 10.0, "decay_epochs": 2.0})
+    optim.check_stages(opt, 12)
+    with pytest.raises(ValueError, match="opt.warmup_epochs 10 and opt.decay_epochs 2 do not fit into num_epochs 11: "):
+        optim.check_stages(opt, 11)
+    opt.schedule = "warmupcosine"
+    optim.check_stages(opt, 1)
+
+
 def test_the_peak_rate_grows_with_the_global_batch():
     assert optim.peak_learning_rate(1.5e-4, 256) == 1.5e-4
     assert optim.peak_learning_rate(1.5e-4, 2 * 256 * 4) == pytest.approx(1.2e-3)

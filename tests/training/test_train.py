@@ -355,6 +355,7 @@ def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
         ([], {"batch_size": 1000}, "16 samples do not fill one batch"),
         ([], {"precision": "half"}, "unknown precision 'half'; choose from float32, float16, bfloat16"),
         ([], {"opt__optimizer": "lion"}, "unknown opt.optimizer 'lion'"),
+        ([], {"opt__schedule": "warmupstabledecay", "opt__decay_epochs": 4}, "do not fit into num_epochs "),
         ([], {"model__arch": "ssast_giant"}, "unknown model.arch 'ssast_giant'; did you mean 'ssast_tiny'?"),
         ([], {"data__num_frames": 100}, "data.num_frames is 100, but the model reads 200 frames"),
         ([], {"model__model_args__img_size": (200, 64)}, "front_end.n_mels is 80, but the model reads 64 mel bands"),
