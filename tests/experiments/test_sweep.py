@@ -128,7 +128,7 @@ def test_an_unknown_option_is_reported_before_the_first_run(tmp_path, monkeypatc
     assert "unrecognized arguments: --precison float16" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         sweep.main(["sizes", "--runs", ""])
-    assert "argument --runs: the path is empty" in capsys.readouterr().err
+    assert "argument --runs: it is empty" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(SystemExit, match="without torchrun; --processes N"):
         sweep.main(["sizes", "--runs", str(tmp_path / "runs")])
