@@ -19,6 +19,7 @@ from pathlib import Path
 
 from audio_mamba.data.archives import MANIFEST_NAME
 from audio_mamba.data.audio import printable
+from audio_mamba.data.features import mel_filter_bank
 from audio_mamba.data.labels import column_of, find_labelled
 from audio_mamba.data.prepare_job import (
     CHANNELS,
@@ -29,16 +30,16 @@ from audio_mamba.data.prepare_job import (
     AudioFile,
     PrepareError,
     Settings,
-    Share,
     describe,
     finished_archive,
     remove_scaffold,
     start_or_go_on,
 )
 from audio_mamba.data.prepare_shards import make_shards
-from audio_mamba.front_end import parse_settings
+from audio_mamba.front_end import FrontEnd, parse_settings
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.machine import usable_cores
+from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import given_path, quiet_exit
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def prepare(
         remove_scaffold(out_dir)  # left there if the last attempt was killed at its very end
         return finished
     out_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(out_dir, shared=share.world_size > 1):
+    with exclusive_lock(out_dir, shared=share.count > 1):
         job = start_or_go_on(out_dir, described, files, settings)
         if job is None:
             return finished_archive(out_dir, described)
@@ -255,9 +256,10 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = _parse(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="prepare: %(message)s")
     try:
-        share = Share.from_environment()
+        share = Share.of_process()
         front_end = parse_settings(args.front_end)
         settings = Settings(args.dtype, args.clip_seconds, args.shard_size, args.format, front_end, args.channel)
+        _warn_of_empty_bands(front_end)
         for out_dir, keep in _archives(args.out_dir, args.validation):
             existed = (out_dir / MANIFEST_NAME).exists()
             manifest = prepare(
@@ -290,6 +292,17 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         raise SystemExit(f"prepare: {error}; once its cause is removed, the same command resumes {args.out_dir}")
 
 
+def _warn_of_empty_bands(front_end: FrontEnd) -> None:
+    """Warn of mel bands narrower than the bins of the transform, which are the same constant in every frame."""
+    if empty := int((~mel_filter_bank(front_end).any(axis=0)).sum()):
+        logger.warning(
+            "%d of %d mel bands contain no frequency of a transform of %d samples: raise n_fft, or lower n_mels",
+            empty,
+            front_end.n_mels,
+            front_end.n_fft,
+        )
+
+
 def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, Callable | None]]:
     """The folders to make, and which files go into each."""
     if validation is None:
@@ -302,8 +315,7 @@ def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, C
 def _print_result(out_dir: Path, manifest: dict | None, existed: bool, share: Share) -> None:
     if manifest is None:
         print(
-            f"{out_dir}: process {share.rank} of {share.world_size} has made its shards; others have not yet. "
-            "The last one completes the archive"
+            f"{out_dir}: process {share} has made its shards; others have not yet. The last one completes the archive"
         )
         return
     print(

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from audio_mamba.data.audio import estimated_seconds
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import NORMALISATION, PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
+from audio_mamba.system.shares import Share
 
 CLIP_SECONDS = 10.0
 SHARD_SIZE = 512  # clips; about 80 MB as float16
@@ -72,33 +72,6 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """This process among those that prepare one archive together: it makes each `world_size`-th shard."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @classmethod
-    def from_environment(cls) -> "Share":
-        """As torchrun or srun say; alone where neither does. Raises PrepareError for values that cannot be."""
-        # SLURM_NTASKS is what a job asks for: the shell of a batch script, one process with SLURM_PROCID=0, has it too.
-        # SLURM_STEP_NUM_TASKS counts the processes that srun has started, and only srun sets it.
-        for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-            if rank in os.environ and world_size in os.environ:
-                try:
-                    share = cls(int(os.environ[rank]), int(os.environ[world_size]))
-                except ValueError:
-                    share = cls(-1)
-                if not 0 <= share.rank < share.world_size:
-                    raise PrepareError(
-                        f"${rank} is {os.environ[rank]!r} and ${world_size} is "
-                        f"{os.environ[world_size]!r}; a rank below the number of processes is needed"
-                    )
-                return share
-        return cls()
-
-
-@dataclasses.dataclass(frozen=True)
 class AudioFile:
     number: int  # its place among all files, which makes its keys unique
     path: Path
@@ -129,9 +102,7 @@ class Job:
 
     def unfinished(self, share: Share) -> list[int]:
         """The shards of one share that are still to be made; whatever is left of an attempt at them is removed."""
-        shards = [
-            i for i in range(share.rank, len(self.plan), share.world_size) if not _report_path(self.path(i)).exists()
-        ]
+        shards = [i for i in share.every(range(len(self.plan))) if not _report_path(self.path(i)).exists()]
         for shard in shards:
             for path in (self.path(shard), index_path(self.path(shard)), _report_path(self.path(shard))):
                 remove_partials(path)

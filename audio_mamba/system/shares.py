@@ -37,7 +37,7 @@ class Share:
         """The share of this process: `text`, such as "2/4", or what torchrun or srun say, or all.
 
         Raises:
-            ValueError: `text` is not a share, or there are fewer processes than its number.
+            ValueError: `text` is not a share, or the variables of a launcher do not give one.
         """
         if text is not None:
             match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -46,9 +46,11 @@ class Share:
             return cls(int(match[1]) - 1, int(match[2]))
         for names in LAUNCHERS:
             number, count, local_number, local_count = (os.environ.get(name, "") for name in names)
-            if number.isdigit() and count.isdigit() and int(count) > 1:
-                if int(number) >= int(count):
-                    raise ValueError(f"${names[0]} is {number} and ${names[1]} is {count}: there is no such share")
+            if not (number and count):
+                continue
+            if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+                raise ValueError(f"${names[0]} is {number!r} and ${names[1]} is {count!r}: there is no such share")
+            if int(count) > 1:
                 here = int(local_count) if local_count.isdigit() else 1
                 return cls(int(number), int(count), int(local_number or 0), here)
         return cls()
@@ -59,6 +61,10 @@ class Share:
     def all(self) -> list["Share"]:
         """All shares of the list, in order."""
         return [Share(number, self.count) for number in range(self.count)]
+
+    def every(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items of this share, each `count`-th one, for items whose cost grows along the list."""
+        return items[self.number :: self.count]
 
     def part(self, items: Sequence[Item]) -> Sequence[Item]:
         """The items of this share, neighbours in the list; the sizes of two shares differ by one at most."""

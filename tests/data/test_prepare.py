@@ -22,11 +22,12 @@ from audio_mamba.data.archives import read_shard, shard_indices
 from audio_mamba.data.audio import AudioError, load_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare import held_out, main, prepare
-from audio_mamba.data.prepare_job import AudioFile, PrepareError, Settings, ShardReport, Share, start_or_go_on
+from audio_mamba.data.prepare_job import AudioFile, PrepareError, Settings, ShardReport, start_or_go_on
 from audio_mamba.data.prepare_shards import cut_clips
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.verify import verify_archive
 from audio_mamba.system.atomic_files import sha256
+from audio_mamba.system.shares import Share
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,27 +128,6 @@ def test_several_processes_share_the_work_and_the_last_one_merges(tree, tmp_path
     manifest = prepare(tree, tmp_path / "out", settings=SMALL, share=Share(1, 3))
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
     assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 3)) == manifest
-
-
-def test_the_share_of_a_process_comes_from_torchrun_or_srun(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
-    assert Share.from_environment() == Share(0, 1)
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert Share.from_environment() == Share(0, 1)  # a batch script, which has not called srun
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert Share.from_environment() == Share(0, 1)  # srun --ntasks=1
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert Share.from_environment() == Share(3, 4)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert Share.from_environment() == Share(1, 2)
-    for rank in ("2", "-1", "one"):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(PrepareError, match=f"RANK is '{rank}'"):
-            Share.from_environment()
 
 
 def test_no_process_waits_for_one_that_has_failed(tree, tmp_path, monkeypatch):
@@ -260,6 +240,15 @@ def test_a_file_that_breaks_off_keeps_what_was_read(tmp_path):
     manifest = prepare(tmp_path / "audio", tmp_path / "out")
     assert 2 <= manifest["samples"] == manifest["skipped"][0]["clips_kept"] <= 3
     assert "cut off" in manifest["skipped"][0]["reason"]
+
+
+@pytest.mark.parametrize("n_mels, empty", [(80, 0), (128, 3)])
+def test_mel_bands_without_a_frequency_are_named(tmp_path, caplog, n_mels, empty):
+    """Of 400 samples at 16 kHz the bins are 40 Hz apart, and the lowest of 128 bands are narrower than that."""
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    main([str(tmp_path), str(tmp_path / "out"), "--workers", "1", "--front-end", f"n_mels={n_mels}"])
+    warned = f"{empty} of {n_mels} mel bands contain no frequency of a transform of 400 samples" in caplog.text
+    assert warned == bool(empty)
 
 
 def test_a_fault_of_ours_names_the_file(tree, tmp_path, monkeypatch):

@@ -159,9 +159,10 @@ def test_the_share_of_a_process(monkeypatch):
     for name, value in (("RANK", 5), ("WORLD_SIZE", 6), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
     assert Share.of_process() == Share(5, 6, 1, 2)
-    monkeypatch.setenv("RANK", "6")
-    with pytest.raises(ValueError, match=r"\$RANK is 6 and \$WORLD_SIZE is 6: there is no such share"):
-        Share.of_process()
+    for rank in ("6", "-1", "one"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ValueError, match=rf"\$RANK is '{rank}' and \$WORLD_SIZE is '6': there is no such share"):
+            Share.of_process()
     with pytest.raises(SystemExit, match="embed: --share: a share is written"):
         main(["a.wav", "--share", "half"])
 
@@ -172,6 +173,9 @@ def test_shares_cover_the_list_once_and_in_order(count):
         parts = [share.part(range(length)) for share in Share(0, count).all()]
         assert [item for part in parts for item in part] == list(range(length))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        interleaved = [share.every(range(length)) for share in Share(0, count).all()]
+        assert sorted(item for part in interleaved for item in part) == list(range(length))
+        assert interleaved[-1] == range(count - 1, length, count)
 
 
 def test_joined_journals_read_like_one(tmp_path):
