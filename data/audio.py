@@ -3,6 +3,7 @@
 `decoding` chooses the decoder by content and checks that a file is whole; soxr resamples.
 """
 
+import contextlib
 import itertools
 import logging
 import operator
@@ -18,6 +19,7 @@ from audio_mamba.data.audio_files import (
     OTHER_SUFFIXES,
     AudioError,
     AudioFileError,
+    UnexpectedAudioError,
     find_audio,
     fingerprint,
     is_hidden,
@@ -31,6 +33,7 @@ __all__ = [
     "OTHER_SUFFIXES",
     "AudioError",
     "AudioFileError",
+    "UnexpectedAudioError",
     "channel_count",
     "estimated_seconds",
     "find_audio",
@@ -64,6 +67,7 @@ def load_audio(
 
     Raises:
         AudioError: the file is missing, unreadable, empty, damaged, cut off, too short, or holds NaN or Inf.
+        UnexpectedAudioError: anything else goes wrong, as by a mistake in a decoder.
     """
     blocks = list(stream_audio(path, sample_rate, channel))
     audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
@@ -90,25 +94,41 @@ def stream_audio(
     """
     if channel not in CHANNELS and (isinstance(channel, bool) or not isinstance(channel, Integral)):
         raise ValueError(f"channel must be a number or one of {', '.join(CHANNELS)}, got {channel!r}")
-    blocks = one_channel(_blocks(path), path, channel)
-    for rate, group in itertools.groupby(blocks, key=operator.itemgetter(0)):
-        yield from resampled((samples for _, samples in group), rate, sample_rate)
+    with _naming(path):
+        blocks = one_channel(_blocks(path), path, channel)
+        for rate, group in itertools.groupby(blocks, key=operator.itemgetter(0)):
+            yield from resampled((samples for _, samples in group), rate, sample_rate)
 
 
 def channel_count(path: str | Path) -> int:
     """The number of channels of a file. AudioError where it cannot be read."""
-    for _, samples in _blocks(path):
-        return samples.shape[1]
+    with _naming(path):
+        for _, samples in _blocks(path):
+            return samples.shape[1]
     raise AudioFileError(path, "holds no samples")
 
 
 def estimated_seconds(path: str | Path) -> float:
     """The length of a file as its header has it, 0 where it has none or cannot be read; nothing is decoded."""
     try:
-        with open(path, "rb") as file:
+        with _naming(path), open(path, "rb") as file:
             return seconds_of(file)
     except (DamageError, OSError):
         return 0.0
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """What goes wrong with a file without being foreseen becomes an UnexpectedAudioError."""
+    try:
+        yield
+    except (AudioError, DamageError, OSError):
+        raise
+    except Exception as error:
+        raise UnexpectedAudioError(
+            f"{path}: reading it failed unexpectedly ({type(error).__name__}: {error}); take it out to go on, and "
+            "please report it"
+        ) from error
 
 
 def _blocks(path: str | Path) -> Iterator[tuple[int, np.ndarray]]:

@@ -49,6 +49,11 @@ class AudioFileError(AudioError):
         return f"{self.path}: {self.reason}"
 
 
+class UnexpectedAudioError(ValueError):
+    """Reading an audio file failed for a reason that nobody has foreseen. The message names the file; the cause is the
+    original exception. It is no AudioError: the file may be whole, so it must not be passed over like a damaged one."""
+
+
 class Fingerprint(NamedTuple):
     """What changes when a file is written again."""
 

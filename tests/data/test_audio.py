@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import pickle
 import threading
 
 import numpy as np
@@ -14,6 +15,9 @@ from audio_mamba.data.audio import (
     AUDIO_SUFFIXES,
     OTHER_SUFFIXES,
     AudioError,
+    UnexpectedAudioError,
+    channel_count,
+    estimated_seconds,
     find_audio,
     fingerprint,
     load_audio,
@@ -139,6 +143,30 @@ def test_bad_files_are_named_with_the_reason(tmp_path, kind, reason):
     with pytest.raises(AudioError, match=reason) as caught:
         load_audio(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place, read",
+    [
+        ("parts_of", load_audio),
+        ("parts_of", channel_count),
+        ("resampled", load_audio),
+        ("seconds_of", estimated_seconds),
+    ],
+)
+def test_a_failure_that_nobody_has_foreseen_names_the_file_and_keeps_its_cause(tmp_path, monkeypatch, place, read):
+    def fail(*_):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(f"audio_mamba.data.audio.{place}", fail)
+    soundfile.write(tmp_path / "odd.wav", np.zeros(8000), 8000)
+    with pytest.raises(
+        UnexpectedAudioError, match=r"odd.wav: reading it failed unexpectedly \(RecursionError"
+    ) as caught:
+        read(tmp_path / "odd.wav")
+    assert isinstance(caught.value.__cause__, RecursionError)
+    assert not isinstance(caught.value, AudioError), "it must not pass for a damaged file, which is left out"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value), "it comes from worker processes"
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -20,6 +20,7 @@ import webdataset
 from audio_mamba.data import prepare_shards
 from audio_mamba.data.archives import read_shard, shard_indices
 from audio_mamba.data.audio import AudioError, load_audio
+from audio_mamba.data.decoding import parts_of
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare import held_out, main, prepare
 from audio_mamba.data.prepare_job import AudioFile, PrepareError, Settings, ShardReport, start_or_go_on
@@ -385,6 +386,18 @@ def test_somebody_elses_shards_are_not_touched(tree, tmp_path):
     with pytest.raises(PrepareError, match="tar files that data.prepare did not make"):
         prepare(tree, tmp_path)
     assert (tmp_path / "shard-000000.tar").read_bytes() == b"precious"
+
+
+def test_a_file_at_which_a_decoder_itself_fails_is_named_and_ends_the_run(tree, tmp_path, monkeypatch):
+    def fails_at_one(file):
+        if file.name.endswith("rest.flac"):
+            raise RecursionError("too deep")
+        return parts_of(file)
+
+    monkeypatch.setattr("audio_mamba.data.audio.parts_of", fails_at_one)
+    with pytest.raises(SystemExit, match=r"^prepare: .*dogs/rest.flac: reading it failed unexpectedly"):
+        main([str(tree), str(tmp_path / "out"), "--workers", "1"])
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_fails_only_if_there_is_no_audio_or_all_of_it_is_bad(tmp_path):

@@ -175,6 +175,12 @@ def test_invalid_files_are_listed_and_the_others_embedded(audio, tmp_path, capsy
     assert not (tmp_path / "out.npz.failed.csv").exists()
 
 
+def test_a_file_at_which_a_decoder_itself_fails_is_named_and_ends_the_run(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr("audio_mamba.data.audio.parts_of", lambda file: file.no_such_attribute)
+    with pytest.raises(SystemExit, match=r"^embed: .*a\.wav: reading it failed unexpectedly \(AttributeError"):
+        main([str(audio), *MODEL, "--out", str(tmp_path / "out.npz")])
+
+
 def test_a_resumed_run_gives_the_same_bytes(audio, tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "GROUP_FRAMES", 300)
     arguments = [str(audio), *MODEL, "--kind", "timestamps", "--out"]
