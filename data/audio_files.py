@@ -50,8 +50,8 @@ class AudioFileError(AudioError):
 
 
 class UnexpectedAudioError(ValueError):
-    """Reading an audio file failed for a reason that nobody has foreseen. The message names the file; the cause is the
-    original exception. It is no AudioError: the file may be whole, so it must not be passed over like a damaged one."""
+    """Reading an audio file failed for an unforeseen reason. The message names the file; the cause is the original
+    exception. It is not an AudioError: the file may be whole, so it must not be skipped like a damaged one."""
 
 
 class Fingerprint(NamedTuple):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.audio import AudioError, channel_count, printable, stream_audio
 from audio_mamba.data.features import log_mel
-from audio_mamba.data.prepare_job import AudioFile, Job, PrepareError, Settings, ShardReport, write_report
+from audio_mamba.data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
 from audio_mamba.data.samples import Sample
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import PUBLISHED, FrontEnd
@@ -111,12 +111,6 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
             reason = str(error).removeprefix(f"{file.path}: ")
             name = printable(file.path.relative_to(audio_dir))
             report.skipped.append({"file": name, "reason": reason, "clips_kept": clips_kept})
-        except _Stopped:
-            raise
-        except Exception as error:  # a fault of ours, not of the file; without the name nobody could go on
-            raise PrepareError(
-                f"{file.path}: unexpected {type(error).__name__} ({error}); leave it out, and please report it"
-            ) from error
         with _files_done.get_lock():
             _files_done.value += 1
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,13 +16,12 @@ import soundfile
 import torch
 import webdataset
 
-from audio_mamba.data import prepare_shards
 from audio_mamba.data.archives import read_shard, shard_indices
 from audio_mamba.data.audio import AudioError, load_audio
 from audio_mamba.data.decoding import parts_of
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare import held_out, main, prepare
-from audio_mamba.data.prepare_job import AudioFile, PrepareError, Settings, ShardReport, start_or_go_on
+from audio_mamba.data.prepare_job import PrepareError, Settings, start_or_go_on
 from audio_mamba.data.prepare_shards import cut_clips
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.verify import verify_archive
@@ -250,20 +248,6 @@ def test_mel_bands_without_a_frequency_are_named(tmp_path, caplog, n_mels, empty
     main([str(tmp_path), str(tmp_path / "out"), "--workers", "1", "--front-end", f"n_mels={n_mels}"])
     warned = f"{empty} of {n_mels} mel bands contain no frequency of a transform of 400 samples" in caplog.text
     assert warned == bool(empty)
-
-
-def test_a_fault_of_ours_names_the_file(tree, tmp_path, monkeypatch):
-    """Without the name nobody could leave the file out."""
-
-    def broken(path, *arguments):
-        raise IndexError("list index out of range")
-
-    monkeypatch.setattr(prepare_shards, "cut_clips", broken)
-    monkeypatch.setattr(prepare_shards, "_stop", threading.Event(), raising=False)
-    (path,) = list(tree.rglob("*.wav"))[:1]
-    files = [AudioFile(0, path, ())]
-    with pytest.raises(PrepareError, match=f"{path}: unexpected IndexError .*leave it out"):
-        list(prepare_shards._samples(files, Settings(), tree, ShardReport("shard.tar")))
 
 
 @pytest.mark.parametrize("peak", [2e4, 1e19, 1e30, np.nan, np.inf])
