@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audio_mamba.cli.finetune_arguments import ALL_FOLDS
+from audio_mamba.data.contents import ShardContents
 from audio_mamba.data.folds import FoldError, Split, deal, find_fold, fold_names, split_by_fold, split_by_name
 from audio_mamba.data.labelled import LabelledClips, read_labelled
 from audio_mamba.data.labels import hear_metadata
@@ -211,13 +212,23 @@ def _log(level: int, message: str, *values: object) -> None:
         logger.log(level, message, *values)
 
 
-def judged_clips(clips: LabelledClips, split: Split) -> dict[str, str]:
-    """A digest of the keys of the validation clips and one of those of the test clips, for a checkpoint.
+def judged_clips(clips: LabelledClips, split: Split, shards: Sequence[ShardContents] | None = None) -> dict[str, str]:
+    """A digest of the validation clips and one of the test clips, for a checkpoint.
 
     While both are the same, no clip that was trained on can have become one that judges, whatever else changes.
+
+    Args:
+        clips: all clips.
+        split: which of them validate and test.
+        shards: the contents of all shards, to tell clips of one name in two archives apart; None compares names alone.
     """
+
+    def identity(clip: int) -> str:
+        content = "" if shards is None else f"{shards[clips.places[clip, 0]].digest} "
+        return content + clips.keys[clip]
+
     return {
-        part: hashlib.sha256("\n".join(sorted(clips.keys[clip] for clip in chosen)).encode()).hexdigest()
+        part: hashlib.sha256("\n".join(sorted(map(identity, chosen))).encode()).hexdigest()
         for part, chosen in (("validation", split.valid), ("test", split.test))
     }
 

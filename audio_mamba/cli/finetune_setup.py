@@ -1,6 +1,7 @@
 """Set-up of finetune.py: check the arguments and build everything that the loop needs."""
 
 import argparse
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from audio_mamba.cli.train_setup import (
     open_workdir,
 )
 from audio_mamba.data.augment import Augmentation
+from audio_mamba.data.contents import Contents
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips, LabelledDataset, training_loader, whole_clip_loader
 from audio_mamba.finetune_schema import check_finetune_config
@@ -90,6 +92,9 @@ class Run(Loop):
             "classes": self.experiment.clips.classes,
             "loss": self.experiment.loss,
             "judged": judged_clips(self.experiment.clips, self.experiment.splits[self.fold]),
+            "judged_content": judged_clips(
+                self.experiment.clips, self.experiment.splits[self.fold], self.contents["training data"].shards
+            ),
             "kept": None if self.kept is None else vars(self.kept),
         }
 
@@ -205,7 +210,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     groups = model.parameter_groups(config.opt.weight_decay, config.opt.layer_decay, config.opt.head_rate)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
-    kept = check_checkpoint(experiment, config, workdir)
+    kept = check_checkpoint(experiment, config, workdir, contents)
     start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
@@ -228,8 +233,12 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     )
 
 
-def check_checkpoint(experiment: Experiment, config: ConfigDict, workdir: Path) -> Kept | None:
+def check_checkpoint(
+    experiment: Experiment, config: ConfigDict, workdir: Path, contents: Mapping[str, Contents]
+) -> Kept | None:
     """The kept state in the checkpoint that the run of `config` resumes from; None if it starts or nothing is kept.
+
+    Changed shards in the same folders are left to `load_state`, which refuses them or is told to accept them.
 
     Raises:
         ValueError: the checkpoint has other classes, another config or loss, or other validation or test clips.
@@ -249,13 +258,23 @@ def check_checkpoint(experiment: Experiment, config: ConfigDict, workdir: Path) 
         raise ValueError(
             f"{path} was trained with the loss {loss!r}, but these clips need {experiment.loss!r}: {advice}"
         )
-    judged = judged_clips(experiment.clips, experiment.splits[config.fold])
-    for part, clips in state.get("judged", judged).items():
-        if clips != judged[part]:
+    clips, split = experiment.clips, experiment.splits[config.fold]
+    judged = judged_clips(clips, split)
+    for part, digest in state.get("judged", judged).items():
+        if digest != judged[part]:
             raise ValueError(
-                f"the {part} clips are not those of {path}, which may have been trained on some of them: restore their "
-                "folds or groups, or choose another --workdir"
+                f"the {part} clips are not those of {path}, which may have been trained on some of them: restore the "
+                "data with their folds and groups, or choose another --workdir"
             )
+    other_folders = list(state["args"]["config"]["data"]["train_dirs"]) != list(config.data.train_dirs)
+    if other_folders and experiment.args.data_changed == "refuse":
+        judged = judged_clips(clips, split, contents["training data"].shards)
+        for part, digest in state.get("judged_content", judged).items():
+            if digest != judged[part]:
+                raise ValueError(
+                    f"the {part} clips have the names of those of {path}, but other content: choose another --workdir, "
+                    "or, if they are the same recordings, add --data-changed restart-epoch"
+                )
     return None if state["kept"] is None else Kept(**state["kept"])
 
 

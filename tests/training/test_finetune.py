@@ -539,13 +539,34 @@ def test_a_run_keeps_its_validation_and_test_clips(tmp_path, capsys, archive):
     newest = tmp_path / "run" / "checkpoints" / "checkpoint-0.pth"
     assert refused(capsys, tmp_path / "run", tmp_path / "archive", *options) == (
         f"finetune.py: the test clips are not those of {newest}, which may have been trained on some of them: restore "
-        "their folds or groups, or choose another --workdir"
+        "the data with their folds and groups, or choose another --workdir"
     )
     path.write_text(kept)
     state = torch.load(newest, weights_only=True)
-    torch.save({key: value for key, value in state.items() if key != "judged"}, newest)  # of an earlier version
+    earlier = {key: value for key, value in state.items() if key not in ("judged", "judged_content")}
+    torch.save(earlier, newest)
     tune(tmp_path / "run", tmp_path / "archive", *options)
     assert len(read_log(tmp_path / "run" / "log.txt")) == 2
+
+
+def test_other_folders_must_leave_the_validation_clips_as_they_are(tmp_path, capsys):
+    """The clips of two archives may have the same names."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    a, b = labelled(tmp_path / "a", ["a", "b"] * 6), labelled(tmp_path / "b", ["a", "b"] * 6, seconds=0.4)
+    run, options = tmp_path / "run", ("--freeze", "--val-data")
+    tune(run, a, *options, str(b), changes=["num_epochs=1"])
+    newest = run / "checkpoints" / "checkpoint-0.pth"
+    assert refused(capsys, run, b, *options, str(a)) == (
+        f"finetune.py: the validation clips have the names of those of {newest}, but other content: choose another "
+        "--workdir, or, if they are the same recordings, add --data-changed restart-epoch"
+    )
+    (tmp_path / "c").mkdir()
+    more = labelled(tmp_path / "c", ["a", "b"] * 4, seconds=0.5)
+    b = b.rename(tmp_path / "moved")
+    tune(run, a, "--data", str(more), *options, str(b))
+    tune(run, b, "--data-changed", "restart-epoch", *options, str(a), changes=["num_epochs=3"])
+    assert [line["epoch"] for line in read_log(run / "log.txt")] == [0, 1, 2]
 
 
 def test_a_checkpoint_of_another_loss(tmp_path, capsys):
