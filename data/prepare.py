@@ -11,7 +11,6 @@ the process that ends last: where it is, the archive is complete.
 import argparse
 import hashlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -217,8 +216,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     add(
         "--workers",
         type=int,
-        default=max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
-        help="processes; any number, same result",
+        help="processes; any number, same result (default: as many as cores, shared with other processes of torchrun)",
     )
     add(
         "--dtype",
@@ -266,7 +264,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
                 args.audio_dir,
                 out_dir,
                 args.labels,
-                args.workers,
+                max(1, usable_cores() // share.local_count) if args.workers is None else args.workers,
                 settings,
                 args.classes,
                 share,
