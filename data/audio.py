@@ -122,12 +122,12 @@ def _naming(path: str | Path) -> Iterator[None]:
     """What goes wrong with a file without being foreseen becomes an UnexpectedAudioError."""
     try:
         yield
-    except (AudioError, DamageError, OSError):
+    except (AudioError, DamageError, OSError, ImportError, MemoryError):
         raise
     except Exception as error:
         raise UnexpectedAudioError(
-            f"{path}: reading it failed unexpectedly ({type(error).__name__}: {error}); take it out to go on, and "
-            "please report it"
+            f"{path}: reading it failed unexpectedly ({type(error).__name__}: {error}); start again without "
+            "it, and please report it"
         ) from error
 
 

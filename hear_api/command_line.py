@@ -7,6 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 import torch
+from tqdm import tqdm
 
 from audio_mamba.hear_api.resolve import DEFAULT_MODEL
 from audio_mamba.schema import LAYOUTS, POOLINGS
@@ -85,7 +86,7 @@ def ending_in_one_line(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"{command}: interrupted; run the same command with --resume to continue", file=sys.stderr)
+        tqdm.write(f"{command}: interrupted; run the same command with --resume to continue", file=sys.stderr)
         sys.exit(130)
     except BrokenProcessPool:
         raise SystemExit(

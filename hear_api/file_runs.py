@@ -97,6 +97,7 @@ def print_failures(failed: list[Entry], output: Output, done: str) -> None:
     """List the files that could not be `done` on stderr."""
     width, count = max(len(entry.path) for entry in failed), len({entry.path for entry in failed})
     files = "1 file" if count == 1 else f"{count} files"
-    print(f"\n{files} could not be {done} (this list: {output.failures_path}):", file=sys.stderr)
+    lines = [f"\n{files} could not be {done} (this list: {output.failures_path}):"]
     for path, error in dict.fromkeys((entry.path, entry.error) for entry in failed):  # once for all channels
-        print(f"  {path:<{width}}  {error}", file=sys.stderr)
+        lines.append(f"  {path:<{width}}  {error}")
+    tqdm.write("\n".join(lines), file=sys.stderr)
