@@ -54,5 +54,5 @@ compare() {     # TASK FRAMES SEEDS CHANGES [OPTION...]; the shortest input that
 }
 compare guitar_chords-v1-full 200 3 augment.freq_shift=0
 compare spoken_letters-v1-full 152 1 "" --folds all
-compare drum_hits-v1-full 100 2 "" --folds all
+compare drum_hits-v1-full 100 3 "" --folds all
 python -m experiments.finetuning.paired "$out" | tee "$out/paired.md"
