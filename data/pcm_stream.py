@@ -10,10 +10,12 @@ import numpy as np
 from audio_mamba.data.audio import one_channel, resampled
 from audio_mamba.data.audio_files import AudioError
 from audio_mamba.data.decoding.mpeg import frame_at
+from audio_mamba.data.decoding.parts import HIGHEST_RATE
 from audio_mamba.data.decoding.riff import BYTES_UNKNOWN
 from audio_mamba.front_end import PUBLISHED
 
 HEAD_BYTES = 12  # of a wav file before its first chunk
+FORMAT_BYTES = 40  # of a format chunk, at most
 # How files begin that cannot be taken for samples.
 OTHER_KINDS = {
     b"fLaC": "FLAC",
@@ -184,13 +186,16 @@ def _wav_format(stream: BinaryIO, name: str) -> Format:
         chunk, size = struct.unpack("<4sI", header)
         if chunk == b"data":
             break
-        content = stream.read(size + size % 2)
+        content = stream.read(min(size, FORMAT_BYTES))
+        _skip(stream, size + size % 2 - len(content))
         if chunk == b"fmt " and len(content) >= 16:
             tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
             if tag == 0xFFFE and len(content) >= 26:
                 tag = struct.unpack("<H", content[24:26])[0]
             decoder, kind = DECODERS.get((tag, bits)), COMPRESSED_TAGS.get(tag, kind)
             found = (rate, channels, decoder) if rate and channels and decoder else None
+            if rate > HIGHEST_RATE:
+                raise AudioError(f"{name}: its header names a sample rate of {rate} Hz")
     if found is None:
         raise AudioError(
             f"{name}: a wav header of {kind} that is not read from a pipe (8, 16, 24 and 32 bits and float are)"
@@ -201,15 +206,23 @@ def _wav_format(stream: BinaryIO, name: str) -> Format:
 def _behind_samples(stream: BinaryIO, form: Format) -> bytes:
     """What comes behind the counted samples of a wav file and the chunks that may follow them: 12 bytes, or the end."""
     assert form.size is not None
-    stream.read(form.size % 2)  # padding
-    head = stream.read(HEAD_BYTES)
+    head = _head(stream, form.size)
     while len(head) >= 8 and head[:4] in TRAILING_CHUNKS:
         size = int.from_bytes(head[4:8], "little")
-        rest = size + size % 2 - len(head[8:])
-        if rest < 0:
-            head = head[8 + size + size % 2 :] + stream.read(HEAD_BYTES + rest)
-            continue
-        while rest and (block := stream.read(min(rest, 1 << 16))):
-            rest -= len(block)
-        head = stream.read(HEAD_BYTES)
+        _skip(stream, size - len(head[8:]))
+        head = _head(stream, size, head[8 + size :])
     return head
+
+
+def _head(stream: BinaryIO, size: int, begun: bytes = b"") -> bytes:
+    """The 12 bytes behind a chunk of `size` bytes, of which the first may have been read. A chunk of odd size is
+    followed by a byte of padding, which some programs leave out."""
+    head = begun + stream.read(HEAD_BYTES - len(begun))
+    if size % 2 and head[:4] not in TRAILING_CHUNKS and not _is_wav(head):
+        head = head[1:] + stream.read(1)
+    return head
+
+
+def _skip(stream: BinaryIO, count: int) -> None:
+    while count > 0 and (block := stream.read(min(count, 1 << 16))):
+        count -= len(block)

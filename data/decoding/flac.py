@@ -54,7 +54,7 @@ def _part(file: BinaryIO, start: int, end: int) -> Part:
     rate, channels, bits, total = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
     found = ahead = 0  # samples of the frames so far; the number of the first frame behind a hole
     frames = 0
-    for frame in _headers(file, _first_frame(file, start), end):
+    for frame in _headers(file, _first_frame(file, start, end), end):
         if frame.number == (found if frame.varies else frames):
             if frame.rate not in (None, rate) or frame.channels != channels or frame.bits not in (None, bits):
                 raise DamageError("its header contradicts itself: its frames name another rate or format")
@@ -73,14 +73,14 @@ def _part(file: BinaryIO, start: int, end: int) -> Part:
     return Part(start, end, "soundfile", samples=found, patches=patches, fault=fault)
 
 
-def _first_frame(file: BinaryIO, start: int) -> int:
+def _first_frame(file: BinaryIO, start: int, end: int) -> int:
     place, last = start + 4, False
-    while not last:
+    while not last and place + 4 <= end:
         header = read_at(file, place, 4)
-        if len(header) < 4:
-            raise DamageError("its header is cut off")
         last = header[0] >= 128
         place += 4 + int.from_bytes(header[1:], "big")
+    if not last or place > end:
+        raise DamageError("its header is cut off")
     return place
 
 

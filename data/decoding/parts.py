@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+HIGHEST_RATE = 10_000_000  # Hz; the fastest recorders stay below
+
 
 class DamageError(ValueError):
     """A recording whose bytes contradict each other; the message says how, without the name of the file."""
@@ -82,6 +84,12 @@ class Window(io.RawIOBase):
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)
+
+
+def check_rate(rate: int) -> None:
+    """DamageError for a sample rate that nothing records at: a block of some seconds would fill the memory."""
+    if not 0 < rate <= HIGHEST_RATE:
+        raise DamageError(f"its header names a sample rate of {rate} Hz")
 
 
 def read_at(file: BinaryIO, place: int, count: int) -> bytes:

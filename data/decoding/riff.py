@@ -74,9 +74,9 @@ def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
         return Part(start, end, "soundfile")
     data_end = data.start + promised
     wraps = range(data_end + WRAP, end + 1, WRAP)
-    if any(_end_of_file(file, place, end, order, (b"WAVE",), place) is not None for place in wraps):
+    if any(_end_of_file(file, place, promised, end, order, (b"WAVE",), place) is not None for place in wraps):
         return raw("its header cannot count more than 4 GiB; all that follows is read as samples")
-    next_file = _end_of_file(file, data_end, end, order, (b"WAVE",), riff_end)
+    next_file = _end_of_file(file, data_end, promised, end, order, (b"WAVE",), riff_end)
     if promised == 0 and there > 8 and (next_file is None or only_zeros(file, data_end, end)):
         return raw("its header counts no samples, as when a recorder crashes; all that follows is read as samples")
     if next_file is None:
@@ -102,7 +102,8 @@ def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:
     if (read_at(file, start + 8, 4) == b"AIFF" or content[18:] in AIFC_PCM) and samples.size - 8 != expected:
         raise DamageError(f"its header contradicts itself: {frames} samples are not {samples.size - 8} bytes")
     form_end = start + 8 + int.from_bytes(read_at(file, start + 4, 4), "big")
-    next_file = _end_of_file(file, samples.start + samples.size, end, ">", (b"AIFF", b"AIFC"), form_end)
+    samples_end = samples.start + samples.size
+    next_file = _end_of_file(file, samples_end, samples.size, end, ">", (b"AIFF", b"AIFC"), form_end)
     if next_file is None:
         raise DamageError(f"its header counts {samples.size} bytes of samples, but {there} follow")
     return Part(start, next_file, "soundfile")
@@ -130,13 +131,13 @@ def _is_name(name: bytes) -> bool:
 
 
 def _end_of_file(
-    file: BinaryIO, place: int, end: int, order: str, forms: tuple[bytes, ...], outer_end: int
+    file: BinaryIO, place: int, size: int, end: int, order: str, forms: tuple[bytes, ...], outer_end: int
 ) -> int | None:
-    """Where a wav or aiff file ends whose samples end at `place`: at `end`, or where another file begins.
+    """Where a wav or aiff file ends whose `size` bytes of samples end at `place`: at `end`, or where another begins.
 
     None where the bytes behind the samples are neither chunks nor tags nor padding: they may be more samples.
     """
-    if place % 2 and read_at(file, place, 1) in (b"\0", b""):
+    if size % 2 and read_at(file, place, 1) in (b"\0", b""):
         place += 1
     while end - place >= 8:
         name, size, form = struct.unpack(order + "4sI4s", read_at(file, place, 12).ljust(12, b"\0"))

@@ -8,7 +8,7 @@ import av
 import av.codec.context
 import numpy as np
 
-from audio_mamba.data.decoding.parts import DamageError, Part, Window, file_size, only_zeros, tag_size
+from audio_mamba.data.decoding.parts import DamageError, Part, Window, check_rate, file_size, only_zeros, tag_size
 
 # Containers of sound. FFmpeg also reads lists of other files, pictures and text, which are not for here.
 FORMATS = (
@@ -33,6 +33,7 @@ def blocks(file: BinaryIO, part: Part, seconds: float, warn: Callable[[str], Non
     held: list[np.ndarray] = []
     held_rate = count = 0
     for rate, samples in _frames(file, part, warn):
+        check_rate(rate)
         if held and (rate != held_rate or samples.shape[1] != held[0].shape[1]):
             yield held_rate, np.concatenate(held)
             held, count = [], 0

@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from audio_mamba.data.decoding.parts import DamageError, Part, Window, file_size
+from audio_mamba.data.decoding.parts import DamageError, Part, Window, check_rate, file_size
 
 
 def blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
@@ -32,6 +32,7 @@ def _blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, n
     else:
         source = _number(file)
     with soundfile.SoundFile(source, **_raw(part)) as opened:
+        check_rate(opened.samplerate)
         frames, place = opened.frames, 0
         if part.samples is not None and frames != part.samples:
             raise DamageError(f"its header counts {part.samples} samples, but the decoder finds {frames}")

@@ -103,6 +103,26 @@ def test_joined_wavs_are_read_with_the_header_of_each():
     np.testing.assert_array_equal(found[-len(SOUND) :], read(WAV))
 
 
+def test_a_header_with_a_rate_that_nothing_records_at_is_refused():
+    content = WAV[:24] + (1 << 31).to_bytes(4, "little") + WAV[28:]
+    with pytest.raises(AudioError, match="stdin: its header names a sample rate of 2147483648 Hz"):
+        read(content)
+
+
+def test_a_large_chunk_before_the_samples_is_skipped_in_pieces():
+    class Counting(Pipe):
+        largest = 0
+
+        def readinto(self, buffer):
+            self.largest = max(self.largest, len(buffer))
+            return super().readinto(buffer)
+
+    pipe = Counting(WAV[:36] + b"JUNK" + (1 << 24).to_bytes(4, "little") + bytes(1 << 24) + WAV[36:])
+    pieces = list(stream_pcm(io.BufferedReader(pipe)))
+    np.testing.assert_array_equal(np.concatenate(pieces), read(WAV))
+    assert pipe.largest < 1 << 20
+
+
 def test_a_count_that_is_too_large_or_too_small_is_told(caplog):
     assert len(read(with_size(100_000))) == len(SOUND)
     assert "stdin: ended early, its header counts 36000 more bytes of samples" in caplog.text

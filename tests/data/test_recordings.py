@@ -14,6 +14,7 @@ import soundfile
 
 from audio_mamba.data.audio import AudioError, channel_count, estimated_seconds, load_audio, stream_audio
 from audio_mamba.data.decoding import mp4
+from audio_mamba.data.pcm_stream import stream_pcm
 from tests.data.recordings import (
     CODECS,
     RATE,
@@ -207,6 +208,27 @@ def test_any_number_of_joined_files_is_read(tmp_path, suffix):
     assert len(load(tmp_path / f"joined.{suffix}", 1500 * one)) == 1500 * 800
 
 
+@pytest.mark.parametrize("padding", [[0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 1]])
+def test_joined_wavs_of_odd_sizes_are_read_with_and_without_padding(tmp_path, padding):
+    """Programs leave the padding out, and what follows is then at odd places."""
+    samples = np.linspace(-0.5, 0.5, 801, dtype=np.float32)[:, None]
+    one = written("wav", samples, 16000, subtype="PCM_U8")[: 44 + 801]
+    content = b"".join(one + bytes(count) for count in padding)
+    expected = np.tile(load(tmp_path / "one.wav", one), 3)
+    np.testing.assert_array_equal(load(tmp_path / "joined.wav", content), expected)
+    np.testing.assert_array_equal(np.concatenate(list(stream_pcm(io.BytesIO(content)))), expected)
+
+
+def test_a_flac_that_is_cut_off_in_its_header_is_not_passed_over(tmp_path):
+    """Not even if it counts no samples and another one, long enough for the rest of the header, follows."""
+    whole = written("flac", sound(16000, 2.0), RATE)
+    tag = b"fLaC\0\0\0\x22" + whole[8:42]
+    tag = tag[:21] + bytes([tag[21] & 0xF0]) + bytes(4) + tag[26:]
+    assert len(load(tmp_path / "joined.flac", whole + whole)) == 4 * RATE
+    with pytest.raises(AudioError, match="its header is cut off"):
+        load(tmp_path / "cut.flac", tag + b"\x84\0\1\0" + whole)
+
+
 def test_any_number_of_joined_mp4s_is_found():
     joined = 1500 * encode("m4a", sound(16000, 0.2))
     parts = mp4.mp4_parts(io.BytesIO(joined), 0, len(joined))
@@ -332,6 +354,18 @@ def test_a_wav_header_that_lies_is_an_error(tmp_path, place, value, reason):
     content[place : place + width] = value.to_bytes(width, "little")
     with pytest.raises(AudioError, match=reason):
         load(tmp_path / "lie.wav", bytes(content))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "au"])
+def test_a_sample_rate_that_nothing_records_at_is_refused(tmp_path, suffix):
+    if suffix == "wav":
+        content = bytearray(written("wav", sound(), RATE))
+        content[24:32] = (1 << 30).to_bytes(4, "little") + bytes(4)
+    else:
+        content = bytearray(encode("au", sound()))
+        content[16:20] = (1 << 30).to_bytes(4, "big")
+    with pytest.raises(AudioError, match="its header names a sample rate of"):
+        load(tmp_path / f"fast.{suffix}", bytes(content))
 
 
 def test_chunks_tags_and_padding_behind_the_samples_are_not_samples(tmp_path):
