@@ -42,6 +42,16 @@ def check_settings(what: str, before: dict, now: dict) -> None:
         )
 
 
+def _read_settings(path: Path) -> dict:
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise JournalError(f"{path} is damaged ({error}); remove its folder to start again") from error
+    if not isinstance(settings, dict):
+        raise JournalError(f"{path} is not of an interrupted run; remove its folder to start again")
+    return settings
+
+
 @dataclass(frozen=True)
 class Entry:
     """One input file, or one channel of it: its number of rows, or the reason why it has none.
@@ -166,7 +176,7 @@ class Journal(_Rows):
         if path.exists() and not resume:
             raise JournalError(f"{self.folder} holds an interrupted run: continue it with --resume, or remove it")
         if path.exists():
-            check_settings(f"{self.folder} was started", json.loads(path.read_text()), self.settings)
+            check_settings(f"{self.folder} was started", _read_settings(path), self.settings)
         else:
             with atomic_write(path) as file:
                 file.write(json.dumps(self.settings).encode())

@@ -33,7 +33,7 @@ from audio_mamba.hear_api.resolve import ModelSource
 from audio_mamba.hear_api.segments import Cut, Segment, batch_segments, plan_segments, stack_segments
 from audio_mamba.hear_api.weights import load_weights
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
-from audio_mamba.models.precision import PRECISIONS, autocast
+from audio_mamba.models.precision import PRECISIONS, autocast, usable_precision
 from audio_mamba.system.machine import bound_threads
 
 logger = logging.getLogger(__name__)
@@ -124,9 +124,12 @@ class RuntimeSSAST(nn.Module):
 
     @property
     def working_precision(self) -> str:
-        """The precision in use: `precision`, with "auto" decided by the module's device."""
-        on_cuda = self.model.pos_embed.device.type == "cuda"
-        return ("float16" if on_cuda else "float32") if self.precision == "auto" else self.precision
+        """The precision in use: `precision`, where "auto" depends on the module's device, and float32 on a CPU that is
+        many times slower in a lower one."""
+        device = self.model.pos_embed.device
+        if self.precision == "auto":
+            return "float16" if device.type == "cuda" else "float32"
+        return usable_precision(device, self.precision)
 
     def get_scene_embeddings(self, audio: Tensor) -> Tensor:
         """One embedding per clip: its features in the config's `scene_layout`, pooled over time by `scene_pooling`.

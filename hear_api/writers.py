@@ -56,7 +56,10 @@ def read_settings(out: Path, format: Format | None = None) -> dict | None:
     """
     try:
         text = (format or format_of(out)).settings(out)
-        return None if text is None else json.loads(text)
+        settings = None if text is None else json.loads(text)
+        if not isinstance(settings, dict | None):
+            raise ValueError("its settings are not a JSON object")
+        return settings
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{out} exists already and cannot be read as a result of this command ({error}); remove it "

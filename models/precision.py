@@ -1,10 +1,17 @@
 """The precisions in which encoders can run, by the names that configs and commands use."""
 
 import contextlib
+import functools
+import logging
+import time
 
 import torch
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TOO_SLOW = 3.0  # times the time of float32: with instructions for it a precision is faster, without them far beyond
+_ROWS, _WIDTH, _ROUNDS = 64, 192, 5  # of the product that is timed: some milliseconds where it is slow
+
+logger = logging.getLogger(__name__)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -12,3 +19,32 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, PRECISIONS[precision])
+
+
+def usable_precision(device: torch.device, precision: str) -> str:
+    """The precision itself, or float32 on a CPU that is many times slower in it; a warning says so, once."""
+    if device.type == "cpu" and precision != "float32" and _is_too_slow(precision):
+        return "float32"
+    return precision
+
+
+@functools.cache
+def _is_too_slow(precision: str) -> bool:
+    share = _seconds(PRECISIONS[precision]) / _seconds(torch.float32)
+    if share > TOO_SLOW:
+        logger.warning(
+            "float32 is used: this processor has no fast products in %s (%.0f times the time)", precision, share
+        )
+    return share > TOO_SLOW
+
+
+@torch.no_grad()
+def _seconds(dtype: torch.dtype) -> float:
+    """For a small product; the fastest of several."""
+    x, weight = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
+    fastest = float("inf")
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +123,17 @@ def build_loaders(
             raise ValueError(
                 f"{directory} is not a folder; pass archive folders with --data, or set $DATASETS_BASE_DIR"
             )
+    _warn_of_repeated(directories, val_dir)
     return Loaders(make_loader(directories, fraction=fraction, **options), val_loader)
+
+
+def _warn_of_repeated(directories: Sequence[str], val_dir: str) -> None:
+    places = [Path(directory).resolve() for directory in directories]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            logger.warning("%s is named twice as training data, so its clips are read twice in an epoch", place)
+    if val_dir and Path(val_dir).resolve() in places:
+        logger.warning("%s is training and validation data: the validation loss is not that of other clips", val_dir)
 
 
 def clips_to_show(loader: StatefulDataLoader) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ from audio_mamba.models import objectives
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.objectives import Objective
 from audio_mamba.models.ops.linear_choice import linear_choice, set_linear_choice
-from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.models.precision import PRECISIONS, usable_precision
 from audio_mamba.published_names import stored_name
 from audio_mamba.schema import DEFAULTS, check_config, check_objective, flattened
 from audio_mamba.system.folder_lock import exclusive_lock
@@ -230,11 +230,11 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
 def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device:
     """Join the processes of torchrun and start logging; return the device of this process. Errors as for `set_up`."""
     args.print_freq = args.print_freq or config.log_every_steps
-    config.precision = args.precision = args.precision or config.precision  # config.json says what was used
+    precision = args.precision or config.precision
     device = distributed.init(args.device)
     if device.type == "cpu":  # the processes round alike; a checkpoint may name another library below
         set_linear_choice(distributed.gather(linear_choice())[0])
-    if args.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
     if args.tf32 and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -244,6 +244,8 @@ def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
     )
+    usable = distributed.gather(usable_precision(device, precision))[0]
+    config.precision = args.precision = usable  # config.json says what was used
     return device
 
 
