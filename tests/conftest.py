@@ -43,6 +43,17 @@ def lower_precisions_on_any_processor():
     precision.TOO_SLOW = float("inf")
 
 
+@pytest.fixture
+def slow_precisions_give_way(monkeypatch):
+    """As outside of the tests."""
+    from audio_mamba.models import precision
+
+    monkeypatch.setattr(precision, "TOO_SLOW", 3.0)
+    precision._is_too_slow.cache_clear()
+    yield
+    precision._is_too_slow.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Numbers of the published model."""

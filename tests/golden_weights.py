@@ -52,3 +52,10 @@ def golden_audio(samples: int, tag: int = 1) -> torch.Tensor:
         for i in range(2)
     ]
     return torch.from_numpy(np.stack(clips).astype(np.float32))
+
+
+def assert_rounds_alike(ours: np.ndarray, published: np.ndarray, exact: np.ndarray, most: float) -> None:
+    """That float32 numbers are as near to the exact ones, of float64, as the published float32 numbers are, which are
+    near (root mean squares: within twice their error, and within `most`)."""
+    error, theirs = (float(np.sqrt(np.mean(np.square(numbers - exact)))) for numbers in (ours, published))
+    assert theirs < most and error < 2 * theirs, (error, theirs)

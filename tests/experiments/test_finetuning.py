@@ -149,7 +149,7 @@ def test_a_training_that_was_stopped_ends_the_script_and_counts_once(tmp_path):
     )
     stop.unlink()
     done, trainings = run()
-    assert done.returncode == 0 and len(trainings) == 3 * 2 + 2 + 1 + 3
+    assert done.returncode == 0 and len(trainings) == 3 * 2 + 3 + 1 + 3
     with open(out / "seconds.csv", newline="") as file:
         seconds = {(task, name): float(took) for task, name, took in csv.reader(file)}
     assert len(seconds) == len((out / "seconds.csv").read_text().splitlines()) == 3 + len(trainings)

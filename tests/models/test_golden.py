@@ -1,5 +1,6 @@
 """The encoders reproduce the published model's numbers (tests/golden/README.md)."""
 
+import copy
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from audio_mamba import models
 from audio_mamba.models.loss import reconstruction_loss
-from tests.golden_weights import fill_by_rule, golden_input, golden_mask
+from tests.golden_weights import assert_rounds_alike, fill_by_rule, golden_input, golden_mask
 
 CONFIGS = {
     f"{name}_{size}_200_16x4": arch + size
@@ -40,8 +41,23 @@ def numbers(config, golden):
     return np.load(golden / f"{config}.npz")
 
 
+@pytest.fixture(scope="module")
+def exact(model, config):
+    """The same model in float64 where float32 is rough: mLSTM blocks amplify rounding, which differs by processor."""
+    return copy.deepcopy(model).double() if config.startswith("axlstm") else None
+
+
 def assert_close(ours, published, tolerance=2e-4):
     np.testing.assert_allclose(ours.detach().numpy(), published, rtol=0, atol=tolerance)
+
+
+def assert_all_close(ours, numbers, exact=None):
+    """By name: near the published numbers or, where float32 is rough, about as near to the exact ones as those are."""
+    for name in ours.keys() & set(numbers.files):
+        if exact is None:
+            assert_close(ours[name], numbers[name])
+        else:
+            assert_rounds_alike(ours[name].numpy(), numbers[name], exact[name].numpy(), most=7e-4)
 
 
 def test_state_dict_has_the_published_keys_shapes_and_dtypes(model, config, golden):
@@ -53,27 +69,33 @@ def test_state_dict_has_the_published_keys_shapes_and_dtypes(model, config, gold
 
 
 @torch.no_grad()
-def test_tokens_and_features_in_both_layouts(model, numbers):
-    x = golden_input()
+def features_of(model, x):
     tokens = model.encode(model.embed(x))
-    assert_close(tokens[:, ::25, ::4], numbers["tokens_rows"])
     published, bands = model.forward_features(x), model.forward_features(x, layout="bands")
     assert published.shape == bands.shape == (2, 50, 5 * model.embed_dim)
-    assert_close(published[:, ::7, ::16], numbers["features_head"])
-    assert_close(published.mean(1)[:, ::5], numbers["scene_head"])
-    if "features_mean" in numbers:
-        assert_close(published.mean((1, 2)), numbers["features_mean"])
-    assert_close(bands[:, ::7, ::16], numbers["features_time_head"])
-    assert_close(bands.mean(1)[:, ::5], numbers["scene_time_head"])
+    return {
+        "tokens_rows": tokens[:, ::25, ::4],
+        "features_head": published[:, ::7, ::16],
+        "features_mean": published.mean((1, 2)),
+        "scene_head": published.mean(1)[:, ::5],
+        "features_time_head": bands[:, ::7, ::16],
+        "scene_time_head": bands.mean(1)[:, ::5],
+    }
+
+
+def test_tokens_and_features_in_both_layouts(model, numbers, exact):
+    x = golden_input()
+    assert_all_close(features_of(model, x), numbers, exact and features_of(exact, x.double()))
 
 
 @torch.no_grad()
-def test_masked_prediction_and_losses(model, numbers):
+def test_masked_prediction_and_losses(model, numbers, exact):
     pred, target, mask = model(golden_input(), golden_mask())
     np.testing.assert_array_equal(mask, golden_mask())
     assert_close(target[:, ::25], numbers["target_rows"], tolerance=0)
     assert target.shape == pred.shape == (2, 250, 64)
-    assert_close(pred[:, ::25], numbers["pred_rows"])
+    rows = exact and {"pred_rows": exact(golden_input().double(), golden_mask())[0][:, ::25]}
+    assert_all_close({"pred_rows": pred[:, ::25]}, numbers, rows)
     losses = [
         reconstruction_loss(pred, target, mask, normalise_patches, masked_only)
         for masked_only in (False, True)

@@ -14,7 +14,7 @@ from tests.training.runs import arguments, write_archive
 
 
 @pytest.fixture
-def measured(monkeypatch):
+def measured(slow_precisions_give_way, monkeypatch):
     """Sets how many times as long products in lower precisions take; returns the dtypes that were timed."""
     timed = []
 
@@ -26,10 +26,7 @@ def measured(monkeypatch):
         monkeypatch.setattr(precision, "_seconds", seconds)
         return timed
 
-    monkeypatch.setattr(precision, "TOO_SLOW", 3.0)
-    precision._is_too_slow.cache_clear()
-    yield set_share
-    precision._is_too_slow.cache_clear()
+    return set_share
 
 
 @pytest.mark.parametrize("share, usable", [(0.6, "bfloat16"), (2.0, "bfloat16"), (20.0, "float32")])
@@ -49,10 +46,9 @@ def test_neither_float32_nor_other_devices_are_measured(measured):
     assert not timed
 
 
-def test_the_measurement_tells_a_slow_product(monkeypatch, measured):
+@pytest.mark.usefixtures("slow_precisions_give_way")
+def test_the_measurement_tells_a_slow_product(monkeypatch):
     """The real one, with a product that takes long in one dtype."""
-    monkeypatch.undo()
-    monkeypatch.setattr(precision, "TOO_SLOW", 3.0)
     product = torch.nn.functional.linear
 
     def slow(x, weight):
