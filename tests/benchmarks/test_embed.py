@@ -56,6 +56,7 @@ def test_the_procedures_give_the_same_embeddings():
 
 
 @pytest.mark.usefixtures("slow_precisions_give_way")
+@pytest.mark.slow
 def test_against_a_checkout_prints_both_sides(tmp_path, capsys):
     has_bfloat16 = usable_precision(torch.device("cpu"), "bfloat16") == "bfloat16"
     embed.main(

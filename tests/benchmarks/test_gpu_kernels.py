@@ -87,6 +87,7 @@ def test_the_compiled_scan_is_counted(which, tmp_path):
 
 
 @pytest.mark.parametrize("device", [pytest.param(DEVICE, marks=runs_on_device)])
+@pytest.mark.slow
 def test_variants_are_compared_before_they_are_timed(device, monkeypatch, capsys):
     variants = {"forward": [{}, {"GROUP": 2}], "backward": [{"BLOCK": 16}, {"BLOCK": 24}]}
     monkeypatch.setattr(gpu_sweep, "VARIANTS", variants)

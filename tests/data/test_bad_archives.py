@@ -160,6 +160,7 @@ def test_shards_that_the_manifest_does_not_list_are_named_by_every_command(audio
     assert len(LogMelDataset([archive], 10)) == 6
 
 
+@pytest.mark.slow
 def test_real_commands_end_with_status_1_and_no_traceback(audio, archive, tmp_path):
     change_manifest(archive, lambda manifest: manifest.update(shards=None))
     for command in (

@@ -101,6 +101,7 @@ def test_from_tasks_to_tables(command, extracted, tiny_tasks, tmp_path):
     assert (extracted / "audioset" / MODULE / "scene" / "train.embeddings.npy").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_weights_and_layouts_of_one_config_are_kept_apart_by_name(command, tiny_tasks, tmp_path):
     tasks, output, config = tmp_path / "tasks", tmp_path / "output", "ssam_tiny_free_audio"
     tasks.mkdir()

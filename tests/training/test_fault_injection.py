@@ -1,6 +1,6 @@
 """A small training run is disturbed at a random step in one of five ways and started again; it always ends the same.
 
-The first two cases are part of the default suite, all thirty are part of the slow one.
+Thirty cases; those of the default suite are in test_killed.py and test_train.py.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 from audio_mamba.training import checkpoint, resume
 from tests.training.runs import children, finish, follow, kill, losses, rank_of, start_checkpointing
 
-CASES, SHORT = 30, 2
+CASES = 30
 STEPS = 48
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
 
@@ -58,9 +58,8 @@ FAULTS = [(sigterm, 1), (truncated_newest, 1), (full_disk, 1), (dead_rank, 2), (
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "case", [pytest.param(number, marks=() if number < SHORT else pytest.mark.slow) for number in range(CASES)]
-)
+@pytest.mark.parametrize("case", range(CASES))
+@pytest.mark.slow
 def test_a_disturbed_run_ends_like_an_undisturbed_one(case, tmp_path, references, larger_archive):
     hurt, processes = FAULTS[case % len(FAULTS)]
     # Neither so early that there are fewer than two checkpoints, nor so late that the run ends by itself.

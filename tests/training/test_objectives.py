@@ -116,6 +116,7 @@ def undisturbed(tmp_path_factory, larger_archive):
 class TestSeveralProcesses:
     """With a teacher, which no wrapper keeps equal in all processes."""
 
+    @pytest.mark.slow
     def test_killed_and_restarted_it_ends_with_the_same_bits(self, undisturbed, tmp_path, larger_archive):
         process = start(2, with_teacher(tmp_path, larger_archive, 4))
         while not resume.checkpoints(tmp_path) and process.poll() is None:

@@ -47,6 +47,7 @@ def test_all_processes_learn_of_a_vote_at_the_same_step(tmp_path):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_that_lost_a_process(tmp_path, larger_archive, references):
     run = start_checkpointing(2, tmp_path, larger_archive, ["--standalone", "--nnodes=1", "--max-restarts=1"])
     follow(run, 14)
