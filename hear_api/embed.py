@@ -115,7 +115,9 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
     """Embed the files of a command line; returns the entries of those that failed."""
     files, share = list_audio(args.inputs, args.hidden), args.share
     with decoding_pool(args.workers) as pool:
-        source = resolve(args.config, args.weights, **feature_choices(args))
+        # Time steps are in true time order in either layout of scenes, so none stands in the way of an overlap.
+        layout = {"scene_layout": "bands"} if args.kind == "timestamps" else {}
+        source = resolve(args.config, args.weights, **feature_choices(args) | layout)
         runtime = build_runtime(source, args.precision, _own_device(args.device, share))
         settings = _settings(args, files, runtime, source)
         sources = list_sources(files, args.channel, pool)

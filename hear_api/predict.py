@@ -66,12 +66,17 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     )
     add("--window", type=float, metavar="SECONDS", help="label windows of this length (default: whole files)")
     add("--hop", type=float, metavar="SECONDS", help="from one window to the next (default: the window)")
-    add("--top", type=int, metavar="K", help="the K most likely labels (default: 1 if a clip has one label)")
+    add(
+        "--top",
+        type=int,
+        metavar="K",
+        help="the K most likely labels (default, without --threshold: 1 if a clip has one label)",
+    )
     add(
         "--threshold",
         type=float,
         metavar="P",
-        help="labels of at least this probability (default: 0.5 if a clip may have several labels)",
+        help="labels of at least this probability (default, without --top: 0.5 if a clip may have several labels)",
     )
     add(
         "--out",

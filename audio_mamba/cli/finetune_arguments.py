@@ -37,13 +37,14 @@ def parse_arguments(
         "--val-data",
         metavar="DIR",
         type=not_empty,
-        help="archive of validation clips (default: the folds or splits of the data)",
+        help="archive of validation clips (default: data.val_dir of the config, unless --data is given; or else the "
+        "folds or splits of the data)",
     )
     add(
         "--test-data",
         metavar="DIR",
         type=not_empty,
-        help="archive of test clips (default: the folds or splits of the data)",
+        help="archive of test clips (default: the same with data.test_dir)",
     )
     add(
         "--model",
@@ -60,6 +61,6 @@ def parse_arguments(
     folds.add_argument(
         "--folds", choices=[ALL_FOLDS], help="one run for each fold, in WORKDIR/fold-NAME, and their mean"
     )
-    add_run_options(parser)
+    add_run_options(parser, "checkpoint of fine-tuning")
     parser.set_defaults(init=None)  # of train.py
     return parser.parse_args(hyphenated(arguments))

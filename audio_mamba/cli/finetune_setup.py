@@ -266,7 +266,7 @@ def check_checkpoint(
                 f"the {part} clips are not those of {path}, which may have been trained on some of them: restore the "
                 "data with their folds and groups, or choose another --workdir"
             )
-    other_folders = list(state["args"]["config"]["data"]["train_dirs"]) != list(config.data.train_dirs)
+    other_folders = _folders_of(state["args"]["config"]["data"]) != _folders_of(config.data)
     if other_folders and experiment.args.data_changed == "refuse":
         judged = judged_clips(clips, split, contents["training data"].shards)
         for part, digest in state.get("judged_content", judged).items():
@@ -276,6 +276,10 @@ def check_checkpoint(
                     "or, if they are the same recordings, add --data-changed restart-epoch"
                 )
     return None if state["kept"] is None else Kept(**state["kept"])
+
+
+def _folders_of(data: Mapping) -> list[str]:
+    return [*data["train_dirs"], data.get("val_dir", ""), data.get("test_dir", "")]
 
 
 def build_loaders(

@@ -48,11 +48,11 @@ def parse_arguments(description: str, arguments: list[str] | None = None, prog: 
         help="apply weight decay to all parameters, in one group with betas (0.9, 0.999) instead of (0.9, 0.95)",
     )
     add("--compile", action="store_true", help="use torch.compile: a slow start, then faster steps")
-    add_run_options(parser)
+    add_run_options(parser, "checkpoint, such as a published one,")
     return parser.parse_args(hyphenated(arguments))
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser, resumable: str = "checkpoint") -> None:
     """The options of every training loop."""
     add = parser.add_argument
     add(
@@ -93,7 +93,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         metavar="PATH",
         type=not_empty,
-        help="checkpoint to start from if the workdir has none, such as a published one; or a checkpoint in the "
+        help=f"{resumable} to start from if the workdir has none; or a checkpoint in the "
         "workdir to go back to, once newer ones are moved away (default: the newest readable one in the workdir)",
     )
     add(

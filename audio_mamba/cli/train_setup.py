@@ -43,6 +43,7 @@ FREE_KEYS = (
     "name",
     "data.train_",
     "data.val_",
+    "data.test_",
     "log_every_steps",
     "model.backend",
     "num_epochs",

@@ -54,7 +54,11 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
     )
     add("--labels", metavar="CSV", type=given_path, help="table of labels, as for data.prepare")
-    add("--fold-column", metavar="NAME", help="column of --labels with the fold of each clip, or folder")
+    add(
+        "--fold-column",
+        metavar="NAME",
+        help="column of --labels with the fold of each clip; or folder; or split, for HEAR tasks and Speech Commands",
+    )
     add(
         "--group-column",
         metavar="NAME",

@@ -159,6 +159,21 @@ def test_load_model_and_saved_models_keep_the_choices(tmp_path):
         audio_mamba.load_model("ssam_tiny_free_audio", "untrained", pooling="median")
 
 
+def test_time_steps_may_overlap_whatever_the_layout_of_scenes(tmp_path):
+    soundfile.write(tmp_path / "a.wav", golden_audio(70000)[0].numpy(), 16000)
+    command = [str(tmp_path / "a.wav"), "--config", "tests.hear_api.small_config", "--weights", "untrained"]
+    command += ["--workers", "1", "--device", "cpu", "--overlap", "0.5", "--out", str(tmp_path / "out.npz")]
+    main([*command, "--kind", "timestamps"])
+    assert read_settings(tmp_path / "out.npz")["overlap"] == 0.5
+    config = "tests.hear_api.small_config"
+    assert audio_mamba.load_model(config, "untrained", "cpu").scene_layout == "published"
+    model = audio_mamba.load_model(config, "untrained", "cpu", layout="bands", overlap=0.5)
+    [(expected, _)] = model.embed([tmp_path / "a.wav"], kind="timestamps")
+    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["embedding"], expected, rtol=0, atol=1e-4)
+    with pytest.raises(SystemExit, match='overlap needs scene_layout "bands"'):
+        main([*command[:-1], str(tmp_path / "scenes.npz")])
+
+
 def test_the_embed_command_records_the_choices_and_refuses_others_on_resume(tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", golden_audio(70000)[0].numpy(), 16000)
     command = [str(tmp_path / "a.wav"), "--config", "tests.hear_api.small_config", "--weights", "untrained"]

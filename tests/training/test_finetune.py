@@ -569,6 +569,20 @@ def test_other_folders_must_leave_the_validation_clips_as_they_are(tmp_path, cap
     assert [line["epoch"] for line in read_log(run / "log.txt")] == [0, 1, 2]
 
 
+def test_the_folder_of_test_clips_may_be_renamed(tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    a, b, c = (labelled(tmp_path / name, ["a", "b"] * 6, seconds=0.3 + 0.1 * i) for i, name in enumerate("abc"))
+    run, options = tmp_path / "run", ("--freeze", "--val-data", str(b), "--test-data")
+    tune(run, a, *options, str(c), changes=["num_epochs=1"])
+    moved = c.rename(tmp_path / "moved")
+    tune(run, a, *options, str(moved))
+    assert [line["epoch"] for line in read_log(run / "log.txt")] == [0, 1]
+    (tmp_path / "d").mkdir()
+    other = labelled(tmp_path / "d", ["a", "b"] * 6, seconds=0.7)
+    assert "the test clips have the names of those of" in refused(capsys, run, a, *options, str(other))
+
+
 def test_a_checkpoint_of_another_loss(tmp_path, capsys):
     for name, labels in (("several", ["a,b", "a", "b"] * 5), ("one", ["a", "b"] * 8)):
         (tmp_path / name).mkdir()
