@@ -225,7 +225,7 @@ def write_predictions(run: Run, kept: Kept, clips: np.ndarray, logits: torch.Ten
 
 def summarise(experiment: Experiment) -> None:
     """Write results.json of all folds: each fold's test metrics, their mean and standard deviation."""
-    folds = [json.loads((experiment.workdir(fold) / "results.json").read_text()) for fold in experiment.splits]
+    folds = [json.loads((experiment.workdir(fold) / "results.json").read_bytes()) for fold in experiment.splits]
     scores = {name: [fold["test"][name] for fold in folds] for name in folds[0]["test"]}
     scores = {name: [np.nan if value is None else value for value in values] for name, values in scores.items()}
     mean, deviation = ({name: float(of(values)) for name, values in scores.items()} for of in (np.mean, np.std))

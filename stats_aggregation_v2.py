@@ -44,7 +44,7 @@ def read_score(path: Path) -> float:
         ValueError: the file is not a score file of the evaluation kit; the message names it.
     """
     try:
-        scores = json.loads(path.read_text())
+        scores = json.loads(path.read_bytes())
         if "aggregated_scores" in scores:
             score = float(scores["aggregated_scores"]["test_score_mean"])
         else:

@@ -173,8 +173,12 @@ def one_channel(
     """
     mix_energy = channel_energy = 0.0
     warned = False
+    before = None
     for rate, samples in blocks:  # [n, channels]
         channels = samples.shape[1]
+        if channel != "mix" and channels != (before or channels):
+            logger.warning("%s: of %d and then %d channels, channel %s alone is taken", path, before, channels, channel)
+        before = channels
         if channel == "mix":
             mixed = samples.mean(axis=1, dtype=np.float32)
             if channels > 1:

@@ -154,11 +154,11 @@ def _files_below(directory: Path, left_out: list[Path] | None) -> Iterator[Path]
             ]
             folders[:] = [name for name in folders if not is_hidden(name)]
             names = [name for name in names if not is_hidden(name)]
-        folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
+        folders[:] = [name for name in folders if not leads_back(Path(folder, name))]
         yield from (Path(folder, name) for name in names)
 
 
-def _leads_back(folder: Path) -> bool:
+def leads_back(folder: Path) -> bool:
     """Whether a link to a folder leads to one that contains it, and so round and round."""
     return folder.is_symlink() and any(parent.samefile(folder) for parent in folder.absolute().parents)
 

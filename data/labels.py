@@ -15,6 +15,7 @@ YOUTUBE_ID_LENGTH = 11
 SPEECH_COMMANDS_LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
 NOT_A_WORD = "_background_noise_"  # a folder of Speech Commands with long noises, which are not a class
 FOLDER, SPLIT = "folder", "split"  # columns that need no table
+TOP = "."  # the folder of files that are in none below the given one
 
 Labelled = tuple[list[Path], list[tuple[str, ...]], list[str]]
 
@@ -126,7 +127,7 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
         LabelError: there is no such column, or it is empty for a file.
     """
     if column == FOLDER or column == SPLIT and table is None and (directory / "task_metadata.json").exists():
-        return [path.parent.name for path in files]
+        return [printable(path.relative_to(directory).parent.name or TOP) for path in files]
     if table is None:
         if column == SPLIT and is_speech_commands(directory):
             return _speech_commands_splits(files, directory)
@@ -136,12 +137,16 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
         )
     by_youtube_id, cells = read_column(table, column)
     prefix = f"{directory.absolute()}/"
-    cell_under = {_comparable(name, prefix): cell for name, cell in cells.items()}
+    cell_under: dict[str, str] = {}
+    for name, cell in cells.items():
+        if cell_under.setdefault(key := _comparable(name, prefix), cell) != cell:
+            raise LabelError(f"{table}: the rows of {key} differ in {column}: {cell_under[key]!r} and {cell!r}")
     found = []
     for path in files:
         relative = path.relative_to(directory)
         names = _youtube_ids(relative) if by_youtube_id else _names(relative)
-        found.append(next(filter(None, (cell_under.get(_comparable(name, prefix)) for name in names)), ""))
+        listed = (cell_under[key] for name in names if (key := _comparable(name, prefix)) in cell_under)
+        found.append(next(listed, ""))
     if "" in found:
         first = printable(files[found.index("")].relative_to(directory))
         raise LabelError(f"{table} has no {column} for {found.count('')} of {len(files)} audio files, such as {first}")
@@ -152,7 +157,7 @@ def hear_metadata(directory: Path) -> dict[str, Any]:
     """What a HEAR task says of itself in `task_metadata.json`. LabelError if that cannot be read."""
     path = directory / "task_metadata.json"
     try:
-        metadata = json.loads(path.read_text())
+        metadata = json.loads(path.read_bytes())
         if not isinstance(metadata, dict):
             raise TypeError(f"expected an object, got {metadata!r:.80}")
         return metadata
@@ -169,7 +174,7 @@ def _speech_commands_splits(files: Sequence[Path], directory: Path) -> list[str]
     split_of = {
         line.strip(): split
         for name, split in SPEECH_COMMANDS_LISTS.items()
-        for line in (directory / name).read_text().splitlines()
+        for line in (directory / name).read_text(encoding="utf-8").splitlines()
     }
     return [split_of.get(path.relative_to(directory).as_posix(), "train") for path in files]
 
@@ -197,7 +202,7 @@ def _hear_task(directory: Path, sample_rate: int, hidden: bool) -> tuple[list[Pa
     rates = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
     if not rates:
         raise LabelError(f"{directory} is a HEAR task, but has no folder of audio such as {sample_rate}")
-    files = find_audio(directory / str(min(rates, key=lambda rate: abs(rate - sample_rate))), hidden)
+    files = find_audio(directory / str(min(rates, key=lambda rate: (abs(rate - sample_rate), -rate))), hidden)
     tables: dict[str, dict[str, set[str]]] = {}
     labels = []
     for path in files:
@@ -218,7 +223,7 @@ def _check_present(folder: Path, names: Collection[str]) -> None:
 def _hear_split(table: Path) -> dict[str, set[str]]:
     """The labels of each file: of the clip as a whole, or of the events in it."""
     try:
-        labels_of_file = json.loads(table.read_text())
+        labels_of_file = json.loads(table.read_bytes())
         for name, entries in labels_of_file.items():
             if not isinstance(entries, list):
                 raise TypeError(f"the labels of {name} must be a list, got {entries!r:.80}")

@@ -10,6 +10,7 @@ moment, go on later, and be shared by several machines.
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from audio_mamba.data.archives import (
     warn_of_unlisted,
     write_manifest,
 )
-from audio_mamba.data.audio import estimated_seconds
+from audio_mamba.data.audio import estimated_seconds, fingerprint
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import NORMALISATION, PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
@@ -34,6 +35,9 @@ SHARD_SIZE = 512  # clips; about 80 MB as float16
 DTYPES = ("float16", "float32")
 FORMATS = ("npy", "pickle")
 CHANNELS = ("mix", "left", "right", "each")
+
+
+logger = logging.getLogger(__name__)
 
 
 class PrepareError(ValueError):
@@ -87,6 +91,7 @@ class ShardReport:
     audio_samples: int = 0
     skipped: list[dict] = dataclasses.field(default_factory=list)  # file, reason, clips_kept
     checksums: dict[str, str] = dataclasses.field(default_factory=dict)  # file name -> SHA-256
+    versions: str = ""  # of the files, see `versions_of`; empty in reports of earlier versions
 
 
 @dataclasses.dataclass
@@ -102,12 +107,26 @@ class Job:
 
     def unfinished(self, share: Share) -> list[int]:
         """The shards of one share that are still to be made; whatever is left of an attempt at them is removed."""
-        shards = [i for i in share.every(range(len(self.plan))) if not _report_path(self.path(i)).exists()]
+        own = share.every(range(len(self.plan)))
+        changed = {i for i in own if _report_path(self.path(i)).exists() and self._has_changed(i)}
+        if changed:
+            logger.warning("%d finished shards are made again, since some of their files have changed", len(changed))
+        shards = [i for i in own if i in changed or not _report_path(self.path(i)).exists()]
         for shard in shards:
             for path in (self.path(shard), index_path(self.path(shard)), _report_path(self.path(shard))):
                 remove_partials(path)
                 path.unlink(missing_ok=True)
         return shards
+
+    def _report(self, shard: int) -> ShardReport:
+        return ShardReport(**json.loads(_report_path(self.path(shard)).read_bytes()))
+
+    def _has_changed(self, shard: int) -> bool:
+        try:
+            versions = self._report(shard).versions
+        except FileNotFoundError:
+            return False  # another process has completed the archive meanwhile
+        return versions not in ("", versions_of(self.plan[shard]))
 
     def merge(self, labels: list[str], columns: dict[str, list[str]] | None = None) -> dict | None:
         """The manifest, written from the reports of all shards; None where some are not there yet.
@@ -116,8 +135,7 @@ class Job:
         """
         try:
             reports = [
-                ShardReport(**json.loads(_report_path(self.path(i)).read_text()))
-                for i in tqdm(range(len(self.plan)), desc="merging", unit="shard", delay=2, leave=False)
+                self._report(i) for i in tqdm(range(len(self.plan)), desc="merging", unit="shard", delay=2, leave=False)
             ]
         except FileNotFoundError:
             return read_manifest(self.out_dir)  # another process may have been faster
@@ -146,6 +164,12 @@ class Job:
                     raise
         remove_scaffold(self.out_dir)
         return manifest
+
+
+def versions_of(files: list[AudioFile]) -> str:
+    """Changes when one of the files is written again: a digest of their sizes and times."""
+    versions = [fingerprint(file.path) if file.path.exists() else None for file in files]
+    return hashlib.sha256(repr([version and tuple(version) for version in versions]).encode()).hexdigest()[:16]
 
 
 def write_report(shard: Path, report: ShardReport) -> None:
@@ -230,7 +254,7 @@ def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], setti
     if not job_file.exists():
         _begin(out_dir, described, files, settings)
     try:
-        job = json.loads(job_file.read_text())
+        job = json.loads(job_file.read_bytes())
         first_files = job["first_files"]
     except FileNotFoundError:
         return None

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.audio import AudioError, channel_count, printable, stream_audio
 from audio_mamba.data.features import log_mel
-from audio_mamba.data.prepare_job import AudioFile, Job, Settings, ShardReport, write_report
+from audio_mamba.data.prepare_job import AudioFile, Job, Settings, ShardReport, versions_of, write_report
 from audio_mamba.data.samples import Sample
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import PUBLISHED, FrontEnd
@@ -76,7 +76,7 @@ def _start_worker(files_done: Synchronized, stop: Event) -> None:
 
 
 def _make_shard(path: Path, files: list[AudioFile], settings: Settings, audio_dir: Path) -> None:
-    report = ShardReport(path.name)
+    report = ShardReport(path.name, versions=versions_of(files))  # before they are read
     if write_shard(path, _samples(files, settings, audio_dir, report), as_pickle=settings.format == "pickle"):
         report.checksums = {file.name: sha256(file) for file in (path, index_path(path))}
     write_report(path, report)
@@ -116,14 +116,23 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
 
 
 def _clips(path: Path, settings: Settings) -> Iterator[tuple[str, np.ndarray]]:
-    """The clips of a file, each with its number, behind that of its channel where each channel gives its own."""
+    """The clips of a file, each with its number, behind that of its channel where each channel gives its own.
+
+    AudioError behind the last clip that can be read; with several channels, behind that of the last one.
+    """
     channels: Iterable[str | int] = [settings.channel]
     if settings.channel == "each":
         channels = range(channel_count(path))
+    fault = None
     for channel in channels:
         prefix = f"ch{channel}_" if settings.channel == "each" else ""
-        for i, clip in enumerate(cut_clips(path, settings.clip_samples, settings.front_end, channel)):
-            yield f"{prefix}{i:05d}", clip
+        try:
+            for i, clip in enumerate(cut_clips(path, settings.clip_samples, settings.front_end, channel)):
+                yield f"{prefix}{i:05d}", clip
+        except AudioError as error:
+            fault = fault or error
+    if fault:
+        raise fault
 
 
 def _log_mel(path: Path, clip: np.ndarray, settings: Settings) -> np.ndarray:

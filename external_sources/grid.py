@@ -47,7 +47,7 @@ def parse_grid(text: str) -> str | dict[str, list]:
     if text in NAMED:
         return NAMED[text]
     try:
-        changes = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+        changes = json.loads(text if text.lstrip().startswith("{") else Path(text).read_bytes())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"GRID: {text!r} is neither {', '.join([*NAMED, *KIT_GRIDS])}, a readable JSON file nor JSON ({error})"

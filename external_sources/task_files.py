@@ -65,7 +65,7 @@ def source_rate(task: Path, sample_rate: int) -> int:
 def read_json(path: Path, kind: type):
     """The content of a JSON file of a task, which must be a `kind`. Raises TaskError."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise TaskError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error:

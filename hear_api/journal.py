@@ -44,7 +44,7 @@ def check_settings(what: str, before: dict, now: dict) -> None:
 
 def _read_settings(path: Path) -> dict:
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_bytes())
     except ValueError as error:
         raise JournalError(f"{path} is damaged ({error}); remove its folder to start again") from error
     if not isinstance(settings, dict):
@@ -177,18 +177,26 @@ class Journal(_Rows):
             raise JournalError(f"{self.folder} holds an interrupted run: continue it with --resume, or remove it")
         if path.exists():
             check_settings(f"{self.folder} was started", _read_settings(path), self.settings)
-        else:
+        else:  # without settings nobody knows what rows are: such are left where a removal was interrupted
+            for left in (self._rows_path, self._entries_path, self.folder / COMPLETE):
+                left.unlink(missing_ok=True)
             with atomic_write(path) as file:
                 file.write(json.dumps(self.settings).encode())
 
     def _drop_unfinished(self) -> None:
         (self.folder / COMPLETE).unlink(missing_ok=True)
         text = self._entries_path.read_bytes() if self._entries_path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        for entries in _read_entries(whole):
+        lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+        rows = self._rows_path.stat().st_size // (self.width * 4) if self._rows_path.exists() else 0
+        kept = 0  # bytes of the lines whose rows are there; of a damaged or copied journal some may be missing
+        for line, entries in zip(lines, _read_entries(b"".join(lines), self._entries_path)):
+            rows -= sum(entry.rows for entry in entries)
+            if rows < 0:
+                break
             self.entries += entries
             self._commits.append(len(entries))
-        for path, size in ((self._entries_path, len(whole)), (self._rows_path, self.count * self.width * 4)):
+            kept += len(line)
+        for path, size in ((self._entries_path, kept), (self._rows_path, self.count * self.width * 4)):
             with open(path, "ab") as file:
                 file.truncate(size)
 
@@ -207,8 +215,12 @@ class JoinedJournal(_Rows):
         self.folder, self.settings, self.width = folder, settings, width
         self._paths, self.entries = [], []
         for part in parts:
+            lines = (part / ENTRIES).read_bytes()
+            entries = [entry for commit in _read_entries(lines, part / ENTRIES) for entry in commit]
+            if (part / ROWS).stat().st_size != sum(entry.rows for entry in entries) * width * 4:
+                raise JournalError(f"{part / ROWS} is damaged; remove its folder to start this share again")
             self._paths.append(part / ROWS)
-            self.entries += [entry for entries in _read_entries((part / ENTRIES).read_bytes()) for entry in entries]
+            self.entries += entries
 
 
 def is_complete(folder: Path) -> bool:
@@ -216,11 +228,15 @@ def is_complete(folder: Path) -> bool:
     return (folder / COMPLETE).exists()
 
 
-def _read_entries(lines: bytes) -> Iterator[list[Entry]]:
-    """The entries of each commit."""
+def _read_entries(lines: bytes, path: Path) -> Iterator[list[Entry]]:
+    """The entries of each commit. JournalError for lines that are none; `path` is where they are from."""
     for line in lines.splitlines():
-        found = json.loads(line)
-        yield [Entry(**fields) for fields in (found if isinstance(found, list) else [found])]
+        try:
+            found = json.loads(line)
+            entries = [Entry(**fields) for fields in (found if isinstance(found, list) else [found])]
+        except (ValueError, TypeError) as error:
+            raise JournalError(f"{path} is damaged ({error}); remove its folder to start again") from error
+        yield entries
 
 
 def _to_disk(file: IO) -> None:

@@ -7,12 +7,14 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from audio_mamba.data.audio import AudioError, channel_count, find_audio, fingerprint, is_hidden, printable
+from audio_mamba.data.audio_files import leads_back
 from audio_mamba.hear_api.clips import prefetch
 from audio_mamba.hear_api.journal import Entry
 
@@ -105,6 +107,9 @@ def _matches(pattern: str, hidden: bool) -> list[Path]:
     found = map(Path, glob.glob(pattern, recursive=True, include_hidden=hidden))
     files = sorted(path for path in found if path.is_file() or path.is_symlink() and not path.exists())
     named = Path(pattern).parts
+    if "**" in named:
+        depth, goes_round = named.index("**"), cache(leads_back)
+        files = [path for path in files if not any(map(goes_round, path.parents[: len(path.parts) - 1 - depth]))]
     left_out = [path for path in files if any(is_hidden(part) and part not in named for part in path.parts)]
     if left_out and not hidden:
         files = [path for path in files if path not in set(left_out)]

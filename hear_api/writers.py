@@ -84,7 +84,7 @@ def _settings_of_parquet(out: Path) -> bytes | None:
 def _settings_of_npy_folder(out: Path) -> str | None:
     if not (out / INDEX_NAME).is_file():
         raise ValueError(f"it has no {INDEX_NAME}")
-    return (out / SETTINGS_NAME).read_text() if (out / SETTINGS_NAME).exists() else None
+    return (out / SETTINGS_NAME).read_text(encoding="utf-8") if (out / SETTINGS_NAME).exists() else None
 
 
 def has_channels(journal: Journal | JoinedJournal) -> bool:

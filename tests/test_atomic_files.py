@@ -31,3 +31,10 @@ def test_partial_files_of_killed_writers_can_be_removed(tmp_path, name):
     (tmp_path / "file2.0123abcd.partial").write_bytes(b"of another file")
     remove_partials(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file2.0123abcd.partial"]
+
+
+def test_partial_files_of_longer_names_and_folders_are_left(tmp_path):
+    (tmp_path / "file.npz.partial").mkdir()
+    (tmp_path / "file.npz.0123abcd.partial").write_bytes(b"of another file")
+    remove_partials(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.npz.0123abcd.partial", "file.npz.partial"]

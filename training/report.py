@@ -112,7 +112,7 @@ def read_run(folder: Path) -> Run:
             return missing
 
     def read_config(path: Path) -> dict[str, Any]:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
         if not isinstance(config, dict):
             raise ValueError("expected a JSON object")
         return config

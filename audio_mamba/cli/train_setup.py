@@ -287,7 +287,7 @@ def check_same_experiment(
     if not (workdir / "config.json").exists() or not resume.checkpoints(workdir):
         return
     try:
-        written = json.loads((workdir / "config.json").read_text())
+        written = json.loads((workdir / "config.json").read_bytes())
         theirs = flattened(dict(defaults)) | flattened(written)  # the file may be older than some keys
     except (ValueError, AttributeError) as error:
         raise ValueError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL_SUFFIX = ".partial"
+PARTIAL_ENDING = re.compile(r"\.[0-9a-f]{8}\.partial\Z")
 
 
 @contextlib.contextmanager
@@ -50,13 +51,15 @@ def remove_partials(path: str | Path) -> None:
     """Remove the partial files that killed writers of `path` left. No other process may be writing it now."""
     path = Path(path)
     for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
-        partial.unlink(missing_ok=True)
+        # Not those of a longer name, such as `<name>.npz`, nor folders.
+        if PARTIAL_ENDING.fullmatch(partial.name[len(path.name) :]) and not partial.is_dir():
+            partial.unlink(missing_ok=True)
 
 
 def remove_all_partials(folder: str | Path) -> None:
     """Remove the partial files that killed writers left in a folder. No other process may be writing there now."""
     for path in Path(folder).glob(f"*{PARTIAL_SUFFIX}"):
-        if re.search(rf"\.[0-9a-f]+{re.escape(PARTIAL_SUFFIX)}$", path.name):
+        if PARTIAL_ENDING.search(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 

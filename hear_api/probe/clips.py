@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,10 @@ class Clips:
         return rounds
 
     def fingerprint(self) -> str:
-        """Of names and contents (size and time of files, channel), in hex: embeddings belong to it."""
+        """Of names and contents (folder, size and time of files, channel), in hex: embeddings belong to it."""
         digest = hashlib.sha256(b"" if self.channel == "mix" else self.channel.encode())
+        if self.paths is not None:
+            digest.update(os.fsencode(self.source.resolve()))
         for number, name in enumerate(self.names):
             stat = self.paths[number].stat() if self.paths else None
             digest.update(repr((name, stat and (stat.st_size, stat.st_mtime_ns))).encode())

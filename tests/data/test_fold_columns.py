@@ -1,11 +1,15 @@
 """Folds and groups of files in archives: UrbanSound8K, Speech Commands, HEAR tasks, hold-outs by speaker."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from audio_mamba.data.labels import _hear_task
 from audio_mamba.data.prepare import main, prepare
 from audio_mamba.data.synthetic import write_scene_task
 
@@ -89,3 +93,35 @@ def test_columns_that_cannot_be_used(tmp_path, table, column, sentence):
         labels.write_text(table)
     with pytest.raises(ValueError, match=sentence):
         prepare(tmp_path / "audio", tmp_path / "out", labels, fold_column=column)
+
+
+def test_folders_are_those_below_the_given_one_and_may_have_any_name(tmp_path, monkeypatch):
+    clips_in(tmp_path / "audio", ["top.wav", "sub/a.wav"])
+    (tmp_path / "audio" / os.fsdecode(b"caf\xe9")).mkdir()
+    shutil.copy(tmp_path / "audio" / "top.wav", tmp_path / "audio" / os.fsdecode(b"caf\xe9") / "b.wav")
+    manifest = prepare(tmp_path / "audio", tmp_path / "out", group_column="folder")
+    assert manifest["groups"] == ["caf\\xe9", "sub", "."]
+    monkeypatch.chdir(tmp_path / "audio")
+    assert prepare(Path("."), tmp_path / "out", group_column="folder") == manifest
+
+
+def test_a_file_has_the_fold_of_its_own_row(tmp_path):
+    clips_in(tmp_path / "audio", ["a.wav", "b/a.wav"])
+    for rows, reason in (
+        ("a.wav,dog,1\nb/a.wav,cat,\n", "has no fold for 1 of 2 audio files, such as b/a.wav"),
+        ("a.wav,dog,1\nb/a.wav,cat,2\n./b/a.wav,cat,3\n", "the rows of b/a.wav differ in fold: '2' and '3'"),
+    ):
+        (tmp_path / "labels.csv").write_text("file,label,fold\n" + rows)
+        with pytest.raises(ValueError, match=reason):
+            prepare(tmp_path / "audio", tmp_path / "out", tmp_path / "labels.csv", fold_column="fold")
+
+
+@pytest.mark.parametrize("order", [["16000", "32000"], ["32000", "16000"]])
+def test_of_two_rates_that_are_equally_near_the_higher_one_is_taken(tmp_path, order, monkeypatch):
+    for rate in order:
+        clips_in(tmp_path, [f"{rate}/train/a.wav"])
+    (tmp_path / "train.json").write_text('{"a.wav": ["dog"]}')
+    (tmp_path / "task_metadata.json").write_text('{"embedding_type": "scene"}')
+    listing = [tmp_path / rate for rate in order]
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(listing))
+    assert _hear_task(tmp_path, 24000, hidden=False)[0] == [tmp_path / "32000/train/a.wav"]

@@ -22,7 +22,7 @@ from audio_mamba.data.decoding import parts_of
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare import held_out, main, prepare
 from audio_mamba.data.prepare_job import PrepareError, Settings, start_or_go_on
-from audio_mamba.data.prepare_shards import cut_clips
+from audio_mamba.data.prepare_shards import cut_clips, make_shards
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.verify import verify_archive
 from audio_mamba.system.atomic_files import sha256
@@ -288,6 +288,42 @@ def test_each_channel_gives_its_own_clips_with_its_number_in_their_keys(tmp_path
         np.testing.assert_array_equal(
             made["each"][f"00000001_ch{number}_00001_stereo"], made[channel]["00000001_00001_stereo"]
         )
+
+
+def test_each_channel_is_kept_up_to_the_damage(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (320_000, 2))  # 20 s, read in blocks of 10 s
+    soundfile.write(tmp_path / "whole.flac", samples, 16000)
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "cut.flac").write_bytes(
+        (content := (tmp_path / "whole.flac").read_bytes())[: len(content) * 6 // 10]
+    )
+    manifest = prepare(tmp_path / "audio", tmp_path / "out", settings=Settings("float32", 2.0, channel="each"))
+    keys = [sample.key for sample in all_samples(tmp_path / "out")]
+    assert keys == [f"00000000_ch{channel}_0000{clip}_cut" for channel in range(2) for clip in range(5)]
+    (skipped,) = manifest["skipped"]
+    assert skipped["clips_kept"] == 10 and "damaged or cut off" in skipped["reason"]
+
+
+def test_files_that_change_before_a_restart_are_read_again(tree, tmp_path, monkeypatch, caplog):
+    """Even if they keep their size."""
+
+    def first_shard_alone(job, shards, *arguments):
+        make_shards(job, shards[:1], *arguments)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("audio_mamba.data.prepare.make_shards", first_shard_alone)
+        prepare(tree, out, settings=SMALL)
+    assert (out / "shard-000000.report.json").exists()
+    for path in sorted(tree.rglob("*.wav")):
+        content = bytearray(path.read_bytes())
+        content[100:200] = content[200:300]
+        path.write_bytes(content)
+    prepare(tree, out, settings=SMALL)
+    assert "1 finished shards are made again, since some of their files have changed" in caplog.text
+    prepare(tree, tmp_path / "fresh", settings=SMALL)
+    assert contents(out) == contents(tmp_path / "fresh")
 
 
 def test_another_channel_is_another_archive_and_those_of_versions_that_noted_none_are_known_again(tree, tmp_path):

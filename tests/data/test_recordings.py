@@ -410,6 +410,15 @@ def test_channels_of_opposite_phase_are_named(tmp_path, gain, warned, caplog):
     assert not caplog.records
 
 
+def test_other_channels_in_a_later_part_are_named(tmp_path, caplog):
+    content = written("wav", sound(), RATE) + written("wav", sound(channels=2), RATE)
+    assert len(load(tmp_path / "joined.wav", content, channel=0)) == 2 * len(sound())
+    assert "joined.wav: of 1 and then 2 channels, channel 0 alone is taken" in caplog.text
+    caplog.clear()
+    load(tmp_path / "joined.wav", content)
+    assert not caplog.records
+
+
 def test_silence_is_not_opposite_phase(tmp_path, caplog):
     soundfile.write(tmp_path / "silence.wav", np.zeros((RATE, 2)), RATE)
     load_audio(tmp_path / "silence.wav")

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -122,6 +123,18 @@ def test_embeddings_are_kept_until_model_or_clips_change(folder, tmp_path, monke
     monkeypatch.undo()
     main([*arguments, "--layout", "bands"])
     assert len(list((tmp_path / "embeddings").iterdir())) == 2
+
+
+def test_embeddings_of_another_folder_are_not_taken_for_these(folder, tmp_path):
+    """Names, sizes and times may all be the same, as of files that a program made twice."""
+    for name in ("clean", "other"):
+        shutil.copytree(folder, tmp_path / name)
+        for path in (tmp_path / name).rglob("*.wav"):
+            if name == "other":
+                soundfile.write(path, np.zeros(8000), 16000)
+            os.utime(path, (1e9, 1e9))
+    digests = [read_clips(tmp_path / name).fingerprint() for name in ("clean", "other", "clean")]
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_an_archive_gives_nearly_the_same_as_its_audio(folder, tmp_path):

@@ -143,6 +143,57 @@ def test_two_thousand_files_by_two_processes(tmp_path):
     assert (tmp_path / "shared.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
+def write_journal(folder, settings, commits=2):
+    """Two rows of ones with each commit."""
+    journal = Journal(folder, settings, 3, resume=False)
+    for number in range(commits):
+        journal.append(np.ones((2, 3)))
+        journal.commit([Entry(f"{number}.wav", rows=2, version="v")])
+    journal.close()
+
+
+def test_rows_without_settings_are_not_taken_for_those_of_a_new_run(tmp_path):
+    """As a removal leaves them that was killed half-way."""
+    write_journal(tmp_path / "journal", {"model": "A"})
+    (tmp_path / "journal" / "settings.json").unlink()
+    journal = Journal(tmp_path / "journal", {"model": "B"}, 3, resume=False)
+    assert journal.entries == [] and list(journal.read_rows()) == []
+    journal.close()
+
+
+@pytest.mark.parametrize("rows, kept", [(4, 2), (3, 1), (2, 1), (0, 0)])
+def test_entries_without_their_rows_do_not_count(tmp_path, rows, kept):
+    """As in a journal that was copied while it grew."""
+    write_journal(tmp_path / "journal", {})
+    os.truncate(tmp_path / "journal" / "rows.f32", rows * 3 * 4)
+    journal = Journal(tmp_path / "journal", {}, 3, resume=True)
+    assert [entry.path for entry in journal.entries] == ["0.wav", "1.wav"][:kept]
+    journal.append(np.full((1, 3), 7))
+    journal.commit([Entry("next.wav", rows=1, version="v")])
+    journal.close()
+    again = Journal(tmp_path / "journal", {}, 3, resume=True)
+    assert len(again.entries) == kept + 1
+    np.testing.assert_array_equal(np.concatenate(list(again.read_rows())), [[1] * 3] * (2 * kept) + [[7] * 3])
+    again.close()
+
+
+@pytest.mark.parametrize("line", ["{}", "[1", '{"path": "a", "colour": "red"}', "[3]"])
+def test_a_damaged_journal_is_named(tmp_path, line):
+    write_journal(tmp_path / "journal", {})
+    with open(tmp_path / "journal" / "files.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match="files.jsonl is damaged .*; remove its folder to start again"):
+        Journal(tmp_path / "journal", {}, 3, resume=True)
+
+
+@pytest.mark.parametrize("settings", ["[]", "{"])
+def test_damaged_settings_are_named(tmp_path, settings):
+    write_journal(tmp_path / "journal", {})
+    (tmp_path / "journal" / "settings.json").write_text(settings)
+    with pytest.raises(ValueError, match="settings.json is .*; remove its folder to start again"):
+        Journal(tmp_path / "journal", {}, 3, resume=True)
+
+
 def test_the_share_of_a_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)

@@ -129,6 +129,17 @@ def test_hidden_and_system_files_below_a_folder_are_counted_and_left_out(clutter
     assert names(list_audio([str(cluttered)], hidden=True), cluttered) == sorted((*HIDDEN, "a.wav", "b/c.wav"))
 
 
+def test_a_link_that_leads_back_gives_no_file_twice(tmp_path):
+    for name in ("a.wav", "sub/b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "loop").symlink_to(".")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "sub")
+    expected = [tmp_path / name for name in ("a.wav", "elsewhere/b.wav", "sub/b.wav")]
+    assert list_audio([f"{tmp_path}/**/*.wav"]) == expected
+    assert list_audio([f"{tmp_path}/sub/loop/*.wav"]) == [tmp_path / "sub" / "loop" / "b.wav"]
+
+
 def test_so_are_those_that_a_glob_matches_unless_it_names_them(cluttered, caplog):
     assert names(list_audio([f"{cluttered}/**/*.wav"]), cluttered) == ["a.wav", "b/c.wav"]
     assert [record.getMessage() for record in caplog.records] == [
