@@ -11,11 +11,12 @@ from audio_mamba.data.audio import one_channel, resampled
 from audio_mamba.data.audio_files import AudioError
 from audio_mamba.data.decoding.mpeg import frame_at
 from audio_mamba.data.decoding.parts import HIGHEST_RATE
-from audio_mamba.data.decoding.riff import BYTES_UNKNOWN
+from audio_mamba.data.decoding.riff import BYTES_UNKNOWN, WRAP
 from audio_mamba.front_end import PUBLISHED
 
 HEAD_BYTES = 12  # of a wav file before its first chunk
 FORMAT_BYTES = 40  # of a format chunk, at most
+LONG_BYTES_UNKNOWN = 1 << 62  # 64-bit sizes from here on stand for a length that the program did not know
 # How files begin that cannot be taken for samples.
 OTHER_KINDS = {
     b"fLaC": "FLAC",
@@ -104,7 +105,7 @@ def stream_pcm(
     """
     form, held = Format(sample_rate, 1, DECODERS[1, 16], None), stream.read(HEAD_BYTES)
     if _is_wav(held):
-        form, held = _wav_format(stream, name), b""
+        form, held = _wav_format(stream, held[:4], name), b""
     else:
         held = _not_of_another_kind(held, stream, name)
     while True:
@@ -114,7 +115,7 @@ def stream_pcm(
         if form.size is None or not (held := _behind_samples(stream, form)):
             return
         if _is_wav(held):
-            form, held = _wav_format(stream, name), b""
+            form, held = _wav_format(stream, held[:4], name), b""
         else:
             logger.warning("%s: its header counts %d bytes of samples, but more follow", name, form.size)
             form = form._replace(size=None)
@@ -176,9 +177,10 @@ def _frame_size(head: bytes) -> int | None:
     return frame.size if frame else None
 
 
-def _wav_format(stream: BinaryIO, name: str) -> Format:
-    """The format of a wav file whose first 12 bytes have been read; the stream is then where the samples begin."""
-    found, kind = None, "a kind"
+def _wav_format(stream: BinaryIO, magic: bytes, name: str) -> Format:
+    """The format of a wav file whose first 12 bytes have been read and begin with `magic`; the stream is then where the
+    samples begin."""
+    found, kind, long_size = None, "a kind", WRAP - 1
     while True:
         header = stream.read(8)
         if len(header) < 8:
@@ -188,7 +190,9 @@ def _wav_format(stream: BinaryIO, name: str) -> Format:
             break
         content = stream.read(min(size, FORMAT_BYTES))
         _skip(stream, size + size % 2 - len(content))
-        if chunk == b"fmt " and len(content) >= 16:
+        if chunk == b"ds64" and magic in (b"RF64", b"BW64") and len(content) >= 16:
+            long_size = int.from_bytes(content[8:16], "little")
+        elif chunk == b"fmt " and len(content) >= 16:
             tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
             if tag == 0xFFFE and len(content) >= 26:
                 tag = struct.unpack("<H", content[24:26])[0]
@@ -200,7 +204,10 @@ def _wav_format(stream: BinaryIO, name: str) -> Format:
         raise AudioError(
             f"{name}: a wav header of {kind} that is not read from a pipe (8, 16, 24 and 32 bits and float are)"
         )
-    return Format(*found, size if 0 < size < BYTES_UNKNOWN else None)
+    known = 0 < size < BYTES_UNKNOWN
+    if size == WRAP - 1 != long_size:  # some programs write that size to both places: they do not know the length
+        size, known = long_size, 0 < long_size < LONG_BYTES_UNKNOWN
+    return Format(*found, size if known else None)
 
 
 def _behind_samples(stream: BinaryIO, form: Format) -> bytes:

@@ -74,6 +74,26 @@ def test_the_header_that_ffmpeg_writes_to_a_pipe_is_obeyed():
     np.testing.assert_array_equal(read(large), read(WAV))
 
 
+LARGE = written("wav", SOUND[:, None], 16000, format="RF64")
+
+
+@pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
+def test_the_long_size_of_a_large_wav_is_obeyed(magic, caplog):
+    large = magic + LARGE[4:]
+    tail = b"iXML" + (2000).to_bytes(4, "little") + b"<x/>" * 500
+    np.testing.assert_array_equal(read(large + tail), read(WAV))
+    np.testing.assert_array_equal(read(large + tail + WAV + large), np.tile(read(WAV), 3))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("unknown", [0, (1 << 32) - 1, (1 << 63) - 1, (1 << 64) - 37, (1 << 64) - 1])
+def test_a_long_size_of_a_program_that_did_not_know_it_is_ignored(unknown, caplog):
+    place = LARGE.index(b"ds64") + 16
+    content = LARGE[:place] + unknown.to_bytes(8, "little") + LARGE[place + 8 :]
+    np.testing.assert_array_equal(read(content), read(WAV))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "tail",
     [
