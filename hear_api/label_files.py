@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from audio_mamba.data.audio import AudioError, channel_count
 from audio_mamba.hear_api.classifier import AudioClassifier
 from audio_mamba.hear_api.clips import Clip, Failure
 from audio_mamba.hear_api.journal import Entry, Journal
@@ -240,11 +241,21 @@ def _write_folder(labelling: Labelling, name: str, out: Path, journal: Journal, 
             if name == "audacity":
                 text = audacity_track(spans)
             else:
-                text = raven_table(spans, labelling.max_hz, entry.channel or 0)
+                text = raven_table(spans, labelling.max_hz, _labelled_channel(entry, journal.settings["channel"]))
             track = name_in_folder(number, entry, TRACK_SUFFIX[name])
             (folder / track).write_text(text, encoding="utf-8")
             channel = [] if entry.channel is None else [entry.channel]
             index.writerow([track, entry.path, *channel, entry.seconds, len(spans)])
+
+
+def _labelled_channel(entry: Entry, chosen: str) -> int:
+    """The number of the channel that the labels of an entry are of, counted from 0, which stands for a mix, too."""
+    if entry.channel is not None or chosen != "right":
+        return entry.channel or 0
+    try:
+        return min(1, channel_count(entry.path) - 1)
+    except AudioError:  # the file went away after it was labelled
+        return 1
 
 
 def _settings_in_folder(name: str, out: Path) -> str | None:

@@ -431,6 +431,17 @@ def test_left_and_right_channels(tmp_path, weights):
         assert [row["label"] for row in rows_of(out)] == [label]
 
 
+def test_raven_shows_labels_at_the_chosen_channel(tmp_path, weights):
+    soundfile.write(tmp_path / "a.wav", np.stack([sound("high", 2), sound("hiss", 2)], axis=1), RATE)
+    soundfile.write(tmp_path / "b.wav", sound("hiss", 2), RATE)
+    for channel, expected in (("left", ["1", "1"]), ("right", ["2", "1"]), ("mix", ["1", "1"])):
+        out = tmp_path / channel
+        options = ("--channel", channel, "--format", "raven", "--out", out)
+        run(tmp_path / "a.wav", tmp_path / "b.wav", "--weights", weights, *options)
+        tables = [path.read_text().splitlines() for path in sorted(out.glob("*.selections.txt"))]
+        assert [table[1].split("\t")[2] for table in tables] == expected
+
+
 def test_each_channel_has_labels_of_its_own(tmp_path, weights):
     soundfile.write(tmp_path / "s.wav", np.stack([sound("high", 4), sound("hiss", 4)], axis=1), RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "t.wav", sound("low, hum", 2), RATE, subtype="FLOAT")
