@@ -246,11 +246,12 @@ def draw(summary: pd.DataFrame, overall: pd.Series) -> Figure:
             capsize=3,
             label=f"{model}   {OVERALL} = {_number(overall[model])}",
         )
-    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_yticks(range(len(tasks)), tasks, parse_math=False)  # names may hold $, which would begin a formula
     axes.set_ylim(-0.5, len(tasks) - 0.5)
     axes.set_xlabel("test score in percent, mean and 95% interval over seeds")
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=1, frameon=False)
+    for text in figure.legend(loc="outside lower center", ncols=1, frameon=False).get_texts():
+        text.set_parse_math(False)
     return figure
 
 

@@ -120,7 +120,7 @@ def save_contact_sheet(path: Path, samples: list[Sample], archive: Archive) -> N
             extent=(0, seconds, 0, sample.spectrogram.shape[1]),
         )
         names = ", ".join(archive.label_name(label) for label in sample.labels.tolist())
-        axes.set_title(f"{sample.key[:36]}\n{names[:40]}", fontsize=8)
+        axes.set_title(f"{sample.key[:36]}\n{names[:40]}", fontsize=8, parse_math=False)  # $ begins no formula
     FigureCanvasAgg(figure).print_png(str(path))
 
 

@@ -56,7 +56,8 @@ def draw(runs: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         above.plot(step, loss, color="tab:blue", alpha=0.25, linewidth=0.6)
         width = min(SMOOTHED, len(loss))
         above.plot(step[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color="tab:blue")
-        above.set(title=name, ylabel="training loss")
+        above.set_title(name, parse_math=False)  # $ begins no formula
+        above.set_ylabel("training loss")
         for number in filter(columns.__contains__, DEVIATIONS):
             below.plot(step, columns[number] / columns[number][0], linewidth=0.6, label=number)
         below.axhline(0.1, color="0.5", linestyle=":")

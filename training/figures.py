@@ -86,7 +86,7 @@ def save_reconstructions(path: str | Path, clips: Reconstructions, title: str) -
     bar.set_label("normalised log-mel", fontsize=9)
     bar.ax.tick_params(length=2, labelsize=8, colors=NOTE_COLOUR)
     bar.outline.set_visible(False)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, parse_math=False)  # $ begins no formula
     _save(figure, path)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -145,11 +146,12 @@ def _draw_confusion(folder: Path, model: str, result: Result, clips: Clips) -> N
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(classes), clips.vocabulary, rotation=90, fontsize=8)
-    axes.set_yticks(range(classes), clips.vocabulary, fontsize=8)
+    as_given: dict[str, Any] = {"parse_math": False}  # names may hold $, which would begin a formula
+    axes.set_xticks(range(classes), clips.vocabulary, rotation=90, fontsize=8, **as_given)
+    axes.set_yticks(range(classes), clips.vocabulary, fontsize=8, **as_given)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{model}, {result.classifier}", fontsize=9)
+    axes.set_title(f"{model}, {result.classifier}", fontsize=9, **as_given)
     figure.colorbar(image, shrink=0.7, label="percent of the true label")
     name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in model)
     with atomic_write(folder / f"confusion-{name}.png") as file:

@@ -312,6 +312,16 @@ def test_verify_names_what_is_wrong(tmp_path, capsys):
         verify_command([str(tmp_path / "none")])
 
 
+def test_inspect_draws_names_with_dollars(tmp_path):
+    write_clips(tmp_path / "a.tar", 3)
+    write_manifest(
+        tmp_path,
+        {"samples": 3, "settings": {}, "labels": ["$a_^$"] * 3, "shards": [{"name": "a.tar", "samples": 3}]},
+    )
+    inspect_command([str(tmp_path), "--picture", str(tmp_path / "sheet.png")])
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_inspect_reports_and_draws(tmp_path, capsys):
     write_clips(tmp_path / "a.tar", 30, bad={4: clip(4, frames=1000)})
     write_manifest(

@@ -83,6 +83,12 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "| 50.0 ± - | - |" in aggregation.write_tables(results, tmp_path / "tables")
 
 
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    write_scores(tmp_path / "configs.$x_^$_r1_00" / "$v_^$", {"test": {"test_score": 0.5}})
+    aggregation.write_tables(aggregation.read_results(tmp_path), tmp_path / "tables")
+    assert (tmp_path / "tables" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_missing_seeds_and_tasks_are_warned_about(base_dir, tmp_path, caplog):
     (base_dir / "configs.ssam_r1_02" / "vox" / "test.predicted-scores.json").unlink()
     with caplog.at_level(logging.WARNING):

@@ -53,6 +53,12 @@ def test_runs_of_one_name_have_a_row_each(tmp_path, capsys):
     ]
 
 
+def test_the_name_of_a_run_is_no_formula(tmp_path):
+    run = write_run(tmp_path / "$a_^$", {"step": range(2), "train_loss": [1.0, 1.0], "token_std": [1.0, 1.0]})
+    collapse.main([run, "--out", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_folder_without_steps_is_named(tmp_path):
     with pytest.raises(SystemExit, match=f"collapse: {tmp_path} has no steps.csv"):
         collapse.main([str(tmp_path)])

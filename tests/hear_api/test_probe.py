@@ -301,6 +301,17 @@ def test_models_of_one_name_have_rows_and_predictions_of_their_own(folder, tmp_p
     assert len(list((tmp_path / "out").glob("confusion-*.png"))) == 2
 
 
+def test_names_with_dollars_are_no_formulas(folder, tmp_path):
+    for name, kind in (("$a_b^$", "low"), ("$5 and $6^", "high")):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).symlink_to(folder / kind)
+    config = resolve("ssast_tiny_200_16x4", "untrained").config
+    config.model.model_args.update({"depth": 1, "embed_dim": 48})
+    weights = save_pretrained(RuntimeSSAST(config, None), tmp_path / "$_^$")
+    main([str(tmp_path / "in"), "--model", str(weights), "--out", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").glob("confusion-*.png"))) == 1
+
+
 def test_a_damaged_clip_is_named(folder, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "bad.wav").write_bytes(b"no audio")
