@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,8 +85,8 @@ def is_hidden(name: str) -> bool:
 def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
     """All audio files below a folder (AUDIO_SUFFIXES, any letter case), sorted by path.
 
-    Links are followed. Folders that cannot be read are left out with a warning, and so are recordings of other formats
-    (OTHER_SUFFIXES), with one for all of them. Hidden, trash and system files and
+    Links are followed. Folders that cannot be read are left out with a warning; so are files in folders that may not be
+    entered, and recordings of other formats (OTHER_SUFFIXES), with one for all of each kind. Hidden, trash and system files and
     folders are counted in one line of the log. Dangling links are among the files, with a warning, so that
     reading names them like other files that cannot be read.
 
@@ -120,22 +121,39 @@ def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
 
 
 def list_audio_below(directory: Path, hidden: bool = False) -> Listing:
-    """See `find_audio`; says nothing in the log except of folders that cannot be read."""
+    """See `find_audio`; says nothing in the log except of folders and files that cannot be read."""
     if not directory.is_dir():
         raise AudioError(f"{directory} is not a folder of audio files")
     left_out: list[Path] = []
-    files: list[Path] = []
-    others: list[Path] = []
-    dangling: list[Path] = []
-    for path in _files_below(directory, None if hidden else left_out):
-        suffix = path.suffix.lower()
-        if suffix not in AUDIO_SUFFIXES | OTHER_SUFFIXES:
-            continue
-        if path.is_file():
-            (files if suffix in AUDIO_SUFFIXES else others).append(path)
-        elif path.is_symlink() and not path.exists():
-            dangling.append(path)
+    below = _files_below(directory, None if hidden else left_out)
+    recordings = (path for path in below if path.suffix.lower() in AUDIO_SUFFIXES | OTHER_SUFFIXES)
+    found, dangling = files_and_dangling(recordings)
+    others = [path for path in found if path.suffix.lower() in OTHER_SUFFIXES]
+    files = [path for path in found if path.suffix.lower() in AUDIO_SUFFIXES]
     return Listing(sorted(files + dangling), sorted(others), sorted(left_out), sorted(dangling))
+
+
+def files_and_dangling(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Which of some existing paths are files, and which are dangling links; folders and the like are neither. Those that
+    may not be looked at are left out, with one warning for all of them."""
+    files: list[Path] = []
+    dangling: list[Path] = []
+    unreadable: list[tuple[Path, str | None]] = []
+    for path in paths:
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                files.append(path)
+        except OSError as error:
+            if os.path.islink(path) and not isinstance(error, PermissionError):
+                dangling.append(path)
+            else:
+                unreadable.append((path, error.strerror))
+    if unreadable:
+        first, reason = unreadable[0]
+        logger.warning(
+            "left out files that cannot be read: %d, the first is %s (%s)", len(unreadable), printable(first), reason
+        )
+    return files, dangling
 
 
 def _files_below(directory: Path, left_out: list[Path] | None) -> Iterator[Path]:
@@ -160,7 +178,8 @@ def _files_below(directory: Path, left_out: list[Path] | None) -> Iterator[Path]
 
 def leads_back(folder: Path) -> bool:
     """Whether a link to a folder leads to one that contains it, and so round and round."""
-    return folder.is_symlink() and any(parent.samefile(folder) for parent in folder.absolute().parents)
+    # Of a folder that may not be looked at, this is False, and os.walk says that it cannot be read.
+    return os.path.islink(folder) and any(parent.samefile(folder) for parent in folder.absolute().parents)
 
 
 def printable(path: str | Path) -> str:

@@ -3,6 +3,7 @@
 import csv
 import glob
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from audio_mamba.data.audio import AudioError, channel_count, find_audio, fingerprint, is_hidden, printable
-from audio_mamba.data.audio_files import leads_back
+from audio_mamba.data.audio_files import files_and_dangling, leads_back
 from audio_mamba.hear_api.clips import prefetch
 from audio_mamba.hear_api.journal import Entry
 
@@ -103,9 +104,10 @@ def list_audio(inputs: Iterable[str], hidden: bool = False) -> list[Path]:
 
 
 def _matches(pattern: str, hidden: bool) -> list[Path]:
-    """The files that match a glob, sorted. Folders are left out, and hidden matches unless the pattern names them."""
+    """The files that match a glob, sorted. Folders are left out, files that cannot be read with a warning, and hidden
+    matches unless the pattern names them."""
     found = map(Path, glob.glob(pattern, recursive=True, include_hidden=hidden))
-    files = sorted(path for path in found if path.is_file() or path.is_symlink() and not path.exists())
+    files = sorted(itertools.chain(*files_and_dangling(found)))
     named = Path(pattern).parts
     if "**" in named:
         depth, goes_round = named.index("**"), cache(leads_back)

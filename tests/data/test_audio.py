@@ -264,6 +264,28 @@ def test_a_folder_that_cannot_be_read_is_named_and_passed_over(tmp_path, monkeyp
     assert f"{tmp_path}/closed: left out, it cannot be read (Permission denied)" in caplog.text
 
 
+def test_files_in_a_folder_that_may_not_be_entered_are_passed_over(tmp_path, monkeypatch, caplog):
+    """Its names can be listed; what they are cannot be seen."""
+    for name in ("closed", "closed/below", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.wav").touch()
+    (tmp_path / "closed" / "b.wav").touch()
+
+    def refusing(function):
+        def refuse(path, *args, **options):
+            if "/closed/" in str(path):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return function(path, *args, **options)
+
+        return refuse
+
+    for name in ("stat", "lstat", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    assert find_audio(tmp_path) == [tmp_path / "open" / "a.wav"]
+    assert f"{tmp_path}/closed/below: left out, it cannot be read (Permission denied)" in caplog.text
+    assert f"left out files that cannot be read: 2, the first is {tmp_path}/closed/" in caplog.text
+
+
 def test_an_mp3_whose_disk_fails_in_the_middle_is_refused(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 6), 44100)
     content = (tmp_path / "a.mp3").read_bytes()

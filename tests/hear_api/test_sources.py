@@ -110,6 +110,19 @@ def test_inputs_that_name_no_file_are_refused(folder):
             list_audio([str(folder / name)])
 
 
+def test_matches_that_cannot_be_looked_at_are_left_out_with_a_warning(folder, monkeypatch, caplog):
+    stat = os.stat
+
+    def refuse(path, *args, **options):
+        if "/sub/" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert names(list_audio([f"{folder}/**/*.[wM][aP][v3]"]), folder) == ["b.wav"]
+    assert f"that cannot be read: 1, the first is {folder}/sub/c.MP3 (Permission denied)" in caplog.text
+
+
 HIDDEN = (".Trash-1000/files/a.wav", ".ipynb_checkpoints/a.wav", "@eaDir/a.wav", "__MACOSX/b.wav", "b/._c.wav")
 
 
