@@ -63,13 +63,13 @@ def file_numbers(keys: Sequence[str]) -> list[int]:
     try:
         return [int(key[:8]) for key in keys]
     except ValueError:
-        other = next(key for key in keys if not key[:8].isdigit())
+        other = next(key for key in keys if not key[:8].isdecimal())
         raise FoldError(f"sample {other} does not say which file it is from; data.prepare makes archives that do")
 
 
 def fold_names(folds: Sequence[str]) -> list[str]:
     """The folds in use in order ("2" before "10"). Empty for named splits (train, valid, test)."""
-    names = sorted(set(folds), key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    names = sorted(set(folds), key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
     return [] if all(name.lower() in SPLIT_NAMES for name in names) else names
 
 

@@ -199,7 +199,7 @@ def _youtube_ids(path: Path) -> list[str]:
 
 def _hear_task(directory: Path, sample_rate: int, hidden: bool) -> tuple[list[Path], list[tuple[str, ...]]]:
     """The files <rate>/<split>/<name> of a HEAR task at the rate nearest `sample_rate`, with labels of <split>.json."""
-    rates = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
+    rates = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
     if not rates:
         raise LabelError(f"{directory} is a HEAR task, but has no folder of audio such as {sample_rate}")
     files = find_audio(directory / str(min(rates, key=lambda rate: (abs(rate - sample_rate), -rate))), hidden)

@@ -25,6 +25,10 @@ def test_a_group_is_in_one_fold():
     assert {folds.count(fold) for fold in set(folds)} == {16}
 
 
+def test_digits_that_are_no_numbers_are_part_of_a_name():
+    assert fold_names(["2²", "10", "1²", "1"]) == ["1", "1²", "2²", "10"]
+
+
 def test_fold_k_tests_and_the_next_validates():
     folds = ["10", "1", "2", "10", "3", "1"]
     assert fold_names(folds) == ["1", "2", "3", "10"]
@@ -53,6 +57,8 @@ def test_keys_name_their_files():
     assert file_numbers(["00000012_00000_dog", "00000012_00001_dog"]) == [12, 12]
     with pytest.raises(FoldError, match="sample abc does not say"):
         file_numbers(["abc"])
+    with pytest.raises(FoldError, match="sample 0000001² does not say"):
+        file_numbers(["0000001²"])
 
 
 def test_no_clip_is_in_two_parts():
