@@ -68,9 +68,19 @@ def file_numbers(keys: Sequence[str]) -> list[int]:
 
 
 def fold_names(folds: Sequence[str]) -> list[str]:
-    """The folds in use in order ("2" before "10"). Empty for named splits (train, valid, test)."""
+    """The folds in use in order ("2" before "10"). Empty for named splits (train, valid, test).
+
+    FoldError if some names are those of splits and others are not: as folds, clips for the test would train.
+    """
     names = sorted(set(folds), key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
-    return [] if all(name.lower() in SPLIT_NAMES for name in names) else names
+    splits = [name for name in names if name.lower() in SPLIT_NAMES]
+    if 0 < len(splits) < len(names):
+        other = next(name for name in names if name not in splits)
+        raise FoldError(
+            f"{other!r} is not the name of a split, but {', '.join(splits)} {'is' if len(splits) == 1 else 'are'}; name "
+            "all splits train, valid or test, or none"
+        )
+    return [] if splits else names
 
 
 def find_fold(names: Sequence[str], wanted: str) -> str:

@@ -95,7 +95,8 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
     --val-data makes all clips training clips, also those in folds.
 
     Raises:
-        ValueError: folds that are not there, or in some archives only, or a choice that is missing.
+        ValueError: folds that are not there, in some archives only or mixed with named splits, or a choice that is
+            missing.
     """
     train_dirs, val_dir, test_dir = config.data.train_dirs, config.data.val_dir, config.data.test_dir
     own = np.flatnonzero(clips.directories < len(train_dirs))
@@ -104,7 +105,7 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
     wanted = args.fold or args.folds
     if wanted and (val_dir or test_dir):
         raise ValueError("--fold and --folds exclude --val-data and --test-data: folds have their own")
-    kinds = {name: _kind(clips, number) for number, name in enumerate(train_dirs) if number in clips.directories}
+    kinds = {name: _kind(clips, number, name) for number, name in enumerate(train_dirs) if number in clips.directories}
     if valid is not None and SPLITS not in kinds.values():
         if FOLDS in kinds.values():
             _log(logging.INFO, "with --val-data all clips of the training data train, those of all folds too")
@@ -139,10 +140,13 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
     return {name: _of(own, split_by_fold(folds, name)) for name in chosen}
 
 
-def _kind(clips: LabelledClips, archive: int) -> str:
-    """How the clips of an archive are divided."""
+def _kind(clips: LabelledClips, archive: int, name: str) -> str:
+    """How the clips of an archive are divided. FoldError, which has its `name`, if they have folds and splits."""
     folds = [clips.folds[clip] for clip in np.flatnonzero(clips.directories == archive)]
-    return NO_FOLDS if not any(folds) else FOLDS if fold_names(folds) else SPLITS
+    try:
+        return NO_FOLDS if not any(folds) else FOLDS if fold_names(folds) else SPLITS
+    except FoldError as error:
+        raise FoldError(f"{name}: {error}") from error
 
 
 def _named_splits(clips: LabelledClips, own: np.ndarray, valid: np.ndarray | None, test: np.ndarray | None) -> Split:

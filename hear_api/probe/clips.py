@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audio_mamba.data.archives import archive_front_end, read_manifest, read_shard, shard_indices
 from audio_mamba.data.audio import printable
-from audio_mamba.data.folds import deal, file_numbers, fold_names, split_by_fold, split_by_name
+from audio_mamba.data.folds import FoldError, deal, file_numbers, fold_names, split_by_fold, split_by_name
 from audio_mamba.data.labels import column_of, find_labelled, hear_metadata
 from audio_mamba.data.prepare import warn_of_divided_groups
 from audio_mamba.front_end import FrontEnd
@@ -70,9 +70,13 @@ class Clips:
         """Train, valid and test as they are named; or of folds in order, each tested once, validated by the next.
 
         Raises:
-            ProbeError: a split is missing, there are fewer than three folds, or a round trains on one label alone.
+            ProbeError: a split is missing, names of splits and others are mixed, there are fewer than three folds, or a
+                round trains on one label alone.
         """
-        folds = fold_names(self.splits)
+        try:
+            folds = fold_names(self.splits)
+        except FoldError as error:
+            raise ProbeError(f"{self.source}: {error}") from error
         if 0 < len(folds) < 3:
             raise ProbeError(f"{self.source}: {len(folds)} folds; at least 3 are needed, to train, validate and test")
         rounds = [Round(*split_by_fold(self.splits, fold)) for fold in folds] or [Round(*split_by_name(self.splits))]

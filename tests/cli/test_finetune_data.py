@@ -81,6 +81,13 @@ def test_folds_of_one_archive_alone_are_not_dropped(given, words, options):
         splits(clips_of(given, SPLITS if given is FOLDS else FOLDS), ["with", "other"], **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"folds": "all"}, {"val_dir": "valid"}])
+def test_a_split_of_an_unknown_name_is_refused(options):
+    clips = clips_of(["train", "valid", "test", "unused"] * 3, [""] * 4)
+    with pytest.raises(ValueError, match="^data: 'unused' is not the name of a split, but test, train, valid are;"):
+        splits(clips, ["data"], **options)
+
+
 def test_validation_data_replace_the_split_valid_alone(caplog):
     """The split test of the archive is tested, and neither it nor valid is trained on."""
     train, valid, test = list(range(0, 12, 3)), [12, 13, 14, 15], list(range(2, 12, 3))

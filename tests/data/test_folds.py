@@ -53,6 +53,13 @@ def test_named_splits():
     assert [part.tolist() for part in split_by_name(folds)] == [[0, 3], [2], [1]]
 
 
+@pytest.mark.parametrize("other", ["unused", "1", ""])
+def test_named_splits_and_others_are_not_mixed(other):
+    """As four folds, clips for the test would train."""
+    with pytest.raises(FoldError, match=f"^{other!r} is not the name of a split, but Test, train, val are; name all"):
+        fold_names(["train", "val", "Test", other, "train"])
+
+
 def test_keys_name_their_files():
     assert file_numbers(["00000012_00000_dog", "00000012_00001_dog"]) == [12, 12]
     with pytest.raises(FoldError, match="sample abc does not say"):

@@ -22,6 +22,11 @@ def test_splits_are_known_by_their_usual_names():
         clips_in(["dev"] * 4 + ["test"] * 4).rounds()
 
 
+def test_a_split_of_an_unknown_name_is_refused():
+    with pytest.raises(ProbeError, match="^source: 'unused' is not the name of a split, but test, train, val are;"):
+        clips_in(["train", "train", "val", "val", "test", "test", "unused", "unused"]).rounds()
+
+
 def test_the_next_of_ten_folds_validates():
     splits = [str(1 + number // 2) for number in range(20)]
     for part in clips_in(splits).rounds():
