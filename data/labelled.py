@@ -21,7 +21,7 @@ from audio_mamba.data.dataset import MAX_SUBSTITUTES
 from audio_mamba.data.faults import Fault
 from audio_mamba.data.folds import file_numbers
 from audio_mamba.data.loader import ArchiveLoader, EpochBatches, FixedBatches
-from audio_mamba.data.manifest import read_manifest
+from audio_mamba.data.manifest import read_manifest, values_by_file
 from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, normalise
 from audio_mamba.data.samples import ArchiveError, decode_labels, decode_spectrogram
 from audio_mamba.data.shard_files import ShardFiles
@@ -121,9 +121,9 @@ def read_labelled(
                 labels.append(_read_labels(files, path, keys[-1], place, len(classes)))
         sizes.append(len(keys) - first)
         numbers = file_numbers(keys[first:])
-        in_folds, in_groups = manifest.get("folds"), manifest.get("groups")
-        folds += [in_folds[number] if in_folds else "" for number in numbers]
-        groups += [in_groups[number] if in_groups else f"{directory}/{number}" for number in numbers]
+        own_groups = [f"{directory}/{number}" for number in numbers]
+        folds += values_by_file(directory, manifest, "folds", numbers) or [""] * len(numbers)
+        groups += values_by_file(directory, manifest, "groups", numbers) or own_groups
     return LabelledClips(
         front_end,
         classes or [],

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,25 @@ def read_manifest(directory: Path) -> dict | None:
     return manifest
 
 
+def values_by_file(directory: Path, manifest: dict, key: str, numbers: Sequence[int]) -> list[str] | None:
+    """The folds or groups of files, of which the manifest of an archive has one each; None if it has none.
+
+    Args:
+        key: "folds" or "groups".
+        numbers: of the files.
+
+    Raises:
+        ArchiveError: the manifest has fewer.
+    """
+    values = manifest.get(key)
+    if values and (files := 1 + max(numbers, default=-1)) > len(values):
+        raise ArchiveError(
+            f"{directory / MANIFEST_NAME} is not valid: {key} must have a name for each file, got {len(values)} for at "
+            f"least {files} files"
+        )
+    return [values[number] for number in numbers] if values else None
+
+
 def _manifest_problem(manifest: dict) -> str | None:
     """What is wrong with the form of a manifest, or None. Keys that no command reads may hold anything."""
     for key, (valid, form) in _FORMS.items():
@@ -44,6 +63,9 @@ def _manifest_problem(manifest: dict) -> str | None:
         if entry["name"] in names:
             return f"shard {number}: {entry['name']} is listed twice"
         names.add(entry["name"])
+    for key in ("folds", "groups"):
+        if {key, "files"} <= manifest.keys() and len(manifest[key]) != manifest["files"]:
+            return f"{key} must have a name for each file, got {len(manifest[key])} for {manifest['files']} files"
     stated, total = manifest["samples"], sum(entry["samples"] for entry in manifest["shards"])
     if stated != total:
         return f"samples is {stated}, but the samples of its shards add up to {total}"

@@ -15,6 +15,7 @@ from audio_mamba.data.archives import archive_front_end, read_manifest, read_sha
 from audio_mamba.data.audio import printable
 from audio_mamba.data.folds import FoldError, deal, file_numbers, fold_names, split_by_fold, split_by_name
 from audio_mamba.data.labels import column_of, find_labelled, hear_metadata
+from audio_mamba.data.manifest import values_by_file
 from audio_mamba.data.prepare import warn_of_divided_groups
 from audio_mamba.front_end import FrontEnd
 
@@ -176,11 +177,10 @@ def _of_archive(source: Path) -> Clips:
             labels.append(tuple(vocabulary[label] for label in sample.labels.tolist()))
             keys.append(sample.key)
     numbers = file_numbers(keys)
-    if "folds" in manifest:
-        splits = [manifest["folds"][number] for number in numbers]
-    else:
-        groups = manifest.get("groups")
-        splits = deal(names, labels, [groups[number] if groups else str(number) for number in numbers])
+    splits = values_by_file(source, manifest, "folds", numbers)
+    if splits is None:
+        groups = values_by_file(source, manifest, "groups", numbers) or list(map(str, numbers))
+        splits = deal(names, labels, groups)
     return Clips(source, names, None, labels, vocabulary, splits)
 
 

@@ -84,6 +84,11 @@ WRONG_MANIFESTS = {
     "a label null": (lambda m: m.update(labels=[None]), "labels must be a list of names"),
     "the sum of samples": (lambda m: m.update(samples=7), "samples is 7, but the samples of its shards add up to 6"),
     "samples a fraction": (lambda m: m.update(samples=6.0), "samples must be a whole number of at least 0, got 6.0"),
+    "fewer folds than files": (
+        lambda m: m.update(folds=["1"] * 5),
+        "folds must have a name for each file, got 5 for 6 files",
+    ),
+    "more groups than files": (lambda m: m.update(groups=["a"] * 7), "groups must have a name .*, got 7 for 6 files"),
     "skipped null": (lambda m: m.update(skipped=None), "skipped must be a list of objects"),
     "hours a text": (lambda m: m.update(hours="1"), "hours must be a number"),
     "a list": (lambda m: [m], "is not a manifest written by data.prepare"),

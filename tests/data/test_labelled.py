@@ -19,6 +19,7 @@ from audio_mamba.data.loader import set_epoch
 from audio_mamba.data.normalisation import clip_statistics, normalise
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.front_end import PUBLISHED
+from audio_mamba.hear_api.probe.clips import read_clips
 
 ALL = Augmentation(gain=6.0, filter=6.0, mixup=0.5, time_shift=5, freq_shift=3, time_mask=10, freq_mask=10)
 CLASSES = ["bark", "chirp", "hum"]
@@ -238,3 +239,15 @@ def test_the_manifest_of_an_archive_with_folds_is_valid(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest | {"folds": [1, 2]}))
     with pytest.raises(ArchiveError, match="folds must be a list of names"):
         read_labelled([folder], PUBLISHED)
+
+
+@pytest.mark.parametrize("key", ["folds", "groups"])
+def test_a_manifest_with_fewer_folds_or_groups_than_files_is_named(tmp_path, key):
+    """Also one that does not count its files, as of another program."""
+    folder = write_archive(tmp_path / "a", [[0], [1], [0]], [9, 9, 9])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {key: ["1", "2"]}))
+    message = f"^{folder}/manifest.json is not valid: {key} must have a name for each file, got 2 for at least 3 files$"
+    for read in (lambda: read_labelled([folder], PUBLISHED), lambda: read_clips(folder)):
+        with pytest.raises(ArchiveError, match=message):
+            read()
