@@ -86,8 +86,8 @@ def find_audio(directory: str | Path, hidden: bool = False) -> list[Path]:
     """All audio files below a folder (AUDIO_SUFFIXES, any letter case), sorted by path.
 
     Links are followed. Folders that cannot be read are left out with a warning; so are files in folders that may not be
-    entered, and recordings of other formats (OTHER_SUFFIXES), with one for all of each kind. Hidden, trash and system files and
-    folders are counted in one line of the log. Dangling links are among the files, with a warning, so that
+    entered, and recordings of other formats (OTHER_SUFFIXES), with one for all of each kind. Hidden, trash and system
+    files and folders are counted in one line of the log. Dangling links are among the files, with a warning, so that
     reading names them like other files that cannot be read.
 
     Args:
@@ -134,8 +134,8 @@ def list_audio_below(directory: Path, hidden: bool = False) -> Listing:
 
 
 def files_and_dangling(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Which of some existing paths are files, and which are dangling links; folders and the like are neither. Those that
-    may not be looked at are left out, with one warning for all of them."""
+    """Which of some existing paths are files, and which are dangling links; folders and the like are neither. Those
+    that cannot be looked at are left out, with one warning for all of them."""
     files: list[Path] = []
     dangling: list[Path] = []
     unreadable: list[tuple[Path, str | None]] = []
