@@ -104,8 +104,8 @@ def test_another_number_of_processes_resumes_at_the_same_sample(samples_per_step
 
 def test_partial_files_are_removed_and_step_checkpoints_when_finished(tmp_path):
     kept = save(tmp_path, Progress(1, 2))
-    kept.with_name("checkpoint-1-4.pth.0123.partial").touch()
-    (tmp_path / "checkpoints" / "checkpoint-1.pth.0123.partial").touch()
+    kept.with_name("checkpoint-1-4.pth.01234567.partial").touch()
+    (tmp_path / "checkpoints" / "checkpoint-1.pth.01234567.partial").touch()
     resume.remove_stale(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
     resume.remove_stale(tmp_path, finished=True)
