@@ -167,7 +167,7 @@ def saved_index(shard: Path) -> SavedIndex | None:
         SyntaxError,
         MemoryError,
         OverflowError,
-        NotImplementedError,
+        NotImplementedError,  # by zipfile, for a compression that it does not know
     ) as error:
         raise ArchiveError(f"{path} is damaged ({error}); remove it, and the shard itself is read") from error
 

@@ -9,6 +9,7 @@ spectrogram. The front end is not the same, see docs/embedding.md. The report na
 """
 
 import argparse
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.hear_api.weights import WEIGHTS_NAME, read_safetensors
 from audio_mamba.system.terminal import given_path, quiet_exit
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state, read_pickle
+
+logger = logging.getLogger(__name__)
 
 SIZES = {192: "tiny", 384: "small", 768: "base"}  # names of the archs by width
 MELS = 128
@@ -242,6 +245,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         help="the checkpoint was trained with if_devide_out=False: its mixers sum both directions without halving",
     )
     args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         converted = convert(read_state(args.checkpoint), args.whole_sum)
         runtime, random = build(converted, str(args.checkpoint))
@@ -251,15 +255,16 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     except (ValueError, OSError) as error:
         raise SystemExit(f"convert: {error}")
     model_args = converted.model["model_args"]
-    print(
-        f"{converted.kind} as {converted.model['arch']}, {model_args['depth']} blocks of width "
-        f"{model_args['embed_dim']} with direction {model_args['direction']!r}, spectrograms of "
-        f"{model_args['img_size'][0]} mel bands x {model_args['img_size'][1]} frames -> {args.out}"
+    mels, frames = model_args["img_size"]
+    logger.info(
+        "%s as %s, %d blocks of width %d with direction %r, spectrograms of %d mel bands x %d frames -> %s",
+        *(converted.kind, converted.model["arch"], model_args["depth"], model_args["embed_dim"]),
+        *(model_args["direction"], mels, frames, args.out),
     )
     if converted.left_out:
-        print(f"left out, without a place here: {', '.join(sorted(converted.left_out))}")
+        logger.info("left out, without a place here: %s", ", ".join(sorted(converted.left_out)))
     if random:
-        print(f"random, not in the checkpoint: {', '.join(random)}")
+        logger.info("random, not in the checkpoint: %s", ", ".join(random))
 
 
 if __name__ == "__main__":

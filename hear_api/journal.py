@@ -229,7 +229,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _read_entries(lines: bytes, path: Path) -> Iterator[list[Entry]]:
-    """The entries of each commit. JournalError for lines that are none; `path` is where they are from."""
+    """The entries of each commit, from the lines of the file `path`. Raises JournalError for a damaged line."""
     for line in lines.splitlines():
         try:
             found = json.loads(line)

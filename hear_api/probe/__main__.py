@@ -15,6 +15,8 @@ from audio_mamba.data.audio import CHANNELS
 from audio_mamba.hear_api.command_line import add_feature_arguments, add_hidden_argument, feature_choices
 from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
 
 
@@ -79,17 +81,17 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        print(probe(args))
+        print(probe(args))  # the result alone is on stdout, for other tools
     except BrokenPipeError:  # the reader of the output has gone; `quiet_exit` ends the command
         raise
     except KeyboardInterrupt:
-        print("probe: interrupted; finished embeddings are kept", file=sys.stderr)
+        logger.warning("probe: interrupted; finished embeddings are kept")
         sys.exit(130)
     except (ValueError, OSError) as error:
         raise SystemExit(f"probe: {error}") from None
     except ImportError as error:
         raise SystemExit(f'probe: {error}; install the extra: pip install "audio-mamba[probe]"') from None
-    print(f"written to {args.out}: results.md, results.csv, per_class.csv, pictures; embeddings are kept there too")
+    logger.info("written to %s: results.md, results.csv, per_class.csv, pictures, and the embeddings", args.out)
 
 
 if __name__ == "__main__":

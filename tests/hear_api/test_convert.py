@@ -1,5 +1,6 @@
 """Checkpoints of SSAMBA and AuM: made by hand in their layouts, converted, and equal to a plain re-implementation."""
 
+import logging
 import os
 import pickle
 
@@ -236,10 +237,12 @@ def test_masked_patches_of_ssamba_keep_their_positions():
         torch.testing.assert_close(prediction[0], runtime.model.pred(rows), rtol=0, atol=1e-6)
 
 
-def test_the_command_writes_a_model_and_says_what_it_left_out(tmp_path, capsys):
+def test_the_command_writes_a_model_and_says_what_it_left_out(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "audio_mamba.hear_api.convert")
     torch.save(ssamba(), tmp_path / "ssamba.pth")
     main([str(tmp_path / "ssamba.pth"), "--out", str(tmp_path / "ssamba")])
-    out = capsys.readouterr().out
+    out = "\n".join(caplog.messages) + "\n"
+    caplog.clear()
     assert out.startswith("SSAMBA as mamba_ssast_tiny, 4 blocks of width 24 with direction 'both', ")
     assert "spectrograms of 48 mel bands x 64 frames -> " in out
     assert "left out, without a place here: cpredlayer.0.bias, cpredlayer.0.weight, " in out
@@ -256,7 +259,8 @@ def test_the_command_writes_a_model_and_says_what_it_left_out(tmp_path, capsys):
     torch.save({"model": aum(), "epoch": 3}, tmp_path / "nested.pth")
     for source in ("aum.safetensors", "nested.pth"):
         main([str(tmp_path / source), "--out", str(tmp_path / source.split(".")[0]), "--whole-sum"])
-        out = capsys.readouterr().out
+        out = "\n".join(caplog.messages) + "\n"
+        caplog.clear()
         assert out.startswith(
             "AuM as mamba_ssast_tiny, 4 blocks of width 24 with direction 'both', spectrograms of 128 "
         )
