@@ -513,3 +513,11 @@ def test_kill_and_resume_and_memory_of_an_hour(tmp_path):
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0 and usage.ru_maxrss < 1_000_000  # KB
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_a_folder_with_settings_of_somebody_else_is_not_a_result(audio, tmp_path):
+    command = [str(audio / "e.wav"), *MODEL, "--out", str(tmp_path / "out")]
+    main(command)
+    (tmp_path / "out" / "settings.json").write_text("[]")
+    with pytest.raises(SystemExit, match="cannot be read as a result of this command .its settings are not a JSON obj"):
+        main([*command, "--resume"])

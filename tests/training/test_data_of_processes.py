@@ -48,6 +48,14 @@ def test_validation_sets_of_any_size_have_the_loss_of_a_single_process(tmp_path,
     assert not (tmp_path / "no clip" / "log.txt").exists()
 
 
+def test_data_that_are_read_twice_or_judge_themselves_are_named(tmp_path, caplog):
+    data, other = (str(write_archive(tmp_path / name, [4])) for name in ("data", "other"))
+    options = ("--data", other, "--data", f"{data}/../data", "--device", "cpu", "--val-data", other)
+    train.main(arguments(tmp_path / "run", data, *options, num_epochs=1, batch_size=2))
+    assert f"{data} is named twice as training data" in caplog.text
+    assert f"{other} is training and validation data" in caplog.text
+
+
 def test_different_copies_of_the_data_are_refused_by_all(tmp_path):
     first = write_archive(tmp_path / "first", [4, 4])
     other = write_archive(tmp_path / "other", [4, 4], seed=1)
