@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from ml_collections import ConfigDict
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, normalise
@@ -27,9 +26,10 @@ from audio_mamba.hear_api.weights import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     read_safetensors,
+    to_safetensors,
+    write_saved,
 )
 from audio_mamba.models.classifier import Classifier, probabilities
-from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
 WINDOWS_AT_ONCE = 32
@@ -46,7 +46,7 @@ def save_classifier(
     temperature: float,
     notes: dict[str, Any],
 ) -> None:
-    """Write a classifier. The config is written last, so a folder with a config is complete.
+    """Write a classifier; see `weights.write_saved`.
 
     Args:
         folder: created if absent; a classifier there is replaced.
@@ -57,10 +57,6 @@ def save_classifier(
         temperature: by which the logits are divided.
         notes: on the training, for people.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
-    with atomic_write(folder / WEIGHTS_NAME) as file:
-        file.write(save({key: value.contiguous() for key, value in state.items()}, metadata={"format": "pt"}))
     entries = {
         "format": CLASSIFIER_FORMAT,
         "classes": classes,
@@ -72,8 +68,7 @@ def save_classifier(
         "front_end": config.front_end.to_dict(),
         "trained": notes,
     }
-    with atomic_write(folder / CONFIG_NAME) as file:
-        file.write(json.dumps(entries, indent=1, ensure_ascii=False).encode())
+    write_saved(folder, to_safetensors(state), json.dumps(entries, indent=1, ensure_ascii=False).encode())
 
 
 def find_classifier(path: str | Path) -> Path:
@@ -101,18 +96,14 @@ def is_classifier(path: str | Path) -> bool:
 
 
 def copy_classifier(folder: Path, out: Path) -> None:
-    """Copy a classifier to another folder, the config last. ValueError if something else is there, or this one."""
+    """Copy a classifier to another folder. ValueError if something else is there, or this one."""
     if out.exists() and out.samefile(folder):
         raise ValueError(f"{out} is the classifier itself; choose another folder for the copy")
     if (out / CONFIG_NAME).exists() and not is_classifier(out) or (out / "checkpoints").exists():
         raise ValueError(
             f"{out} holds something else, such as a training run; choose another folder for the classifier"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG_NAME).unlink(missing_ok=True)
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        with atomic_write(out / name) as file:
-            file.write((folder / name).read_bytes())
+    write_saved(out, (folder / WEIGHTS_NAME).read_bytes(), (folder / CONFIG_NAME).read_bytes())
 
 
 class AudioClassifier(nn.Module):
@@ -161,9 +152,11 @@ class AudioClassifier(nn.Module):
 
         Args:
             clips: as for `probabilities`.
-            top: only so many classes; None for all.
+            top: only so many classes, at least 1; None for all.
             sample_rate: of arrays.
         """
+        if top is not None and (not isinstance(top, int) or top < 1):
+            raise ValueError(f"top must be a whole number of classes, at least 1, or None; got {top!r}")
         rows = self.probabilities(clips, sample_rate)
         return [{self.classes[k]: float(row[k]) for k in np.argsort(-row, kind="stable")[:top]} for row in rows]
 

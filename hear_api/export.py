@@ -13,6 +13,7 @@ SSAM cannot be exported to it; SSAST and AxLSTM can.
 """
 
 import argparse
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from audio_mamba.hear_api.command_line import add_weights_arguments
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
+from audio_mamba.hear_api.weights import WEIGHTS_NAME
 from audio_mamba.models.classifier import probabilities
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
 from audio_mamba.models.mamba import Mamba
 from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import given_path, quiet_exit
 
 TOLERANCE = 1e-4  # of the check; features are of order 1
@@ -63,32 +66,26 @@ def export_classifier(classifier: AudioClassifier, out: Path) -> None:
     if out.suffix == "":
         copy_classifier(classifier.folder, out)
     elif out.suffix == ".pt2":
-        _replace(out, lambda temporary: _write_program(_Probabilities(classifier).eval(), temporary))
+        _write(out, _program_bytes(_Probabilities(classifier).eval()))
     else:
         raise ExportError(f"--out {out}: a classifier is written as .pt2, or without a suffix for a folder")
 
 
 def export(runtime: RuntimeSSAST, out: Path, layout: str = "bands", dtype: str = "float32") -> None:
     """Write `out` in the format of its suffix. ExportError for an unknown suffix and for a failed check."""
-    writers = {".pt2": _write_program, ".onnx": _write_onnx}
+    makers = {".pt2": _program_bytes, ".onnx": _onnx_bytes}
     if out.suffix == "":
         save_pretrained(runtime, out, dtype)
-    elif out.suffix in writers:
-        _replace(out, lambda temporary: writers[out.suffix](_Features(runtime.model, layout).eval(), temporary))
+    elif out.suffix in makers:
+        _write(out, makers[out.suffix](_Features(runtime.model, layout).eval()))
     else:
         raise ExportError(f"--out {out}: write it as .pt2, .onnx, or without a suffix for a folder")
 
 
-def _replace(out: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a temporary file, which takes the place of `out` once it is complete."""
+def _write(out: Path, content: bytes) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
-    try:
-        with torch.no_grad():
-            write(temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(out) as file:
+        file.write(content)
 
 
 def _segments(model: MaskedSpectrogramEncoder, batch: int) -> Tensor:
@@ -101,13 +98,17 @@ def _program(module: _Features | _Probabilities) -> torch.export.ExportedProgram
     return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
 
 
-def _write_program(module: _Features | _Probabilities, path: Path) -> None:
-    torch.export.save(_program(module), path)
-    loaded = torch.export.load(path).module()
-    _check(module, loaded)
+@torch.no_grad()
+def _program_bytes(module: _Features | _Probabilities) -> bytes:
+    file = io.BytesIO()  # torch aborts the process if it cannot write to a path
+    torch.export.save(_program(module), file)
+    file.seek(0)
+    _check(module, torch.export.load(file).module())
+    return file.getvalue()
 
 
-def _write_onnx(module: _Features, path: Path) -> None:
+@torch.no_grad()
+def _onnx_bytes(module: _Features) -> bytes:
     if any(isinstance(part, Mamba) for part in module.model.modules()):
         raise ExportError("ONNX has no operator for the selective scan of SSAM; export it as .pt2, or export an SSAST")
     try:
@@ -120,9 +121,9 @@ def _write_onnx(module: _Features, path: Path) -> None:
         _program(module), dynamo=True, verbose=False, input_names=["units"], output_names=["features"]
     )
     assert exported is not None  # with dynamo=True
-    exported.save(str(path))
-    evaluator: Any = ReferenceEvaluator(str(path))
+    evaluator: Any = ReferenceEvaluator(exported.model_proto)
     _check(module, lambda segments: torch.from_numpy(evaluator.run(None, {"units": segments.numpy()})[0]))
+    return exported.model_proto.SerializeToString()
 
 
 def _check(module: _Features | _Probabilities, exported: Callable[[Tensor], Tensor]) -> None:
@@ -171,6 +172,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
             print(f"{classifier.folder} -> {args.out}")
             return
         source = resolve(args.config, args.weights)
+        if source.weights and (there := args.out / WEIGHTS_NAME).exists() and there.samefile(source.weights):
+            raise ExportError(f"--out {args.out} is the model itself; choose another folder")
         runtime = build_runtime(source, device="cpu")
         export(runtime, args.out, args.layout or "bands", args.dtype or "float32")
     except (ValueError, OSError) as error:

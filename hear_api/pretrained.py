@@ -4,19 +4,23 @@ import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from safetensors.torch import save
 
 from audio_mamba.hear_api.resolve import FEATURE_KEYS
 from audio_mamba.hear_api.runtime import RuntimeSSAST, check_precision
-from audio_mamba.hear_api.weights import CONFIG_NAME, FORMAT, WEIGHTS_NAME, read_safetensors
+from audio_mamba.hear_api.weights import (
+    CONFIG_NAME,
+    FORMAT,
+    WEIGHTS_NAME,
+    read_safetensors,
+    to_safetensors,
+    write_saved,
+)
 from audio_mamba.models.precision import PRECISIONS
-from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
 
 def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "float32") -> Path:
-    """Write the encoder's weights and what is needed to rebuild it. The config is written last, so a folder with a
-    config is complete.
+    """Write the encoder's weights and what is needed to rebuild it; see `weights.write_saved`.
 
     Args:
         runtime: the model.
@@ -33,11 +37,7 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
     folder = Path(folder)
     if (folder / "checkpoints").exists() or (folder / CONFIG_NAME).exists() and not _is_saved_model(folder):
         raise ValueError(f"{folder} holds something else, such as a training run; choose another folder for the model")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
-    state = {key: value.cpu().to(PRECISIONS[dtype]).contiguous() for key, value in runtime.model.state_dict().items()}
-    with atomic_write(folder / WEIGHTS_NAME) as file:
-        file.write(save(state, metadata={"format": "pt"}))
+    state = {key: value.cpu().to(PRECISIONS[dtype]) for key, value in runtime.model.state_dict().items()}
     config = {
         "format": FORMAT,
         "arch": runtime.config.model.arch,
@@ -45,8 +45,7 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
         **{key: getattr(runtime, key) for key in FEATURE_KEYS},
         "front_end": runtime.front_end.settings(),
     }
-    with atomic_write(folder / CONFIG_NAME) as file:
-        file.write(json.dumps(config, indent=1).encode())
+    write_saved(folder, to_safetensors(state), json.dumps(config, indent=1).encode())
     return folder
 
 

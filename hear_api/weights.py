@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_model_state
 
 CONFIG_NAME = "config.json"  # beside the weights, in a work folder or a saved model
@@ -70,3 +71,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path.parent} is not a saved model: it has no {path.name}") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: damaged, or not a saved model ({error})") from error
+
+
+def write_saved(folder: Path, weights: bytes, config: bytes) -> None:
+    """Write a saved model or classifier; what was there is replaced, or stays as it was if the weights cannot be
+    written. The config is written last, so a folder with a config is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / WEIGHTS_NAME) as file:
+        file.write(weights)
+        file.flush()
+        (folder / CONFIG_NAME).unlink(missing_ok=True)
+    with atomic_write(folder / CONFIG_NAME) as file:
+        file.write(config)
+
+
+def to_safetensors(state: dict[str, Tensor]) -> bytes:
+    """The content of a safetensors file of these tensors."""
+    return save({key: value.contiguous() for key, value in state.items()}, metadata={"format": "pt"})

@@ -16,9 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """A context in which an encoder on `device` runs in `precision`, one of PRECISIONS; its weights stay float32."""
+    """A context in which an encoder on `device` runs in `precision`, one of PRECISIONS, whatever the caller's autocast;
+    its weights stay float32."""
     if precision == "float32":
-        return contextlib.nullcontext()
+        return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, PRECISIONS[precision])
 
 

@@ -1,5 +1,6 @@
 """Standard streams that are closed or go away, in real processes."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -28,6 +29,15 @@ def test_a_closed_stream_is_never_the_next_file(tmp_path, closed):
     command = f'"$0" -c "$1" {tmp_path}/rows </dev/null {closed}'
     done = subprocess.run(["bash", "-c", command, sys.executable, SCRIPT], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, (tmp_path / "rows").read_bytes()) == (0, b"rows")
+
+
+def test_a_locale_without_unicode_is_no_error():
+    """Neither in the files that are read, nor in paths that are printed."""
+    script = "import audio_mamba\nfrom audio_mamba.system.terminal import quiet_exit\naudio_mamba.load_model()\n"
+    script += "with quiet_exit():\n    print('m\\xe9')"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "m\\xe9\n"), done.stderr
 
 
 @pytest.mark.parametrize("command", ["embed", "listen", "probe", "export", "predict"])

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import select
@@ -30,9 +31,12 @@ def quiet_exit() -> Iterator[None]:
     """Wrap the main function of a command: Ctrl-C and a closed output, as by `| head`, end it without a traceback.
 
     Both end with the status that shells expect: Ctrl-C by SIGINT (130), a closed output by exit status 141. Standard
-    streams that are closed from the start, as by `2>&-`, become the null device.
+    streams that are closed from the start, as by `2>&-`, become the null device. Characters that standard output cannot
+    encode are written as escapes.
     """
     open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             yield

@@ -27,7 +27,7 @@ def constant_when_traced(function: Function) -> Function:
 @functools.cache
 def _compiler_knows_the_mark() -> bool:
     source = Path(torch.__file__).parent / "_dynamo" / "decorators.py"
-    return source.exists() and "fn._dynamo_marked_constant = True" in source.read_text()
+    return source.exists() and b"fn._dynamo_marked_constant = True" in source.read_bytes()
 
 
 def untraced(*tensors: Tensor | None) -> bool:

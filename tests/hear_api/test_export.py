@@ -1,6 +1,8 @@
 """Exported folders, programs and ONNX models give the numbers of the model they came from."""
 
+import contextlib
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -63,6 +65,53 @@ def test_the_folder_of_a_training_run_is_not_touched(runtime, tmp_path):
             save_pretrained(runtime, tmp_path / name)
         assert list((tmp_path / name).iterdir()) == before
     save_pretrained(runtime, save_pretrained(runtime, tmp_path / "mine"))
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file can grow beyond `size` bytes, which fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_model_stays_as_it_was_if_another_cannot_be_written(runtime, tmp_path):
+    folder = save_pretrained(runtime, tmp_path / "saved")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with full_disk(10_000), pytest.raises(OSError):
+        save_pretrained(runtime, folder, "float16")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_program_that_cannot_be_written_is_an_error_and_leaves_nothing(runtime, tmp_path):
+    with full_disk(10_000), pytest.raises(OSError):
+        export(runtime, tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_not_exported_onto_itself(runtime, tmp_path, monkeypatch):
+    save_pretrained(runtime, tmp_path / "saved")
+    before = (tmp_path / "saved" / "model.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for weights in ("saved", "saved/model.safetensors"):
+        with pytest.raises(SystemExit, match="--out saved is the model itself"):
+            main(["--weights", weights, "--out", "saved", "--dtype", "float16"])
+    assert (tmp_path / "saved" / "model.safetensors").read_bytes() == before
+
+
+def test_files_beside_the_exported_one_stay(runtime, tmp_path):
+    mine = [tmp_path / "model.tmp.onnx", tmp_path / "model.tmp.pt2"]
+    for path in mine:
+        path.write_text("precious")
+    export(runtime, tmp_path / "model.pt2")
+    if runtime.model.causal:
+        with pytest.raises(ExportError):
+            export(runtime, tmp_path / "model.onnx")
+    assert [path.read_text() for path in mine] == ["precious"] * 2
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "model.pt2", *mine]
 
 
 def test_damaged_folders_are_refused_by_name(runtime, tmp_path):

@@ -470,3 +470,9 @@ def test_each_channel_has_labels_of_its_own(tmp_path, weights):
         assert [(Path(row["path"]).name, int(row["channel"])) for row in index] == [entry[:2] for entry in found]
     table = (tmp_path / "raven" / "000001_ch1_s.selections.txt").read_text().splitlines()
     assert table[1].split("\t")[2] == "2"  # Raven counts channels from 1
+
+
+@pytest.mark.parametrize("top", [0, -1, 1.5, "2"])
+def test_top_is_a_number_of_classes(weights, top):
+    with pytest.raises(ValueError, match="top must be a whole number of classes"):
+        load_classifier(weights, "cpu").predict([sound("high", 1)], top=top)

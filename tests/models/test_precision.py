@@ -84,3 +84,13 @@ def test_training_is_then_that_of_float32_and_says_so(tmp_path, measured, caplog
         assert json.loads((tmp_path / name / "config.json").read_text())["precision"] == "float32"
     assert losses[0] == losses[1]
     assert "float32 is used" in caplog.text
+
+
+def test_float32_is_float32_within_an_autocast_of_the_caller():
+    """In one batch, and in several, which run in threads of their own."""
+    model = load_model("ssam_tiny_free_audio", device="cpu", precision="float32")
+    audio = [torch.sin(torch.arange(16000) / (20 + i)).numpy() for i in range(40)]
+    for clips in (audio[:1], audio):
+        plain = torch.as_tensor(model.embed(clips))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(torch.as_tensor(model.embed(clips)), plain)
