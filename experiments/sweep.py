@@ -39,11 +39,12 @@ from audio_mamba.data.contents import Contents
 from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.models import objectives
+from audio_mamba.models.precision import usable_precision
 from audio_mamba.published_names import experiments, hyphenated, import_named, short_name, stored_name
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.shares import LAUNCHERS, Share
 from audio_mamba.system.terminal import given_path, quiet_exit
-from audio_mamba.training import checkpoint, resume
+from audio_mamba.training import checkpoint, distributed, resume
 from audio_mamba.training.report import ReportError, read_run
 
 STUDIES = "configs.studies."
@@ -189,7 +190,7 @@ def plan(entries: Sequence[Entry], runs: Path, train_options: list[str]) -> list
         try:
             config = load_config(entry.config, args.overrides)
             name_data(config, args)
-            args.precision = args.precision or config.precision
+            args.precision = usable_precision(distributed.pick_device(args.device), args.precision or config.precision)
             with torch.device("meta"):
                 model = build_model(config)
                 objectives.build(config.opt, model)

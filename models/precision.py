@@ -42,11 +42,19 @@ def _is_too_slow(precision: str) -> bool:
 
 @torch.no_grad()
 def _seconds(dtype: torch.dtype) -> float:
-    """For a product; the fastest of several, of which two are enough where they take long."""
+    """For a product; the fastest of several, of which two are enough where they take long.
+
+    In one thread, by its processor time, so that other work on the machine does not change the answer between starts.
+    """
     x, weight = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
     times: list[float] = []
-    while len(times) < 2 or len(times) < _ROUNDS and sum(times) < _PATIENCE:
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        times.append(time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        while len(times) < 2 or len(times) < _ROUNDS and sum(times) < _PATIENCE:
+            start = time.thread_time()
+            torch.nn.functional.linear(x, weight)
+            times.append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
     return min(times)

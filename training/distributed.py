@@ -42,7 +42,7 @@ def init(device_name: str = "auto") -> torch.device:
     Raises:
         ValueError: there is no such device for this process.
     """
-    device = _pick_device(device_name)
+    device = pick_device(device_name)
     if device.type == "cpu":
         bound_threads()
     if "RANK" in os.environ:
@@ -61,7 +61,8 @@ def _share_out_cores(processes: int) -> None:
         torch.set_num_threads(max(1, usable_cores() // processes))
 
 
-def _pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of this process by its name; arguments and errors as for `init`."""
     if name == "cpu" or name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     if not torch.cuda.is_available():

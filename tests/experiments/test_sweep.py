@@ -12,6 +12,7 @@ import pytest
 
 from audio_mamba import train
 from audio_mamba.configs.studies import sizes
+from audio_mamba.models import precision
 from audio_mamba.training.records import read_steps
 from experiments import sweep
 from experiments.sweep import Entry, Runner, read_list
@@ -220,6 +221,14 @@ def test_a_finished_run_of_other_options_is_refused(finished, archive, commands,
         sweep.main([*command, *options(archive, *more)])
     assert message in table_of(finished / "runs")["ssast_tiny_200_16x4"]["state"]
     sweep.main([*command, *options(archive)])
+    assert not commands, "nothing is trained"
+
+
+def test_a_run_that_took_float32_for_a_slow_precision_is_finished(finished, archive, commands, monkeypatch):
+    command = [str(finished / "list.txt"), "--runs", str(finished / "runs")]
+    monkeypatch.setattr(precision, "_is_too_slow", lambda name: name == "bfloat16")
+    sweep.main([*command, *options(archive, "--precision", "bfloat16")])
+    assert table_of(finished / "runs")["ssast_tiny_200_16x4"]["state"] == "finished"
     assert not commands, "nothing is trained"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import pytest
 import torch
@@ -59,6 +60,23 @@ def test_the_measurement_tells_a_slow_product(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", slow)
     assert precision.usable_precision(torch.device("cpu"), "float16") == "float32"
     assert precision.usable_precision(torch.device("cpu"), "bfloat16") == "bfloat16"
+
+
+@pytest.mark.usefixtures("slow_precisions_give_way")
+def test_other_work_on_the_machine_does_not_change_the_answer(monkeypatch):
+    """Products that wait for the processor, whichever the dtype, are not slow ones; threads stay as they were."""
+    product, threads = torch.nn.functional.linear, torch.get_num_threads()
+    for waiting in (torch.float32, torch.bfloat16):
+        precision._is_too_slow.cache_clear()
+
+        def waits(x, weight, waiting=waiting):
+            assert torch.get_num_threads() == 1
+            time.sleep(0.1 * (x.dtype == waiting))
+            return product(x.float(), weight.float())
+
+        monkeypatch.setattr(torch.nn.functional, "linear", waits)
+        assert precision.usable_precision(torch.device("cpu"), "bfloat16") == "bfloat16"
+    assert torch.get_num_threads() == threads
 
 
 def test_embeddings_are_then_those_of_float32(measured):
