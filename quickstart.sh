@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # From nothing to a table of scores on a CPU, within 10 minutes on two cores after the downloads. Sets up .venv (or
-# $VENV), makes demo audio, writes log-mel archives, pretrains SSAM-Tiny for minutes, and compares it on a small HEAR task
+# $VENV), makes demo audio, writes log-mel archives, pretrains SSAM-Tiny for a few minutes, and compares it on a small HEAR task
 # with plain log-mels and with the pretrained SSAM-Tiny that comes with the project.
 #
 #     ./quickstart.sh                demo audio
-#     ./quickstart.sh AUDIO_DIR      pretrain on your wav, flac, ogg, opus, mp3 or aiff files (many hours take longer)
+#     ./quickstart.sh AUDIO_DIR      pretrain on your recordings: wav, flac, mp3, m4a ... (many hours take longer)
 #
 # Everything is written to quickstart_output, to quickstart_output_<name of AUDIO_DIR> for your own files, or to $OUT.
 # If it is interrupted, run it again to resume.

@@ -115,7 +115,7 @@ def expected_shards(directory: Path) -> dict[Path, int | None]:
         expected = {directory / entry["name"]: entry["samples"] for entry in manifest["shards"]}
         warn_of_unlisted(directory, manifest)
     if not expected:
-        raise ArchiveError(f"no shards (*.tar) in {directory}; data.prepare makes them from audio files")
+        raise ArchiveError(f"no shards (*.tar) in {directory}; audio-mamba prepare makes them from audio files")
     return expected
 
 
@@ -146,7 +146,7 @@ def shard_indices(
     directory = Path(directory)
     expected, shards = expected_shards(directory), []
     if unfinished(directory):
-        logger.warning("%s is not complete: the same data.prepare command continues it", directory)
+        logger.warning("%s is not complete: the same audio-mamba prepare command continues it", directory)
     for path, count in expected.items():
         problems: list[str] = []
         index = read_index(path, problems.append)

@@ -81,7 +81,7 @@ class LogMelDataset(Dataset):
         if without_index > MANY_WITHOUT_INDEX:
             logger.info(
                 "%d samples have no index, so each start reads all their tar headers, and each crop its whole "
-                "clip; python -m data.index %s, run once, avoids both",
+                "clip; audio-mamba index %s, run once, avoids both",
                 without_index,
                 shlex.join(map(str, directories)),
             )

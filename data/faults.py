@@ -48,5 +48,5 @@ class Faults:
             shards = ", ".join(f"{lost} in {shard}" for shard, lost in self._lost.most_common(5))
             raise ArchiveError(
                 f"{lost} of {self.total} samples cannot be used, more than {MAX_SHARE:.0%}: {shards}; "
-                f"the first: {self._first} (python -m data.verify lists all)"
+                f"the first: {self._first} (audio-mamba verify lists all)"
             )

@@ -42,7 +42,7 @@ def shards_to_index(directory: Path) -> tuple[list[Path], int]:
     """
     shards = list(expected_shards(directory))
     if unfinished(directory):
-        raise ArchiveError(f"{directory} is not complete: the same data.prepare command continues it")
+        raise ArchiveError(f"{directory} is not complete: the same audio-mamba prepare command continues it")
     missing = [shard for shard in shards if not _has_index(shard)]
     if missing and not os.access(directory, os.W_OK):
         raise ArchiveError(

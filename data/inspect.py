@@ -96,7 +96,7 @@ def describe(archive: Archive, samples: list[Sample]) -> str:
     parts.append("\n".join([f"log-mel values ({of})", "    band     mean      std      min      max", *table, whole]))
     if archive.problems:
         parts.append(
-            f"{len(archive.problems)} problems, the first: {archive.problems[0]}\n    python -m data.verify lists all"
+            f"{len(archive.problems)} problems, the first: {archive.problems[0]}\n    audio-mamba verify lists all"
         )
     return "\n\n".join(parts)
 

@@ -80,7 +80,7 @@ def prepare(
         ValueError: no audio, no usable file, bad labels or settings, or an out_dir that holds something else.
     """
     if workers < 1:
-        raise PrepareError(f"{workers} workers cannot work; at least 1 is needed")
+        raise PrepareError(f"workers must be at least 1, got {workers}")
     audio_dir, out_dir = Path(audio_dir), Path(out_dir)
     for folder in (out_dir, *out_dir.parents):
         if folder.exists() and not folder.is_dir():

@@ -63,12 +63,10 @@ class Settings:
         if self.format not in FORMATS:
             raise PrepareError(f"format is {self.format!r}; accepted are {' and '.join(FORMATS)}")
         if not math.isfinite(self.clip_seconds) or self.clip_samples < self.front_end.min_samples:
-            raise PrepareError(
-                f"clips of {self.clip_seconds} s cannot be made; "
-                f"at least {self.front_end.min_samples / self.front_end.sample_rate:.4f} s are needed"
-            )
+            least = self.front_end.min_samples / self.front_end.sample_rate
+            raise PrepareError(f"clip_seconds must be finite and at least {least:.4f}, got {self.clip_seconds}")
         if self.shard_size < 1:
-            raise PrepareError(f"a shard of {self.shard_size} clips cannot be; at least 1 is needed")
+            raise PrepareError(f"shard_size must be at least 1, got {self.shard_size}")
 
     @property
     def clip_samples(self) -> int:

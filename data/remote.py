@@ -70,7 +70,7 @@ class RemoteShards(IterableDataset):
         self.urls = [url for pattern in urls for url in expand_urls(pattern)]
         for url in self.urls:
             if _scheme(url) not in (None, "file", "s3", *gopen_schemes):
-                raise ValueError(f"{url} is not a folder, and addresses of the form {_scheme(url)}: cannot be opened")
+                raise ValueError(f"{url} is not a folder, and the URL scheme {_scheme(url)}: is not supported")
         workers = max(1, num_workers)
         if len(self.urls) < world_size * workers:
             raise ValueError(

@@ -65,7 +65,7 @@ def verify_archive(directory: str | Path, n_mels: int | None = None) -> Iterator
     if not entries:
         raise ArchiveError(f"no shards (*.tar) in {directory}")
     if unfinished(directory):
-        raise ArchiveError(f"{directory} is not complete: the same data.prepare command continues it")
+        raise ArchiveError(f"{directory} is not complete: the same audio-mamba prepare command continues it")
     for entry in entries:
         path = directory / entry["name"]
         if not path.exists():

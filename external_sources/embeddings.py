@@ -193,18 +193,19 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     parser.add_argument(
         "--layout",
         choices=["published", "bands"],
-        help="of scene embeddings (environment: LAYOUT); default: the config's",
+        help="token layout of scene embeddings (environment: LAYOUT); default: the config's",
     )
     parser.add_argument(
         "--pooling",
         choices=["mean", "mean_std"],
-        help="of scene embeddings over time (environment: POOLING); default: the config's",
+        help="how scene embeddings are pooled over time (environment: POOLING); default: the config's",
     )
     parser.add_argument(
         "--overlap",
         type=float,
         metavar="PART",
-        help="of a segment, read as context, with layout bands (environment: OVERLAP); default: the config's",
+        help="share of each segment that is only read as context; layout bands only (environment: OVERLAP); "
+        "default: the config's",
     )
     parser.add_argument(
         "--tasks",

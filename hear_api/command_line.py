@@ -54,17 +54,18 @@ def add_hidden_argument(parser: argparse.ArgumentParser) -> None:
 def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --layout, --pooling and --overlap."""
     add = parser.add_argument
-    add("--layout", choices=LAYOUTS, help="of scene embeddings (default: the config's)")
+    add("--layout", choices=LAYOUTS, help="token layout of scene embeddings (default: the config's)")
     add(
         "--pooling",
         choices=list(POOLINGS),
-        help="of scene embeddings over time: mean, or mean and standard deviation (default: the config's)",
+        help="how scene embeddings are pooled over time: mean, or mean and standard deviation (default: the config's)",
     )
     add(
         "--overlap",
         type=float,
         metavar="PART",
-        help="of a segment, read as context: 0.25 or 0.5 for fewer seams, with layout bands (default: the config's)",
+        help="share of each segment that is only read as context: 0.25 or 0.5 reduce seams; layout bands only "
+        "(default: the config's)",
     )
 
 

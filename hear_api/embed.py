@@ -107,7 +107,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         raise SystemExit(f"embed: --workers must be at least 1, got {args.workers}")
     for name in ("layout", "pooling"):
         if args.kind == "timestamps" and (value := getattr(args, name)):
-            raise SystemExit(f"embed: --{name} {value}: it is of scene embeddings, and --kind is timestamps")
+            raise SystemExit(f"embed: --{name} {value}: it applies to scene embeddings, but --kind is timestamps")
     return args
 
 

@@ -141,9 +141,9 @@ def _refuse_choices(args: argparse.Namespace) -> None:
             if value := getattr(args, name):
                 raise ExportError(f"--{name} {value}: {args.weights} is a classifier, which is exported as it is")
     if args.layout and not args.out.suffix:
-        raise ExportError(f"--layout {args.layout}: it is of the features in .pt2 and .onnx; a folder has the weights")
+        raise ExportError(f"--layout {args.layout}: it applies to .pt2 and .onnx only; a folder has no features")
     if args.dtype and args.out.suffix:
-        raise ExportError(f"--dtype {args.dtype}: it is of the weights in a folder, but --out is {args.out}")
+        raise ExportError(f"--dtype {args.dtype}: it applies to a folder only, but --out is {args.out}")
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.export") -> None:
@@ -156,12 +156,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
-        help="of the features in .pt2 and .onnx (default: bands, true time order)",
+        help="layout of the features in .pt2 and .onnx (default: bands, true time order)",
     )
     parser.add_argument(
         "--dtype",
         choices=PRECISIONS,
-        help="of the weights in a folder (default: float32; float16 halves the size)",
+        help="precision of the weights in a folder (default: float32; float16 halves the size)",
     )
     args = parser.parse_args(arguments)
     try:

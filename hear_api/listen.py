@@ -168,14 +168,14 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         type=float,
         metavar="PART",
         default=0.5,
-        help="of a segment, read again as context, so that novelty does not show where segments start (default: "
-        "%(default)s; 0 takes less time)",
+        help="share of each segment that is read again as context, so that novelty does not show where segments start "
+        "(default: %(default)s; 0 takes less time)",
     )
     parser.add_argument(
         "--statistics",
         type=_statistics,
-        help="that normalise the log-mel, unless the model has its own: running (default), warmup (those of the first "
-        "2 s), or MEAN,STD after an equals sign: --statistics=-8.5,3.2",
+        help="statistics that normalise the log-mel, unless the model has its own: running (default), warmup (those of "
+        "the first 2 s), or MEAN,STD after an equals sign: --statistics=-8.5,3.2",
     )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -67,7 +67,7 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
     """
     path: Path | None
     if config_name == "" or weights == "":
-        raise ValueError("the name of the model or of its weights is empty; is a variable not set?")
+        raise ValueError("the name of the model or of its weights is empty; is a shell variable unset?")
     if config_name is None and weights in available_models() and not Path(weights).exists():
         config_name, weights = str(weights), None
     if config_name is None and weights and weights != UNTRAINED:

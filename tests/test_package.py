@@ -1,10 +1,12 @@
 """One importable name: published names are the same modules, and an installed wheel works beside foreign folders."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from audio_mamba.cli.main import EXTRAS
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.export import export
 from audio_mamba.published_names import hyphenated, stored_name
@@ -234,6 +237,43 @@ sys.meta_path.insert(0, Block())
             assert done.stdout.splitlines() == [str(names), "(1, 960)"]
     with np.load(user / "embeddings.npz") as ours, np.load(user / "b.npz") as again:
         assert ours["embedding"].shape == (1, 960) and np.array_equal(ours["embedding"], again["embedding"])
+
+
+# Packages of the extras, by the names of requirements and of imports.
+IN_EXTRAS = {"scikit-learn": "sklearn"} | {
+    name: name for name in ("webdataset", "torchdata", "matplotlib", "jinja2", "tensorboard", "wandb", "pandas")
+}
+
+
+def without_the_packages_beyond(extra):
+    """Code that makes imports of packages fail that neither the project itself nor `extra` requires."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.split("[>=<;[]", line)[0] for line in project["optional-dependencies"].get(extra, [])}
+    blocked = {module for name, module in IN_EXTRAS.items() if name not in required}
+    return f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules.update(dict.fromkeys({sorted(blocked)}))\n"
+
+
+@pytest.mark.parametrize("command", sorted({"train", "prepare", "finetune", "probe", "report"}))
+def test_the_extra_of_a_command_is_enough_to_start_it(command):
+    code = f"from audio_mamba.cli.main import load\nload({command!r})(['--help'], {command!r})"
+    code = without_the_packages_beyond(EXTRAS[command]) + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["usage:", command]), done.stderr
+
+
+def test_the_extra_of_the_probe_is_enough_to_run_it(tmp_path):
+    draw = np.random.default_rng(0)
+    for label in ("low", "high"):
+        (tmp_path / "sounds" / label).mkdir(parents=True)
+        for number in range(10):
+            noise = draw.normal(0, 0.1 if label == "high" else 0.01, 8000)
+            soundfile.write(tmp_path / "sounds" / label / f"{number}.wav", noise, 16000)
+    code = (
+        "from audio_mamba.hear_api.probe.__main__ import main\nmain(['sounds', '--model', 'logmel', '--out', 'table'])"
+    )
+    code = without_the_packages_beyond("probe") + code
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "table" / "results.csv").exists(), done.stderr
 
 
 def build_sdist(tmp_path):

@@ -84,7 +84,7 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, capsys, 
     with pytest.raises(SystemExit) as ended:
         audio_mamba_command(shlex.split(command))
     assert ended.value.code == 2
-    assert f"argument {argument}: it is empty; is a variable not set?" in capsys.readouterr().err
+    assert f"argument {argument}: it is empty; is a shell variable unset?" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -62,8 +62,8 @@ def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
         raise ValueError(f"--data mixes folders with URLs such as {addresses[0]}; use one kind")
     if addresses and not sum(config.data.train_samples):
         raise ValueError(
-            f"{addresses[0]} does not tell how many clips there are: "
-            'add --set "data.train_samples=[N]" with their number in all shards'
+            f"--data {addresses[0]}: the number of clips at a URL is unknown; "
+            'add --set "data.train_samples=[N]" with the number in all shards'
         )
 
 

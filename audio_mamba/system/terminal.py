@@ -17,7 +17,7 @@ def not_empty(text: str) -> str:
     """The `type` of an argument that names a file, folder or model. Empty text, as from a variable of a script that is
     not set, would be the current folder or the default model."""
     if not text:
-        raise argparse.ArgumentTypeError("it is empty; is a variable not set?")
+        raise argparse.ArgumentTypeError("it is empty; is a shell variable unset?")
     return text
 
 

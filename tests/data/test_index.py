@@ -201,7 +201,7 @@ def test_what_cannot_be_indexed_is_refused_in_a_sentence(archive, monkeypatch):
         main([str(archive)])
     assert not list(archive.glob("*.partial"))
     (archive / "unfinished").write_text("{}")
-    with pytest.raises(SystemExit, match="is not complete: the same data.prepare command continues it"):
+    with pytest.raises(SystemExit, match="is not complete: the same audio-mamba prepare command continues it"):
         main([str(archive)])
 
 

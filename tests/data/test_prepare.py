@@ -200,7 +200,7 @@ def test_the_files_for_validation_depend_on_their_paths_alone():
 
 def test_an_unfinished_archive_is_not_taken_for_a_complete_one(tree, tmp_path, caplog):
     prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 2))
-    with pytest.raises(ArchiveError, match="out is not complete: the same data.prepare command continues it"):
+    with pytest.raises(ArchiveError, match="out is not complete: the same audio-mamba prepare command continues it"):
         list(verify_archive(tmp_path / "out"))
     assert shard_indices(tmp_path / "out") and "out is not complete" in caplog.text
 

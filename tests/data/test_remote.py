@@ -297,7 +297,7 @@ def test_a_folder_with_a_colon_in_its_name_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run:1").mkdir()
     assert not is_remote("run:1") and is_remote("run:2")
-    with pytest.raises(ValueError, match="run:2/a.tar is not a folder, and addresses of the form run: cannot be"):
+    with pytest.raises(ValueError, match="run:2/a.tar is not a folder, and the URL scheme run: is not"):
         make(["run:2/a.tar"])
 
 

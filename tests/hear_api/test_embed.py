@@ -452,7 +452,7 @@ def test_journal_drops_rows_without_an_entry(tmp_path):
         (["AUDIO", "--config", ".ssam_tiny"], "no config module '.ssam_tiny'"),
         (["AUDIO", "--weights", "nowhere"], "no checkpoint-<epoch>.pth"),
         (["AUDIO", "--out", "a.csv"], "--out a.csv: write it as .npz, .parquet"),
-        (["AUDIO", "--kind", "timestamps", "--pooling", "mean_std"], "--pooling mean_std: it is of scene embeddings"),
+        (["AUDIO", "--kind", "timestamps", "--pooling", "mean_std"], "--pooling mean_std: it applies to scene "),
         (["AUDIO", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["AUDIO", "--device", "gpu"], "device gpu: "),
         pytest.param(

@@ -200,8 +200,8 @@ def test_impossible_exports_are_refused(runtime, tmp_path):
         export(runtime, tmp_path / "model.tflite")
     model = ["--config", "tests.hear_api.small_config", "--weights", "untrained", "--out"]
     for options, message in (
-        ((str(tmp_path / "m"), "--layout", "bands"), "--layout bands: it is of the features"),
-        ((str(tmp_path / "m.pt2"), "--dtype", "float16"), "--dtype float16: it is of the weights in a folder"),
+        ((str(tmp_path / "m"), "--layout", "bands"), "--layout bands: it applies to .pt2 and .onnx only"),
+        ((str(tmp_path / "m.pt2"), "--dtype", "float16"), "--dtype float16: it applies to a folder only"),
     ):
         with pytest.raises(SystemExit, match=f"export: {message}"):
             main([*model, *options])

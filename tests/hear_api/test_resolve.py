@@ -98,7 +98,7 @@ def test_an_encoder_of_the_same_shapes_with_other_arguments_is_refused(tmp_path,
 
 @pytest.mark.parametrize("name, weights", [("", None), (None, ""), ("ssam_tiny_200_16x4", "")])
 def test_an_empty_name_is_not_the_default_model(name, weights):
-    with pytest.raises(ValueError, match="is empty; is a variable not set"):
+    with pytest.raises(ValueError, match="is empty; is a shell variable unset"):
         load_runtime(name, weights)
 
 

@@ -412,7 +412,7 @@ def test_urls_need_the_number_of_their_clips(tmp_path, synthetic_archive):
     """That of the config is of the config's own data."""
     with pytest.raises(SystemExit) as ended:
         run(tmp_path / "run", f"pipe:cat {synthetic_archive / 'shard-000000.tar'}", num_epochs=1)
-    assert '.tar does not tell how many clips there are: add --set "data.train_samples=[N]" ' in ended.value.code
+    assert '.tar: the number of clips at a URL is unknown; add --set "data.train_samples=[N]" ' in ended.value.code
     run(tmp_path / "run", synthetic_archive, num_epochs=1)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["train_samples"] == []
 
