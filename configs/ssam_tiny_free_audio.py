@@ -1,6 +1,6 @@
 """SSAM-Tiny on five hours of free recordings: the experiment of experiments/free_audio, for a CPU.
 
-    torchrun --standalone --nproc-per-node=1 train.py --config configs.ssam_tiny_free_audio --workdir RUN --no_wandb
+    torchrun --standalone --nproc-per-node=1 train.py --config configs.ssam_tiny_free_audio --workdir RUN --no-wandb
 
 Cost: 10 epochs of 400 steps of 8 crops of 2 s each.
 """

@@ -87,8 +87,8 @@ class RunningStats:
         self._mean = self._mean + shift * count / total if self._count else mean
         self._count, self.frames = total, self.frames + len(frames)
 
-    def statistics(self, ddof: int = 1) -> Statistics:
-        """Mean and deviation of everything so far. ValueError before the first frame."""
+    def statistics(self) -> Statistics:
+        """Mean and deviation (divided by n - 1) of everything so far. ValueError before the first frame."""
         if not self._count:
             raise ValueError("no frames, so no statistics")
-        return Statistics(self._mean, math.sqrt(self._squares / max(1, self._count - ddof)))
+        return Statistics(self._mean, math.sqrt(self._squares / max(1, self._count - 1)))

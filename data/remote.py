@@ -64,7 +64,6 @@ class RemoteShards(IterableDataset):
         num_workers: int,
         draw_mask: DrawMask | None,
         strict: bool,
-        shuffle_buffer: int = SHUFFLE_BUFFER,
         fraction: float = 1.0,
     ):
         self.urls = [url for pattern in urls for url in expand_urls(pattern)]
@@ -80,7 +79,7 @@ class RemoteShards(IterableDataset):
         self.samples, self._fraction = round(fraction * samples), fraction
         self.num_frames, self.batch_size, self.front_end = num_frames, batch_size, front_end
         self.rank, self.world_size, self.seed, self.strict = rank, world_size, seed, strict
-        self.draw_mask, self.shuffle_buffer = draw_mask, shuffle_buffer
+        self.draw_mask, self.shuffle_buffer = draw_mask, SHUFFLE_BUFFER
         self.epoch, self.first_step = 0, 0
 
     def __len__(self) -> int:

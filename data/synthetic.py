@@ -22,6 +22,7 @@ from audio_mamba.system.terminal import given_path, quiet_exit
 
 SAMPLE_RATE = PUBLISHED.sample_rate
 CLIP_SECONDS = 10.0
+TASK = "demo_sounds"
 SPLIT_CLIPS = {"train": 12, "valid": 6, "test": 8}  # clips of each kind in the demo task
 SCALE = np.array([0, 2, 4, 7, 9])  # pentatonic, in semitones
 
@@ -175,11 +176,9 @@ def _write_wav(path: Path, audio: np.ndarray) -> None:
 # ---------------------------------------------------------------- a HEAR task, in the layout that heareval reads
 
 
-def write_scene_task(
-    tasks_dir: Path, name: str = "demo_sounds", clips: dict[str, int] = SPLIT_CLIPS, seconds: float = 2.0, seed: int = 0
-) -> Path:
+def write_scene_task(tasks_dir: Path, clips: dict[str, int] = SPLIT_CLIPS, seconds: float = 2.0, seed: int = 0) -> Path:
     """Tell the kinds apart, with train, valid and test splits of `clips` clips per kind. Returns the task's folder."""
-    task, rng = Path(tasks_dir) / f"{name}-v1-small", np.random.default_rng(seed)
+    task, rng = Path(tasks_dir) / f"{TASK}-v1-small", np.random.default_rng(seed)
     for split, count in clips.items():
         table = {}
         for number, kind in enumerate(count * list(KINDS)):
@@ -192,7 +191,7 @@ def write_scene_task(
         writer.writerow(["idx", "label"])
         writer.writerows(enumerate(KINDS))
     metadata = {
-        "task_name": name,
+        "task_name": TASK,
         "version": "v1",
         "mode": "small",
         "sample_duration": seconds,

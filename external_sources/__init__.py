@@ -1,4 +1,4 @@
-"""Runs the unmodified HEAR evaluation packages (heareval, hearvalidator) on today's libraries. See README.md here."""
+"""Runs the unmodified evaluation kits (heareval, hearvalidator, X-ARES) on today's libraries. See README.md here."""
 
 if __name__ == "external_sources":  # its published name, in a checkout
     from audio_mamba import published_names

@@ -118,11 +118,11 @@ def _onnx_bytes(module: _Features) -> bytes:
     except ImportError as error:
         raise ExportError(f"ONNX needs onnx and onnxscript, which the extra [export] has: {error}") from error
     exported = torch.onnx.export(
-        _program(module), dynamo=True, verbose=False, input_names=["units"], output_names=["features"]
+        _program(module), dynamo=True, verbose=False, input_names=["segments"], output_names=["features"]
     )
     assert exported is not None  # with dynamo=True
     evaluator: Any = ReferenceEvaluator(exported.model_proto)
-    _check(module, lambda segments: torch.from_numpy(evaluator.run(None, {"units": segments.numpy()})[0]))
+    _check(module, lambda segments: torch.from_numpy(evaluator.run(None, {"segments": segments.numpy()})[0]))
     return exported.model_proto.SerializeToString()
 
 

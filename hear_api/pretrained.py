@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from audio_mamba.hear_api.resolve import FEATURE_KEYS
-from audio_mamba.hear_api.runtime import RuntimeSSAST, check_precision
+from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.hear_api.weights import (
     CONFIG_NAME,
     FORMAT,
@@ -15,7 +15,7 @@ from audio_mamba.hear_api.weights import (
     to_safetensors,
     write_saved,
 )
-from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.models.precision import PRECISIONS, check_precision
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
 

@@ -33,7 +33,7 @@ from audio_mamba.hear_api.resolve import ModelSource
 from audio_mamba.hear_api.segments import Cut, Segment, batch_segments, plan_segments, stack_segments
 from audio_mamba.hear_api.weights import load_weights
 from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
-from audio_mamba.models.precision import PRECISIONS, autocast, usable_precision
+from audio_mamba.models.precision import autocast, check_precision, usable_precision
 from audio_mamba.system.machine import bound_threads
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 class RuntimeSSAST(nn.Module):
-    """A pretrained SSAM or SSAST as an embedding model; `.cuda()` and `.to()` move it as any module.
+    """A pretrained encoder as an embedding model; `.cuda()` and `.to()` move it as any module.
 
     Args:
         config: of the experiment, e.g. `configs.ssam_tiny_200_16x4.get_config()`. Its `scene_layout` is "published"
@@ -335,12 +335,6 @@ def build_model(config: ConfigDict) -> MaskedSpectrogramEncoder:
 def _log_mel_by_blocks(audio: Tensor, front_end: FrontEnd) -> Tensor:
     stream = LogMelStream(front_end)
     return torch.cat([*(stream.feed(block) for block in audio.split(BLOCK_SAMPLES)), stream.finish()])
-
-
-def check_precision(precision: str, *others: str) -> None:
-    """ValueError for anything but a key of PRECISIONS or one of the `others`."""
-    if precision not in (*others, *PRECISIONS):
-        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join((*others, *PRECISIONS))}")
 
 
 def _check_layout(layout: str, overlap: float) -> None:

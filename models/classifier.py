@@ -142,9 +142,7 @@ class Classifier(nn.Module):
         ]
 
 
-def classification_loss(
-    logits: Tensor, target: Tensor, loss: str, smoothing: float = 0.0, per_clip: bool = False
-) -> Tensor:
+def classification_loss(logits: Tensor, target: Tensor, loss: str, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy for one label per clip ("single"), or the mean over classes of binary cross-entropy ("multi").
 
     Args:
@@ -153,15 +151,12 @@ def classification_loss(
         loss: one of LOSSES.
         smoothing: label smoothing (Szegedy et al. 2016), in [0, 1): moves this share of each target to all classes, or
             for several labels to 0.5.
-        per_clip: return [B] instead of the mean.
     """
     logits = logits.float()
     if loss == "single":
-        losses = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
-    else:
-        smooth = target * (1 - smoothing) + smoothing / 2
-        losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
-    return losses if per_clip else losses.mean()
+        return F.cross_entropy(logits, target, label_smoothing=smoothing)
+    smooth = target * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, smooth)
 
 
 def probabilities(logits: Tensor, loss: str, temperature: float = 1.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""What SSAM and SSAST share: a masked autoencoder of spectrograms whose decoder is a small head.
+"""What all encoders share: a masked autoencoder of spectrograms whose decoder is a small head.
 
 Symbols: B batch, T frames, M mel bands, T' x M' grid of patches, L = T'*M' patches, P values per patch, D channels.
 """

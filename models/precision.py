@@ -15,6 +15,12 @@ _ROWS, _WIDTH, _ROUNDS, _PATIENCE = 256, 384, 5, 0.1
 logger = logging.getLogger(__name__)
 
 
+def check_precision(precision: str, *others: str) -> None:
+    """ValueError for anything but a key of PRECISIONS or one of the `others`."""
+    if precision not in (*others, *PRECISIONS):
+        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join((*others, *PRECISIONS))}")
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """A context in which an encoder on `device` runs in `precision`, one of PRECISIONS, whatever the caller's autocast;
     its weights stay float32."""

@@ -155,7 +155,7 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         return self._final_norm(hidden, residual)
 
     def step(self, tokens: Tensor, states: list[MambaState] | None = None) -> tuple[Tensor, list[MambaState]]:
-        """Further patch tokens with positions [B, L, D] after those in `states` (None: the first ones of a unit, so
+        """Further patch tokens with positions [B, L, D] after those in `states` (None: the first of a segment, so
         after the class token, if there is one) -> what `encode` computes for them, and the blocks' new states.
 
         Raises:

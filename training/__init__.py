@@ -1,4 +1,4 @@
-"""What the training loop in train.py uses: optimizer, schedule, processes, checkpoints, logs and figures."""
+"""What the loops in train.py and finetune.py use: optimizer, schedule, processes, checkpoints, logs and figures."""
 
 if __name__ == "training":
     from audio_mamba import published_names

@@ -19,7 +19,6 @@ from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, dro
 from audio_mamba.cli.train_setup import (
     Loop,
     apply_overrides,
-    check_precision,
     check_same_config,
     check_same_experiment,
     check_schedule,
@@ -38,6 +37,7 @@ from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, get_config, res
 from audio_mamba.hear_api.weights import read_weights
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.precision import check_precision
 from audio_mamba.published_names import stored_name
 from audio_mamba.training import checkpoint, distributed, optim, resume
 from audio_mamba.training.interruption import leave_signals_to_the_trainer

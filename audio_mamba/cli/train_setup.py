@@ -30,7 +30,7 @@ from audio_mamba.models import objectives
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.objectives import Objective
 from audio_mamba.models.ops.linear_choice import linear_choice, set_linear_choice
-from audio_mamba.models.precision import PRECISIONS, usable_precision
+from audio_mamba.models.precision import check_precision, usable_precision
 from audio_mamba.published_names import stored_name
 from audio_mamba.schema import DEFAULTS, check_config, check_objective, flattened
 from audio_mamba.system.folder_lock import exclusive_lock
@@ -77,12 +77,6 @@ def load_config(module_name: str, overrides: list[str]) -> ConfigDict:
     optim.check_stages(config.opt, config.num_epochs)
     check_precision(config.precision)
     return config
-
-
-def check_precision(precision: str) -> None:
-    """Raise ValueError unless `precision` is one of PRECISIONS."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
 
 
 def build_model(config: ConfigDict) -> MaskedSpectrogramEncoder:

@@ -1,1 +1,1 @@
-"""Helpers around the operating system that every folder uses: atomic files, folder locks, worker processes, cores."""
+"""Helpers around the operating system that every folder uses: files, locks, shares of work, processes, terminals."""

@@ -19,9 +19,9 @@ class Source(NamedTuple):
     licence: str
 
 
-def read_sources(path: Path = TABLE) -> list[Source]:
+def read_sources() -> list[Source]:
     """The rows of the table."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(TABLE, newline="", encoding="utf-8") as file:
         return [
             Source(row["package"], row["version"], row["task"], int(row["clips"]), row["licence"])
             for row in csv.DictReader(file)

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from audio_mamba.hear_api.probe.clips import Round
+from audio_mamba.data.folds import Split
 
 LOGISTIC_REGRESSION, NEAREST_NEIGHBOURS = "logistic regression", "k-NN"
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of logistic regression
@@ -41,7 +41,7 @@ class Result:
 def classify(
     features: np.ndarray,
     targets: np.ndarray,
-    rounds: list[Round],
+    rounds: list[Split],
     multi_label: bool,
     classifiers: tuple[str, ...] = (LOGISTIC_REGRESSION, NEAREST_NEIGHBOURS),
 ) -> list[Result]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audio_mamba.data.archives import archive_front_end, read_manifest, read_shard, shard_indices
 from audio_mamba.data.audio import printable
-from audio_mamba.data.folds import FoldError, deal, file_numbers, fold_names, split_by_fold, split_by_name
+from audio_mamba.data.folds import FoldError, Split, deal, file_numbers, fold_names, split_by_fold, split_by_name
 from audio_mamba.data.labels import column_of, find_labelled, hear_metadata
 from audio_mamba.data.manifest import values_by_file
 from audio_mamba.data.prepare import warn_of_divided_groups
@@ -22,15 +22,6 @@ from audio_mamba.front_end import FrontEnd
 
 class ProbeError(ValueError):
     """Clips, labels or a model that cannot be probed; the message says what is wrong."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """One train / validation / test division, as numbers of clips."""
-
-    train: np.ndarray
-    valid: np.ndarray
-    test: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class Clips:
             row[[number[label] for label in labels]] = True
         return targets
 
-    def rounds(self) -> list[Round]:
+    def rounds(self) -> list[Split]:
         """Train, valid and test as they are named; or of folds in order, each tested once, validated by the next.
 
         Raises:
@@ -80,7 +71,7 @@ class Clips:
             raise ProbeError(f"{self.source}: {error}") from error
         if 0 < len(folds) < 3:
             raise ProbeError(f"{self.source}: {len(folds)} folds; at least 3 are needed, to train, validate and test")
-        rounds = [Round(*split_by_fold(self.splits, fold)) for fold in folds] or [Round(*split_by_name(self.splits))]
+        rounds = [split_by_fold(self.splits, fold) for fold in folds] or [split_by_name(self.splits)]
         if not all(map(len, (rounds[0].train, rounds[0].valid, rounds[0].test))):
             names = ", ".join(sorted(set(self.splits)))
             raise ProbeError(f"{self.source}: the splits are {names}; train, valid and test are needed")

@@ -1,4 +1,4 @@
-"""The operators of the Mamba block.
+"""The operators of the encoders: those of the Mamba block, the mLSTM, and linear layers.
 
 Each operator is a folder with one module per back end (reference, cpu, triton, package ...); `dispatch` chooses among
 them. Nothing here imports other code of the project but `audio_mamba.system`.

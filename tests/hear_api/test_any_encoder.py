@@ -131,7 +131,7 @@ def test_onnx_is_refused_for_the_scan_not_for_causality(tmp_path):
     pytest.importorskip("onnxscript")
     runtime = runtime_of("mean, causal")
     export(runtime, tmp_path / "mean.onnx")
-    ours = evaluator(str(tmp_path / "mean.onnx")).run(None, {"units": golden_input().numpy()})[0]
+    ours = evaluator(str(tmp_path / "mean.onnx")).run(None, {"segments": golden_input().numpy()})[0]
     with torch.no_grad():
         expected = runtime.model.forward_features(golden_input(), "bands")
     np.testing.assert_allclose(ours, expected.numpy(), rtol=0, atol=1e-4)

@@ -187,7 +187,7 @@ def test_onnx_of_ssast(tmp_path):
     runtime = RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1, embed_dim=96), None)
     export(runtime, tmp_path / "model.onnx")
     segments = golden_input()
-    ours = evaluator(str(tmp_path / "model.onnx")).run(None, {"units": segments.numpy()})[0]
+    ours = evaluator(str(tmp_path / "model.onnx")).run(None, {"segments": segments.numpy()})[0]
     with torch.no_grad():
         np.testing.assert_allclose(ours, runtime.model.forward_features(segments, "bands").numpy(), rtol=0, atol=1e-4)
 

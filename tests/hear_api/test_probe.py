@@ -13,12 +13,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
+from audio_mamba.data.folds import Split
 from audio_mamba.data.prepare import main as prepare
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.probe.__main__ import main
 from audio_mamba.hear_api.probe.classify import bootstrap, classify, metric
-from audio_mamba.hear_api.probe.clips import Round, deal, read_clips
+from audio_mamba.hear_api.probe.clips import deal, read_clips
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 
@@ -96,7 +97,7 @@ def test_scores_on_validation_and_test_clips_are_those_of_sklearn(width):
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 3
     features = rng.standard_normal((40, width)) + 0.5 * np.repeat(np.eye(2)[labels % 2], width // 2, axis=1)
-    part = Round(np.arange(24), np.arange(24, 32), np.arange(32, 40))
+    part = Split(np.arange(24), np.arange(24, 32), np.arange(32, 40))
     (result,) = classify(features, np.eye(3, dtype=bool)[labels], [part], False, ("logistic regression",))
     for train, scored, scores in (
         (part.train, part.valid, result.valid_scores),
@@ -230,7 +231,7 @@ def test_what_a_classifier_never_saw_gets_no_chance_and_no_crash():
     features, targets = rng.standard_normal((30, 8)), np.eye(3, dtype=bool)[np.arange(30) % 3]
     targets[20:] = np.eye(3, dtype=bool)[np.full(10, 2)]
     targets[:20, 2], targets[:20, 0] = False, targets[:20, 0] | targets[:20, 2]
-    rounds = [Round(np.arange(10), np.arange(10, 20), np.arange(20, 30))]
+    rounds = [Split(np.arange(10), np.arange(10, 20), np.arange(20, 30))]
     for result in classify(features, targets, rounds, False):
         assert metric(result.scores[20:], targets[20:], False) == 0 and np.isnan(result.scores[:20]).all()
 

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 
+from audio_mamba import finetune_schema
 from audio_mamba.training import metrics
 
 
@@ -63,3 +64,7 @@ def test_one_label_per_clip():
 @pytest.mark.parametrize("targets", [np.zeros((4, 2), bool), np.ones((4, 2), bool)], ids=["no clips", "all clips"])
 def test_nothing_to_measure_is_nan(targets):
     assert np.isnan(metrics.mean_area_under_roc(torch.rand(4, 2).numpy(), targets))
+
+
+def test_a_config_may_choose_every_metric():
+    assert tuple(metrics.METRICS) == finetune_schema.METRICS
