@@ -5,8 +5,10 @@ from typing import BinaryIO, NamedTuple
 
 from audio_mamba.data.decoding.parts import DamageError, Part, RawSamples, all_parts, only_zeros, read_at, tag_size
 
-BYTES_UNKNOWN = 0x7EFFF000  # programs that write to a pipe put about this much or more for a length they do not know
 WRAP = 1 << 32  # sizes of a header are 32 bits
+# Programs that write to a pipe do not know the length and put about 2 or 4 GiB: SoX 0x7F000000 (aiff) and 0x7FFFF000
+# (wav), arecord 0x80000000, FFmpeg 0xFFFFFFFF; some round it to whole samples or take the header off.
+UNKNOWN_SIZES = (range(0x7EFFF000, 0x80001000), range(0xFFFFF000, 1 << 32))
 WAV_SUBTYPES = {  # format tag, bits -> libsndfile's name, bytes of a sample
     (1, 8): ("PCM_U8", 1),
     (1, 16): ("PCM_16", 2),
@@ -34,6 +36,11 @@ def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
 def aiff_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
     """As `wav_parts`, for aiff and aifc."""
     return all_parts(_aiff_part, file, start, end)
+
+
+def is_unknown(size: int) -> bool:
+    """Whether a size in a header stands for a length that the program did not know."""
+    return any(size in sizes for sizes in UNKNOWN_SIZES)
 
 
 def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
@@ -69,7 +76,7 @@ def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
         return Part(data.start, end, "soundfile", samples=samples, raw=layout, warning=warning)
 
     if promised > there:
-        if promised < BYTES_UNKNOWN or kind in (b"RF64", b"BW64"):
+        if not is_unknown(promised) or kind in (b"RF64", b"BW64"):
             raise DamageError(f"cut off, {there} of {promised} bytes of samples are there")
         return Part(start, end, "soundfile")
     data_end = data.start + promised
@@ -94,7 +101,7 @@ def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:
         raise DamageError("its header is cut off")
     channels, frames, bits = struct.unpack(">HIH", content[:8])
     there = end - samples.start
-    if samples.size == 0 or there < samples.size >= BYTES_UNKNOWN:
+    if samples.size == 0 or there < samples.size and is_unknown(samples.size):
         return Part(start, end, "soundfile")
     if samples.size > there:
         raise DamageError(f"cut off, {max(0, there - 8)} of {samples.size - 8} bytes of samples are there")

@@ -346,6 +346,8 @@ def test_large_tags_and_pictures_before_an_mp3(tmp_path, front):
         (34, 24, "contradicts itself"),
         (40, 1000, "counts 1000 bytes of samples"),
         (40, 300_000, "cut off, 192000 of 300000 bytes"),
+        (40, 2_200_000_000, "cut off, 192000 of 2200000000 bytes"),
+        (40, 3_000_000_000, "cut off, 192000 of 3000000000 bytes"),
     ],
 )
 def test_a_wav_header_that_lies_is_an_error(tmp_path, place, value, reason):
@@ -354,6 +356,30 @@ def test_a_wav_header_that_lies_is_an_error(tmp_path, place, value, reason):
     content[place : place + width] = value.to_bytes(width, "little")
     with pytest.raises(AudioError, match=reason):
         load(tmp_path / "lie.wav", bytes(content))
+
+
+def aiff_of(content: bytes, samples: int) -> bytes:
+    """An aiff file of 16 bits whose header counts so many samples."""
+    count, size = content.index(b"COMM") + 10, content.index(b"SSND") + 4
+    content = content[:count] + samples.to_bytes(4, "big") + content[count + 4 :]
+    return content[:size] + (2 * samples + 8).to_bytes(4, "big") + content[size + 4 :]
+
+
+@pytest.mark.parametrize("samples", [100_000, 1_200_000_000, 1_500_000_000])
+def test_an_aiff_with_fewer_samples_than_it_counts_is_an_error(tmp_path, samples):
+    content = aiff_of(written("aiff", sound(), RATE), samples)
+    with pytest.raises(AudioError, match=f"cut.aiff: cut off, 192000 of {2 * samples} bytes"):
+        load(tmp_path / "cut.aiff", content)
+
+
+@pytest.mark.parametrize("size", [0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFDB, 0xFFFFFFFF])
+def test_the_length_of_a_program_that_did_not_know_it_is_ignored(tmp_path, size):
+    content = written("wav", sound(), RATE)
+    content = content[:40] + size.to_bytes(4, "little") + content[44:]
+    np.testing.assert_allclose(load(tmp_path / "piped.wav", content), truth(), atol=1e-4)
+    if size == 0x7F000000:
+        content = aiff_of(written("aiff", sound(), RATE), (size - 8) // 2)
+        np.testing.assert_allclose(load(tmp_path / "piped.aiff", content), truth(), atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "au"])
