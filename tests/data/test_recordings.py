@@ -125,6 +125,16 @@ def test_the_first_half_of_a_file_is_an_error(tmp_path, suffix):
         load(tmp_path / "half", content[: len(content) // 2 + 1])
 
 
+@pytest.mark.parametrize("format, subtype", [("au", "PCM_16"), ("au", "ULAW"), ("nist", "PCM_16"), ("nist", "ULAW")])
+@pytest.mark.parametrize("cut", [1, 100, 1100])
+def test_not_a_sample_may_be_missing_where_they_are_counted(tmp_path, format, subtype, cut):
+    content = written(format, sound(8000), 8000, subtype=subtype)
+    assert len(load(tmp_path / "whole", content, sample_rate=8000)) == len(sound(8000))
+    for damaged in (content[:-cut], content[:2000] + content[2000 + cut :]):
+        with pytest.raises(AudioError, match="cut: cut off or damaged, .* of 6.00 s are missing"):
+            load(tmp_path / "cut", damaged)
+
+
 @pytest.mark.parametrize("suffix", ["webm", "mka"])
 def test_a_hole_in_a_file_with_times_is_named_and_filled(tmp_path, suffix, caplog):
     """Removes a whole cluster: nothing but the times of what follows tells."""
