@@ -1,8 +1,10 @@
 """wav and aiff files: whether their headers agree with themselves and with the bytes that follow."""
 
+import dataclasses
 import struct
 from typing import BinaryIO, NamedTuple
 
+from audio_mamba.data.decoding import mpeg
 from audio_mamba.data.decoding.parts import DamageError, Part, RawSamples, all_parts, only_zeros, read_at, tag_size
 
 WRAP = 1 << 32  # sizes of a header are 32 bits
@@ -19,6 +21,7 @@ WAV_SUBTYPES = {  # format tag, bits -> libsndfile's name, bytes of a sample
     (6, 8): ("ALAW", 1),
     (7, 8): ("ULAW", 1),
 }
+MPEG_TAGS = (0x50, 0x55)  # mp2 and mp3; libsndfile can only guess how many samples they hold
 AIFC_PCM = {b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"fl32", b"FL32", b"fl64", b"FL64"}
 
 
@@ -75,10 +78,13 @@ def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
         layout = RawSamples(subtype, rate, channels, endian)
         return Part(data.start, end, "soundfile", samples=samples, raw=layout, warning=warning)
 
+    def part(data_end: int, stop: int) -> Part:
+        return _mpeg_part(file, data.start, data_end, stop) if tag in MPEG_TAGS else Part(start, stop, "soundfile")
+
     if promised > there:
         if not is_unknown(promised) or kind in (b"RF64", b"BW64"):
             raise DamageError(f"cut off, {there} of {promised} bytes of samples are there")
-        return Part(start, end, "soundfile")
+        return part(end, end)
     data_end = data.start + promised
     wraps = range(data_end + WRAP, end + 1, WRAP)
     if any(_end_of_file(file, place, promised, end, order, (b"WAVE",), place) is not None for place in wraps):
@@ -88,7 +94,18 @@ def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
         return raw("its header counts no samples, as when a recorder crashes; all that follows is read as samples")
     if next_file is None:
         raise DamageError(f"its header counts {promised} bytes of samples, but {there} follow")
-    return Part(start, next_file, "soundfile")
+    return part(data_end, next_file)
+
+
+def _mpeg_part(file: BinaryIO, start: int, end: int, stop: int) -> Part:
+    """The mp3 or mp2 frames between two places, of a wav file that ends at `stop`."""
+    first = mpeg.first_frame(file, start)
+    if first is None:
+        raise DamageError("its header says mp3, but its data are not frames")
+    parts = mpeg.mpeg_parts(file, start, first, end)
+    if len(parts) > 1:
+        raise DamageError("the mp3 in it changes its rate or its channels")
+    return dataclasses.replace(parts[0], next_start=stop)
 
 
 def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:

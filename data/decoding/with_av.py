@@ -64,12 +64,13 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
             if stream.codec_context.name in UNPADDED:
                 stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
             timed = container.format.name not in UNTIMED
+            in_a_row = not timed and container.format.name != "voc"  # whose blocks have headers, see `voc`
             clock = _Clock(float(stream.time_base) if timed and stream.time_base else None)
             packet_end = None
             for packet in container.demux(stream):  # type: ignore[union-attr]  # opened for reading
                 if packet.is_corrupt:
                     raise DamageError(f"damaged or cut off at second {clock.seconds:.1f}")
-                if packet.size and not timed and packet.pos is not None:
+                if packet.size and in_a_row and packet.pos is not None:
                     if packet_end is not None and packet.pos != packet_end:
                         raise DamageError(f"damaged, at second {clock.seconds:.1f} the data are not a frame")
                     packet_end = packet.pos + packet.size
@@ -83,7 +84,7 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
                     yield frame.sample_rate, _samples(frame)
             if timed and not container.format.name.startswith("matroska"):  # whose length FFmpeg may have guessed
                 _check_end(stream, clock, 0.5 / clock.rate if container.format.name in COUNTS_SAMPLES else END_SECONDS)
-            elif not timed:
+            elif in_a_row:
                 _check_rest(file, part, packet_end)
             if part.samples is not None and clock.samples < part.samples:
                 raise DamageError(f"damaged, {clock.samples} of {part.samples} samples could be decoded")
@@ -169,7 +170,7 @@ def seconds_of(file: BinaryIO) -> float:
     """See `decoding.seconds_of`."""
     try:
         with contextlib.closing(
-            _opened(Window(file, Part(0, file_size(file), "av")), None, FORMATS + ",mp3")
+            _opened(Window(file, Part(0, file_size(file), "av")), None, FORMATS + ",mp3,wav")
         ) as container:
             stream = container.streams.audio[0] if container.streams.audio else None
             if stream is not None and stream.duration is not None and stream.time_base is not None:
