@@ -11,7 +11,7 @@ from audio_mamba.data.audio import one_channel, resampled
 from audio_mamba.data.audio_files import AudioError
 from audio_mamba.data.decoding.mpeg import frame_at
 from audio_mamba.data.decoding.parts import HIGHEST_RATE
-from audio_mamba.data.decoding.riff import BYTES_UNKNOWN, WRAP
+from audio_mamba.data.decoding.riff import WRAP, is_unknown
 from audio_mamba.front_end import PUBLISHED
 
 HEAD_BYTES = 12  # of a wav file before its first chunk
@@ -92,7 +92,7 @@ def stream_pcm(
     Args:
         stream: raw 16-bit little-endian samples of one channel at `sample_rate` Hz; or a wav file, or several joined
             ones, whose headers are obeyed: rate (resampled), channels, 8, 16, 24 or 32 bits or float. Programs that
-            write to a pipe do not know the length and write 0 or a very large one: then all that follows is samples.
+            write to a pipe do not know the length and write 0, or about 2 or 4 GiB: then all that follows is samples.
         name: of the stream in messages.
         piece_seconds: of what one read waits for.
         channel: of a wav file with several; see `data.audio.stream_audio`.
@@ -204,7 +204,7 @@ def _wav_format(stream: BinaryIO, magic: bytes, name: str) -> Format:
         raise AudioError(
             f"{name}: a wav header of {kind} that is not read from a pipe (8, 16, 24 and 32 bits and float are)"
         )
-    known = 0 < size < BYTES_UNKNOWN
+    known = size > 0 and not is_unknown(size)
     if size == WRAP - 1 != long_size:  # some programs write that size to both places: they do not know the length
         size, known = long_size, 0 < long_size < LONG_BYTES_UNKNOWN
     return Format(*found, size if known else None)

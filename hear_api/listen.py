@@ -19,7 +19,9 @@ from torch import Tensor
 
 from audio_mamba.data.audio import CHANNELS, stream_audio
 from audio_mamba.data.pcm_stream import stream_pcm
+from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
+from audio_mamba.hear_api.inputs import InputError, fault_in_values
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import build_runtime
 from audio_mamba.hear_api.streaming import MODES, StreamingSSAM
@@ -78,6 +80,20 @@ def read_pieces(source: str, sample_rate: int, channel: str) -> Iterator[Tensor]
     else:
         for block in stream_audio(source, sample_rate, channel):
             yield from torch.from_numpy(block).split(round(PIECE_SECONDS * sample_rate))
+
+
+def checked(pieces: Iterator[Tensor], source: str, front_end: FrontEnd) -> Iterator[Tensor]:
+    """The pieces of a source. InputError with its name for values that cannot be samples, or too few samples in all."""
+    name, count = "stdin" if source == "-" else source, 0
+    for piece in pieces:
+        if fault := fault_in_values(piece):
+            raise InputError(f"{name}: {fault}")
+        count += len(piece)
+        yield piece
+    if count < front_end.min_samples:
+        raise InputError(
+            f"{name}: too short, {count} samples at {front_end.sample_rate} Hz; {front_end.min_samples} are needed"
+        )
 
 
 def listen(streaming: StreamingSSAM, pieces: Iterator[Tensor]) -> dict[str, float]:
@@ -183,9 +199,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         source = resolve(args.config, args.weights, scene_layout="bands", overlap=args.overlap)
         runtime = build_runtime(source, "float32", args.device)
         print(f"{source.label} on {args.device}, one thread")
-        speed = listen(
-            StreamingSSAM(runtime, args.statistics), read_pieces(args.source, runtime.sample_rate, args.channel)
-        )
+        pieces = read_pieces(args.source, runtime.sample_rate, args.channel)
+        speed = listen(StreamingSSAM(runtime, args.statistics), checked(pieces, args.source, runtime.front_end))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of the output has gone; `quiet_exit` ends the command

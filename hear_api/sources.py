@@ -106,7 +106,11 @@ def list_audio(inputs: Iterable[str], hidden: bool = False) -> list[Path]:
 def _matches(pattern: str, hidden: bool) -> list[Path]:
     """The files that match a glob, sorted. Folders are left out, files that cannot be read with a warning, and hidden
     matches unless the pattern names them."""
-    found = map(Path, glob.glob(pattern, recursive=True, include_hidden=hidden))
+    folder = os.path.dirname(pattern)
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    literal = glob.escape(folder) + pattern[len(folder) :]  # a folder may be called [ab]
+    found = map(Path, glob.glob(literal, recursive=True, include_hidden=hidden))
     files = sorted(itertools.chain(*files_and_dangling(found)))
     named = Path(pattern).parts
     if "**" in named:

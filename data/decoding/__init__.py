@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from audio_mamba.data.decoding import flac, mp4, mpeg, ogg, riff, with_soundfile
+from audio_mamba.data.decoding import flac, mp4, mpeg, ogg, riff, voc, with_soundfile
 from audio_mamba.data.decoding.parts import DamageError, Part, audio_start, file_size, read_at
 
 __all__ = ["DamageError", "Part", "decoded", "parts_of", "seconds_of"]
@@ -36,6 +36,8 @@ def parts_of(file: BinaryIO) -> list[Part]:
         return mp4.mp4_parts(file, start, end)
     if kind == b"\x1a\x45\xdf\xa3":
         return mp4.matroska_parts(file, start, end)
+    if read_at(file, start, len(voc.MAGIC)) == voc.MAGIC:
+        return voc.voc_parts(file, start, end)
     if (first := mpeg.first_frame(file, start)) is not None:
         return mpeg.mpeg_parts(file, start, first, end)
     return [Part(start, end, "av")]

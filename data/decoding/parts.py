@@ -34,6 +34,7 @@ class Part:
     patches: Mapping[int, bytes] = field(default_factory=dict)  # place in the file -> bytes that replace those there
     fault: str | None = None  # why nothing behind this part can be read
     warning: str | None = None  # what the user should know about this part
+    next_start: int | None = None  # where the next part begins, if not at the end
 
 
 def all_parts(
@@ -41,9 +42,11 @@ def all_parts(
 ) -> list[Part]:
     """The parts between two places, one behind the other, as `part_at(file, start, end)` finds the first of them; what
     is shorter than `least` bytes at the end is none."""
-    parts = [part_at(file, start, end)]
-    while end - parts[-1].end >= least:
-        parts.append(part_at(file, parts[-1].end, end))
+    parts: list[Part] = []
+    while not parts or end - start >= least:
+        part = part_at(file, start, end)
+        parts.append(part)
+        start = part.end if part.next_start is None else part.next_start
     return parts
 
 

@@ -1,12 +1,16 @@
 """wav and aiff files: whether their headers agree with themselves and with the bytes that follow."""
 
+import dataclasses
 import struct
 from typing import BinaryIO, NamedTuple
 
+from audio_mamba.data.decoding import mpeg
 from audio_mamba.data.decoding.parts import DamageError, Part, RawSamples, all_parts, only_zeros, read_at, tag_size
 
-BYTES_UNKNOWN = 0x7EFFF000  # programs that write to a pipe put about this much or more for a length they do not know
 WRAP = 1 << 32  # sizes of a header are 32 bits
+# Programs that write to a pipe do not know the length and put about 2 or 4 GiB: SoX 0x7F000000 (aiff) and 0x7FFFF000
+# (wav), arecord 0x80000000, FFmpeg 0xFFFFFFFF; some round it to whole samples or take the header off.
+UNKNOWN_SIZES = (range(0x7EFFF000, 0x80001000), range(0xFFFFF000, 1 << 32))
 WAV_SUBTYPES = {  # format tag, bits -> libsndfile's name, bytes of a sample
     (1, 8): ("PCM_U8", 1),
     (1, 16): ("PCM_16", 2),
@@ -17,6 +21,7 @@ WAV_SUBTYPES = {  # format tag, bits -> libsndfile's name, bytes of a sample
     (6, 8): ("ALAW", 1),
     (7, 8): ("ULAW", 1),
 }
+MPEG_TAGS = (0x50, 0x55)  # mp2 and mp3; libsndfile can only guess how many samples they hold
 AIFC_PCM = {b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"fl32", b"FL32", b"fl64", b"FL64"}
 
 
@@ -34,6 +39,11 @@ def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
 def aiff_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
     """As `wav_parts`, for aiff and aifc."""
     return all_parts(_aiff_part, file, start, end)
+
+
+def is_unknown(size: int) -> bool:
+    """Whether a size in a header stands for a length that the program did not know."""
+    return any(size in sizes for sizes in UNKNOWN_SIZES)
 
 
 def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
@@ -68,10 +78,13 @@ def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
         layout = RawSamples(subtype, rate, channels, endian)
         return Part(data.start, end, "soundfile", samples=samples, raw=layout, warning=warning)
 
+    def part(data_end: int, stop: int) -> Part:
+        return _mpeg_part(file, data.start, data_end, stop) if tag in MPEG_TAGS else Part(start, stop, "soundfile")
+
     if promised > there:
-        if promised < BYTES_UNKNOWN or kind in (b"RF64", b"BW64"):
+        if not is_unknown(promised) or kind in (b"RF64", b"BW64"):
             raise DamageError(f"cut off, {there} of {promised} bytes of samples are there")
-        return Part(start, end, "soundfile")
+        return part(end, end)
     data_end = data.start + promised
     wraps = range(data_end + WRAP, end + 1, WRAP)
     if any(_end_of_file(file, place, promised, end, order, (b"WAVE",), place) is not None for place in wraps):
@@ -81,7 +94,18 @@ def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
         return raw("its header counts no samples, as when a recorder crashes; all that follows is read as samples")
     if next_file is None:
         raise DamageError(f"its header counts {promised} bytes of samples, but {there} follow")
-    return Part(start, next_file, "soundfile")
+    return part(data_end, next_file)
+
+
+def _mpeg_part(file: BinaryIO, start: int, end: int, stop: int) -> Part:
+    """The mp3 or mp2 frames between two places, of a wav file that ends at `stop`."""
+    first = mpeg.first_frame(file, start)
+    if first is None:
+        raise DamageError("its header says mp3, but its data are not frames")
+    parts = mpeg.mpeg_parts(file, start, first, end)
+    if len(parts) > 1:
+        raise DamageError("the mp3 in it changes its rate or its channels")
+    return dataclasses.replace(parts[0], next_start=stop)
 
 
 def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:
@@ -94,7 +118,7 @@ def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:
         raise DamageError("its header is cut off")
     channels, frames, bits = struct.unpack(">HIH", content[:8])
     there = end - samples.start
-    if samples.size == 0 or there < samples.size >= BYTES_UNKNOWN:
+    if samples.size == 0 or there < samples.size and is_unknown(samples.size):
         return Part(start, end, "soundfile")
     if samples.size > there:
         raise DamageError(f"cut off, {max(0, there - 8)} of {samples.size - 8} bytes of samples are there")

@@ -20,6 +20,7 @@ UNTIMED = {"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3", "mp3", "voc"}
 STEP_SECONDS = 0.05  # by which a packet may be early or late: rounding, and the clocks of recorders
 DRIFT = 0.005  # of the time so far, for the same reason
 END_SECONDS = 0.15  # by which a container may count more than there is: the delay of a codec
+COUNTS_SAMPLES = {"au", "nistsphere"}  # containers that count without a delay, so that nothing may be missing
 LONGEST_HOLE_SECONDS = 10.0  # that is filled with silence
 FULL_SCALE = {"u8": 1 << 7, "s16": 1 << 15, "s32": 1 << 31}
 # FFmpeg takes the padding off the last frame of these although the frame itself is already short.
@@ -63,12 +64,13 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
             if stream.codec_context.name in UNPADDED:
                 stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
             timed = container.format.name not in UNTIMED
+            in_a_row = not timed and container.format.name != "voc"  # whose blocks have headers, see `voc`
             clock = _Clock(float(stream.time_base) if timed and stream.time_base else None)
             packet_end = None
             for packet in container.demux(stream):  # type: ignore[union-attr]  # opened for reading
                 if packet.is_corrupt:
                     raise DamageError(f"damaged or cut off at second {clock.seconds:.1f}")
-                if packet.size and not timed and packet.pos is not None:
+                if packet.size and in_a_row and packet.pos is not None:
                     if packet_end is not None and packet.pos != packet_end:
                         raise DamageError(f"damaged, at second {clock.seconds:.1f} the data are not a frame")
                     packet_end = packet.pos + packet.size
@@ -81,8 +83,8 @@ def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
                     clock.tick(frame)
                     yield frame.sample_rate, _samples(frame)
             if timed and not container.format.name.startswith("matroska"):  # whose length FFmpeg may have guessed
-                _check_end(stream, clock)
-            elif not timed:
+                _check_end(stream, clock, 0.5 / clock.rate if container.format.name in COUNTS_SAMPLES else END_SECONDS)
+            elif in_a_row:
                 _check_rest(file, part, packet_end)
             if part.samples is not None and clock.samples < part.samples:
                 raise DamageError(f"damaged, {clock.samples} of {part.samples} samples could be decoded")
@@ -148,12 +150,12 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
     return (samples.astype(np.float32) - middle) / FULL_SCALE[frame.format.name.removesuffix("p")]
 
 
-def _check_end(stream: av.AudioStream, clock: _Clock) -> None:
+def _check_end(stream: av.AudioStream, clock: _Clock, tolerance: float) -> None:
     if stream.duration is None or stream.time_base is None:
         return
     counted = float(stream.duration * (stream.time_base or 0))
-    if clock.seconds < counted - END_SECONDS:
-        raise DamageError(f"cut off or damaged, {clock.seconds:.2f} of {counted:.2f} s are there")
+    if clock.seconds < counted - tolerance:
+        raise DamageError(f"cut off or damaged, {counted - clock.seconds:.3g} of {counted:.2f} s are missing")
 
 
 def _check_rest(file: BinaryIO, part: Part, packet_end: int | None) -> None:
@@ -168,7 +170,7 @@ def seconds_of(file: BinaryIO) -> float:
     """See `decoding.seconds_of`."""
     try:
         with contextlib.closing(
-            _opened(Window(file, Part(0, file_size(file), "av")), None, FORMATS + ",mp3")
+            _opened(Window(file, Part(0, file_size(file), "av")), None, FORMATS + ",mp3,wav")
         ) as container:
             stream = container.streams.audio[0] if container.streams.audio else None
             if stream is not None and stream.duration is not None and stream.time_base is not None:

@@ -1,4 +1,4 @@
-"""wav, flac, aiff and Ogg (Vorbis, Opus, FLAC), decoded by libsndfile."""
+"""wav, flac, aiff and Ogg (Vorbis, Opus), decoded by libsndfile."""
 
 import os
 from collections.abc import Iterator

@@ -32,6 +32,10 @@ CODECS = {  # suffix -> FFmpeg's container, codec, rate of what PyAV encodes
     "mp2": ("mp2", "mp2", 44100),
     "avi": ("avi", "libmp3lame", 44100),
     "wv": ("wv", "wavpack", 44100),
+    "oga": ("ogg", "flac", 44100),
+    "mp3.wav": ("wav", "libmp3lame", 44100),
+    "mp2.wav": ("wav", "mp2", 44100),
+    "voc": ("voc", "pcm_s16le", 22050),
 }
 
 

@@ -60,7 +60,7 @@ def with_size(size: int) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("unknown", [0, 0x7EFFF000, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("unknown", [0, 0x7EFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
 def test_the_length_of_a_program_that_did_not_know_it_is_ignored(unknown, caplog):
     assert len(read(with_size(unknown))) == len(SOUND) and not caplog.records
 
@@ -146,6 +146,8 @@ def test_a_large_chunk_before_the_samples_is_skipped_in_pieces():
 def test_a_count_that_is_too_large_or_too_small_is_told(caplog):
     assert len(read(with_size(100_000))) == len(SOUND)
     assert "stdin: ended early, its header counts 36000 more bytes of samples" in caplog.text
+    assert len(read(with_size(3_000_000_000))) == len(SOUND)
+    assert "stdin: ended early, its header counts 2999936000 more bytes of samples" in caplog.text
     np.testing.assert_array_equal(read(with_size(1000)), read(WAV))
     assert "stdin: its header counts 1000 bytes of samples, but more follow" in caplog.text
 

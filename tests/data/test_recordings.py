@@ -118,11 +118,74 @@ def test_containers_that_count_the_delay_of_their_codec_have_it_taken_off(tmp_pa
     assert abs(delay_of(found)) <= 1
 
 
-@pytest.mark.parametrize("suffix", ["m4a", "mp4", "mov", "webm", "mkv", "wma", "caf", "aac", "amr", "mp2", "avi"])
+@pytest.mark.parametrize(
+    "suffix", ["m4a", "mp4", "mov", "webm", "mkv", "wma", "caf", "aac", "amr", "mp2", "avi", "oga", "voc"]
+)
 def test_the_first_half_of_a_file_is_an_error(tmp_path, suffix):
     content = encode(suffix, sound(CODECS[suffix][2]), **({"movflags": "faststart"} if suffix == "m4a" else {}))
     with pytest.raises(AudioError, match="half: (cut off|damaged|cannot be read as audio .*nvalid data)"):
         load(tmp_path / "half", content[: len(content) // 2 + 1])
+
+
+@pytest.mark.parametrize("suffix", ["oga", "voc", "au", "w64"])
+def test_what_is_stored_without_loss_is_read_exactly(tmp_path, suffix):
+    rate, generator = CODECS[suffix][2], np.random.default_rng(0)
+    samples = generator.integers(-30000, 30000, (3 * rate, 2)).astype(np.float32) / 32768
+    for number in range(2):
+        found = load(tmp_path / "a", encode(suffix, samples), sample_rate=rate, channel=number)
+        np.testing.assert_array_equal(found, samples[:, number])
+
+
+@pytest.mark.parametrize("format, subtype", [("au", "PCM_16"), ("au", "ULAW"), ("nist", "PCM_16"), ("nist", "ULAW")])
+@pytest.mark.parametrize("cut", [1, 100, 1100])
+def test_not_a_sample_may_be_missing_where_they_are_counted(tmp_path, format, subtype, cut):
+    content = written(format, sound(8000), 8000, subtype=subtype)
+    assert len(load(tmp_path / "whole", content, sample_rate=8000)) == len(sound(8000))
+    for damaged in (content[:-cut], content[:2000] + content[2000 + cut :]):
+        with pytest.raises(AudioError, match="cut: cut off or damaged, .* of 6.00 s are missing"):
+            load(tmp_path / "cut", damaged)
+
+
+@pytest.mark.parametrize("suffix", ["mp3.wav", "mp2.wav"])
+def test_mp3_in_a_wav_is_checked_as_in_an_mp3(tmp_path, suffix):
+    content = encode(suffix, sound(44100))
+    whole, end = load(tmp_path / "whole", content, sample_rate=44100), content.index(b"data") + 8
+    note = b"LIST" + (26).to_bytes(4, "little") + b"INFOISFT" + (14).to_bytes(4, "little") + b"Lavf59.27.100\0"
+    for rest, expected in ((note, whole), (content, np.tile(whole, 2))):
+        np.testing.assert_array_equal(load(tmp_path / "more", content + rest, sample_rate=44100), expected)
+    with pytest.raises(AudioError, match="cut off, .* bytes of samples are there"):
+        load(tmp_path / "cut", content[:-1000])
+    for start in (0, len(content) // 2):
+        changed = content[: end + start] + bytes(5000) + content[end + start + 5000 :]
+        with pytest.raises(AudioError, match="hole: (damaged|its header says mp3)"):
+            load(tmp_path / "hole", changed)
+
+
+def voc(*blocks: tuple[int, bytes]) -> bytes:
+    head = b"Creative Voice File\x1a" + bytes([26, 0, 0x14, 1, 0x1F, 0x11])
+    return head + b"".join(bytes([kind]) + len(data).to_bytes(3, "little") + data for kind, data in blocks)
+
+
+def test_a_voc_of_many_blocks_is_read_exactly(tmp_path, caplog):
+    octets = np.random.default_rng(0).integers(0, 256, 40_000).astype(np.uint8)
+    expected, data = (octets.astype(np.float32) - 128) / 128, octets.tobytes()
+    more = [(2, data[start : start + 5000]) for start in range(10_000, 40_000, 5000)]
+    for sound_block in ((1, bytes([131, 0])), (9, (8000).to_bytes(4, "little") + bytes([8, 1]) + bytes(6))):  # 8000 Hz
+        blocks = [(sound_block[0], sound_block[1] + data[:10_000]), (5, b"a note\0"), (4, b"\1\0"), *more]
+        whole = voc(*blocks) + b"\0"
+        np.testing.assert_array_equal(load(tmp_path / "whole.voc", whole, sample_rate=8000), expected)
+        assert not caplog.records
+        with pytest.raises(AudioError, match="cut.voc: cut off, its last block lacks 4000 bytes"):
+            load(tmp_path / "cut.voc", whole[:-4001])
+        for damaged in (whole[:15_000] + whole[16_000:], voc(*blocks, (3, b"\xff\0\x83"))):
+            with pytest.raises(AudioError, match="damaged|of kind 3, which is not read"):
+                load(tmp_path / "damaged.voc", damaged)
+        assert len(load(tmp_path / "between.voc", voc(*blocks[:-1]), sample_rate=8000)) == 35_000
+        assert "between.voc: its end is not marked" in caplog.text
+        caplog.clear()
+    stereo_blocks = [(8, (0x10000 - 16_000).to_bytes(4, "little")[:2] + bytes([0, 1])), (1, bytes([131, 0]) + data)]
+    left = load(tmp_path / "stereo.voc", voc(*stereo_blocks) + b"\0", sample_rate=8000, channel="left")
+    np.testing.assert_array_equal(left, expected[::2])
 
 
 @pytest.mark.parametrize("suffix", ["webm", "mka"])
@@ -346,6 +409,8 @@ def test_large_tags_and_pictures_before_an_mp3(tmp_path, front):
         (34, 24, "contradicts itself"),
         (40, 1000, "counts 1000 bytes of samples"),
         (40, 300_000, "cut off, 192000 of 300000 bytes"),
+        (40, 2_200_000_000, "cut off, 192000 of 2200000000 bytes"),
+        (40, 3_000_000_000, "cut off, 192000 of 3000000000 bytes"),
     ],
 )
 def test_a_wav_header_that_lies_is_an_error(tmp_path, place, value, reason):
@@ -354,6 +419,30 @@ def test_a_wav_header_that_lies_is_an_error(tmp_path, place, value, reason):
     content[place : place + width] = value.to_bytes(width, "little")
     with pytest.raises(AudioError, match=reason):
         load(tmp_path / "lie.wav", bytes(content))
+
+
+def aiff_of(content: bytes, samples: int) -> bytes:
+    """An aiff file of 16 bits whose header counts so many samples."""
+    count, size = content.index(b"COMM") + 10, content.index(b"SSND") + 4
+    content = content[:count] + samples.to_bytes(4, "big") + content[count + 4 :]
+    return content[:size] + (2 * samples + 8).to_bytes(4, "big") + content[size + 4 :]
+
+
+@pytest.mark.parametrize("samples", [100_000, 1_200_000_000, 1_500_000_000])
+def test_an_aiff_with_fewer_samples_than_it_counts_is_an_error(tmp_path, samples):
+    content = aiff_of(written("aiff", sound(), RATE), samples)
+    with pytest.raises(AudioError, match=f"cut.aiff: cut off, 192000 of {2 * samples} bytes"):
+        load(tmp_path / "cut.aiff", content)
+
+
+@pytest.mark.parametrize("size", [0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFDB, 0xFFFFFFFF])
+def test_the_length_of_a_program_that_did_not_know_it_is_ignored(tmp_path, size):
+    content = written("wav", sound(), RATE)
+    content = content[:40] + size.to_bytes(4, "little") + content[44:]
+    np.testing.assert_allclose(load(tmp_path / "piped.wav", content), truth(), atol=1e-4)
+    if size == 0x7F000000:
+        content = aiff_of(written("aiff", sound(), RATE), (size - 8) // 2)
+        np.testing.assert_allclose(load(tmp_path / "piped.aiff", content), truth(), atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "au"])

@@ -1,5 +1,6 @@
 """The listen command, on a file and on stdin."""
 
+import io
 import re
 import signal
 import struct
@@ -139,6 +140,23 @@ def test_errors_are_one_line(tmp_path, one_thread):
         main([str(tmp_path / "absent.wav"), *MODEL])
     with pytest.raises(SystemExit, match=r"listen: SSAST \(ssast_tiny\) is not causal"):
         main(["-", "--config", "ssast_tiny_200_16x4", "--weights", "untrained", "--device", "cpu"])
+
+
+def test_sound_that_cannot_be_embedded_is_refused_with_the_name_of_its_source(tmp_path, monkeypatch, one_thread):
+    for name, samples, fault in (
+        ("short", tone(440, 0.00625), "too short, 100 samples at 16000 Hz; 201 are needed"),
+        ("loud", 32768 * tone(440, 1), r"must hold samples in \[-1, 1\]"),
+        ("not_finite", np.full(16000, np.nan), "holds NaN or Inf"),
+    ):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000, subtype="FLOAT")
+        with pytest.raises(SystemExit, match=rf"listen: .*{name}\.wav: {fault}"):
+            main([str(tmp_path / f"{name}.wav"), *MODEL])
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((tmp_path / f"{name}.wav").read_bytes())))
+        with pytest.raises(SystemExit, match=f"listen: stdin: {fault}"):
+            main(["-", *MODEL])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(SystemExit, match="listen: stdin: too short, 0 samples at 16000 Hz; 201 are needed"):
+        main(["-", *MODEL])
 
 
 def test_novelty_is_high_where_the_embeddings_change():

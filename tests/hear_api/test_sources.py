@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -63,6 +64,15 @@ def names(files, folder):
 def test_files_folders_and_globs_are_listed_once_in_order(folder):
     files = list_audio([str(folder / "b.wav"), str(folder), str(folder / "**" / "*.MP3"), str(folder / "notes.txt")])
     assert names(files, folder) == ["b.wav", "a.flac", "sub/c.MP3", "notes.txt"]
+
+
+def test_a_folder_whose_name_is_a_pattern_is_that_folder(folder, monkeypatch):
+    for name in ("a/1.wav", "[ab]/2.wav", "[ab]/c/3.wav"):
+        write(folder / name, noise(0))
+    monkeypatch.chdir(folder)
+    assert list_audio(["[ab]/*.wav"]) == [Path("[ab]/2.wav")]
+    assert list_audio([f"{folder}/[ab]/[c]/*.wav"]) == [folder / "[ab]" / "c" / "3.wav"]
+    assert list_audio(["[as]*/*.wav", "[b].wav"]) == [Path("a/1.wav"), Path("b.wav")]
 
 
 @pytest.mark.parametrize(
