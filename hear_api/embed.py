@@ -9,14 +9,14 @@ run, 130 after Ctrl-C. Run the same command with --resume to continue an interru
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from audio_mamba.data.audio import AudioFileError
-from audio_mamba.hear_api.clips import Clip, Failure, decode, group_clips, prefetch
+from audio_mamba.hear_api.clips import Failure, group_clips
 from audio_mamba.hear_api.command_line import (
     add_device_argument,
     add_feature_arguments,
@@ -28,7 +28,8 @@ from audio_mamba.hear_api.command_line import (
 )
 from audio_mamba.hear_api.file_runs import (
     FAILED_STATUS,
-    FILES_AHEAD,
+    Decoder,
+    decode_sources,
     decoding_pool,
     drop_changed,
     entry_of,
@@ -42,7 +43,7 @@ from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.output import Output
 from audio_mamba.hear_api.resolve import ModelSource, resolve
 from audio_mamba.hear_api.runtime import KINDS, RuntimeSSAST, build_runtime
-from audio_mamba.hear_api.sources import Source, digest_of_versions, list_audio, list_sources
+from audio_mamba.hear_api.sources import Source, by_share, digest_of_versions, list_audio, list_sources
 from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
@@ -126,15 +127,16 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
             return output.read_failures()
         step_seconds = runtime.step_ms / 1000 if args.kind == "timestamps" else 0.0
         with output.journal(settings, runtime.width_of(args.kind), share) as journal:
-            own_files = set(share.part(files))  # whole files, so that their channels do not move the bounds
-            own = [source for source in sources if source.path in own_files]
-            drop_changed(journal, own, "embed", "embedded")
-            _embed_sources(args, own, pool, runtime, journal)
+            parts = by_share(sources, share.count)
+            own = parts[share.number]
+            decoded = partial(decode_sources, pool, args.workers, runtime.front_end, args.channel)
+            drop_changed(journal, own, decoded, "embed", "embedded")
+            _embed_sources(args, own, decoded, runtime, journal)
             if share.count == 1:
                 return output.finish(journal, step_seconds)
-            failed = output.finish_share(journal, step_seconds, share)
+            failed = output.finish_share(journal, step_seconds, share, parts)
         if failed is None:
-            _say_share(output, share)
+            _say_share(output, share, parts)
         return failed or []
 
 
@@ -143,15 +145,20 @@ def _own_device(device: str, share: Share) -> str:
     return f"cuda:{share.local_number}" if device == "cuda" and share.local_count > 1 else device
 
 
-def _say_share(output: Output, share: Share) -> None:
+def _say_share(output: Output, share: Share, parts: list[list[Source]]) -> None:
     """Say what became of the result after a share was completed, and which shares nobody works on."""
     if output.path.exists():
         return
-    missing = ", ".join(f"{other.number + 1}" for other in output.missing_shares(share))
+    missing = ", ".join(f"{other.number + 1}" for other in output.missing_shares(share, parts))
     say(
         "embed",
         f"share {share} is complete; the process that completes the last one writes {output.path}"
-        + (f". Not complete, and nobody works on them now: {missing}; start them with --resume" if missing else ""),
+        + (
+            ". Not complete (or their files have changed since), and nobody works on them now: "
+            f"{missing}; start them with --resume"
+            if missing
+            else ""
+        ),
     )
 
 
@@ -176,16 +183,13 @@ def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST
 def _embed_sources(
     args: argparse.Namespace,
     sources: Sequence[Source],
-    pool: ProcessPoolExecutor,
+    decoded: Decoder,
     runtime: RuntimeSSAST,
     journal: Journal,
 ) -> None:
     """Embed what the journal lacks, group by group; each group is committed before the next one."""
     left = sources[len(journal.entries) :]
-    calls = (
-        (source.path, runtime.front_end, args.channel if source.channel is None else source.channel) for source in left
-    )
-    clips: Iterator[Clip | Failure] = prefetch(pool, decode, calls, FILES_AHEAD * args.workers)
+    clips = decoded(left)
     if args.strict:
         clips = without_failures(left, clips)
     waiting = iter(left)

@@ -3,21 +3,25 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from audio_mamba.data.audio import AudioError
-from audio_mamba.hear_api.clips import Clip, Failure, start_worker
+from audio_mamba.front_end import FrontEnd
+from audio_mamba.hear_api.clips import Clip, Failure, decode, prefetch, start_worker
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.output import Output
-from audio_mamba.hear_api.sources import Source
+from audio_mamba.hear_api.sources import Source, count_unchanged
 
 FAILED_STATUS = 3
 FILES_AHEAD = 8  # per worker
+
+Decoder = Callable[[Sequence[Source]], Iterator[Clip | Failure]]
 
 
 @contextmanager
@@ -37,8 +41,17 @@ def list_digest(files: list[Path]) -> str:
     return f"{len(files)} files, {digest[:16]}"
 
 
-def drop_changed(journal: Journal, sources: Sequence[Source], command: str, done: str) -> None:
-    """Keep what an interrupted run has finished up to the first file that has changed since; say what is not kept.
+def decode_sources(
+    pool: ProcessPoolExecutor, workers: int, front_end: FrontEnd, channel: str, sources: Sequence[Source]
+) -> Iterator[Clip | Failure]:
+    """The clips of sources, decoded in advance by a pool of so many workers; `channel` of files that are not split."""
+    calls = ((source.path, front_end, channel if source.channel is None else source.channel) for source in sources)
+    return prefetch(pool, decode, calls, FILES_AHEAD * workers)
+
+
+def drop_changed(journal: Journal, sources: Sequence[Source], decoded: Decoder, command: str, done: str) -> None:
+    """Keep what an interrupted run has finished up to the first file that has changed since, or that failed then and
+    can be read now; say what is not kept.
 
     All later files are `done` again, too, since rows are in the order of files, and groups must be the same as in an
     uninterrupted run.
@@ -46,6 +59,7 @@ def drop_changed(journal: Journal, sources: Sequence[Source], command: str, done
     Args:
         journal: of the run.
         sources: all of its files.
+        decoded: gives the clips of sources.
         command: that speaks.
         done: what it does with files, such as "embedded".
     """
@@ -55,15 +69,21 @@ def drop_changed(journal: Journal, sources: Sequence[Source], command: str, done
             command,
             "this run was started by an earlier version, which noted no sizes and times; its files are not compared",
         )
-    versions = {source.name: source.version for source in sources}
-    changed = [n for n, entry in enumerate(entries) if entry.version not in (None, versions[entry.path])]
-    if changed:
-        files = dict.fromkeys(entries[number].path for number in changed)
-        journal.keep(changed[0])
+    same = count_unchanged(entries, sources)
+    failed = [number for number in range(same) if entries[number].error]
+    clips = decoded([sources[number] for number in failed])
+    repaired = [number for number, clip in zip(failed, clips) if not isinstance(clip, Failure)]
+    if repaired or same < len(entries):
+        versions = {source.name: source.version for source in sources}
+        changed = [n for n, entry in enumerate(entries) if entry.version not in (None, versions[entry.path])]
+        first = min([*repaired, same])
+        files = {entries[number].path for number in (first, *repaired, *changed)}
+        first_file = entries[first].path
+        journal.keep(first)
         kept = len({entry.path for entry in journal.entries})
         say(
             command,
-            f"{len(files)} of the files that were {done} have changed since, the first is {next(iter(files))}; the "
+            f"{len(files)} of the files that were {done} have changed since, the first is {first_file}; the "
             f"results of {kept} files before it are kept, the others are {done} again",
         )
 
@@ -75,9 +95,9 @@ def say(command: str, text: str) -> None:
 
 def entry_of(clip: Clip | Failure, rows: int, source: Source) -> Entry:
     """What the journal keeps of a source with so many rows."""
-    if isinstance(clip, Failure):
-        return Entry(source.name, error=clip.reason, channel=source.channel, version=source.version)
-    return Entry(source.name, rows, clip.seconds, channel=source.channel, version=source.version)
+    file = str(source.path) if os.fsencode(source.path) != source.name.encode() else None
+    entry = Entry(source.name, rows, clip.seconds, channel=source.channel, version=source.version, file=file)
+    return replace(entry, rows=0, error=clip.reason) if isinstance(clip, Failure) else entry
 
 
 def without_failures(sources: Sequence[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +17,7 @@ from audio_mamba.system.folder_lock import exclusive_lock
 
 # Settings that earlier versions did not write, with the only values they had.
 EARLIER_SETTINGS = {"channel": "mix", "pooling": "mean", "overlap": 0.0}
-ROWS, ENTRIES, COMPLETE = "rows.f32", "files.jsonl", "complete"  # in the folder of a journal
+ROWS, ENTRIES, SETTINGS, COMPLETE = "rows.f32", "files.jsonl", "settings.json", "complete"  # in a journal's folder
 READ_ROWS = 8192  # rows in memory at once when they are read back
 
 
@@ -42,6 +42,12 @@ def check_settings(what: str, before: dict, now: dict) -> None:
         )
 
 
+def check_settings_of(folder: Path, settings: dict) -> None:
+    """JournalError if the journal in a folder was started with other settings than these; nothing without one."""
+    with suppress(FileNotFoundError):
+        check_settings(f"{folder} was started", _read_settings(folder / SETTINGS), settings)
+
+
 def _read_settings(path: Path) -> dict:
     try:
         settings = json.loads(path.read_bytes())
@@ -59,6 +65,7 @@ class Entry:
     Attributes:
         channel: its number with `--channel each`, else None.
         version: of the file, see `sources.Source`; None in journals of earlier versions.
+        file: the path as the system has it, if `path` stands for bytes that are no text.
     """
 
     path: str
@@ -67,6 +74,7 @@ class Entry:
     error: str | None = None
     channel: int | None = None
     version: str | None = None
+    file: str | None = None
 
 
 class _Rows:
@@ -172,11 +180,11 @@ class Journal(_Rows):
         self.close()
 
     def _check_settings(self, resume: bool) -> None:
-        path = self.folder / "settings.json"
+        path = self.folder / SETTINGS
         if path.exists() and not resume:
             raise JournalError(f"{self.folder} holds an interrupted run: continue it with --resume, or remove it")
         if path.exists():
-            check_settings(f"{self.folder} was started", _read_settings(path), self.settings)
+            check_settings_of(self.folder, self.settings)
         else:  # without settings nobody knows what rows are: such are left where a removal was interrupted
             for left in (self._rows_path, self._entries_path, self.folder / COMPLETE):
                 left.unlink(missing_ok=True)
@@ -215,8 +223,7 @@ class JoinedJournal(_Rows):
         self.folder, self.settings, self.width = folder, settings, width
         self._paths, self.entries = [], []
         for part in parts:
-            lines = (part / ENTRIES).read_bytes()
-            entries = [entry for commit in _read_entries(lines, part / ENTRIES) for entry in commit]
+            entries = read_entries(part)
             if (part / ROWS).stat().st_size != sum(entry.rows for entry in entries) * width * 4:
                 raise JournalError(f"{part / ROWS} is damaged; remove its folder to start this share again")
             self._paths.append(part / ROWS)
@@ -225,7 +232,13 @@ class JoinedJournal(_Rows):
 
 def is_complete(folder: Path) -> bool:
     """Whether the journal in a folder was marked as complete."""
-    return (folder / COMPLETE).exists()
+    return (folder / COMPLETE).exists() and (folder / SETTINGS).exists()
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """The entries of the complete journal in a folder. Raises JournalError for a damaged line."""
+    path = folder / ENTRIES
+    return [entry for commit in _read_entries(path.read_bytes(), path) for entry in commit]
 
 
 def _read_entries(lines: bytes, path: Path) -> Iterator[list[Entry]]:

@@ -253,7 +253,7 @@ def _labelled_channel(entry: Entry, chosen: str) -> int:
     if entry.channel is not None or chosen != "right":
         return entry.channel or 0
     try:
-        return min(1, channel_count(entry.path) - 1)
+        return min(1, channel_count(entry.file or entry.path) - 1)
     except AudioError:  # the file went away after it was labelled
         return 1
 

@@ -9,14 +9,14 @@ the same command with --resume to continue an interrupted run, even after kill -
 
 import argparse
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from audio_mamba.data.audio import CHANNELS, AudioFileError
 from audio_mamba.hear_api.classifier import AudioClassifier, load_classifier
-from audio_mamba.hear_api.clips import Failure, decode, group_clips, prefetch
+from audio_mamba.hear_api.clips import Failure, group_clips
 from audio_mamba.hear_api.command_line import (
     add_device_argument,
     add_hidden_argument,
@@ -25,7 +25,8 @@ from audio_mamba.hear_api.command_line import (
 )
 from audio_mamba.hear_api.file_runs import (
     FAILED_STATUS,
-    FILES_AHEAD,
+    Decoder,
+    decode_sources,
     decoding_pool,
     drop_changed,
     entry_of,
@@ -123,26 +124,23 @@ def predict(args: argparse.Namespace, output: Output, classifier: AudioClassifie
             tqdm.write(f"{output.path} is complete already", file=sys.stderr)
             return output.read_failures()
         with output.journal(settings, len(classifier.classes)) as journal:
-            drop_changed(journal, sources, "predict", "labelled")
-            _label_sources(args, sources, pool, classifier, labelling, journal)
+            decoded = partial(decode_sources, pool, args.workers, classifier.front_end, args.channel)
+            drop_changed(journal, sources, decoded, "predict", "labelled")
+            _label_sources(args, sources, decoded, classifier, labelling, journal)
             return output.finish(journal, labelling.hop_seconds)
 
 
 def _label_sources(
     args: argparse.Namespace,
     sources: list[Source],
-    pool: ProcessPoolExecutor,
+    decoded: Decoder,
     classifier: AudioClassifier,
     labelling: Labelling,
     journal: Journal,
 ) -> None:
     """Label the files that the journal lacks, group by group; each group is committed before the next one."""
     left = sources[len(journal.entries) :]
-    calls = (
-        (source.path, classifier.front_end, args.channel if source.channel is None else source.channel)
-        for source in left
-    )
-    clips = prefetch(pool, decode, calls, FILES_AHEAD * args.workers)
+    clips = decoded(left)
     if args.strict:
         clips = without_failures(left, clips)
     waiting = iter(left)

@@ -18,6 +18,7 @@ from audio_mamba.data.audio import AudioError, channel_count, find_audio, finger
 from audio_mamba.data.audio_files import files_and_dangling, leads_back
 from audio_mamba.hear_api.clips import prefetch
 from audio_mamba.hear_api.journal import Entry
+from audio_mamba.system.shares import Share
 
 PATH_COLUMNS = ("path", "file", "filename")  # of a csv list
 COUNTS_AHEAD = 64
@@ -30,7 +31,7 @@ class Source(NamedTuple):
 
     path: Path
     channel: int | None  # its number with `--channel each`, else None
-    version: str  # size and time of the file, which change when it is written again; empty for a missing file
+    version: str  # size and time of the file, which change when it is written again; empty without a file to read
 
     @property
     def name(self) -> str:
@@ -52,10 +53,32 @@ def list_sources(files: Sequence[Path], channel: str, pool: Executor) -> list[So
         leave=False,
     )
     return [
-        Source(path, number, version)
+        # A file that cannot be read may become readable, with more channels, without a new size or time.
+        Source(path, number, version if count else "")
         for path, version, count in zip(files, versions, counts)
-        for number in range(count)
+        for number in range(count or 1)
     ]
+
+
+def by_share(sources: Sequence[Source], count: int) -> list[list[Source]]:
+    """The sources of each of so many shares: whole files, so that their channels do not move the bounds."""
+    files = list(dict.fromkeys(source.path for source in sources))
+    number_of = {path: share.number for share in Share(0, count).all() for path in share.part(files)}
+    parts: list[list[Source]] = [[] for _ in range(count)]
+    for source in sources:
+        parts[number_of[source.path]].append(source)
+    return parts
+
+
+def count_unchanged(entries: Sequence[Entry], sources: Sequence[Source]) -> int:
+    """How many entries, from the first one on, are of the sources in their places, as these are now."""
+    count = 0
+    for entry, source in zip(entries, sources):
+        same = (entry.path, entry.channel) == (source.name, source.channel)
+        if not same or entry.version not in (None, source.version):  # earlier versions of this program noted none
+            break
+        count += 1
+    return count
 
 
 def digest_of_versions(sources: Sequence[Source | Entry]) -> str:
@@ -74,7 +97,7 @@ def _count_channels(path: Path) -> int:
     try:
         return channel_count(path)
     except AudioError:
-        return 1  # what is wrong with it is reported when it is decoded
+        return 0  # what is wrong with it is reported when it is decoded
 
 
 def list_audio(inputs: Iterable[str], hidden: bool = False) -> list[Path]:
@@ -144,6 +167,8 @@ def _read_list(path: Path) -> list[Path]:
         if not name:
             where = f" in column {header[column]!r}" if column is not None else ""
             raise AudioError(f"{path}, line {line}: the row has no path{where}")
+        if "\0" in name:
+            raise AudioError(f"{path}, line {line}: the path {name!r} has a null character, which no path can have")
         if column is not None and any(cell.strip() for cell in row[len(header) :]):
             raise AudioError(
                 f"{path}, line {line}: {len(row)} cells, but the header has {len(header)}; put cells with commas in "

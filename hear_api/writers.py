@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal
-from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.atomic_files import atomic_write, naming_full_disk
 
 NAME_BYTES = 200
 SETTINGS_NAME, INDEX_NAME = "settings.json", "index.csv"  # in a folder of .npy files or labels
@@ -173,7 +173,8 @@ def whole_folder(out: Path, journal: Journal | JoinedJournal) -> Iterator[Path]:
     unfinished = journal.folder / "result"
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
     unfinished.mkdir()
-    yield unfinished
+    with naming_full_disk(out):
+        yield unfinished
     os.sync()  # once, since a call for each of many small files would take longer than everything else
     unfinished.rename(out)
 

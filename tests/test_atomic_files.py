@@ -1,5 +1,7 @@
 """Atomic writes leave complete files or none."""
 
+import resource
+
 import pytest
 
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
@@ -23,6 +25,19 @@ def test_an_error_leaves_only_the_old_content(tmp_path):
         raise RuntimeError("disk")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    """A limit on the size of files stands for the disk: neither error has a name by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="large") as raised, atomic_write(tmp_path / "file") as file:
+            file.write(bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.filename == str(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["file", "file [1]"])

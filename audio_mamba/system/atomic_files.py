@@ -6,6 +6,7 @@ survives a power failure. Concurrent writers, also on several machines, do not m
 """
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -17,6 +18,18 @@ from typing import BinaryIO
 
 PARTIAL_SUFFIX = ".partial"
 PARTIAL_ENDING = re.compile(r"\.[0-9a-f]{8}\.partial\Z")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing alone, without the name of a file
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: str | Path) -> Iterator[None]:
+    """Around writing `path`: the OSError of a full disk names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -27,12 +40,12 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     `remove_partials`.
 
     Raises:
-        OSError: the folder does not exist or is not writable, or the disk is full.
+        OSError: the folder does not exist or is not writable, or the disk is full; it names a file.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
-        with open(partial, "xb") as file:
+        with naming_full_disk(path), open(partial, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

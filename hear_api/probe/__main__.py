@@ -32,6 +32,7 @@ def probe(args: argparse.Namespace) -> str:
     columns = {"fold_column": args.fold_column, "group_column": args.group_column}
     clips = read_clips(args.source, args.labels, args.channel, args.hidden, **columns)
     rounds = clips.rounds()
+    (args.out / "embeddings").mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     results = []
     for model in models:
         features = embeddings(model, clips, args.out / "embeddings", args.device)

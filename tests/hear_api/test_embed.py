@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -166,6 +167,12 @@ def test_invalid_files_are_listed_and_the_others_embedded(audio, tmp_path, capsy
     with pytest.raises(SystemExit) as exit:
         main([*arguments, "--resume"])
     assert exit.value.code == 3 and "3 files could not be embedded" in capsys.readouterr().err
+    for damage in ("paths\n", "path,error\na.wav,bad\n", None):
+        (tmp_path / "out.npz.failed.csv").unlink()
+        if damage:
+            (tmp_path / "out.npz.failed.csv").write_text(damage)
+        with pytest.raises(SystemExit, match=r"embed: .*out\.npz\.failed\.csv, the list .* is damaged or gone; remove"):
+            main([*arguments, "--resume"])
 
     (tmp_path / "out.npz").unlink()
     with pytest.raises(SystemExit, match=r"embed: .*short.wav: too short.*\(--strict\)"):
@@ -467,6 +474,37 @@ def test_invalid_commands_are_refused_and_leave_no_files(audio, tmp_path, argume
     with pytest.raises(SystemExit, match=f"embed: .*{message}"):
         main([*MODEL, "--out", str(tmp_path / "out.npz"), *arguments])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "in/.."])
+def test_a_result_needs_a_name(audio, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit, match=f"embed: --out {out}: it needs a name, such as "):
+            main([str(audio), *MODEL, "--out", out, *more])
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out"])
+def test_a_dangling_link_is_refused_as_a_result(audio, tmp_path, name):
+    (tmp_path / name).symlink_to("nowhere")
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit, match=f"embed: {tmp_path}/{name} is a dangling link; remove it or choose"):
+            main([str(audio), *MODEL, "--out", str(tmp_path / name), *more])
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).is_symlink()
+
+
+@pytest.mark.parametrize("name, limit, named", [("out.npz", 20_000, "out.npz.partial"), ("out", 33_300, "out")])
+def test_a_full_disk_is_reported_with_a_name(audio, tmp_path, name, limit, named):
+    """A limit on the size of files stands for the disk. The journal's largest has 33,280 bytes, the .npy a few more."""
+    command = [str(audio / "a.wav"), *MODEL, "--kind", "timestamps", "--out", str(tmp_path / name)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(SystemExit, match=f"embed: .* too large: '{tmp_path}/{named}'"):
+            main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    main([*command, "--resume"])
 
 
 def test_a_missing_pyarrow_is_named_before_anything_is_embedded(audio, tmp_path, monkeypatch):

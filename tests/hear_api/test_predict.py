@@ -318,6 +318,23 @@ def test_files_that_have_changed_are_labelled_again(tmp_path, weights, four, mon
     assert [row["label"] for row in rows_of(out)] == ["high", "high", "hiss", "high"]
 
 
+@pytest.mark.parametrize("channel", ["mix", "each"])
+def test_a_file_that_can_be_read_again_is_labelled_on_resume(tmp_path, weights, four, monkeypatch, channel):
+    """Its size and time are those of the damaged file."""
+    for number, path in enumerate(four):
+        soundfile.write(path, np.stack([sound("high", 2 + number), sound("hiss", 2 + number)], axis=1), RATE)
+    command = [*four, "--weights", weights, "--channel", channel, "--window", 1, "--out"]
+    content, status = four[0].read_bytes(), four[0].stat()
+    four[0].write_bytes(bytes(len(content)))
+    os.utime(four[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    interrupted(monkeypatch, *command, tmp_path / "parts.csv")
+    four[0].write_bytes(content)
+    os.utime(four[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    run(*command, tmp_path / "parts.csv", "--resume")
+    run(*command, tmp_path / "whole.csv")
+    assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl"])
 def test_a_table_of_somebody_else_is_not_taken_for_the_result(tmp_path, weights, recording, name):
     (tmp_path / name).write_text("file,label\n")
@@ -440,6 +457,16 @@ def test_raven_shows_labels_at_the_chosen_channel(tmp_path, weights):
         run(tmp_path / "a.wav", tmp_path / "b.wav", "--weights", weights, *options)
         tables = [path.read_text().splitlines() for path in sorted(out.glob("*.selections.txt"))]
         assert [table[1].split("\t")[2] for table in tables] == expected
+
+
+def test_raven_knows_the_channels_of_files_whose_names_are_not_text(tmp_path, weights):
+    for name in (b"a.wav", b"\xe9.wav", b"\xe9 cannot be read.wav"):
+        soundfile.write(os.fsencode(tmp_path) + b"/" + name, sound("hiss", 2), RATE)
+    (tmp_path / os.fsdecode(b"\xe9 cannot be read.wav")).write_bytes(b"RIFF")
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--weights", weights, "--channel", "right", "--format", "raven", "--out", tmp_path / "out")
+    tables = [path.read_text().splitlines() for path in sorted((tmp_path / "out").glob("*.selections.txt"))]
+    assert [table[1].split("\t")[2] for table in tables] == ["1", "1"]
 
 
 def test_each_channel_has_labels_of_its_own(tmp_path, weights):

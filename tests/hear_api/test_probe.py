@@ -208,6 +208,13 @@ def test_predictions_of_somebody_else_are_not_removed(folder, tmp_path):
     assert (tmp_path / "predictions.csv").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_embedded(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("audio_mamba.hear_api.probe.features._rows", lambda *_: pytest.fail("embeds"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=f"probe: .*{tmp_path}/file"):
+        main([str(folder), "--model", "logmel", "--out", str(tmp_path / "file")])
+
+
 def test_mean_average_precision_equals_scikit_learns():
     rng = np.random.default_rng(0)
     scores, targets = rng.standard_normal((50, 4)), rng.random((50, 4)) < 0.3

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import soundfile
 from audio_mamba.hear_api import clips
 from audio_mamba.hear_api.embed import main
 from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal
+from audio_mamba.hear_api.output import Output
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.models.ops.private_torch import has_onednn_linear
 from audio_mamba.system.shares import Share
@@ -81,6 +83,56 @@ def test_channels_of_one_file_stay_in_one_share(tmp_path):
     with np.load(tmp_path / "out.npz") as result:
         found = [(os.path.basename(path), channel) for path, channel in zip(result["path"], result["channel"])]
     assert found == [("0.wav", 0), ("0.wav", 1), ("1.wav", 0), ("2.wav", 0), ("3.wav", 0)]
+
+
+@pytest.mark.parametrize(
+    "options, setting",
+    [(["--kind", "timestamps"], "kind"), (["--layout", "bands"], "layout"), (["--channel", "left"], "channel")],
+)
+def test_shares_with_other_settings_are_refused(audio, tmp_path, options, setting):
+    out = tmp_path / "out.npz"
+    assert run(audio, out, "--share", "2/2") == 0
+    for more in ([], ["--resume"]):
+        refusal = run(audio, out, "--share", "1/2", *options, *more)
+        assert f"{out}.partial/share-2-of-2 was started with another {setting} (" in refusal
+    assert run(audio, out, "--share", "1/2") == 3
+
+
+def test_shares_of_other_lists_of_files_are_refused(audio, tmp_path):
+    shutil.copytree(audio, tmp_path / "in")
+    assert run(tmp_path / "in", tmp_path / "out.npz", "--share", "1/2") == 0
+    shutil.copy(audio / "0.wav", tmp_path / "in" / "00.wav")
+    refusal = run(tmp_path / "in", tmp_path / "out.npz", "--share", "2/2")
+    assert "share-1-of-2 was started with another list of files ('7 files, " in refusal
+
+
+def test_shares_with_other_settings_that_start_together_are_not_joined(audio, tmp_path, monkeypatch):
+    out, check = tmp_path / "out.npz", Output._check_shares
+    assert run(audio, out, "--share", "1/2") == 0
+    with monkeypatch.context() as patched:
+        seen = []
+
+        def blind_at_first(*arguments):
+            seen.append(arguments)
+            return check(*arguments) if len(seen) > 1 else None
+
+        patched.setattr(Output, "_check_shares", blind_at_first)
+        assert "was started with another kind" in run(audio, out, "--share", "2/2", "--kind", "timestamps")
+    assert not out.exists()
+
+
+def test_a_share_whose_files_have_changed_is_made_again(audio, tmp_path, capsys):
+    shutil.copytree(audio, tmp_path / "in")
+    arguments = [tmp_path / "in", tmp_path / "out.npz", "--share"]
+    assert run(*arguments, "1/2") == 0
+    shutil.copy(audio / "5.wav", tmp_path / "in" / "1.wav")
+    capsys.readouterr()
+    assert run(*arguments, "2/2") == 0 and not (tmp_path / "out.npz").exists()
+    said = capsys.readouterr().err
+    assert "(or their files have changed since), and nobody works on them now: 1; start them with --resume" in said
+    assert run(*arguments, "1/2", "--resume") == 3
+    assert run(tmp_path / "in", tmp_path / "whole.npz") == 3
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
 def test_an_interrupted_share_is_resumed(audio, tmp_path, monkeypatch):

@@ -101,6 +101,7 @@ def test_csv_lists(folder, text):
         ("path,label\nb.wav,1\n ,2\n", "list.csv, line 3: the row has no path in column 'path'"),
         ("b.wav,1\n,2\n", "list.csv, line 2: the row has no path"),
         ("b.wav\n  \n", "list.csv, line 2: the row has no path"),
+        ("path,label\nb.wav,1\na\0.wav,2\n", r"list.csv, line 3: the path 'a\\x00.wav' has a null character"),
         ('path,note\nb.wav,"two\nlines"\n,x\n', "list.csv, line 4: the row has no path"),
         ("label,path\n1,b.wav\n2,cat, dog.wav\n", "list.csv, line 3: 3 cells, but the header has 2; put cells with"),
         ('path\n"b.wav\nsub/c.MP3\n', "list.csv, line 2: a quote is not closed"),
@@ -404,6 +405,60 @@ def test_a_file_that_failed_and_was_repaired_is_embedded_on_resume(five, tmp_pat
     (tmp_path / "annexed").rename(tmp_path / "not fetched")
     embed(five, "--out", tmp_path / "out.npz", "--resume")
     assert len(np.load(tmp_path / "out.npz")["embedding"]) == 5 and not (tmp_path / "out.npz.failed.csv").exists()
+
+
+def exchange(path, content: bytes) -> bytes:
+    """Put other bytes into a file of this size, under its time; returns those that were there."""
+    before, status = path.read_bytes(), path.stat()
+    assert len(content) == len(before)
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return before
+
+
+@pytest.mark.parametrize("channel", ["mix", "each"])
+@pytest.mark.parametrize("damaged", ["all of it", "its end"])
+def test_a_file_that_can_be_read_again_is_embedded_on_resume(five, tmp_path, monkeypatch, capsys, channel, damaged):
+    """Its size and time are those of the file that could not be read, as after a chmod."""
+    for number in range(5):
+        write(five / f"{number}.wav", noise(number), noise(number + 10))
+    content = (five / "1.wav").read_bytes()
+    bad = bytes(len(content)) if damaged == "all of it" else content[:-4] + np.float32(np.nan).tobytes()
+    exchange(five / "1.wav", bad)
+    out, arguments = tmp_path / "out.npz", [five, "--channel", channel, "--out"]
+    interrupt(monkeypatch, group=4)
+    embed(*arguments, out, status=130)
+    exchange(five / "1.wav", content)
+    capsys.readouterr()
+    embed(*arguments, out, "--resume")
+    assert f"embed: 1 of the files that were embedded have changed since, the first is {five}/1.wav" in (
+        capsys.readouterr().err
+    )
+    embed(*arguments, tmp_path / "whole.npz")
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+@pytest.mark.parametrize("done", [3, 4, 5])  # channels: the second of file 1 is the fourth
+def test_a_file_that_cannot_be_read_any_more_moves_no_rows_on_resume(five, tmp_path, monkeypatch, done):
+    for number in range(5):
+        write(five / f"{number}.wav", noise(number), noise(number + 10))
+    out, arguments = tmp_path / "out.npz", [five, "--channel", "each", "--out"]
+    interrupt(monkeypatch, group=done + 1)
+    embed(*arguments, out, status=130)
+    exchange(five / "1.wav", bytes((five / "1.wav").stat().st_size))
+    embed(*arguments, out, "--resume", status=3)
+    embed(*arguments, tmp_path / "whole.npz", status=3)
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+@pytest.mark.parametrize("channel", ["mix", "each"])
+def test_a_file_that_still_fails_costs_a_resumed_run_nothing(five, tmp_path, monkeypatch, capsys, channel):
+    (five / "1.wav").write_text("not audio")
+    groups = interrupt(monkeypatch, group=4)
+    embed(five, "--channel", channel, "--out", tmp_path / "out.npz", status=130)
+    del groups[:]
+    embed(five, "--channel", channel, "--out", tmp_path / "out.npz", "--resume", status=3)
+    assert len(groups) == 1 and "changed" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
