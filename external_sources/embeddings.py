@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         "--share",
         metavar="I/N",
         help="embed the I-th of N parts of the tasks, for N machines that see the same folders (environment: SHARE); "
-        "torchrun and srun say this by themselves",
+        "torchrun and srun set this by themselves",
     )
     parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
     parser.add_argument(

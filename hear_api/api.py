@@ -58,7 +58,7 @@ def load_model(
 
 def list_models() -> list[str]:
     """Names for `load_model` of the models whose weights are on this machine: those that come with the project and the
-    published ones in $PT_MAMBA_MODEL_DIR."""
+    published ones in $PT_MAMBA_MODEL_DIR and $PT_AXLSTM_MODEL_DIR."""
     from audio_mamba.hear_api.resolve import available_models
 
     return available_models()
@@ -73,7 +73,7 @@ def hear_functions(module_name: str) -> tuple[Callable, Callable, Callable]:
         Args:
             model_file_path: a checkpoint file, a work folder of train.py or its folder `checkpoints` (all with the
                 model as --set changed it), or "untrained" for random weights. Default: the published folder in
-                $PT_MAMBA_MODEL_DIR, or else the weights that come with the project.
+                $PT_MAMBA_MODEL_DIR (of AxLSTM $PT_AXLSTM_MODEL_DIR), or else the weights that come with the project.
 
         Raises:
             FileNotFoundError: no weights there.

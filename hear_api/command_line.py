@@ -40,7 +40,8 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         type=not_empty,
         help="checkpoint file, work folder of train.py, folder of a saved model, name of a model that comes with the "
-        'project, or "untrained" (default: the published ones in $PT_MAMBA_MODEL_DIR, or else those that come with it)',
+        'project, or "untrained" (default: the published ones in $PT_MAMBA_MODEL_DIR, or in $PT_AXLSTM_MODEL_DIR for '
+        "AxLSTM, or else those that come with it)",
     )
 
 

@@ -85,15 +85,15 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         choices=CHANNELS,
         default="mix",
         help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one; "
-        "each: embeddings of every channel, with its number, counted from 0",
+        "each: every channel separately, with its number, counted from 0",
     )
     add_hidden_argument(parser)
     add("--workers", type=int, help="processes that decode files (default: as many as cores)")
     add(
         "--share",
         metavar="I/N",
-        help="embed the I-th of N parts of the list, and the whole result when it is the last one to be completed; for "
-        "N machines that see the same folders (torchrun and srun say this by themselves)",
+        help="embed part I of N, for N machines that see the same folders; the process that completes the last part "
+        "writes the whole result (torchrun and srun set this by themselves)",
     )
     add("--resume", action="store_true", help="continue an interrupted run; files that have changed are embedded again")
     add("--strict", action="store_true", help="stop at the first file that fails")

@@ -60,7 +60,7 @@ def drop_changed(journal: Journal, sources: Sequence[Source], decoded: Decoder, 
         journal: of the run.
         sources: all of its files.
         decoded: gives the clips of sources.
-        command: that speaks.
+        command: its name, put before each message.
         done: what it does with files, such as "embedded".
     """
     entries = journal.entries

@@ -74,7 +74,7 @@ class Output:
             check_settings(f"{self.path} was made", made_with, settings)
             if made_with.get(VERSIONS, versions) != versions:  # earlier versions of this program did not note it
                 raise JournalError(
-                    f"{self.path} was made before some of its files changed (their sizes or times are others now); "
+                    f"{self.path} was made before some of its files changed (sizes or modification times differ); "
                     "remove it to start again, or choose another name"
                 )
         shutil.rmtree(self._journal_folder, ignore_errors=True)  # left if the run was killed at its very end
