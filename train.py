@@ -34,7 +34,7 @@ from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.training import checkpoint, distributed, figures, optim, resume, validation
-from audio_mamba.training.guards import NonFiniteError, StepGuard, update_ratio
+from audio_mamba.training.guards import NonFiniteError, StepGuard, spread_to_gradient, update_ratio
 from audio_mamba.training.interruption import Interruption, Shielded
 from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
@@ -143,7 +143,7 @@ def train_epoch(
 
         with nullcontext() if window_ends else distributed.no_sync(model):
             loss, numbers = loss_of(run, model, batch)
-            scaler.scale(loss / accumulation).backward()
+            scaler.scale(spread_to_gradient(loss) / accumulation).backward()
         window_losses.append(loss.detach())
         window_samples.append(batch["index"])
 

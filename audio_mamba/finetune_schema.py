@@ -98,9 +98,6 @@ def check_finetune_config(config: ConfigDict, source: str) -> ConfigDict:
         "head.start": (checked.head.start, ("zeros", "probe")),
         "metric": (checked.metric, (None, *METRICS)),
         "keep": (checked.keep, ("best", "last")),
-        "encoder.random": (checked.encoder.random, (True, False)),
-        "encoder.frozen": (checked.encoder.frozen, (True, False)),
-        "data.balanced": (checked.data.balanced, (True, False)),
     }
     for name, (value, accepted) in choices.items():
         if value not in accepted:

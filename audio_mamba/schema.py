@@ -12,6 +12,7 @@ import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from audio_mamba.front_end import FrontEnd, FrontEndError
@@ -232,27 +233,49 @@ def _check_values(config: ConfigDict, source: str) -> None:
 
 
 def merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
-    """Put the entries of a config, or of the section whose names begin with `prefix`, in place of those of `target`.
+    """Put the entries of a config, or of the section whose names begin with `prefix`, in place of the defaults in
+    `target`.
 
     Raises:
-        ValueError: `target` has no such key, or a section is not a section.
+        ValueError: `target` has no such key, a section is not a section, a value is not of builtins, or it is neither
+            True nor False where the default is.
     """
     for key in source_config:
         name, value = prefix + key, source_config[key]
         if key not in target:
             raise _unknown_key(name, list(target), source)
         if not isinstance(target[key], ConfigDict):
+            value = as_builtins(value, name, source)
+            if isinstance(target[key], bool) and value not in (True, False):
+                raise ValueError(f"{source}: {name} must be True or False, got {value!r}")
             if isinstance(target[key], float) and type(value) is int:
                 value = float(value)
             with target.ignore_type():
                 target[key] = value
         elif name in ("model.model_args", "model.patch_embed_args", "opt.objective_args") and hasattr(value, "keys"):
-            target[key] = ConfigDict(value)
+            target[key] = ConfigDict(as_builtins(value, name, source))
         elif hasattr(value, "keys"):
             merge(target[key], value, name + ".", source)
         else:
             keys = f" with keys {', '.join(target[key])}" if target[key] else ""
             raise ValueError(f"{source}: {name} must be a section{keys}, got {value!r}")
+
+
+def as_builtins(value: Any, name: str, source: str) -> Any:
+    """The value of a key with numpy's numbers as Python's own, so that config.json and checkpoints can hold it.
+
+    Raises:
+        ValueError: it is, or contains, anything but numbers, texts, None, lists, tuples and sections.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if hasattr(value, "keys"):
+        return {key: as_builtins(value[key], f"{name}.{key}", source) for key in value}
+    if type(value) in (list, tuple):
+        return type(value)(as_builtins(entry, name, source) for entry in value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise ValueError(f"{source}: {name} must be a number, a text, None or a list of them, got {value!r}")
 
 
 def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:

@@ -15,6 +15,7 @@ checkpoint and the sweep ends. The table is RUNS/sweep.csv and RUNS/sweep.md.
 import argparse
 import csv
 import functools
+import hashlib
 import io
 import logging
 import os
@@ -49,6 +50,7 @@ from audio_mamba.training.report import ReportError, read_run
 
 STUDIES = "configs.studies."
 TABLE = "sweep"
+LONGEST_NAME = 255  # bytes of the name of a folder
 COLUMNS = {  # of the table, and their titles in Markdown
     "name": "run",
     "state": "state",
@@ -92,8 +94,12 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Of the work folder."""
-        return ",".join([short_name(self.config), *(re.sub(r"[^\w.=-]+", "-", entry) for entry in self.overrides)])
+        """Of the work folder. One that no disk would take ends in a digest of itself instead."""
+        name = ",".join([short_name(self.config), *(re.sub(r"[^\w.=-]+", "-", entry) for entry in self.overrides)])
+        if len(name.encode()) <= LONGEST_NAME:
+            return name
+        digest = "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
+        return name.encode()[: LONGEST_NAME - len(digest)].decode(errors="ignore") + digest
 
 
 @dataclass
@@ -158,11 +164,17 @@ def read_list(name: str) -> list[Entry]:
     """The runs that LIST names, without repetitions.
 
     Raises:
-        ValueError: `name` is neither a file nor a study, or the list is empty.
+        ValueError: `name` is neither a file nor a study, a line cannot be read, or the list is empty.
     """
     if Path(name).is_file():
-        lines = [shlex.split(line, comments=True) for line in Path(name).read_text().splitlines()]
-        entries = [Entry(stored_name(config), tuple(overrides)) for config, *overrides in filter(None, lines)]
+        entries = []
+        for number, line in enumerate(Path(name).read_bytes().splitlines(), start=1):
+            try:
+                words = shlex.split(line.decode(), comments=True)
+            except ValueError as error:  # not UTF-8, or an open quote
+                raise ValueError(f"{name}, line {number}: {error}") from error
+            if words:
+                entries.append(Entry(stored_name(words[0]), tuple(words[1:])))
     else:
         module = name if name.startswith(STUDIES) else STUDIES + name
         known = [study for study in experiments() if study.startswith(STUDIES) and study != STUDIES + "base"]

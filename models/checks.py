@@ -31,6 +31,12 @@ def check_finite(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
+def check_switch(name: str, value: Any) -> None:
+    """Raise ValueError unless it is True or False: a text such as "false" would count as True."""
+    if value not in (True, False):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def check_names(section: str, given: Iterable[str], valid: list[str]) -> None:
     """Raise ValueError if one of the given names is not valid; the message suggests the nearest one.
 

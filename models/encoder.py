@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from audio_mamba.models import masking
-from audio_mamba.models.checks import check_whole, is_finite, is_whole
+from audio_mamba.models.checks import check_switch, check_whole, is_finite, is_whole
 from audio_mamba.models.ops.linear import Linear
 from audio_mamba.models.patches import PatchEmbed, patchify, sincos_position_embedding, unpatchify
 from audio_mamba.schema import LAYOUTS
@@ -72,6 +72,9 @@ class MaskedSpectrogramEncoder(nn.Module):
         super().__init__()
         for name, number in (("embed_dim", embed_dim), ("depth", depth), ("in_chans", in_chans)):
             check_whole(name, number)
+        check_switch("use_cls_token", use_cls_token)
+        check_switch("frequency_first", frequency_first)
+        check_switch("masked_positions", masked_positions)
         img_size, patch_size = _pair("img_size", img_size), _pair("patch_size", patch_size)
         if any(size % patch for size, patch in zip(img_size, patch_size, strict=True)):
             raise ValueError(f"patch_size {patch_size} does not divide img_size {img_size}")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audio_mamba.models.checks import check_finite, check_whole, is_finite, is_whole
+from audio_mamba.models.checks import check_finite, check_switch, check_whole, is_finite, is_whole
 from audio_mamba.models.ops.calls import BlockCall, MambaPath
 from audio_mamba.models.ops.causal_conv1d import causal_conv1d
 from audio_mamba.models.ops.linear import linear
@@ -69,6 +69,8 @@ class Mamba(nn.Module):
                 f"got {dt_min!r} and {dt_max!r}"
             )
         check_finite("dt_init_floor", dt_init_floor)
+        check_switch("conv_bias", conv_bias)
+        check_switch("bias", bias)
         self.d_inner, self.d_state, self.direction = expand * d_model, d_state, direction
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
         self.dt_range, self.dt_init_floor = (dt_min, dt_max), dt_init_floor

@@ -6,6 +6,7 @@ Reading never runs code from the file. The published `args` are an `argparse.Nam
 
 import re
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from audio_mamba.system.atomic_files import atomic_write, remove_partials
 from audio_mamba.training.interruption import is_lost_worker
 
 LAST_EPOCHS_KEPT = 5
+
+# What `torch.load` reads safely. A class that derives from one of these it does not.
+TENSORS = (torch.Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
+BUILTINS = (type(None), bool, int, float, complex, str, bytes, bytearray)
 
 
 class CheckpointError(ValueError):
@@ -36,8 +41,11 @@ def save_checkpoint(path: str | Path, **state: Any) -> None:
         state: the entries, of tensors and builtins only, so that `load_checkpoint` can read them safely.
 
     Raises:
+        TypeError: there is something else among the entries; no file is written.
         OSError: the disk or a quota is full.
     """
+    if problem := _first_unreadable(state):
+        raise TypeError(f"cannot write {path}: {problem}; a checkpoint holds tensors and Python's own types only")
     remove_partials(path)  # left by a killed attempt, and as large as the checkpoint
     try:
         with atomic_write(path) as file:
@@ -47,6 +55,18 @@ def save_checkpoint(path: str | Path, **state: Any) -> None:
             raise
         free = shutil.disk_usage(Path(path).parent).free
         raise OSError(f"cannot write {path}; {free / 2**20:.0f} MiB are free on its disk") from error
+
+
+def _first_unreadable(value: Any, name: str = "") -> str | None:
+    """Where in nested entries the first value is that `load_checkpoint` would refuse, in words; None without one."""
+    if type(value) in (dict, OrderedDict):
+        parts = [(name, key) for key in value]
+        parts += [(f"{name}.{key}" if name else str(key), entry) for key, entry in value.items()]
+    elif type(value) in (list, tuple, set):
+        parts = [(f"{name}[{number}]", entry) for number, entry in enumerate(value)]
+    else:
+        return None if type(value) in TENSORS + BUILTINS else f"{name} is {value!r}, of {type(value)}"
+    return next(filter(None, (_first_unreadable(part, place) for place, part in parts)), None)
 
 
 def load_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:

@@ -25,6 +25,14 @@ class _Step(NamedTuple):
     samples: torch.Tensor
 
 
+def spread_to_gradient(loss: torch.Tensor) -> torch.Tensor:
+    """The same loss, whose gradient is NaN if the loss itself is NaN or Inf.
+
+    The gradient is averaged over the processes, so all of them then skip the step, as does a GradScaler.
+    """
+    return loss * (1 + 0 * loss.detach())
+
+
 class StepGuard:
     """Watches the steps of one process. The values stay on the device until `review`.
 

@@ -164,7 +164,7 @@ class Monitor:
         loss: torch.Tensor,
         rate: float,
         grad_norm: torch.Tensor | float | None = None,
-        numbers: Mapping[str, torch.Tensor] | None = None,
+        numbers: Mapping[str, torch.Tensor | float] | None = None,
         **measures: torch.Tensor | float,
     ) -> None:
         """Record a step.
@@ -173,8 +173,8 @@ class Monitor:
             loss: of this process, a scalar on its device.
             rate: the learning rate.
             grad_norm: the gradient norm before clipping, the same in all processes.
-            numbers: what an objective gives beside its loss, by name, scalars of this process on its device. Lines and
-                epochs show their means, as for the loss; steps.csv gets columns for them.
+            numbers: what an objective gives beside its loss, by name, scalars of this process, on its device or as
+                floats. Lines and epochs show their means, as for the loss; steps.csv gets columns for them.
             measures: other numbers by name, also the same in all processes. A line shows the latest value of each
                 since the previous line.
         """
@@ -187,7 +187,11 @@ class Monitor:
             raise ValueError(
                 f"an objective cannot give a number called {wrong[0]!r}: steps.csv needs a new name that is one word"
             )
-        counted = {name: torch.where(finite, value.detach().double(), 0.0) for name, value in numbers.items()}
+        scalars = {
+            name: value.detach().double() if isinstance(value, torch.Tensor) else torch.full_like(loss, value)
+            for name, value in numbers.items()
+        }
+        counted = {name: torch.where(finite, scalar, 0.0) for name, scalar in scalars.items()}
         self._since.numbers = _sum_by_name(self._since.numbers, counted)
         self._since.steps += 1
         self._rate = rate

@@ -107,14 +107,23 @@ def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text  # an unquoted string
+        if _is_section(config, key):
+            raise ValueError(f"--set {override}: set its entries, as {key}.NAME=VALUE")
         try:
             config.update_from_flattened_dict({key: value})
         except KeyError as error:
             raise ValueError(f"--set {override}: {error.args[0]}") from error
         except TypeError as error:
             now = flattened(config.to_dict()).get(key)
-            expected = f"expected a value like {now!r}" if now is not None else f"set its entries, as {key}.NAME=VALUE"
-            raise ValueError(f"--set {override}: {expected}") from error
+            raise ValueError(f"--set {override}: expected a value like {now!r}") from error
+
+
+def _is_section(config: ConfigDict, key: str) -> bool:
+    """Whether a config has a section under a dotted key."""
+    value = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, ConfigDict) else None
+    return isinstance(value, ConfigDict)
 
 
 @dataclass

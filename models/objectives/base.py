@@ -36,7 +36,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
-        """The loss of a batch, a scalar, and further numbers to watch by name, scalars without gradients.
+        """The loss of a batch, a scalar, and further numbers to watch by name, floats or scalars without gradients.
 
         `model` is `module`, compiled or wrapped for several processes. Call it exactly once. Every batch gives numbers
         of the same names.

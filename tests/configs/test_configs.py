@@ -1,6 +1,8 @@
 """The experiments: published values, completion of published config files, unknown keys."""
 
 import importlib
+import json
+import math
 import re
 import subprocess
 import sys
@@ -183,11 +185,42 @@ def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
         ({"data": {"train_dirs": "a"}}, "data.train_dirs must be a list of texts, got 'a'"),
         ({"data": {"train_samples": ["a"]}}, r"data.train_samples must be a list of whole numbers, got \['a'\]"),
         ({"data": {"train_samples": 5}}, "data.train_samples must be a list of whole numbers, got 5"),
+        *(
+            ({"opt": {"norm_pix_loss": value}}, f"opt.norm_pix_loss must be True or False, got {value!r}")
+            for value in ("False", 0.3, None)
+        ),
+        ({"opt": {"masked_only_loss": np.float32(0.5)}}, "opt.masked_only_loss must be True or False, got 0.5"),
+        ({"model": {"model_args": {"depth": np.ones(1)}}}, r"model_args.depth must be a number, .* got array\(\[1"),
+        ({"model": {"model_args": {"ssm_kwargs": {"dt_rank": {3}}}}}, "model_args.ssm_kwargs.dt_rank must be a number"),
+        ({"opt": {"objective_args": {"norm": print}}}, "opt.objective_args.norm must be a number, a text, None or a l"),
+        ({"data": {"train_dirs": [types]}}, "data.train_dirs must be a number, a text, None or a list of them, got <m"),
     ],
 )
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         check_config(ConfigDict(changes), ARCHS, "the config")
+
+
+def test_numbers_of_numpy_become_pythons_own():
+    given = {
+        "opt": {"learning_rate": np.sqrt(0.5), "warmup_epochs": np.int64(3), "norm_pix_loss": np.bool_(True)},
+        "data": {"fraction": np.float32(0.5), "train_samples": [np.int64(7)]},
+        "model": {
+            "arch": np.str_("mamba_ssast_tiny"),
+            "model_args": {
+                "depth": np.int64(2),
+                "img_size": (np.int32(200), 80),
+                "ssm_kwargs": {"d_state": np.int8(4)},
+            },
+        },
+        "batch_size": np.uint8(8),
+    }
+    written = json.dumps(check_config(ConfigDict(given), ARCHS, "the config").to_dict())
+    read = check_config(ConfigDict(json.loads(written)), ARCHS, "config.json")
+    assert (read.opt.learning_rate, read.opt.warmup_epochs, read.opt.norm_pix_loss) == (math.sqrt(0.5), 3.0, True)
+    assert (read.data.fraction, read.data.train_samples, read.batch_size) == (0.5, [7], 8)
+    assert read.model.arch == "mamba_ssast_tiny"
+    assert read.model.model_args.to_dict() == {"depth": 2, "img_size": [200, 80], "ssm_kwargs": {"d_state": 4}}
 
 
 def test_missing_modules_and_weights_are_explained(monkeypatch, tmp_path):

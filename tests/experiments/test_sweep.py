@@ -80,11 +80,27 @@ def test_a_list_is_a_study_or_a_file(tmp_path):
     assert read_list(str(path))[1].name == (
         "ssast_tiny_200_16x4_timestep_70,opt.learning_rate=3e-4,data.train_dirs=-a-b-"
     )
+    path.write_bytes(b"ssam_tiny_200_16x4\n\nssast_tiny_200_16x4 'data.val_dir=a\n")
+    with pytest.raises(ValueError, match="list.txt, line 3: No closing quotation"):
+        read_list(str(path))
+    path.write_bytes(b"ssam_tiny_200_16x4\nssast_tiny_200_16x4 data.val_dir=\xe9\n")
+    with pytest.raises(ValueError, match="list.txt, line 2: 'utf-8' codec can't decode"):
+        read_list(str(path))
     path.write_text("# nothing\n")
     with pytest.raises(ValueError, match="lists no config"):
         read_list(str(path))
     with pytest.raises(ValueError, match="neither a file .* studies are .*patch_sizes"):
         read_list("patch_size")
+
+
+def test_names_that_no_disk_takes_are_shortened(tmp_path):
+    names = []
+    for last in ("é" * 47, "é" * 48, "é" * 49, "é" * 48 + "è"):
+        entry = Entry("configs.ssam_tiny_200_16x4", ("data.train_dirs=" + "x" * 110, f"wandb.project={last}"))
+        (tmp_path / entry.name).mkdir()
+        names.append(entry.name)
+    assert names[0] == f"ssam_tiny_200_16x4,data.train_dirs={'x' * 110},wandb.project={'é' * 47}"
+    assert names[1][:150] == names[2][:150] == names[0][:150] and len({*names}) == 4
 
 
 @pytest.mark.parametrize(

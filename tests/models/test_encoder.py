@@ -268,6 +268,10 @@ def test_losses_by_hand():
         ({"patch_size": [-4, 16]}, r"patch_size must be two whole numbers of at least 1, got \[-4, 16\]"),
         ({"img_size": [200, 80, 1]}, r"img_size must be two whole numbers of at least 1, got \[200, 80, 1\]"),
         ({"img_size": 200}, "img_size must be two whole numbers of at least 1, got 200"),
+        *(
+            ({name: "false"}, f"{name} must be True or False, got 'false'")
+            for name in ("use_cls_token", "frequency_first", "masked_positions")
+        ),
     ],
 )
 def test_bad_arguments_are_refused(args, message):
@@ -283,6 +287,10 @@ def test_bad_arguments_are_refused(args, message):
         ("ssast_tiny", {"num_heads": "few"}, "num_heads must be a whole number of at least 1, got 'few'"),
         ("mamba_ssast_tiny", {"norm_epsilon": -1e-6}, "norm_epsilon must be a finite number of at least 0, got -1e-06"),
         ("mamba_ssast_tiny", {"ssm_kwargs": 8}, "ssm_kwargs must be a section with arguments of Mamba, got 8"),
+        *(
+            ("mamba_ssast_tiny", {name: None}, f"{name} must be True or False, got None")
+            for name in ("rms_norm", "fused_add_norm", "residual_in_fp32", "same_final_norm")
+        ),
     ],
 )
 def test_bad_arguments_of_one_encoder_are_refused(arch, args, message):
@@ -302,6 +310,7 @@ def test_bad_arguments_of_one_encoder_are_refused(arch, args, message):
         ({"dt_rank": "all"}, "dt_rank must be 'auto' or a whole number of at least 1, got 'all'"),
         ({"dt_min": 0}, "dt_min and dt_max must be finite numbers above 0, .* got 0 and 0.1"),
         ({"dt_min": 0.2}, "the first at most the second, got 0.2 and 0.1"),
+        *(({name: "no"}, f"{name} must be True or False, got 'no'") for name in ("conv_bias", "bias")),
         ({"dt_init_floor": "low"}, "dt_init_floor must be a finite number of at least 0, got 'low'"),
     ],
 )

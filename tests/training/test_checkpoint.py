@@ -4,7 +4,9 @@ import pickle
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
@@ -60,6 +62,42 @@ def test_a_saved_state_loads_unchanged_without_an_allow_list(tmp_path):
     assert torch.equal(state["model"]["weight"], model.weight)
     assert (state["epoch"], state["args"]) == (7, {"config": {"a": (1, 2)}})
     torch.load(path, weights_only=True)
+
+
+def test_all_that_may_be_saved_can_be_read(tmp_path):
+    state = {
+        "tensors": OrderedDict(plain=torch.ones(2), parameter=nn.Parameter(torch.zeros(1))),
+        "torch": [torch.Size([2]), torch.float16, torch.device("cpu")],
+        "builtins": (None, True, 1, 0.5, 1j, "a", b"b", bytearray(b"c"), {"set"}, {3: [()]}),
+    }
+    checkpoint.save_checkpoint(tmp_path / "c.pth", model={}, **state)
+    read = checkpoint.load_checkpoint(tmp_path / "c.pth")
+    assert torch.equal(read["tensors"]["plain"], torch.ones(2))
+    assert (read["torch"], read["builtins"]) == (state["torch"], state["builtins"])
+
+
+class Text(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value, place",
+    [
+        ({"scale": np.float64(0.5)}, r"objective.scale is np.float64\(0.5\), of <class 'numpy.float64'>"),
+        ({"steps": [0, (1, np.int64(2))]}, r"objective.steps\[1\]\[1\] is np.int64\(2\), of"),
+        ({"names": {Text("a"): 1}}, "objective.names is 'a', of <class '.*Text'>"),
+        (argparse.Namespace(), r"objective is Namespace\(\), of"),
+        ({"noise": np.zeros(1)}, r"objective.noise is array\(\[0.\]\), of"),
+    ],
+)
+def test_a_state_that_could_not_be_read_again_is_refused_with_its_place(tmp_path, value, place):
+    with pytest.raises(TypeError, match=f"cannot write {tmp_path / 'c.pth'}: {place}"):
+        checkpoint.save_checkpoint(tmp_path / "c.pth", model={"weight": torch.ones(1)}, objective=value)
+    assert not list(tmp_path.iterdir())
+    torch.save({"model": {}, "objective": value}, tmp_path / "c.pth")
+    if not isinstance(value, argparse.Namespace):  # read as a dict, for the published checkpoints
+        with pytest.raises(CheckpointError, match="it asks for"):
+            checkpoint.load_checkpoint(tmp_path / "c.pth")
 
 
 class Attack:

@@ -605,6 +605,8 @@ def test_a_checkpoint_of_another_loss(tmp_path, capsys):
         (("--fold", "1"), ("augment.gain=None",), "augment.gain must be a number from 0 to 100, got None"),
         (("--fold", "1"), ("encoder.name=None",), "encoder.name must be a text, got None"),
         (("--fold", "1"), ("data.test_dir=5",), "data.test_dir must be a text, got 5"),
+        (("--fold", "1"), ("opt={'learning_rate':0.1}",), ": set its entries, as opt.NAME=VALUE"),
+        (("--fold", "1"), ("encoder.frozen=no",), "encoder.frozen must be True or False, got 'no'"),
         (("--fold", "1"), ("head.poling=mean",), "head.poling"),
         (("--fold", "1"), ("data.num_frames=202",), "does not divide"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from audio_mamba.training import optim
-from audio_mamba.training.guards import NonFiniteError, StepGuard, update_ratio
+from audio_mamba.training.guards import NonFiniteError, StepGuard, spread_to_gradient, update_ratio
 
 
 def watched(guard, losses_and_norms, first=0):
@@ -70,6 +70,18 @@ def test_a_flagged_step_changes_neither_weights_nor_moments():
     skipped = step(math.nan, 1.0)
     assert all(map(torch.equal, first[0], skipped[0])) and all(map(torch.equal, first[1], skipped[1]))
     assert not torch.equal(step(1.0, 0.0)[0][0], first[0][0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_constant_in_the_loss_reaches_the_gradient(bad):
+    """For a finite loss, nothing changes."""
+    weight = torch.tensor(0.3, requires_grad=True)
+    for constant, expected in ((0.0, 0.6), (bad, math.nan)):
+        loss = weight.square() + constant
+        spread = spread_to_gradient(loss)
+        (gradient,) = torch.autograd.grad(spread, weight)
+        assert torch.equal(gradient, torch.tensor(expected)) or gradient.isnan() and math.isnan(expected)
+        assert torch.equal(spread, loss) == (constant == 0)
 
 
 def test_the_update_ratio_is_the_ratio_of_norms():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,6 +130,14 @@ def test_nan_and_inf_losses_are_counted_and_left_out(tmp_path, lines, bad):
     assert [line["train_loss"] for line in read_log(tmp_path / "log.txt")] == [3.0, 2.0]
 
 
+def test_an_objective_may_give_its_numbers_as_floats(tmp_path):
+    watcher = make(tmp_path, steps=3, print_freq=3)
+    for step, loss in watcher.epoch(0, [torch.tensor(1.0), torch.tensor(math.inf), torch.tensor(1.0)]):
+        watcher.step(loss, 0.1, numbers={"float": 0.1 * step, "numpy": np.float32(step), "tensor": torch.tensor(step)})
+    (row,) = read_steps(tmp_path / "steps.csv")
+    assert (row["float"], row["numpy"], row["tensor"]) == (0.1, 1.0, 1.0)  # without the infinite step
+
+
 def test_no_step_waits_for_the_device_unless_a_line_is_due(tmp_path, monkeypatch):
     watcher, read = make(tmp_path, steps=4), []
     for name in ("item", "tolist", "__float__", "__bool__"):
@@ -136,7 +145,7 @@ def test_no_step_waits_for_the_device_unless_a_line_is_due(tmp_path, monkeypatch
         monkeypatch.setattr(torch.Tensor, name, lambda self, original=original: read.append(1) or original(self))
     reads = []
     for _, loss in watcher.epoch(0, [torch.tensor(1.0)] * 4):
-        watcher.step(loss, 0.1, torch.tensor(1.0), {"part": torch.tensor(1.0)}, update_ratio=torch.tensor(1.0))
+        watcher.step(loss, 0.1, torch.tensor(1.0), {"part": torch.tensor(1.0), "more": 1.0}, update_ratio=loss)
         reads.append(len(read))
     assert reads[0] == 0 < reads[1] == reads[2] < reads[3]
 

@@ -360,6 +360,79 @@ def test_mistakes_get_one_sentence(tmp_path, synthetic_archive, overrides, messa
     assert message in ended.value.code
 
 
+OWN = """
+import math
+import numpy as np
+from audio_mamba.models.objectives.reconstruction import Reconstruction
+
+
+class Infinite(Reconstruction):
+    def loss(self, model, batch):
+        loss, numbers = super().loss(model, batch)
+        return loss + (math.inf if 3 in batch["index"] and model.training else 0), {**numbers, "temperature": 0.25}
+
+
+class Numpy(Reconstruction):
+    def state_dict(self):
+        return {"scale": np.float64(0.5)}
+"""
+
+
+def test_a_step_with_an_infinite_loss_is_skipped_though_its_gradient_is_finite(
+    tmp_path, synthetic_archive, monkeypatch, caplog
+):
+    (tmp_path / "infinite_objective.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    run(
+        tmp_path / "run",
+        synthetic_archive,
+        "--print_freq",
+        "1",
+        num_epochs=1,
+        opt__objective="infinite_objective:Infinite",
+    )
+    rows = read_steps(tmp_path / "run" / "steps.csv")
+    (bad,) = [row for row in rows if row["non_finite"]]
+    assert bad["update_ratio"] == 0 and rows[-1]["skipped"] == 1
+    assert [row["temperature"] for row in rows if row is not bad] == [0.25] * (STEPS - 1)
+    (warning,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert (
+        f"step {rows.index(bad) + 1} skipped: the loss is inf; its samples in this process: {synthetic_archive}"
+        in warning
+    )
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_by_the_first_checkpoint(
+    tmp_path, synthetic_archive, monkeypatch
+):
+    (tmp_path / "numpy_objective.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TypeError, match="checkpoint-0.pth: objective.scale is np.float64"):
+        run(tmp_path / "run", synthetic_archive, opt__objective="numpy_objective:Numpy")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_config_with_numbers_of_numpy_resumes_and_embeds(tmp_path, synthetic_archive, monkeypatch):
+    from audio_mamba import load_model
+
+    (tmp_path / "numpy_config.py").write_text(
+        "import numpy as np\n"
+        "from audio_mamba.configs.base import ssast_config\n"
+        "def get_config():\n"
+        "    config = ssast_config('tiny')\n"
+        "    config.opt.learning_rate = np.sqrt(0.5) * 1e-3\n"
+        "    config.model.model_args.num_heads = np.int64(2)\n"
+        "    return config\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for epochs in (1, 2):
+        train.main(
+            arguments(tmp_path / "run", synthetic_archive, config="numpy_config", num_epochs=epochs, batch_size=4)
+        )
+        assert len(losses(tmp_path / "run")) == epochs
+    assert load_model(tmp_path / "run", device="cpu").get_scene_embeddings(torch.zeros(1, 32000)).shape == (1, 240)
+
+
 def test_runs_with_an_objective_embed_as_others(tmp_path, synthetic_archive, monkeypatch):
     """Even one whose module is not there."""
     from audio_mamba import load_model

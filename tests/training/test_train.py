@@ -346,6 +346,11 @@ def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
         ([], {"num_epoch": 2}, "'num_epoch'; did you mean 'num_epochs'"),
         ([], {"batch_size": "many"}, "--set batch_size=many: expected a value like 256"),
         ([], {"opt": 1}, "--set opt=1: set its entries, as opt.NAME=VALUE"),
+        ([], {"opt": "{'weight_decay':0.1}"}, "--set opt={'weight_decay':0.1}: set its entries, as opt.NAME=VALUE"),
+        ([], {"model__model_args": {}}, "--set model.model_args={}: set its entries, as model.model_args.NAME=VALUE"),
+        ([], {"wandb": None}, "--set wandb=None: set its entries, as wandb.NAME=VALUE"),
+        ([], {"opt__norm_pix_loss": None}, "--set: opt.norm_pix_loss must be True or False, got None"),
+        ([], {"model__model_args__masked_positions": "false"}, "masked_positions must be True or False, got 'false'"),
         (
             [],
             {"opt__grad_accum_steps": 9},
