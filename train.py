@@ -26,7 +26,8 @@ from audio_mamba import published_names
 from audio_mamba.cli.failures import running, setting_up
 from audio_mamba.cli.train_arguments import parse_arguments
 from audio_mamba.cli.train_data import check_unchanged
-from audio_mamba.cli.train_setup import Loop, Run, set_up, tensors_of
+from audio_mamba.cli.train_resume import tensors_of
+from audio_mamba.cli.train_setup import Loop, Run, set_up
 from audio_mamba.data.loader import set_epoch
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.models.ops.linear_choice import linear_choice

@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 
 from audio_mamba import models, train
-from audio_mamba.cli.train_setup import Run, load_config, set_up
+from audio_mamba.cli.train_config import load_config
+from audio_mamba.cli.train_setup import Run, set_up
 from audio_mamba.models.precision import autocast
 from audio_mamba.training import distributed
 from benchmarks.measure import peak_mib, resident_mib, without_kernels

@@ -34,8 +34,8 @@ import torch
 from ml_collections import ConfigDict
 
 from audio_mamba.cli.train_arguments import at_least, parse_arguments
+from audio_mamba.cli.train_config import build_model, check_same_experiment, check_same_options, load_config
 from audio_mamba.cli.train_data import name_data
-from audio_mamba.cli.train_setup import build_model, check_same_experiment, check_same_options, load_config
 from audio_mamba.data.contents import Contents
 from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.front_end import FrontEnd

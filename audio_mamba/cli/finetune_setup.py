@@ -15,18 +15,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba import finetune_schema, models
 from audio_mamba.cli.finetune_data import check_clips, find_splits, judged_clips, read_clips
+from audio_mamba.cli.train_config import apply_overrides, check_same_config, check_same_experiment, check_schedule
 from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, drop_data_of_config
-from audio_mamba.cli.train_setup import (
-    Loop,
-    apply_overrides,
-    check_same_config,
-    check_same_experiment,
-    check_schedule,
-    find_state,
-    join_processes,
-    load_state,
-    open_workdir,
-)
+from audio_mamba.cli.train_resume import find_state, load_state
+from audio_mamba.cli.train_setup import Loop, join_processes, open_workdir
 from audio_mamba.data.augment import Augmentation
 from audio_mamba.data.contents import Contents
 from audio_mamba.data.folds import Split

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from audio_mamba.cli import finetune_arguments, finetune_setup, train_arguments, train_data, train_setup
+from audio_mamba.cli import finetune_arguments, finetune_setup, train_arguments, train_config, train_data
 from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips
@@ -59,7 +59,7 @@ def test_folders_that_set_names_stay_beside_data(tmp_path):
         assert (data.train_dirs, data.val_dir, data.test_dir) == (["A"], *expected)
     for overrides, expected in ((["--set", "data.val_dir=V"], "V"), ([], "")):
         args = train_arguments.parse_arguments("", ["--config", "ssam_tiny_200_16x4", *NAMED, *overrides])
-        config = train_setup.load_config(args.config, args.overrides)
+        config = train_config.load_config(args.config, args.overrides)
         train_data.name_data(config, args)
         assert (config.data.train_dirs, config.data.val_dir) == (["A"], expected)
 

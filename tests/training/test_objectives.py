@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from audio_mamba import models, train
-from audio_mamba.cli import train_data, train_setup
+from audio_mamba.cli import train_config, train_data, train_resume
 from audio_mamba.data.loader import make_validation_loader
 from audio_mamba.models import objectives
 from audio_mamba.models.objectives.teacher import Teacher
@@ -57,7 +57,7 @@ def last_state(workdir):
 def assert_same_state(ended, expected):
     assert ended.keys() == expected.keys()
     states = [
-        train_setup.tensors_of({key: state[key] for key in ("model", "objective")}) for state in (ended, expected)
+        train_resume.tensors_of({key: state[key] for key in ("model", "objective")}) for state in (ended, expected)
     ]
     assert states[0].keys() == states[1].keys()
     for key, value in states[1].items():
@@ -241,7 +241,7 @@ def test_accumulated_steps_equal_one_of_a_larger_batch(tmp_path, synthetic_archi
 def test_the_validation_loss_is_that_of_the_objective(tmp_path, synthetic_archive, name):
     run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1, **choice(name))
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in choice(name).items()]
-    config = train_setup.load_config(
+    config = train_config.load_config(
         "configs.ssast_tiny_200_16x4", ["model.model_args.depth=1", "model.model_args.embed_dim=48", *overrides]
     )
     state = last_state(tmp_path)
@@ -261,7 +261,7 @@ def test_bfloat16_trains_close_to_float32(tmp_path, synthetic_archive, name):
     exact = run(tmp_path / "exact", synthetic_archive, num_epochs=1, **choice(name))
     rough = run(tmp_path / "rough", synthetic_archive, "--precision", "bfloat16", num_epochs=1, **choice(name))
     assert rough == pytest.approx(exact, rel=0.02) and rough != exact
-    state = train_setup.tensors_of(last_state(tmp_path / "rough")["objective"])
+    state = train_resume.tensors_of(last_state(tmp_path / "rough")["objective"])
     assert all(value.dtype == torch.float32 for value in state.values())
 
 

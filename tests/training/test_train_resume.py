@@ -13,7 +13,7 @@ import torch
 from ml_collections import ConfigDict
 
 from audio_mamba import models, train
-from audio_mamba.cli import train_arguments, train_data, train_setup
+from audio_mamba.cli import train_arguments, train_config, train_data, train_resume
 from audio_mamba.data.loader import make_validation_loader
 from audio_mamba.models.loss import reconstruction_loss
 from audio_mamba.system import folder_lock
@@ -189,7 +189,7 @@ def test_detect_anomaly_reports_the_operation(tmp_path, synthetic_archive, monke
 
 def test_the_validation_loss_uses_the_weights_on_fixed_crops_and_masks(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, "--val-data", str(synthetic_archive), num_epochs=1)
-    config = train_setup.load_config(
+    config = train_config.load_config(
         "configs.ssast_tiny_200_16x4", ["model.model_args.depth=1", "model.model_args.embed_dim=48"]
     )
     model = models.build(config.model.arch, config.model.model_args.to_dict())
@@ -214,7 +214,7 @@ def test_the_precision_may_change_between_runs(tmp_path, synthetic_archive):
 def test_a_published_checkpoint_resumes_with_the_moments_of_each_parameter(tmp_path, golden, config):
     """Its optimizer state is stored by index, in the order of the published code, which golden/ records."""
     order = json.loads((golden / f"{config}_training.json").read_text())
-    settings = train_setup.load_config(f"configs.{config}", [])
+    settings = train_config.load_config(f"configs.{config}", [])
     model = models.build(settings.model.arch, settings.model.model_args.to_dict())
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     names = order["no_decay"] + order["decay"]
@@ -267,7 +267,7 @@ def test_a_published_checkpoint_resumes_with_the_moments_of_each_parameter(tmp_p
     fresh = models.build(settings.model.arch, settings.model.model_args.to_dict())
     optimizer = optim.make_optimizer(fresh, weight_decay=0.05)
     scaler = torch.amp.GradScaler(enabled=False)
-    start = train_setup.load_state(args, settings, tmp_path, fresh, optimizer, scaler, steps_per_epoch=4, contents={})
+    start = train_resume.load_state(args, settings, tmp_path, fresh, optimizer, scaler, steps_per_epoch=4, contents={})
     assert start == ((42, 0), 168, None)
     parameters = dict(fresh.named_parameters())
     for index, name in enumerate(names):

@@ -9,7 +9,7 @@ import torch
 from ml_collections import ConfigDict
 
 from audio_mamba import models
-from audio_mamba.cli.train_setup import check_same_experiment
+from audio_mamba.cli.train_config import check_same_experiment
 from audio_mamba.models.mamba import Mamba
 from audio_mamba.models.ops import add_norm, causal_conv1d, dispatch, mamba_block, native, selective_scan
 from audio_mamba.models.ops.calls import BlockCall, ConvCall
