@@ -1,6 +1,7 @@
 """The data of a command line, and which clips fine-tuning trains on, validates with and tests."""
 
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,49 @@ def test_validation_data_beside_folds_let_all_clips_train(given, caplog):
     assert ("those of all folds too" in caplog.text) == (given is FOLDS)
     with pytest.raises(ValueError, match="--fold and --folds exclude --val-data"):
         splits(clips_of(given, [""] * 4), ["data"], val_dir="valid", fold="1")
+
+
+def test_dealt_folds_of_one_archive_stay_as_they_are():
+    """A run keeps its validation clips, so that it resumes."""
+    found = splits(clips_of([""] * 15), ["data"], folds="all")
+    dealt = [[0, 11, 12], [1, 6, 14], [2, 7, 10], [5, 8, 13], [3, 4, 9]]
+    assert [split.test.tolist() for split in found.values()] == dealt
+
+
+def test_clips_of_one_file_stay_together_in_dealt_folds_of_several_archives():
+    """Left and right channels of the same recordings, of which one archive has groups."""
+    clips = clips_of([""] * 20, [""] * 20, [""] * 20)
+    for clip in range(20):
+        number = f"{clip:08d}"
+        clips.keys[clip + 20] = f"{number}_00000_clip"
+        clips.keys[clip + 40] = f"{number}_ch1_00000_clip"
+        clips.groups[clip + 40] = f"speaker{clip // 2}"
+    for split in splits(clips, ["left", "right", "each"], folds="all").values():
+        for part in split:
+            assert set(Counter(clip % 20 // 2 for clip in part).values()) == {6}, "both recordings, three archives"
+
+
+def test_groups_that_archives_share_are_a_warning(caplog):
+    """Each archive has every speaker in one fold, and so no warning of its own."""
+    clips = clips_of(FOLDS, ["3", "1", "2"] * 4)
+    clips.groups[:] = ["s1", "s2", "s3"] * 8
+    splits(clips, ["one", "other"], folds="all")
+    (line,) = caplog.messages
+    assert line.startswith("3 group(s) have clips on several sides, such as s")
+    caplog.clear()
+    splits(clips, ["one"], val_dir="other")
+    (line,) = caplog.messages
+    assert line == "3 group(s) have clips on several sides, such as s1 in training and validation"
+
+
+def test_groups_of_one_side_are_no_warning(caplog):
+    clips = clips_of(FOLDS, FOLDS)
+    clips.groups[:] = ["s1", "s2", "s3"] * 8
+    splits(clips, ["one", "other"], folds="all")
+    clips = clips_of(NONE, NONE)
+    clips.groups[:] = [f"s{number // 2}" for number in range(24)]
+    splits(clips, ["one", "other"], folds="all")
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("main, lines", [(True, 3), (False, 0)])
