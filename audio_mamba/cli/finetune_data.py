@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audio_mamba.cli.finetune_arguments import ALL_FOLDS
-from audio_mamba.data.contents import ShardContents
+from audio_mamba.data.contents import ShardContents, stated_checksums
 from audio_mamba.data.folds import (
     FoldError,
     Split,
@@ -44,7 +44,7 @@ def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> Labelled
     """All clips of data.train_dirs, data.val_dir and data.test_dir, in this order. Every process must call this.
 
     Raises:
-        ValueError: a folder has no labelled clips, or another class list or front end.
+        ValueError: a folder has no labelled clips, or another class list or front end; or one that judges is a copy.
     """
     folders = [*config.data.train_dirs, *filter(None, (config.data.val_dir, config.data.test_dir))]
     if not config.data.train_dirs:
@@ -59,6 +59,7 @@ def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> Labelled
             )
     for folder, archive in zip(folders, archives):
         _make(Path(folder), archive, front_end)
+    _refuse_copies(folders, archives, len(config.data.train_dirs))
     clips = read_labelled(archives, front_end)
     if not len(clips):
         raise ValueError(f"{folders[0]} has no clips")
@@ -92,6 +93,19 @@ def _make(folder: Path, archive: Path, front_end: FrontEnd) -> None:
             problem = str(error)
     if problem := distributed.gather(problem)[0]:
         raise ValueError(problem)
+
+
+def _refuse_copies(folders: Sequence[str], archives: Sequence[Path], trained: int) -> None:
+    """ValueError if an archive that judges, one behind the first `trained`, has shards of one before it."""
+    holder: dict[str, str] = {}  # of each checksum
+    for number, (folder, archive) in enumerate(zip(folders, archives)):
+        checksums = set(filter(None, stated_checksums(archive).values()))
+        if number >= trained and (copies := sorted(checksums & holder.keys())):
+            raise ValueError(
+                f"{folder} has {len(copies)} shard(s) that {holder[copies[0]]} has, too: --val-data and --test-data "
+                "must have clips of their own"
+            )
+        holder |= dict.fromkeys(checksums, folder)
 
 
 def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) -> dict[str, Split]:

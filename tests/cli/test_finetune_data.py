@@ -1,17 +1,21 @@
 """The data of a command line, and which clips fine-tuning trains on, validates with and tests."""
 
+import shutil
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from ml_collections import ConfigDict
 
 from audio_mamba.cli import finetune_arguments, finetune_setup, train_arguments, train_data, train_setup
 from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips
+from audio_mamba.data.prepare import prepare
+from audio_mamba.data.prepare_job import Settings
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.training import distributed
 
@@ -185,6 +189,26 @@ def test_one_folder_under_two_spellings_is_refused(tmp_path, monkeypatch, again)
     ):
         with pytest.raises(ValueError, match=f"must be different folders.*: data and {again} are both read from"):
             read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path / "cache")
+
+
+def test_a_copied_archive_does_not_judge(tmp_path):
+    for label in "ab":
+        (tmp_path / "audio" / label).mkdir(parents=True)
+        soundfile.write(tmp_path / "audio" / label / "0.wav", np.zeros(1600), 16000)
+    prepare(tmp_path / "audio", tmp_path / "data")
+    prepare(tmp_path / "audio", tmp_path / "other", settings=Settings(dtype="float32"))
+    for name in ("copy", "again"):
+        shutil.copytree(tmp_path / "data", tmp_path / name)
+    data, copy, other, again = (str(tmp_path / name) for name in ("data", "copy", "other", "again"))
+    for val_dir, test_dir in ((copy, ""), (other, copy), ("", copy)):
+        named = {"train_dirs": [data], "val_dir": val_dir, "test_dir": test_dir}
+        with pytest.raises(ValueError, match=f"{copy} has 1 shard.s. that {data} has, too: --val-data and --test"):
+            read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)
+    named = {"train_dirs": [other], "val_dir": copy, "test_dir": again}
+    with pytest.raises(ValueError, match=f"{again} has 1 shard.s. that {copy} has, too"):
+        read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)
+    named = {"train_dirs": [data, copy], "val_dir": other, "test_dir": ""}
+    assert len(read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)) == 6
 
 
 def test_two_tasks_of_one_name_do_not_share_an_archive(tmp_path):
