@@ -259,6 +259,35 @@ def test_a_run_stopped_while_the_head_is_fitted_leaves_nothing(tmp_path, archive
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("options, batch_size", [((), 16), (("--data-changed", "restart-epoch"), 8)])
+def test_a_run_resumed_in_its_first_epoch_keeps_the_trained_head(
+    tmp_path, archive, monkeypatch, caplog, options, batch_size
+):
+    """Where it resumes at the epoch's start: one step of 8 is no step of 16, or the data have changed."""
+    data = shutil.copytree(archive, tmp_path / "archive")
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruption, "ask", lambda self: setattr(self, "stop_now", True) or True)
+        tune(tmp_path / "run", data, "--fold", "1", changes=["head.start=probe"])
+    path = tmp_path / "run" / "resume" / "checkpoint-0-1.pth"
+    trained = torch.load(path, weights_only=True)["model"]["head.1.weight"]
+    if options:
+        shutil.rmtree(data)
+        prepare(archive.parent / "audio", data, archive.parent / "labels.csv", fold_column="fold")  # now float16
+    changes = ["head.start=probe", f"batch_size={batch_size}"]
+    heads = []
+    train_epoch = finetune.train_epoch
+    monkeypatch.setattr(
+        finetune,
+        "train_epoch",
+        lambda run, *rest: heads.append(run.model.head[1].weight.detach().clone()) or train_epoch(run, *rest),
+    )
+    with caplog.at_level(logging.INFO):
+        tune(tmp_path / "run", data, "--fold", "1", *options, changes=changes)
+    assert f"resuming from {path}: 0 epoch(s) are complete" in caplog.text
+    assert "logistic regression" not in caplog.text.split("resuming from")[1]
+    assert torch.equal(heads[0], trained)
+
+
 def start(processes, arguments):
     launcher = ["-m", "torch.distributed.run", *STANDALONE, f"--nproc-per-node={processes}"] if processes > 1 else []
     return subprocess.Popen(
