@@ -220,12 +220,13 @@ def _deal(clips: LabelledClips, chosen: Sequence[int] | np.ndarray) -> list[str]
     return deal(keys, labels, joined([clips.groups[clip] for clip in chosen], file_names(keys)))
 
 
-def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> None:
+def check_clips(clips: LabelledClips, split: Split, loss: str, source: str, metric: str | None = None) -> None:
     """Refuse clips that cannot be trained on or judged, and warn of few.
 
     Raises:
         ValueError: no training or validation clips; several labels, or none, for a clip under a single-label loss;
-            labels in validation or test that training lacks, or a class of one clip, under a single-label loss.
+            labels in validation or test that training lacks, or a class of one clip, under a single-label loss; a
+            metric that validation clips of one kind do not have.
     """
     for part, chosen in zip(("training", "validation"), split):
         if not len(chosen):
@@ -233,6 +234,11 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> N
     counts, in_valid, in_test = map(clips.counts, split)
     if not in_valid.any():
         raise ValueError(f"{source}: no validation clip has a label")
+    if metric in ("AUC", "d_prime") and not ((in_valid > 0) & (in_valid < len(split.valid))).any():
+        raise ValueError(
+            f"{source}: metric {metric} needs a class that some validation clips have and others lack; choose another "
+            "metric or other validation clips"
+        )
     if (counts > 0).sum() < (2 if loss == "single" else 1):
         raise ValueError(f"{source}: the training clips have {int((counts > 0).sum())} label(s); at least 2 are needed")
     if loss == "single":

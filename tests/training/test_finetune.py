@@ -637,7 +637,7 @@ def test_a_checkpoint_of_another_loss(tmp_path, capsys):
         (("--fold", "1"), ("opt={'learning_rate':0.1}",), ": set its entries, as opt.NAME=VALUE"),
         (("--fold", "1"), ("encoder.frozen=no",), "encoder.frozen must be True or False, got 'no'"),
         (("--fold", "1"), ("head.poling=mean",), "head.poling"),
-        (("--fold", "1"), ("data.num_frames=202",), "does not divide"),
+        (("--fold", "1"), ("data.num_frames=202",), "data.num_frames is 202: patch_size (4, 16) does not divide"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, capsys, archive, options, changes, sentence):
@@ -660,6 +660,32 @@ def test_few_clips_are_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         tune(tmp_path / "run", archive, changes=["num_epochs=1"])
     assert "fewer than 10 training clips each for a" in caplog.text
+
+
+@pytest.mark.parametrize("metric", ["AUC", "d_prime"])
+def test_a_metric_that_the_validation_clips_do_not_have_is_refused(tmp_path, capsys, metric):
+    """As NaN it would keep the classifier as it started, whatever is learned."""
+    for name, labels in (("train", ["a", "b"] * 4), ("valid", ["a"] * 4)):
+        (tmp_path / name).mkdir()
+        labelled(tmp_path / name, labels)
+    classes = tmp_path / "classes.csv"
+    classes.write_text("idx,label\n0,a\n1,b\n")
+    prepare(tmp_path / "valid/audio", tmp_path / "same", tmp_path / "valid/labels.csv", classes_csv=classes)
+    train = tmp_path / "train" / "archive"
+    options = ("--val-data", str(tmp_path / "same"))
+    message = refused(capsys, tmp_path / "run", train, *options, changes=[f"metric={metric}"])
+    assert f"{train}: metric {metric} needs a class that some validation clips have and others lack" in message
+
+
+def test_a_fold_named_like_a_path_has_one_folder(tmp_path, archive):
+    data = shutil.copytree(archive, tmp_path / "archive")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["folds"] = [f"site/{fold}" for fold in manifest["folds"]]
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    tune(tmp_path / "run", data, "--folds", "all", "--freeze", changes=["num_epochs=1"])
+    assert {path.name for path in (tmp_path / "run").glob("fold-*")} == {f"fold-site%2F{n}" for n in "123"}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [fold["fold"] for fold in results["folds"]] == ["site/1", "site/2", "site/3"]
 
 
 def test_results_of_fewer_epochs_are_not_those_of_a_run_that_goes_on(tmp_path, archive, monkeypatch):
