@@ -84,7 +84,7 @@ def train(run: Run, interruption: Interruption) -> None:
         monitor.load_state_dict(run.start.monitor)
     guard = StepGuard(run.scaler.is_enabled(), name_sample=experiment.clips.name)
 
-    if config.head.start == "probe" and (first.epoch, first.step) == (0, 0):
+    if config.head.start == "probe" and run.kept is None:  # every checkpoint of such a run has a kept state
         start_from_probe(run, interruption)
     for epoch in range(first.epoch, config.num_epochs if not interruption.stop_now else 0):
         check_unchanged(run.loaders, run.contents)

@@ -81,7 +81,7 @@ class LocalContents:
 
     def __init__(self, paths: list[Path], samples: list[int]):
         self._paths, self._samples = paths, samples
-        stated = {folder: _checksums(folder) for folder in {path.parent for path in paths}}
+        stated = {folder: stated_checksums(folder) for folder in {path.parent for path in paths}}
         self._checksums = [stated[path.parent].get(path.name, "") for path in paths]
         self._seen: dict[Path, tuple[tuple[int, ...], str]] = {}  # what the system says about the file, digest
 
@@ -104,7 +104,7 @@ class LocalContents:
         return self._seen[path][1] if path in self._seen else ""
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    """The checksums that the manifest of a folder states, by the name of the shard."""
+def stated_checksums(folder: Path) -> dict[str, str]:
+    """The checksums that the manifest of a folder states, by the name of the shard; "" where it states none."""
     manifest = read_manifest(folder) or {"shards": []}
     return {entry["name"]: entry.get("sha256", {}).get(entry["name"], "") for entry in manifest["shards"]}

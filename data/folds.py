@@ -67,6 +67,28 @@ def file_numbers(keys: Sequence[str]) -> list[int]:
         raise FoldError(f"sample {other} does not say which file it is from; data.prepare makes archives that do")
 
 
+def file_names(keys: Sequence[str]) -> list[str]:
+    """What the samples of one audio file share in every archive of its folder, whatever the channel: the number of the
+    file and the end of its name. A key of another form is its own."""
+    found = [re.fullmatch(r"(\d{8})_(?:ch\d+_)?\d{5,}_(.*)", key) for key in keys]
+    return [f"{match[1]}_{match[2]}" if match else key for key, match in zip(keys, found)]
+
+
+def joined(groups: Sequence[str], files: Sequence[str]) -> list[str]:
+    """The group of each clip, with one name for those that files connect, directly or through other groups."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def find(name: tuple[str, str]) -> tuple[str, str]:
+        while first.setdefault(name, name) != name:
+            first[name] = first[first[name]]  # so that chains stay short
+            name = first[name]
+        return name
+
+    for group, file in zip(groups, files):
+        first[find(("file", file))] = find(("group", group))
+    return [find(("group", group))[1] for group in groups]
+
+
 def fold_names(folds: Sequence[str]) -> list[str]:
     """The folds in use in order ("2" before "10"). Empty for named splits (train, valid, test).
 

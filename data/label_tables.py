@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,11 @@ Row = tuple[int, dict[str, str]]  # line number, cell under each column name
 
 class LabelError(ValueError):
     """A table of labels that cannot be used; the message names the file and, where there is one, the line."""
+
+
+def composed(text: str) -> str:
+    """Text in composed Unicode, in which é is one character; macOS writes names of folders with two."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
@@ -48,7 +54,7 @@ def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
         name = row[file_column].strip()
         if not name:
             raise LabelError(f"{table}, line {line}: the cell under {file_column!r} is empty")
-        labels = (label.strip() for label in re.split("[,;]", row[label_columns[0]]))
+        labels = (composed(label.strip()) for label in re.split("[,;]", row[label_columns[0]]))
         labels_under.setdefault(name, set()).update(label for label in labels if label)
     return file_column == YOUTUBE_COLUMN, labels_under
 
@@ -69,7 +75,7 @@ def read_column(table: Path, column: str) -> tuple[bool, dict[str, str]]:
         raise LabelError(f"{table} has the columns {columns}; it needs {needed}")
     cells: dict[str, str] = {}
     for line, row in rows:
-        name, cell = row[file_column].strip(), row[column].strip()
+        name, cell = row[file_column].strip(), composed(row[column].strip())
         if cells.setdefault(name, cell) != cell:
             raise LabelError(f"{table}, line {line}: {name} has the {column} {cell!r} here and {cells[name]!r} above")
     return file_column == YOUTUBE_COLUMN, cells
@@ -83,7 +89,7 @@ def read_classes(table: Path) -> list[str]:
         raise LabelError(
             f"{table} has the columns {columns}; it needs one of {list(ID_COLUMNS)} and one of {list(CLASS_COLUMNS)}"
         )
-    labels = {row[id_column]: row[label_column] for _, row in rows}
+    labels = {row[id_column]: composed(row[label_column]) for _, row in rows}
     if labels.keys() != {str(i) for i in range(len(rows))} or len(set(labels.values())) < len(rows):
         raise LabelError(f"{table}: its {len(rows)} rows must have the ids 0 to {len(rows) - 1} and different labels")
     return [labels[str(i)] for i in range(len(rows))]

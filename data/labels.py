@@ -2,13 +2,12 @@
 
 import json
 import logging
-import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from audio_mamba.data.audio_files import find_audio, printable
-from audio_mamba.data.label_tables import LabelError, read_classes, read_column, read_label_table
+from audio_mamba.data.label_tables import LabelError, composed, read_classes, read_column, read_label_table
 from audio_mamba.front_end import PUBLISHED
 
 YOUTUBE_ID_LENGTH = 11
@@ -75,14 +74,15 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
             `label` (one label, or several in quotes, separated by , or ;), or with the column names of AudioSet,
             FSD50K or ESC-50. Several rows of a file add up; one with the path of another file is of that file alone, if
             this one has its own. An AudioSet YouTube id matches the files whose names begin with it, with or without a
-            Y in front. Files without a row and rows without a file are counted in the log.
+            Y in front. Files without a row and rows without a file are counted in the log, and a warning counts the
+            names without a path that fit files in several folders.
 
     Raises:
         LabelError: the table is missing or malformed, or labels none of the files.
     """
     relative = [path.relative_to(directory) for path in files]
     if table is None:
-        return [(printable(path.parts[0]),) if len(path.parts) > 1 else () for path in relative]
+        return [(composed(printable(path.parts[0])),) if len(path.parts) > 1 else () for path in relative]
     by_youtube_id, rows = read_label_table(table)
     names_of = _youtube_ids if by_youtube_id else _names
     prefix = f"{directory.absolute()}/"
@@ -101,6 +101,8 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
         if unused:
             why = f"it has {unused[0]!r}, and there is {relative[0].as_posix()!r}"
         raise LabelError(f"{table} labels none of the {len(files)} audio files below {directory}: {why}")
+    if not by_youtube_id:
+        _warn_of_bare_names(table, relative, names, labels_under)
     if unlabelled := found.count(()):
         logger.info("%d of %d audio files have no label in %s", unlabelled, len(files), table)
     if unused:
@@ -112,6 +114,29 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
             unused[0],
         )
     return found
+
+
+def _warn_of_bare_names(
+    table: Path, relative: Sequence[Path], names: Sequence[Sequence[str]], listed: Collection[str]
+) -> None:
+    """Warn if a name in a table, one of `listed`, is that of files in several folders, which then have its labels."""
+    files_of: dict[str, dict[Path, Path]] = {}  # the first file of each folder
+    for path, of_file in zip(relative, names):
+        for name in {name for name in of_file if "/" not in name and name in listed}:
+            files_of.setdefault(name, {}).setdefault(path.parent, path)
+    shared = {name: list(files.values()) for name, files in files_of.items() if len(files) > 1}
+    if shared:
+        name, (one, other, *_) = next(iter(shared.items()))
+        logger.warning(
+            "%d of %d names in %s fit files in several folders, such as %s, which labels %s and %s; with paths "
+            "each row is of one file",
+            len(shared),
+            len(listed),
+            table,
+            name,
+            printable(one),
+            printable(other),
+        )
 
 
 def column_of(files: Sequence[Path], directory: Path, table: Path | None, column: str) -> list[str]:
@@ -127,7 +152,7 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
         LabelError: there is no such column, or it is empty for a file.
     """
     if column == FOLDER or column == SPLIT and table is None and (directory / "task_metadata.json").exists():
-        return [printable(path.relative_to(directory).parent.name or TOP) for path in files]
+        return [composed(printable(path.relative_to(directory).parent.name or TOP)) for path in files]
     if table is None:
         if column == SPLIT and is_speech_commands(directory):
             return _speech_commands_splits(files, directory)
@@ -172,16 +197,16 @@ def is_speech_commands(directory: Path) -> bool:
 
 def _speech_commands_splits(files: Sequence[Path], directory: Path) -> list[str]:
     split_of = {
-        line.strip(): split
+        composed(line.strip()): split
         for name, split in SPEECH_COMMANDS_LISTS.items()
         for line in (directory / name).read_text(encoding="utf-8").splitlines()
     }
-    return [split_of.get(path.relative_to(directory).as_posix(), "train") for path in files]
+    return [split_of.get(composed(path.relative_to(directory).as_posix()), "train") for path in files]
 
 
 def _comparable(name: str, prefix: str) -> str:
     """A name in the one form that is compared: composed Unicode, without `prefix` (the folder) or ./ in front."""
-    return unicodedata.normalize("NFC", name.removeprefix(prefix).removeprefix("./"))
+    return composed(name.removeprefix(prefix).removeprefix("./"))
 
 
 def _names(path: Path) -> list[str]:
@@ -228,7 +253,7 @@ def _hear_split(table: Path) -> dict[str, set[str]]:
             if not isinstance(entries, list):
                 raise TypeError(f"the labels of {name} must be a list, got {entries!r:.80}")
         return {
-            name: {str(entry["label"] if isinstance(entry, dict) else entry) for entry in entries}
+            name: {composed(str(entry["label"] if isinstance(entry, dict) else entry)) for entry in entries}
             for name, entries in labels_of_file.items()
         }
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:

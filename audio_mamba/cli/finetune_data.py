@@ -10,8 +10,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audio_mamba.cli.finetune_arguments import ALL_FOLDS
-from audio_mamba.data.contents import ShardContents
-from audio_mamba.data.folds import FoldError, Split, deal, find_fold, fold_names, split_by_fold, split_by_name
+from audio_mamba.data.contents import ShardContents, stated_checksums
+from audio_mamba.data.folds import (
+    FoldError,
+    Split,
+    deal,
+    file_names,
+    find_fold,
+    fold_names,
+    joined,
+    split_by_fold,
+    split_by_name,
+)
 from audio_mamba.data.labelled import LabelledClips, read_labelled
 from audio_mamba.data.labels import hear_metadata
 from audio_mamba.data.manifest import MANIFEST_NAME
@@ -34,7 +44,7 @@ def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> Labelled
     """All clips of data.train_dirs, data.val_dir and data.test_dir, in this order. Every process must call this.
 
     Raises:
-        ValueError: a folder has no labelled clips, or another class list or front end.
+        ValueError: a folder has no labelled clips, or another class list or front end; or one that judges is a copy.
     """
     folders = [*config.data.train_dirs, *filter(None, (config.data.val_dir, config.data.test_dir))]
     if not config.data.train_dirs:
@@ -49,6 +59,7 @@ def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> Labelled
             )
     for folder, archive in zip(folders, archives):
         _make(Path(folder), archive, front_end)
+    _refuse_copies(folders, archives, len(config.data.train_dirs))
     clips = read_labelled(archives, front_end)
     if not len(clips):
         raise ValueError(f"{folders[0]} has no clips")
@@ -84,12 +95,26 @@ def _make(folder: Path, archive: Path, front_end: FrontEnd) -> None:
         raise ValueError(problem)
 
 
+def _refuse_copies(folders: Sequence[str], archives: Sequence[Path], trained: int) -> None:
+    """ValueError if an archive that judges, one behind the first `trained`, has shards of one before it."""
+    holder: dict[str, str] = {}  # of each checksum
+    for number, (folder, archive) in enumerate(zip(folders, archives)):
+        checksums = set(filter(None, stated_checksums(archive).values()))
+        if number >= trained and (copies := sorted(checksums & holder.keys())):
+            raise ValueError(
+                f"{folder} has {len(copies)} shard(s) that {holder[copies[0]]} has, too: --val-data and --test-data "
+                "must have clips of their own"
+            )
+        holder |= dict.fromkeys(checksums, folder)
+
+
 def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) -> dict[str, Split]:
-    """The runs to make, by the name of the fold that each tests; "" is the name of a run without folds.
+    """The runs to make, by the name of the fold that each tests; "" is the name of a run without folds. A warning says
+    if clips of one group are in several parts of a run.
 
     The clips of data.train_dirs are split: by their named splits (train, valid, test), or their folds (k tests, k + 1
     validates), or five folds that are dealt here, of which the first validates and none tests unless --fold or --folds
-    asks for it. Clips of one audio file or group stay together in dealt folds.
+    asks for it. Clips of one audio file or group stay together in dealt folds, also those of several archives.
 
     --val-data and --test-data replace the splits valid and test, whose own clips are left out. Without named splits,
     --val-data makes all clips training clips, also those in folds.
@@ -98,6 +123,12 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
         ValueError: folds that are not there, in some archives only or mixed with named splits, or a choice that is
             missing.
     """
+    splits = _splits(clips, config, args)
+    _warn_of_divided_groups(clips, splits)
+    return splits
+
+
+def _splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) -> dict[str, Split]:
     train_dirs, val_dir, test_dir = config.data.train_dirs, config.data.val_dir, config.data.test_dir
     own = np.flatnonzero(clips.directories < len(train_dirs))
     valid = np.flatnonzero(clips.directories == len(train_dirs)) if val_dir else None
@@ -140,6 +171,22 @@ def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespa
     return {name: _of(own, split_by_fold(folds, name)) for name in chosen}
 
 
+def _warn_of_divided_groups(clips: LabelledClips, splits: dict[str, Split]) -> None:
+    """Warn once if training, validation and test of a run share groups, as several archives may, so that training would
+    know what is judged. In dealt folds none is divided."""
+    divided: dict[str, str] = {}
+    for split in splits.values():
+        parts_of: dict[str, list[str]] = {}
+        for part, chosen in zip(("training", "validation", "test"), split):
+            for group in dict.fromkeys(clips.groups[clip] for clip in chosen):
+                parts_of.setdefault(group, []).append(part)
+        divided |= {group: " and ".join(parts) for group, parts in parts_of.items() if len(parts) > 1}
+    if divided:
+        first = next(iter(divided))
+        count, example = len(divided), f"{first} in {divided[first]}"
+        _log(logging.WARNING, "%d group(s) have clips on several sides, such as %s", count, example)
+
+
 def _kind(clips: LabelledClips, archive: int, name: str) -> str:
     """How the clips of an archive are divided. FoldError, which has its `name`, if they have folds and splits."""
     folds = [clips.folds[clip] for clip in np.flatnonzero(clips.directories == archive)]
@@ -169,15 +216,17 @@ def _of(own: np.ndarray, split: Split) -> Split:
 
 def _deal(clips: LabelledClips, chosen: Sequence[int] | np.ndarray) -> list[str]:
     labels = [tuple(clips.labels[clip].tolist()) for clip in chosen]
-    return deal([clips.keys[clip] for clip in chosen], labels, [clips.groups[clip] for clip in chosen])
+    keys = [clips.keys[clip] for clip in chosen]
+    return deal(keys, labels, joined([clips.groups[clip] for clip in chosen], file_names(keys)))
 
 
-def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> None:
+def check_clips(clips: LabelledClips, split: Split, loss: str, source: str, metric: str | None = None) -> None:
     """Refuse clips that cannot be trained on or judged, and warn of few.
 
     Raises:
         ValueError: no training or validation clips; several labels, or none, for a clip under a single-label loss;
-            labels in validation or test that training lacks, or a class of one clip, under a single-label loss.
+            labels in validation or test that training lacks, or a class of one clip, under a single-label loss; a
+            metric that validation clips of one kind do not have.
     """
     for part, chosen in zip(("training", "validation"), split):
         if not len(chosen):
@@ -185,6 +234,11 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str) -> N
     counts, in_valid, in_test = map(clips.counts, split)
     if not in_valid.any():
         raise ValueError(f"{source}: no validation clip has a label")
+    if metric in ("AUC", "d_prime") and not ((in_valid > 0) & (in_valid < len(split.valid))).any():
+        raise ValueError(
+            f"{source}: metric {metric} needs a class that some validation clips have and others lack; choose another "
+            "metric or other validation clips"
+        )
     if (counts > 0).sum() < (2 if loss == "single" else 1):
         raise ValueError(f"{source}: the training clips have {int((counts > 0).sum())} label(s); at least 2 are needed")
     if loss == "single":

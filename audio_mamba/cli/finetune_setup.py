@@ -63,9 +63,9 @@ class Experiment:
     metric: str
 
     def workdir(self, fold: str) -> Path:
-        """The work folder of a fold's run: the one named, or one inside it for each of all folds."""
+        """The work folder of a fold's run: the one named, or one inside it for each of all folds, with %2F for /."""
         workdir = Path(self.args.workdir)
-        return workdir / f"fold-{fold}" if self.args.folds else workdir
+        return workdir / f"fold-{fold.replace('/', '%2F')}" if self.args.folds else workdir
 
 
 @dataclass
@@ -147,7 +147,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Experiment:
         raise ValueError(f"metric {metric} needs one label per clip; for several choose mAP, AUC or d_prime")
     splits = find_splits(clips, config, args)
     for fold, split in splits.items():
-        check_clips(clips, split, loss, f"fold {fold}" if fold else str(config.data.train_dirs[0]))
+        check_clips(clips, split, loss, f"fold {fold}" if fold else str(config.data.train_dirs[0]), metric)
     return Experiment(args, config, device, source, clips, splits, loss, metric)
 
 
@@ -163,7 +163,10 @@ def build_encoder(source: ModelSource, num_frames: int | None) -> MaskedSpectrog
     if num_frames not in (None, encoder.num_frames):
         mels = encoder.n_mels
         arguments["img_size"] = (mels, num_frames) if encoder.frequency_first else (num_frames, mels)
-        encoder = models.build(section.arch, arguments, section.backend)
+        try:
+            encoder = models.build(section.arch, arguments, section.backend)
+        except ValueError as error:
+            raise ValueError(f"data.num_frames is {num_frames}: {error}") from error
     section.model_args = ConfigDict(arguments)
     if source.weights is not None:
         try:

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba.cli.train_arguments import FAKE_SAMPLES
-from audio_mamba.data.contents import Contents
+from audio_mamba.data.contents import Contents, stated_checksums
 from audio_mamba.data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
 from audio_mamba.data.remote import RemoteShards, is_remote
 from audio_mamba.data.samples import ArchiveError
@@ -132,7 +132,9 @@ def _warn_of_repeated(directories: Sequence[str], val_dir: str) -> None:
     for number, place in enumerate(places):
         if place in places[:number]:
             logger.warning("%s is named twice as training data, so its clips are read twice in an epoch", place)
-    if val_dir and Path(val_dir).resolve() in places:
+    trained = {checksum for place in places for checksum in stated_checksums(place).values() if checksum}
+    copied = val_dir and not trained.isdisjoint(stated_checksums(Path(val_dir)).values())
+    if copied or val_dir and Path(val_dir).resolve() in places:
         logger.warning("%s is training and validation data: the validation loss is not that of other clips", val_dir)
 
 

@@ -1,16 +1,21 @@
 """The data of a command line, and which clips fine-tuning trains on, validates with and tests."""
 
+import shutil
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from ml_collections import ConfigDict
 
 from audio_mamba.cli import finetune_arguments, finetune_setup, train_arguments, train_config, train_data
 from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips
+from audio_mamba.data.prepare import prepare
+from audio_mamba.data.prepare_job import Settings
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.training import distributed
 
@@ -116,6 +121,49 @@ def test_validation_data_beside_folds_let_all_clips_train(given, caplog):
         splits(clips_of(given, [""] * 4), ["data"], val_dir="valid", fold="1")
 
 
+def test_dealt_folds_of_one_archive_stay_as_they_are():
+    """A run keeps its validation clips, so that it resumes."""
+    found = splits(clips_of([""] * 15), ["data"], folds="all")
+    dealt = [[0, 11, 12], [1, 6, 14], [2, 7, 10], [5, 8, 13], [3, 4, 9]]
+    assert [split.test.tolist() for split in found.values()] == dealt
+
+
+def test_clips_of_one_file_stay_together_in_dealt_folds_of_several_archives():
+    """Left and right channels of the same recordings, of which one archive has groups."""
+    clips = clips_of([""] * 20, [""] * 20, [""] * 20)
+    for clip in range(20):
+        number = f"{clip:08d}"
+        clips.keys[clip + 20] = f"{number}_00000_clip"
+        clips.keys[clip + 40] = f"{number}_ch1_00000_clip"
+        clips.groups[clip + 40] = f"speaker{clip // 2}"
+    for split in splits(clips, ["left", "right", "each"], folds="all").values():
+        for part in split:
+            assert set(Counter(clip % 20 // 2 for clip in part).values()) == {6}, "both recordings, three archives"
+
+
+def test_groups_that_archives_share_are_a_warning(caplog):
+    """Each archive has every speaker in one fold, and so no warning of its own."""
+    clips = clips_of(FOLDS, ["3", "1", "2"] * 4)
+    clips.groups[:] = ["s1", "s2", "s3"] * 8
+    splits(clips, ["one", "other"], folds="all")
+    (line,) = caplog.messages
+    assert line.startswith("3 group(s) have clips on several sides, such as s")
+    caplog.clear()
+    splits(clips, ["one"], val_dir="other")
+    (line,) = caplog.messages
+    assert line == "3 group(s) have clips on several sides, such as s1 in training and validation"
+
+
+def test_groups_of_one_side_are_no_warning(caplog):
+    clips = clips_of(FOLDS, FOLDS)
+    clips.groups[:] = ["s1", "s2", "s3"] * 8
+    splits(clips, ["one", "other"], folds="all")
+    clips = clips_of(NONE, NONE)
+    clips.groups[:] = [f"s{number // 2}" for number in range(24)]
+    splits(clips, ["one", "other"], folds="all")
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("main, lines", [(True, 3), (False, 0)])
 def test_only_the_main_process_warns_of_clips(monkeypatch, caplog, main, lines):
     monkeypatch.setattr(distributed, "is_main", lambda: main)
@@ -141,6 +189,26 @@ def test_one_folder_under_two_spellings_is_refused(tmp_path, monkeypatch, again)
     ):
         with pytest.raises(ValueError, match=f"must be different folders.*: data and {again} are both read from"):
             read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path / "cache")
+
+
+def test_a_copied_archive_does_not_judge(tmp_path):
+    for label in "ab":
+        (tmp_path / "audio" / label).mkdir(parents=True)
+        soundfile.write(tmp_path / "audio" / label / "0.wav", np.zeros(1600), 16000)
+    prepare(tmp_path / "audio", tmp_path / "data")
+    prepare(tmp_path / "audio", tmp_path / "other", settings=Settings(dtype="float32"))
+    for name in ("copy", "again"):
+        shutil.copytree(tmp_path / "data", tmp_path / name)
+    data, copy, other, again = (str(tmp_path / name) for name in ("data", "copy", "other", "again"))
+    for val_dir, test_dir in ((copy, ""), (other, copy), ("", copy)):
+        named = {"train_dirs": [data], "val_dir": val_dir, "test_dir": test_dir}
+        with pytest.raises(ValueError, match=f"{copy} has 1 shard.s. that {data} has, too: --val-data and --test"):
+            read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)
+    named = {"train_dirs": [other], "val_dir": copy, "test_dir": again}
+    with pytest.raises(ValueError, match=f"{again} has 1 shard.s. that {copy} has, too"):
+        read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)
+    named = {"train_dirs": [data, copy], "val_dir": other, "test_dir": ""}
+    assert len(read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)) == 6
 
 
 def test_two_tasks_of_one_name_do_not_share_an_archive(tmp_path):

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from audio_mamba.data.folds import FoldError, deal, file_numbers, find_fold, fold_names, split_by_fold, split_by_name
+from audio_mamba.data.folds import (
+    FoldError,
+    deal,
+    file_names,
+    file_numbers,
+    find_fold,
+    fold_names,
+    joined,
+    split_by_fold,
+    split_by_name,
+)
 
 
 def test_every_fold_has_its_share_of_each_label_and_the_order_does_not_matter():
@@ -66,6 +76,17 @@ def test_keys_name_their_files():
         file_numbers(["abc"])
     with pytest.raises(FoldError, match="sample 0000001² does not say"):
         file_numbers(["0000001²"])
+
+
+def test_samples_of_one_file_in_archives_of_several_channels():
+    keys = ["00000012_00000_dog", "00000012_00001_dog", "00000012_ch1_00000_dog", "00000012_00000_cat", "00000012"]
+    assert file_names(keys) == ["00000012_dog"] * 3 + ["00000012_cat", "00000012"]
+
+
+def test_groups_that_share_a_file_are_one():
+    groups = joined(["a", "b", "c", "d", "e", "a", "c"], ["1", "2", "3", "2", "5", "6", "6"])
+    assert len({groups[i] for i in (0, 2, 5, 6)}) == len({groups[i] for i in (1, 3)}) == 1
+    assert len(set(groups)) == 3
 
 
 def test_no_clip_is_in_two_parts():

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from audio_mamba.data.labels import LabelError, find_labelled, hear_metadata
+from audio_mamba.data.labels import LabelError, column_of, find_labelled, hear_metadata
 from audio_mamba.data.synthetic import write_scene_task
 from tests.evaluation.conftest import write_task
 
@@ -142,6 +142,54 @@ def test_files_of_one_name_in_several_folders_keep_their_rows_apart(tmp_path):
         "both.wav": ("x", "y"),
         "more/c.wav": ("x", "y"),
     }
+
+
+def test_a_bare_name_of_files_in_several_folders_is_a_warning(tmp_path, caplog):
+    make_files(
+        tmp_path / "audio", "x/0.wav", "y/0.wav", "x/1.wav", "y/1.wav", "x/2.wav", "x/2.flac", "3.wav", "z/3.wav"
+    )
+    text = "file,label\n0.wav,L0\nx/1.wav,L1\ny/1,L2\n2,L2\n3.wav,L3\nz/3.wav,L4\n"
+    (tmp_path / "labels.csv").write_text(text)
+    _, labels, _ = find_labelled(tmp_path / "audio", tmp_path / "labels.csv")
+    assert labels.count(("L0",)) == 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (
+        f"1 of 6 names in {tmp_path / 'labels.csv'} fit files in several folders, such as 0.wav, which labels"
+        in warning
+    )
+    assert "x/0.wav and y/0.wav" in warning
+    caplog.clear()
+    (tmp_path / "labels.csv").write_text("file,label\nx/0.wav,L0\n")
+    find_labelled(tmp_path / "audio", tmp_path / "labels.csv")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_labels_folds_and_groups_are_composed(tmp_path):
+    """macOS writes names of folders with é in two characters; tables mostly have one."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    make_files(tmp_path / "audio", f"{one}/a.wav", f"{two}/b.wav")
+    files, labels, vocabulary = find_labelled(tmp_path / "audio")
+    assert vocabulary == [one] and set(labels) == {(one,)}
+    assert column_of(files, tmp_path / "audio", None, "folder") == [one] * 2
+    (tmp_path / "labels.csv").write_text(f"file,label,who\na.wav,{one},{two}\nb.wav,{two},{one}\n")
+    (tmp_path / "classes.csv").write_text(f"idx,label\n0,{two}\n")
+    files, labels, vocabulary = find_labelled(tmp_path / "audio", tmp_path / "labels.csv", tmp_path / "classes.csv")
+    assert vocabulary == [one] and set(labels) == {(one,)}
+    assert column_of(files, tmp_path / "audio", tmp_path / "labels.csv", "who") == [one] * 2
+
+
+def test_composed_names_in_the_lists_of_speech_commands_and_labels_of_hear_tasks(tmp_path):
+    one, two = "caf\u00e9", "cafe\u0301"
+    make_files(tmp_path / "words", f"{two}/a.wav", f"{two}/b.wav")
+    (tmp_path / "words" / "validation_list.txt").write_text(f"{one}/a.wav\n")
+    (tmp_path / "words" / "testing_list.txt").write_text("")
+    files, _, _ = find_labelled(tmp_path / "words")
+    assert column_of(files, tmp_path / "words", None, "split") == ["valid", "train"]
+    make_files(tmp_path / "task", "16000/train/a.wav")
+    (tmp_path / "task" / "task_metadata.json").write_text("{}")
+    (tmp_path / "task" / "labelvocabulary.csv").write_text(f"idx,label\n0,{one}\n")
+    (tmp_path / "task" / "train.json").write_text(json.dumps({"a.wav": [two]}))
+    assert find_labelled(tmp_path / "task")[1:] == ([(one,)], [one])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from audio_mamba import train
+from audio_mamba.data.archives import write_manifest
 from audio_mamba.training.records import read_log
 from tests.training.runs import arguments, finish, follow, start_ranks, write_archive
 
@@ -54,6 +55,16 @@ def test_data_that_are_read_twice_or_judge_themselves_are_named(tmp_path, caplog
     train.main(arguments(tmp_path / "run", data, *options, num_epochs=1, batch_size=2))
     assert f"{data} is named twice as training data" in caplog.text
     assert f"{other} is training and validation data" in caplog.text
+
+
+def test_a_copy_of_the_training_data_that_judges_is_named(tmp_path, caplog):
+    data = write_archive(tmp_path / "data", [2, 2])
+    shards = [{"name": f"shard-{n}.tar", "samples": 2, "sha256": {f"shard-{n}.tar": str(n)}} for n in range(2)]
+    write_manifest(data, {"samples": 4, "settings": {}, "shards": shards})
+    copy = shutil.copytree(data, tmp_path / "copy")
+    options = ("--val-data", str(copy), "--device", "cpu")
+    train.main(arguments(tmp_path / "run", data, *options, num_epochs=1, batch_size=2))
+    assert f"{copy} is training and validation data" in caplog.text
 
 
 def test_different_copies_of_the_data_are_refused_by_all(tmp_path):

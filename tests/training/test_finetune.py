@@ -259,6 +259,35 @@ def test_a_run_stopped_while_the_head_is_fitted_leaves_nothing(tmp_path, archive
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("options, batch_size", [((), 16), (("--data-changed", "restart-epoch"), 8)])
+def test_a_run_resumed_in_its_first_epoch_keeps_the_trained_head(
+    tmp_path, archive, monkeypatch, caplog, options, batch_size
+):
+    """Where it resumes at the epoch's start: one step of 8 is no step of 16, or the data have changed."""
+    data = shutil.copytree(archive, tmp_path / "archive")
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruption, "ask", lambda self: setattr(self, "stop_now", True) or True)
+        tune(tmp_path / "run", data, "--fold", "1", changes=["head.start=probe"])
+    path = tmp_path / "run" / "resume" / "checkpoint-0-1.pth"
+    trained = torch.load(path, weights_only=True)["model"]["head.1.weight"]
+    if options:
+        shutil.rmtree(data)
+        prepare(archive.parent / "audio", data, archive.parent / "labels.csv", fold_column="fold")  # now float16
+    changes = ["head.start=probe", f"batch_size={batch_size}"]
+    heads = []
+    train_epoch = finetune.train_epoch
+    monkeypatch.setattr(
+        finetune,
+        "train_epoch",
+        lambda run, *rest: heads.append(run.model.head[1].weight.detach().clone()) or train_epoch(run, *rest),
+    )
+    with caplog.at_level(logging.INFO):
+        tune(tmp_path / "run", data, "--fold", "1", *options, changes=changes)
+    assert f"resuming from {path}: 0 epoch(s) are complete" in caplog.text
+    assert "logistic regression" not in caplog.text.split("resuming from")[1]
+    assert torch.equal(heads[0], trained)
+
+
 def start(processes, arguments):
     launcher = ["-m", "torch.distributed.run", *STANDALONE, f"--nproc-per-node={processes}"] if processes > 1 else []
     return subprocess.Popen(
@@ -608,7 +637,7 @@ def test_a_checkpoint_of_another_loss(tmp_path, capsys):
         (("--fold", "1"), ("opt={'learning_rate':0.1}",), ": set its entries, as opt.NAME=VALUE"),
         (("--fold", "1"), ("encoder.frozen=no",), "encoder.frozen must be True or False, got 'no'"),
         (("--fold", "1"), ("head.poling=mean",), "head.poling"),
-        (("--fold", "1"), ("data.num_frames=202",), "does not divide"),
+        (("--fold", "1"), ("data.num_frames=202",), "data.num_frames is 202: patch_size (4, 16) does not divide"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, capsys, archive, options, changes, sentence):
@@ -631,6 +660,32 @@ def test_few_clips_are_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         tune(tmp_path / "run", archive, changes=["num_epochs=1"])
     assert "fewer than 10 training clips each for a" in caplog.text
+
+
+@pytest.mark.parametrize("metric", ["AUC", "d_prime"])
+def test_a_metric_that_the_validation_clips_do_not_have_is_refused(tmp_path, capsys, metric):
+    """As NaN it would keep the classifier as it started, whatever is learned."""
+    for name, labels in (("train", ["a", "b"] * 4), ("valid", ["a"] * 4)):
+        (tmp_path / name).mkdir()
+        labelled(tmp_path / name, labels)
+    classes = tmp_path / "classes.csv"
+    classes.write_text("idx,label\n0,a\n1,b\n")
+    prepare(tmp_path / "valid/audio", tmp_path / "same", tmp_path / "valid/labels.csv", classes_csv=classes)
+    train = tmp_path / "train" / "archive"
+    options = ("--val-data", str(tmp_path / "same"))
+    message = refused(capsys, tmp_path / "run", train, *options, changes=[f"metric={metric}"])
+    assert f"{train}: metric {metric} needs a class that some validation clips have and others lack" in message
+
+
+def test_a_fold_named_like_a_path_has_one_folder(tmp_path, archive):
+    data = shutil.copytree(archive, tmp_path / "archive")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["folds"] = [f"site/{fold}" for fold in manifest["folds"]]
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    tune(tmp_path / "run", data, "--folds", "all", "--freeze", changes=["num_epochs=1"])
+    assert {path.name for path in (tmp_path / "run").glob("fold-*")} == {f"fold-site%2F{n}" for n in "123"}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [fold["fold"] for fold in results["folds"]] == ["site/1", "site/2", "site/3"]
 
 
 def test_results_of_fewer_epochs_are_not_those_of_a_run_that_goes_on(tmp_path, archive, monkeypatch):
