@@ -234,7 +234,7 @@ def test_a_large_archive_without_index_names_the_command_once(archive, monkeypat
     caplog.set_level(logging.INFO)
     LogMelDataset([archive], NUM_FRAMES)
     assert len(caplog.records) == 1
-    assert "140 samples have no index" in caplog.text and f"python -m data.index {archive}," in caplog.text
+    assert "140 samples have no index" in caplog.text and f"audio-mamba index {archive}," in caplog.text
     caplog.clear()
     main([str(archive)])
     index_path(archive / "c.tar").unlink()
