@@ -135,11 +135,11 @@ def _splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) 
     test = np.flatnonzero(clips.directories == len(train_dirs) + bool(val_dir)) if test_dir else None
     wanted = args.fold or args.folds
     if wanted and (val_dir or test_dir):
-        raise ValueError("--fold and --folds exclude --val-data and --test-data: folds have their own")
+        raise ValueError("--fold and --folds cannot be combined with --val-data or --test-data: folds have their own")
     kinds = {name: _kind(clips, number, name) for number, name in enumerate(train_dirs) if number in clips.directories}
     if valid is not None and SPLITS not in kinds.values():
         if FOLDS in kinds.values():
-            _log(logging.INFO, "with --val-data all clips of the training data train, those of all folds too")
+            _log(logging.INFO, "with --val-data, all clips of --data are used for training, whatever their fold")
         return {"": Split(own, valid, own[:0] if test is None else test)}
     kind = next(iter(kinds.values()), NO_FOLDS)
     for name, other in kinds.items():
