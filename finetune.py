@@ -36,7 +36,7 @@ from audio_mamba.models.classifier import classification_loss, fit_temperature, 
 from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
-from audio_mamba.train import Losses, checkpoint_state, save_in_epoch, start_trackers, train_epoch
+from audio_mamba.train import Losses, checkpoint_state, save_in_epoch, start_monitor, train_epoch
 from audio_mamba.training import checkpoint, distributed, resume
 from audio_mamba.training.guards import StepGuard
 from audio_mamba.training.interruption import Interruption, Shielded
@@ -69,19 +69,7 @@ def train(run: Run, interruption: Interruption) -> None:
             write_json(run.workdir / "config.json", config.to_dict())
             for folder in (run.workdir, Path(run.args.workdir)):  # results, and their mean, of fewer epochs
                 (folder / "results.json").unlink(missing_ok=True)
-    monitor = Monitor(
-        run.workdir,
-        first_epoch=first.epoch,
-        first_step=first.step,
-        global_step=run.start.global_step,
-        num_epochs=config.num_epochs,
-        steps_per_epoch=len(run.loaders.train),
-        print_freq=run.args.print_freq,
-        samples_per_step=run.samples_per_step,
-        trackers=start_trackers(run),
-    )
-    if run.start.monitor:
-        monitor.load_state_dict(run.start.monitor)
+    monitor = start_monitor(run)
     guard = StepGuard(run.scaler.is_enabled(), name_sample=experiment.clips.name)
 
     if config.head.start == "probe" and run.kept is None:  # every checkpoint of such a run has a kept state

@@ -73,19 +73,7 @@ def train(run: Run, interruption: Interruption) -> None:
     if distributed.is_main() and first.epoch < config.num_epochs:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(json.dumps({"name": args.config, **config.to_dict()}, indent=2).encode())
-    monitor = Monitor(
-        run.workdir,
-        first_epoch=first.epoch,
-        first_step=first.step,
-        global_step=run.start.global_step,
-        num_epochs=config.num_epochs,
-        steps_per_epoch=len(loader),
-        print_freq=args.print_freq,
-        samples_per_step=run.samples_per_step,
-        trackers=start_trackers(run),
-    )
-    if run.start.monitor:
-        monitor.load_state_dict(run.start.monitor)
+    monitor = start_monitor(run)
     guard = StepGuard(run.scaler.is_enabled(), name_sample=getattr(loader.dataset, "name", "sample {}".format))
 
     if first.epoch >= config.num_epochs:
@@ -259,6 +247,24 @@ def save_reconstructions(run: Run, epoch: int) -> Path | None:
         title=f"{run.args.config.rsplit('.', 1)[-1]} after {epoch + 1} epoch(s)",
     )
     return path
+
+
+def start_monitor(run: Loop) -> Monitor:
+    """The monitor of a run, as it was at the checkpoint that the run resumes from."""
+    monitor = Monitor(
+        run.workdir,
+        first_epoch=run.start.progress.epoch,
+        first_step=run.start.progress.step,
+        global_step=run.start.global_step,
+        num_epochs=run.config.num_epochs,
+        steps_per_epoch=len(run.loaders.train),
+        print_freq=run.args.print_freq,
+        samples_per_step=run.samples_per_step,
+        trackers=start_trackers(run),
+    )
+    if run.start.monitor:
+        monitor.load_state_dict(run.start.monitor)
+    return monitor
 
 
 def start_trackers(run: Loop) -> list[Tracker]:

@@ -12,6 +12,7 @@ from audio_mamba.external_sources.resample import at_rate
 from audio_mamba.external_sources.task_check import check_task
 from audio_mamba.external_sources.task_files import TaskError
 from audio_mamba.published_names import import_named, stored_name
+from audio_mamba.schema import LAYOUTS, POOLINGS
 from audio_mamba.system.folder_lock import FolderInUseError
 from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import given_path, quiet_exit
@@ -155,8 +156,7 @@ def plain_name(text: str) -> str:
     return text
 
 
-def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> None:
-    """Command line of extract_features.sh."""
+def _parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
         "tasks_dir",
@@ -192,12 +192,12 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
     )
     parser.add_argument(
         "--layout",
-        choices=["published", "bands"],
+        choices=LAYOUTS,
         help="token layout of scene embeddings (environment: LAYOUT); default: the config's",
     )
     parser.add_argument(
         "--pooling",
-        choices=["mean", "mean_std"],
+        choices=list(POOLINGS),
         help="how scene embeddings are pooled over time (environment: POOLING); default: the config's",
     )
     parser.add_argument(
@@ -232,8 +232,12 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         action="store_true",
         help="embed tasks again whose files have changed (environment: REDO=1); default: refuse them",
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> None:
+    """Command line of extract_features.sh."""
+    args = _parse(argv, prog)
     modules = list(dict.fromkeys(resolve_module(name) for name in args.configs))
     if args.name and len(modules) > 1:
         raise SystemExit(f"NAME: {args.name} needs one CONFIG only, got {len(modules)}")
@@ -252,7 +256,7 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
         share = Share.of_process(args.share)
     except ValueError as error:
         raise SystemExit(f"SHARE: {error}") from None
-    tasks = tasks[share.number :: share.count]
+    tasks = list(share.every(tasks))
 
     embeddings_dir = args.output_dir / layout.EMBEDDINGS
     origins = [find_origin(module, args.model, args.layout, args.pooling, args.overlap) for module in modules]

@@ -15,7 +15,6 @@ KBIT_RATES = {  # MPEG 1 or later, layer -> of each code
 }
 KBIT_RATES[False, 3] = KBIT_RATES[False, 2]
 RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the code of the version
-DECODER_DELAY = 529  # samples of layer 3, which an encoder that counts its own delay leaves out
 LARGEST_FRAME = 2881  # bytes
 LEADING_BYTES = 1 << 16  # of padding that may come before the first frame, or the rest of another frame
 
