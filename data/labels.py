@@ -14,6 +14,7 @@ YOUTUBE_ID_LENGTH = 11
 SPEECH_COMMANDS_LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
 NOT_A_WORD = "_background_noise_"  # a folder of Speech Commands with long noises, which are not a class
 FOLDER, SPLIT = "folder", "split"  # columns that need no table
+HEAR_METADATA = "task_metadata.json"  # in the folder of a HEAR task
 TOP = "."  # the folder of files that are in none below the given one
 
 Labelled = tuple[list[Path], list[tuple[str, ...]], list[str]]
@@ -45,7 +46,7 @@ def find_labelled(
         AudioError: there is no audio.
     """
     directory = Path(directory)
-    if table is None and (directory / "task_metadata.json").exists():
+    if table is None and (directory / HEAR_METADATA).exists():
         classes = classes or directory / "labelvocabulary.csv"
         files, labels = _hear_task(directory, sample_rate, hidden)
     else:
@@ -151,7 +152,7 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
     Raises:
         LabelError: there is no such column, or it is empty for a file.
     """
-    if column == FOLDER or column == SPLIT and table is None and (directory / "task_metadata.json").exists():
+    if column == FOLDER or column == SPLIT and table is None and (directory / HEAR_METADATA).exists():
         return [composed(printable(path.relative_to(directory).parent.name or TOP)) for path in files]
     if table is None:
         if column == SPLIT and is_speech_commands(directory):
@@ -180,7 +181,7 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
 
 def hear_metadata(directory: Path) -> dict[str, Any]:
     """What a HEAR task says of itself in `task_metadata.json`. LabelError if that cannot be read."""
-    path = directory / "task_metadata.json"
+    path = directory / HEAR_METADATA
     try:
         metadata = json.loads(path.read_bytes())
         if not isinstance(metadata, dict):

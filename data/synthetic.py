@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from audio_mamba.data.labels import HEAR_METADATA
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import given_path, quiet_exit
@@ -203,7 +204,7 @@ def write_scene_task(tasks_dir: Path, clips: dict[str, int] = SPLIT_CLIPS, secon
         "prediction_type": "multiclass",
         "evaluation": ["top1_acc"],
     }
-    with atomic_write(task / "task_metadata.json") as file:  # the last one: a task that has it is complete
+    with atomic_write(task / HEAR_METADATA) as file:  # the last one: a task that has it is complete
         file.write(json.dumps(metadata, indent=1).encode())
     return task
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from audio_mamba.data.audio_files import is_hidden
+from audio_mamba.data.labels import HEAR_METADATA
 
+METADATA = HEAR_METADATA
 EMBEDDINGS = "audioset"
 RUNS = "todo_audioset"
 DONE_EMBEDDINGS = ".done.embeddings"
 DONE_PREDICTIONS = "prediction-done.json"
 SCORES = "test.predicted-scores.json"
-METADATA = "task_metadata.json"
 SEEDS = range(10)
 
 _RUN = re.compile(r"(?P<module>.+)_r(?P<ssl_run>\d+)_(?P<seed>\d+)")

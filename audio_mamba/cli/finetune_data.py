@@ -23,7 +23,7 @@ from audio_mamba.data.folds import (
     split_by_name,
 )
 from audio_mamba.data.labelled import LabelledClips, read_labelled
-from audio_mamba.data.labels import hear_metadata
+from audio_mamba.data.labels import HEAR_METADATA, hear_metadata
 from audio_mamba.data.manifest import MANIFEST_NAME
 from audio_mamba.data.prepare import prepare
 from audio_mamba.data.prepare_job import CLIP_SECONDS, Settings
@@ -34,7 +34,6 @@ from audio_mamba.training import distributed
 FEW = 10  # clips of a class; fewer are worth a warning
 NAMED = 5  # classes in a message
 FOLDS, SPLITS, NO_FOLDS = "folds", "splits", "no folds"  # what an archive has
-TASK_NAME = "task_metadata.json"  # in the folder of a HEAR task
 LONGEST_CLIP = 600.0  # seconds, of a HEAR task that does not say how long its clips are
 
 logger = logging.getLogger("finetune")
@@ -68,7 +67,7 @@ def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> Labelled
 
 def _archive_of(folder: Path, cache: Path) -> Path:
     """The folder itself, or for a HEAR task the folder in `cache` for its archive. ValueError if it is no folder."""
-    if not (folder / MANIFEST_NAME).exists() and (folder / TASK_NAME).exists():
+    if not (folder / MANIFEST_NAME).exists() and (folder / HEAR_METADATA).exists():
         return cache / folder.resolve().name
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a labelled archive or a HEAR task")
@@ -85,7 +84,7 @@ def _make(folder: Path, archive: Path, front_end: FrontEnd) -> None:
             seconds = hear_metadata(folder).get("sample_duration") or LONGEST_CLIP
             if not isinstance(seconds, int | float):
                 raise ValueError(
-                    f"{folder / TASK_NAME}: sample_duration must be a number of seconds, got {seconds!r:.80}"
+                    f"{folder / HEAR_METADATA}: sample_duration must be a number of seconds, got {seconds!r:.80}"
                 )
             settings = Settings(clip_seconds=max(CLIP_SECONDS, float(seconds)), front_end=front_end)
             prepare(folder, archive, workers=usable_cores(), settings=settings, fold_column="split")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from audio_mamba.data.labels import HEAR_METADATA
 from audio_mamba.hear_api.probe.clips import Clips, read_clips
 from audio_mamba.hear_api.probe.features import Model, find_models
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> str:
     """The command's work; returns the table of means, and the curve if a checkpoint says how much it has seen."""
     models = find_models(args.model)
     features = [Features.named(name) for name in dict.fromkeys(args.features or ["mean_std"])]
-    folders = sorted(folder for folder in args.tasks_dir.iterdir() if (folder / "task_metadata.json").is_file())
+    folders = sorted(folder for folder in args.tasks_dir.iterdir() if (folder / HEAR_METADATA).is_file())
     names = [folder.name.rsplit("-v", 1)[0] for folder in folders]
     if not folders:
         raise ValueError(f"no tasks in {args.tasks_dir}")

@@ -21,6 +21,7 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
+from audio_mamba.data.labels import HEAR_METADATA
 from experiments.free_audio.fetch import fetch
 from experiments.judge.clips import Clip
 from experiments.judge.instruments import SAMPLE_RATE
@@ -91,7 +92,7 @@ def _write_tables(task: Task, by_split: dict[str, dict[str, list[str]]], folder:
         "nlabels": len(labels),
         "counts": {split: len(names) for split, names in by_split.items()},
     }
-    (folder / "task_metadata.json").write_text(json.dumps(metadata, indent=1))
+    (folder / HEAR_METADATA).write_text(json.dumps(metadata, indent=1))
 
 
 def _check_counts(task: str, found: Counter, expected: dict[str, int]) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from audio_mamba.data.archives import archive_front_end, read_manifest, read_shard, shard_indices
 from audio_mamba.data.audio import printable
 from audio_mamba.data.folds import FoldError, Split, deal, file_numbers, fold_names, split_by_fold, split_by_name
-from audio_mamba.data.labels import column_of, find_labelled, hear_metadata
-from audio_mamba.data.manifest import values_by_file
+from audio_mamba.data.labels import HEAR_METADATA, column_of, find_labelled, hear_metadata
+from audio_mamba.data.manifest import MANIFEST_NAME, values_by_file
 from audio_mamba.data.prepare import warn_of_divided_groups
 from audio_mamba.front_end import FrontEnd
 
@@ -127,7 +127,7 @@ def read_clips(
     Raises:
         ProbeError: no labels, or too few clips of them. LabelError, AudioError, ArchiveError: the source is faulty.
     """
-    if (source / "manifest.json").is_file():
+    if (source / MANIFEST_NAME).is_file():
         given = {"channel": channel != "mix", "labels": table, "fold-column": fold_column, "group-column": group_column}
         if ignored := [option for option, value in given.items() if value]:
             raise ProbeError(
@@ -136,7 +136,7 @@ def read_clips(
             )
         clips = _of_archive(source)
     else:
-        if (source / "task_metadata.json").is_file() and table is None:
+        if (source / HEAR_METADATA).is_file() and table is None:
             kind = hear_metadata(source).get("embedding_type")
             if kind != "scene":
                 raise ProbeError(f"{source} is a task of {kind} embeddings; the probe judges whole clips (scene tasks)")
@@ -150,7 +150,7 @@ def read_clips(
         warn_of_divided_groups(columns)
         if "folds" in columns:
             splits = columns["folds"]
-        elif (source / "task_metadata.json").is_file() and table is None:
+        elif (source / HEAR_METADATA).is_file() and table is None:
             splits = [path.parent.name for path in paths]
         else:
             splits = deal(names, labels, columns.get("groups"))
