@@ -116,7 +116,7 @@ def test_validation_data_beside_folds_let_all_clips_train(given, caplog):
     with caplog.at_level("INFO"):
         found = splits(clips_of(given, [""] * 4), ["data"], val_dir="valid")
     assert numbers(found[""]) == [list(range(12)), [12, 13, 14, 15], []]
-    assert ("those of all folds too" in caplog.text) == (given is FOLDS)
+    assert ("whatever their fold" in caplog.text) == (given is FOLDS)
     with pytest.raises(ValueError, match="--fold and --folds cannot be combined with --val-data"):
         splits(clips_of(given, [""] * 4), ["data"], val_dir="valid", fold="1")
 
