@@ -64,7 +64,9 @@ def file_numbers(keys: Sequence[str]) -> list[int]:
         return [int(key[:8]) for key in keys]
     except ValueError:
         other = next(key for key in keys if not key[:8].isdecimal())
-        raise FoldError(f"sample {other} does not say which file it is from; data.prepare makes archives that do")
+        raise FoldError(
+            f"sample {other} does not say which file it is from; audio-mamba prepare makes archives that do"
+        )
 
 
 def file_names(keys: Sequence[str]) -> list[str]:

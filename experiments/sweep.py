@@ -40,12 +40,11 @@ from audio_mamba.data.contents import Contents
 from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.models import objectives
-from audio_mamba.models.precision import usable_precision
 from audio_mamba.published_names import experiments, hyphenated, import_named, short_name, stored_name
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.shares import LAUNCHERS, Share
 from audio_mamba.system.terminal import given_path, quiet_exit
-from audio_mamba.training import checkpoint, distributed, resume
+from audio_mamba.training import checkpoint, resume
 from audio_mamba.training.report import ReportError, read_run
 
 STUDIES = "configs.studies."
@@ -124,7 +123,8 @@ class Planned:
             return False
         check_same_experiment(self.folder, self.config, free_keys=FREE_KEYS)
         state = checkpoint.load_checkpoint(found[0][1], mmap=True)
-        check_same_options(self.args, state, self.folder, OPTIONS)
+        trained = state["args"] | {"precision": state["args"].get("asked_precision", state["args"]["precision"])}
+        check_same_options(self.args, {"args": trained}, self.folder, OPTIONS)
         for name, data in self.contents().items():
             before = (state.get("data") or {}).get(name)
             if before and (difference := data.difference(Contents.from_state(before))):
@@ -202,7 +202,7 @@ def plan(entries: Sequence[Entry], runs: Path, train_options: list[str]) -> list
         try:
             config = load_config(entry.config, args.overrides)
             name_data(config, args)
-            args.precision = usable_precision(distributed.pick_device(args.device), args.precision or config.precision)
+            args.precision = args.precision or config.precision
             with torch.device("meta"):
                 model = build_model(config)
                 objectives.build(config.opt, model)

@@ -7,6 +7,7 @@ probabilities.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ class AudioClassifier(nn.Module):
             top: only so many classes, at least 1; None for all.
             sample_rate: of arrays.
         """
-        if top is not None and (not isinstance(top, int) or top < 1):
+        if top is not None and (not isinstance(top, Integral) or top < 1):
             raise ValueError(f"top must be a whole number of classes, at least 1, or None; got {top!r}")
         rows = self.probabilities(clips, sample_rate)
         return [{self.classes[k]: float(row[k]) for k in np.argsort(-row, kind="stable")[:top]} for row in rows]

@@ -83,8 +83,8 @@ def drop_changed(journal: Journal, sources: Sequence[Source], decoded: Decoder, 
         kept = len({entry.path for entry in journal.entries})
         say(
             command,
-            f"{len(files)} of the files that were {done} have changed since, the first is {first_file}; the "
-            f"results of {kept} files before it are kept, the others are {done} again",
+            f"{len(files)} file(s) have changed since, or can be read now, the first is {first_file}; "
+            f"the results of {kept} files before it are kept, the others are {done} again",
         )
 
 

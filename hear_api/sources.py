@@ -75,7 +75,9 @@ def count_unchanged(entries: Sequence[Entry], sources: Sequence[Source]) -> int:
     count = 0
     for entry, source in zip(entries, sources):
         same = (entry.path, entry.channel) == (source.name, source.channel)
-        if not same or entry.version not in (None, source.version):  # earlier versions of this program noted none
+        still_fails = entry.error and not source.version
+        # Earlier versions of this program noted no version, or one of a file that cannot be read.
+        if not same or not (entry.version in (None, source.version) or still_fails):
             break
         count += 1
     return count

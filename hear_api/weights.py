@@ -1,5 +1,6 @@
 """Weight files: find them in a folder, read them safely, load them into a model."""
 
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -80,6 +81,7 @@ def write_saved(folder: Path, weights: bytes, config: bytes) -> None:
     with atomic_write(folder / WEIGHTS_NAME) as file:
         file.write(weights)
         file.flush()
+        os.fsync(file.fileno())  # some file systems notice only now that they are full
         (folder / CONFIG_NAME).unlink(missing_ok=True)
     with atomic_write(folder / CONFIG_NAME) as file:
         file.write(config)

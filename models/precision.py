@@ -4,13 +4,14 @@ import contextlib
 import functools
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOO_SLOW = 3.0  # times the time of float32: with instructions for it a precision is faster, without them far beyond
-# Of the product that is timed: large enough that calling it takes no part, and 0.1 s where it is slow.
-_ROWS, _WIDTH, _ROUNDS, _PATIENCE = 256, 384, 5, 0.1
+# Of the product that is timed: large enough that calling it takes no part, and few times where it is slow.
+_ROWS, _WIDTH, _LEAST, _ROUNDS, _PATIENCE = 256, 384, 3, 10, 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ def usable_precision(device: torch.device, precision: str) -> str:
 
 @functools.cache
 def _is_too_slow(precision: str) -> bool:
-    share = _seconds(PRECISIONS[precision]) / _seconds(torch.float32)
+    in_it, in_float32 = _seconds([PRECISIONS[precision], torch.float32])
+    share = in_it / in_float32
     if share > TOO_SLOW:
         logger.warning(
             "float32 is used: this processor has no fast products in %s (%.0f times the time)", precision, share
@@ -47,20 +49,22 @@ def _is_too_slow(precision: str) -> bool:
 
 
 @torch.no_grad()
-def _seconds(dtype: torch.dtype) -> float:
-    """For a product; the fastest of several, of which two are enough where they take long.
+def _seconds(dtypes: Sequence[torch.dtype]) -> list[float]:
+    """Of each dtype, for a product: the fastest of several, which are taken in turns.
 
-    In one thread, by its processor time, so that other work on the machine does not change the answer between starts.
+    In one thread, by its processor time, so that other work on the machine hardly changes the answer between starts.
     """
-    x, weight = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
-    times: list[float] = []
+    factors = [(torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)) for dtype in dtypes]
+    times: list[list[float]] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        while len(times) < 2 or len(times) < _ROUNDS and sum(times) < _PATIENCE:
-            start = time.thread_time()
-            torch.nn.functional.linear(x, weight)
-            times.append(time.thread_time() - start)
+        while len(times) < _LEAST or len(times) < _ROUNDS and sum(map(sum, times)) < _PATIENCE:
+            times.append([])
+            for x, weight in factors:
+                start = time.thread_time()
+                torch.nn.functional.linear(x, weight)
+                times[-1].append(time.thread_time() - start)
     finally:
         torch.set_num_threads(threads)
-    return min(times)
+    return [min(column) for column in zip(*times)]

@@ -6,7 +6,7 @@ Reading never runs code from the file. The published `args` are an `argparse.Nam
 
 import re
 import shutil
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def save_checkpoint(path: str | Path, **state: Any) -> None:
 
 def _first_unreadable(value: Any, name: str = "") -> str | None:
     """Where in nested entries the first value is that `load_checkpoint` would refuse, in words; None without one."""
-    if type(value) in (dict, OrderedDict):
+    if type(value) in (dict, OrderedDict, Counter):
         parts = [(name, key) for key in value]
         parts += [(f"{name}.{key}" if name else str(key), entry) for key, entry in value.items()]
     elif type(value) in (list, tuple, set):

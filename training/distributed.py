@@ -42,7 +42,7 @@ def init(device_name: str = "auto") -> torch.device:
     Raises:
         ValueError: there is no such device for this process.
     """
-    device = pick_device(device_name)
+    device = _pick_device(device_name)
     if device.type == "cpu":
         bound_threads()
     if "RANK" in os.environ:
@@ -61,8 +61,7 @@ def _share_out_cores(processes: int) -> None:
         torch.set_num_threads(max(1, usable_cores() // processes))
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of this process by its name; arguments and errors as for `init`."""
+def _pick_device(name: str) -> torch.device:
     if name == "cpu" or name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -149,8 +149,8 @@ def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
     )
-    usable = distributed.gather(usable_precision(device, precision))[0]
-    config.precision = args.precision = usable  # config.json says what was used
+    args.asked_precision = precision
+    config.precision = args.precision = distributed.gather(usable_precision(device, precision))[0]  # what is used
     return device
 
 

@@ -3,7 +3,7 @@
     python -m audio_mamba.hear_api.probe SOURCE --model ssam_tiny_free_audio --model logmel --out probe
 
 SOURCE is an audio folder (labels from --labels, or from its first folder level), a HEAR task of scenes, or an archive
-of data.prepare. Nothing is trained but the classifiers; splits are those of the task, or five folds of the folder.
+of prepare. Nothing is trained but the classifiers; splits are those of the task, or five folds of the folder.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         help="a model of list_models(), a path of weights, NAME:untrained, or logmel (mean and deviation of log-mels); "
         f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
     )
-    add("--labels", metavar="CSV", type=given_path, help="table of labels, as for data.prepare")
+    add("--labels", metavar="CSV", type=given_path, help="table of labels, as for prepare")
     add(
         "--fold-column",
         metavar="NAME",

@@ -131,7 +131,7 @@ def read_clips(
         given = {"channel": channel != "mix", "labels": table, "fold-column": fold_column, "group-column": group_column}
         if ignored := [option for option, value in given.items() if value]:
             raise ProbeError(
-                f"{source} is an archive, whose channels, labels, folds and groups were chosen by data.prepare; "
+                f"{source} is an archive, whose channels, labels, folds and groups were chosen by audio-mamba prepare; "
                 f"leave out --{ignored[0]}"
             )
         clips = _of_archive(source)

@@ -240,12 +240,22 @@ def test_a_finished_run_of_other_options_is_refused(finished, archive, commands,
     assert not commands, "nothing is trained"
 
 
-def test_a_run_that_took_float32_for_a_slow_precision_is_finished(finished, archive, commands, monkeypatch):
-    command = [str(finished / "list.txt"), "--runs", str(finished / "runs")]
-    monkeypatch.setattr(precision, "_is_too_slow", lambda name: name == "bfloat16")
-    sweep.main([*command, *options(archive, "--precision", "bfloat16")])
-    assert table_of(finished / "runs")["ssast_tiny_200_16x4"]["state"] == "finished"
-    assert not commands, "nothing is trained"
+def test_a_run_that_took_float32_for_a_slow_precision_is_finished(archive, commands, tmp_path, monkeypatch):
+    """Also for a sweep on a machine that is fast in it."""
+    (tmp_path / "list.txt").write_text("ssast_tiny_200_16x4\n")
+    entry, bfloat16 = Entry("configs.ssast_tiny_200_16x4"), options(archive, "--precision", "bfloat16")
+    for slow in (True, False):
+        monkeypatch.setattr(precision, "_is_too_slow", lambda name, slow=slow: slow)
+        if slow:
+            train.main(sweep.train_arguments(entry, tmp_path / "runs", bfloat16))
+            config = json.loads((tmp_path / "runs" / entry.name / "config.json").read_text())
+            assert config["precision"] == "float32"
+        sweep.main([str(tmp_path / "list.txt"), "--runs", str(tmp_path / "runs"), *bfloat16])
+        assert table_of(tmp_path / "runs")["ssast_tiny_200_16x4"]["state"] == "finished"
+        assert not commands, "nothing is trained"
+    with pytest.raises(SystemExit):
+        sweep.main([str(tmp_path / "list.txt"), "--runs", str(tmp_path / "runs"), *options(archive)])
+    assert "with --precision bfloat16, not float32" in table_of(tmp_path / "runs")["ssast_tiny_200_16x4"]["state"]
 
 
 SLEEPER = """

@@ -313,7 +313,7 @@ def test_files_that_have_changed_are_labelled_again(tmp_path, weights, four, mon
     capsys.readouterr()
     run(*four, "--weights", weights, "--out", out, "--resume")
     error = capsys.readouterr().err
-    assert f"predict: 1 of the files that were labelled have changed since, the first is {four[2]};" in error
+    assert f"predict: 1 file(s) have changed since, or can be read now, the first is {four[2]};" in error
     assert "the results of 2 files before it are kept, the others are labelled again" in error and "embed" not in error
     assert [row["label"] for row in rows_of(out)] == ["high", "high", "hiss", "high"]
 

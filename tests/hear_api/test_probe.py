@@ -354,6 +354,6 @@ def test_a_channel_and_hidden_files_are_taken_on_request(folder, tmp_path):
     assert np.abs(embedding("mix")[0] - mono).max() > 1
     assert [name for name in embedding("hidden")[1] if name not in names] == [f".more/{n}.wav" for n in range(10)]
     assert embedding("left")[0].shape == embedding("mix")[0].shape  # and kept apart
-    with pytest.raises(SystemExit, match="is an archive, .* chosen by data.prepare; leave out --channel"):
+    with pytest.raises(SystemExit, match="is an archive, .* chosen by audio-mamba prepare; leave out --channel"):
         prepare([str(folder), str(tmp_path / "archive"), "--workers", "1"])
         main([str(tmp_path / "archive"), *arguments, str(tmp_path / "none"), "--channel", "left"])

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from audio_mamba.data.audio import AudioError
+from audio_mamba.data.audio import AudioError, fingerprint
 from audio_mamba.hear_api import RuntimeSSAST, clips
 from audio_mamba.hear_api.embed import main
 from audio_mamba.hear_api.sources import list_audio
@@ -362,7 +362,7 @@ def test_changed_files_are_embedded_again_on_resume(five, tmp_path, monkeypatch,
     if kept is None:
         assert "changed" not in error and len(groups) == 2 + len(changed) * (channel == "each")
     else:
-        assert f"embed: {len(changed)} of the files that were embedded have changed since, the first is" in error
+        assert f"embed: {len(changed)} file(s) have changed since, or can be read now, the first is" in error
         assert f"{five}/{changed[0]}.wav; the results of {kept} files before it are kept" in error
     embed(*arguments, tmp_path / "whole.npz")
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
@@ -431,7 +431,7 @@ def test_a_file_that_can_be_read_again_is_embedded_on_resume(five, tmp_path, mon
     exchange(five / "1.wav", content)
     capsys.readouterr()
     embed(*arguments, out, "--resume")
-    assert f"embed: 1 of the files that were embedded have changed since, the first is {five}/1.wav" in (
+    assert f"embed: 1 file(s) have changed since, or can be read now, the first is {five}/1.wav" in (
         capsys.readouterr().err
     )
     embed(*arguments, tmp_path / "whole.npz")
@@ -458,6 +458,21 @@ def test_a_file_that_still_fails_costs_a_resumed_run_nothing(five, tmp_path, mon
     embed(five, "--channel", channel, "--out", tmp_path / "out.npz", status=130)
     del groups[:]
     embed(five, "--channel", channel, "--out", tmp_path / "out.npz", "--resume", status=3)
+    assert len(groups) == 1 and "changed" not in capsys.readouterr().err
+
+
+def test_a_journal_that_noted_versions_of_files_that_cannot_be_read_goes_on(five, tmp_path, monkeypatch, capsys):
+    """As an earlier version did with `--channel each`."""
+    (five / "1.wav").write_text("not audio")
+    groups, journal = interrupt(monkeypatch, group=4), tmp_path / "out.npz.partial" / "files.jsonl"
+    embed(five, "--channel", "each", "--out", tmp_path / "out.npz", status=130)
+    lines = [json.loads(line) for line in open(journal)]
+    (failed,) = [entry for line in lines for entry in line if entry["error"]]
+    assert failed["version"] == ""
+    failed["version"] = " ".join(map(str, fingerprint(five / "1.wav")))
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    del groups[:]
+    embed(five, "--channel", "each", "--out", tmp_path / "out.npz", "--resume", status=3)
     assert len(groups) == 1 and "changed" not in capsys.readouterr().err
 
 

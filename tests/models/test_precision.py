@@ -20,9 +20,9 @@ def measured(slow_precisions_give_way, monkeypatch):
     timed = []
 
     def set_share(share):
-        def seconds(dtype):
-            timed.append(dtype)
-            return 1.0 if dtype == torch.float32 else share
+        def seconds(dtypes):
+            timed.extend(dtypes)
+            return [1.0 if dtype == torch.float32 else share for dtype in dtypes]
 
         monkeypatch.setattr(precision, "_seconds", seconds)
         return timed
