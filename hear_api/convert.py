@@ -112,6 +112,8 @@ def convert(state: Mapping[str, Tensor], whole_sum: bool = False) -> Converted:
         if name.split(".")[0] in NO_PLACE:
             left_out.append(name)
         elif place := _place_of(name):
+            if not value.is_floating_point():
+                raise CheckpointError(f"{name} must be floating-point, got {value.dtype}")
             found[place] = value
         elif name not in (*POSITIONS, *IMAGE_SIZE):
             unknown.append(name)

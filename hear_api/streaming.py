@@ -1,5 +1,6 @@
 """Live embeddings of audio that arrives in pieces of any length, in constant memory."""
 
+import logging
 import math
 from typing import Any
 
@@ -16,6 +17,8 @@ from audio_mamba.hear_api.runtime import RuntimeSSAST
 
 MODES = ("warmup", "running")
 
+logger = logging.getLogger(__name__)
+
 
 class StreamingSSAM:
     """The timestamp embeddings of an endless clip, each as soon as the frames of its patch step are complete.
@@ -28,8 +31,8 @@ class StreamingSSAM:
     Args:
         runtime: a RuntimeSSAST whose encoder is causal and carries state, such as SSAM.
         statistics: by which the log-mel is normalised. A fixed (mean, std); "warmup": those of the first
-            `warmup_seconds`, before which there is no output; "running": those of all frames so far. None: the
-            constants of the model's front end if it has them, else "running".
+            `warmup_seconds`, before which there is no output, or "running" if these are digital silence; "running":
+            those of all frames so far. None: the constants of the model's front end if it has them, else "running".
         warmup_seconds: see `statistics`.
 
     Raises:
@@ -63,7 +66,8 @@ class StreamingSSAM:
             samples: floating-point [n] at the runtime's sample rate, any n.
 
         Returns:
-            The embeddings [t, width] of the steps that are now complete (t may be 0), and their starts in ms [t].
+            The embeddings [t, width] of the steps that are now complete (t may be 0), and their starts in
+            ms, float64 [t].
 
         Raises:
             hear_api.inputs.InputError: another type or shape, NaN, Inf, or unscaled PCM.
@@ -94,12 +98,20 @@ class StreamingSSAM:
         if self._mode == "warmup" and self._statistics is None:
             self._running.add(new[: self._warmup_frames - self._running.frames])
             if ended or self._running.frames == self._warmup_frames:
-                self._statistics = self._running.statistics()
+                self._end_warmup(ended)
         first, rows = self._step, []
         while steps := self._steps_ready(ended):
             rows.append(self._embed_steps(steps))
-        times = torch.arange(first, self._step) * self.runtime.step_ms
+        times = torch.arange(first, self._step, dtype=torch.float64) * self.runtime.step_ms  # exact for days
         return torch.cat(rows) if rows else new.new_zeros(0, self.runtime.timestamp_embedding_size), times
+
+    def _end_warmup(self, ended: bool) -> None:
+        statistics = self._running.statistics()
+        if statistics.std > 0 or ended:
+            self._statistics = statistics
+        else:  # nothing can be normalised by it; waiting for sound would take endless memory
+            logger.warning("the warm-up is digital silence, so statistics of all audio so far are used instead")
+            self._mode, self._running = "running", RunningStats()
 
     def _steps_ready(self, ended: bool) -> int:
         """How many steps can be embedded at once."""
@@ -156,6 +168,8 @@ def _check_statistics(statistics: tuple[float, float] | str) -> tuple[str, Stati
         mean, std = map(float, statistics)
     except (TypeError, ValueError):
         mean = std = math.nan
-    if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
-        raise ValueError(f"statistics must be (mean, std), or one of {', '.join(MODES)}; got {statistics!r}")
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ValueError(
+            f"statistics must be (mean, std) with std above 0, or one of {', '.join(MODES)}; got {statistics!r}"
+        )
     return "fixed", Statistics(mean, std)

@@ -5,6 +5,7 @@ percent.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -154,8 +155,8 @@ def short_number(value: float) -> str:
 def _axis(values: np.ndarray, margin: float, log_scale: bool = False) -> Axis:
     low, high = float(values.min()), float(values.max())
     if log_scale:
-        spare = (high / low) ** margin if high > low else 2.0
-        return Axis(low / spare, high * spare, log_scale=True)
+        spare = 10 ** (margin * (math.log10(high) - math.log10(low))) if high > low else 2.0
+        return Axis(max(low / spare, sys.float_info.min), min(high * spare, sys.float_info.max), log_scale=True)
     spare = margin * (high - low) if high > low else max(abs(high) / 2, 0.5 if margin == 0 else 1e-9)
     return Axis(low - spare, high + spare)
 

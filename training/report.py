@@ -59,7 +59,7 @@ class Run:
     def by_epoch(self, key: str) -> np.ndarray:
         """The values of a key of log.txt by line; NaN where it is missing."""
         values = (entry.get(key) for entry in self.log)
-        return np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=float)
+        return np.array([_number(value) for value in values])
 
     def by_line(self, key: str) -> np.ndarray:
         """The values of a column of steps.csv by row; NaN where it is empty or missing."""
@@ -91,6 +91,14 @@ class Run:
         return float(np.nansum(seconds)) / 3600 if np.isfinite(seconds).any() else None
 
 
+def _number(value: Any) -> float:
+    """NaN for what is not a number; json reads whole numbers of any length."""
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
+
+
 def read_run(folder: Path) -> Run:
     """Read a work folder. Raises ReportError if `folder` is not one."""
     if not folder.is_dir():
@@ -107,7 +115,7 @@ def read_run(folder: Path) -> Run:
             return missing
         try:
             return reader(folder / name)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             notes.append(f"cannot read {name}: {error}")
             return missing
 
@@ -219,7 +227,7 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
     page = render(runs)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="replace"))
 
 
 def _finite(values: np.ndarray) -> float | None:

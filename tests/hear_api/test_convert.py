@@ -330,6 +330,10 @@ def changed(state, **changes):
             ssamba() | {"module.p_input_tdim": torch.tensor(1024)},
             "for 64 frames, but p_input_tdim is 1024",
         ),
+        (
+            changed(aum(), norm_f__weight=torch.ones(DIM, dtype=torch.complex64)),
+            "norm_f.weight must be floating-point, got torch.complex64",
+        ),
         ({"blocks.0.weight": torch.ones(3)}, "knows no place for blocks.0.weight"),
         ({"head.weight": torch.ones(3)}, "no patch_embed.proj.weight: not a checkpoint of SSAMBA or AuM"),
     ],

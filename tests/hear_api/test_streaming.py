@@ -38,7 +38,7 @@ def test_streaming_equals_offline_given_the_statistics(runtime, piece, samples):
     rows, times = stream(StreamingSSAM(runtime, statistics_of(audio)), audio, piece)
     expected_rows, expected_times = runtime.get_timestamp_embeddings(audio)
     torch.testing.assert_close(rows, expected_rows[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(times, expected_times[0])
+    torch.testing.assert_close(times, expected_times[0].double())
 
 
 @pytest.mark.slow
@@ -67,6 +67,22 @@ def test_warm_up_returns_nothing_and_then_uses_its_own_statistics(runtime):
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-4)
     short, _ = stream(StreamingSSAM(runtime, "warmup", 0.5), audio[:4000], 4000)
     torch.testing.assert_close(short, runtime.get_timestamp_embeddings(audio[:4000])[0][0], rtol=0, atol=1e-4)
+
+
+def test_a_warm_up_of_digital_silence_goes_on_with_running_statistics(runtime, caplog):
+    """Its deviation of 0 would blow up all that follows."""
+    audio = torch.cat([torch.zeros(9000), golden_audio(50001)[0]])
+    rows, _ = stream(StreamingSSAM(runtime, "warmup", 0.5), audio, 1700)
+    expected, _ = stream(StreamingSSAM(runtime, "running"), audio, 59001)
+    torch.testing.assert_close(rows[-10:], expected[-10:], rtol=0, atol=1e-4)
+    assert "digital silence" in caplog.text
+
+
+def test_times_stay_exact_for_days(runtime):
+    live = StreamingSSAM(runtime, (-8.0, 4.0))
+    live._step = 3_400_000  # 37 hours; the start of a segment
+    _, times = live.feed(golden_audio(16000)[0])
+    assert times.tolist() == [40 * (3_400_000 + i) for i in range(len(times))] and len(times) > 20
 
 
 def test_running_statistics_do_not_depend_on_the_pieces_and_never_look_ahead(runtime):
@@ -110,7 +126,7 @@ def test_invalid_input_is_refused(runtime):
             StreamingSSAM(runtime).feed(piece)
     with pytest.raises(ValueError, match="200 samples"):
         stream(StreamingSSAM(runtime), torch.zeros(200), 50)
-    for statistics in ("mean", (1.0,), (0.0, -1.0), 5):
+    for statistics in ("mean", (1.0,), (0.0, -1.0), (0.0, 0.0), 5):
         with pytest.raises(ValueError, match="statistics must be"):
             StreamingSSAM(runtime, statistics)
     with pytest.raises(ValueError, match=r"SSAST \(ssast_tiny\) is not causal"):

@@ -46,6 +46,12 @@ def test_a_chart_without_data_has_no_lines(curves):
     assert chart.lines == [] and chart.summary == "Loss: no data yet."
 
 
+def test_a_logarithmic_axis_holds_all_that_floats_can():
+    (line,) = draw("Norm", "step", [curve([1e-300, 1.0, 1e300])], log_scale=True).lines
+    heights = [y for _, y in points(line.path)]
+    assert heights[1] == pytest.approx((heights[0] + heights[2]) / 2, abs=0.01) and heights[2] - heights[0] > 0.8
+
+
 @pytest.mark.parametrize("y", [[2.0], [2.0, 2.0], [0.0]])
 @pytest.mark.parametrize("options", [{}, {"from_zero": True}, {"log_scale": True}])
 def test_constant_curves_are_inside_the_chart(y, options):

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -210,6 +211,16 @@ def test_new_runs_and_runs_with_missing_files_are_shown_with_notes(runs, tmp_pat
     assert "third cannot read log.txt: " in rows[3][0] and "log.txt, line 1: " in rows[3][0]
     assert rows[3][0].endswith("cannot read reconstructions.png: not a PNG file")
     assert rows[4][0] == "new no log.txt yet no steps.csv yet no reconstructions.png yet"
+
+
+def test_odd_names_and_files_are_shown_as_well_as_they_can_be(tmp_path):
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    folder.mkdir()
+    (folder / "config.json").write_text('{"a":' * 100_000)
+    (folder / "log.txt").write_text('{"train_loss": 1' + "0" * 400 + ', "train_lr": 0.1, "epoch": 0}\n')
+    rows = page([folder], tmp_path).rows
+    assert rows[1][0].startswith("run? ") and "cannot read config.json: " in rows[1][0]
+    assert rows[1][2] == "1"
 
 
 def test_a_published_log_alone_is_enough(tmp_path):

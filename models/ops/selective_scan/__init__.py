@@ -66,6 +66,9 @@ def _check_shapes(call: ScanCall) -> None:
         raise ValueError(f"selective_scan: u must be [B, D, L] and A [D, N]; got {list(u.shape)} and {list(A.shape)}")
     if A.is_complex():
         raise ValueError("selective_scan: A must be real; complex states are not supported")
+    for name, tensor in (("u", u), ("delta", call.delta), ("A", A), ("B", call.B), ("C", call.C), ("z", call.z)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"selective_scan: {name} must be floating-point, got {tensor.dtype}")
     (batch, channels, length), state = u.shape, A.shape[1]
     expected = {
         "delta": (call.delta, [batch, channels, length]),

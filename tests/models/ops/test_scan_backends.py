@@ -110,6 +110,8 @@ def test_errors_name_the_wrong_argument():
     inputs = make_inputs(1, 4, 6, 2)
     with pytest.raises(ValueError, match="'fastest'.*cpu"):
         selective_scan(**inputs, backend="fastest")
+    with pytest.raises(ValueError, match=r"u must be floating-point, got torch.int64"):
+        selective_scan(**inputs | {"u": inputs["u"].long()})
     with pytest.raises(ValueError, match=r"delta must be \[1, 4, 6\]"):
         selective_scan(**inputs | {"delta": torch.zeros(1, 4, 5)})
     with pytest.raises(ValueError, match=r"B must be .*G dividing 4"):
