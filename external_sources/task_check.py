@@ -4,9 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import soundfile
 
-from audio_mamba.data.label_tables import LabelError, read_classes
+from audio_mamba.data.label_tables import LabelError, composed, read_classes
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.task_files import VOCABULARY, TaskError, audio_files, read_json, split_names
 
@@ -33,10 +34,7 @@ def check_task(task: Path, sample_rate: int) -> None:
     seconds = metadata.get("sample_duration")
     if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
         raise TaskError(f"{task / layout.METADATA}: sample_duration must be seconds or null, got {seconds!r:.60}")
-    try:
-        vocabulary = set(read_classes(task / VOCABULARY))
-    except LabelError as error:
-        raise TaskError(str(error)) from None
+    vocabulary = _read_vocabulary(task / VOCABULARY)
     for split in split_names(task):
         path = task / f"{split}.json"
         labels = read_json(path, dict)
@@ -46,6 +44,22 @@ def check_task(task: Path, sample_rate: int) -> None:
             _check_labels(f"{path}: {clip}", entries, metadata, vocabulary)
     # The kit makes batches of 84 s at 16 kHz.
     _check_audio(task, sample_rate, same_length=seconds is not None and seconds * sample_rate <= 42 * 16000)
+
+
+def _read_vocabulary(path: Path) -> set[str]:
+    """The labels as the kit has them: read by pandas, and not composed in Unicode."""
+    try:
+        labels = read_classes(path)
+    except LabelError as error:
+        raise TaskError(str(error)) from None
+    table = pd.read_csv(path)
+    if missing := {"idx", "label"} - set(table.columns):
+        raise TaskError(f"{path} has no column {min(missing)}; it has {', '.join(map(str, table.columns))}")
+    found = dict(zip(table["idx"], table["label"]))
+    for number, label in enumerate(labels):
+        if pd.isna(found[number]) or composed(str(found[number])) != label:
+            raise TaskError(f"{path}: the kit reads the label {label!r} as {found[number]}; choose another name")
+    return set(map(str, found.values()))
 
 
 def _check_labels(place: str, entries: Any, metadata: dict, vocabulary: set[str]) -> None:
@@ -64,7 +78,9 @@ def _check_labels(place: str, entries: Any, metadata: dict, vocabulary: set[str]
         if isinstance(label, (dict, list)):
             raise TaskError(f"{place}: a label must be text, got {label!r:.60}")
         if str(label) not in vocabulary:
-            raise TaskError(f"{place}: the label {label!r} is not in {VOCABULARY}")
+            alike = composed(str(label)) in map(composed, vocabulary)
+            form = " in the same Unicode form (composed or decomposed)" if alike else ""
+            raise TaskError(f"{place}: the label {label!r} is not in {VOCABULARY}{form}")
 
 
 def _check_event(place: str, event: Any) -> None:

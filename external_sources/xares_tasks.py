@@ -14,7 +14,7 @@ import torch
 import webdataset
 from torch import Tensor
 
-from audio_mamba.data.label_tables import read_classes
+from audio_mamba.data.label_tables import composed, read_classes
 from audio_mamba.external_sources import layout, task_files
 from audio_mamba.external_sources.task_check import check_task
 from audio_mamba.external_sources.task_files import VOCABULARY, TaskError, read_json
@@ -121,7 +121,7 @@ def hear_config(task: Path, encoder: Any) -> Any:
             "label_processor": lambda events: frame_targets(events, index, hop),
         }
     elif metadata["prediction_type"] == "multiclass":
-        settings["label_processor"] = lambda sample: index[sample["label"]]
+        settings["label_processor"] = lambda sample: index[composed(sample["label"])]
     else:
         raise TaskError(f"{task} has clips with several labels; of HEAR tasks, X-ARES is run on those with one label")
     return TaskConfig(**settings)
@@ -130,7 +130,8 @@ def hear_config(task: Path, encoder: Any) -> Any:
 def frame_targets(events: list[dict], index: dict[str, int], hop_ms: float) -> Tensor:
     """Events with label, start and end in ms -> float32 [labels, T], 1 where an event is, as in xares' MAESTRO."""
     frames = [
-        (index[event["label"]], *(math.ceil(event[key] / hop_ms) for key in ("start", "end"))) for event in events
+        (index[composed(str(event["label"]))], math.ceil(event["start"] / hop_ms), math.ceil(event["end"] / hop_ms))
+        for event in events
     ]
     targets = torch.zeros(len(index), max((end for _, _, end in frames), default=1))
     for label, start, end in frames:

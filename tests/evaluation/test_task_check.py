@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -63,6 +64,14 @@ MISTAKES = {
         "labelvocabulary.csv: its 2 rows must have the ids 0 to 1",
     ),
     "no vocabulary": (lambda task: (task / "labelvocabulary.csv").unlink(), "labelvocabulary.csv cannot be read"),
+    "vocabulary of AudioSet": (
+        lambda task: (task / "labelvocabulary.csv").write_text("index,mid\n0,low\n1,mid\n2,high\n"),
+        "labelvocabulary.csv has no column idx; it has index, mid",
+    ),
+    "zeros": (
+        lambda task: (task / "labelvocabulary.csv").write_text("idx,label\n0,01\n1,02\n2,03\n"),
+        "labelvocabulary.csv: the kit reads the label '01' as 1; choose another name",
+    ),
     "no audio": (lambda task: shutil.rmtree(task / "16000"), "no audio at the model's sample rate: "),
     "missing clip": (
         lambda task: (task / "16000/test/test3.wav").unlink(),
@@ -105,6 +114,36 @@ def test_mistakes_in_events_get_one_sentence(tasks, event, sentence):
     change(tasks / "event" / "train.json", **{"train0.wav": [event]})
     with pytest.raises(TaskError, match=re.escape(sentence)):
         check_task(tasks / "event", 16000)
+
+
+DECOMPOSED, COMPOSED = (unicodedata.normalize(form, "sirène") for form in ("NFD", "NFC"))
+
+
+def rename_label(task, in_vocabulary, in_splits):
+    """Another name for the label "low"."""
+    for name in ("labelvocabulary.csv", "train.json", "valid.json", "test.json"):
+        label = in_vocabulary if name.endswith(".csv") else in_splits
+        path = task / name
+        path.write_text(path.read_text().replace("low", label), encoding="utf-8")
+
+
+def test_labels_are_compared_as_the_kit_does(tasks):
+    rename_label(tasks / "scene", DECOMPOSED, DECOMPOSED)
+    check_task(tasks / "scene", 16000)
+
+
+@pytest.mark.parametrize("in_vocabulary, in_splits", [(DECOMPOSED, COMPOSED), (COMPOSED, DECOMPOSED)])
+def test_labels_in_two_unicode_forms_are_refused(tasks, in_vocabulary, in_splits):
+    rename_label(tasks / "scene", in_vocabulary, in_splits)
+    with pytest.raises(TaskError, match=f"the label '{in_splits}' is not in labelvocabulary.csv in the same Unicode"):
+        check_task(tasks / "scene", 16000)
+
+
+@pytest.mark.parametrize("label, read_as", [("NA", "nan"), ("nan", "nan"), (" low", " low")])
+def test_labels_that_the_kit_reads_otherwise_are_refused(tasks, label, read_as):
+    rename_label(tasks / "scene", label, label)
+    with pytest.raises(TaskError, match=f"labelvocabulary.csv: the kit reads the label '.*' as {read_as};"):
+        check_task(tasks / "scene", 16000)
 
 
 def test_clips_of_any_length_are_accepted_without_a_duration(tasks):

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -322,6 +323,18 @@ def test_events_become_frames_as_in_maestro():
     targets = xares_tasks.frame_targets(events, {"a": 0, "b": 1}, 40.0)
     assert targets.tolist() == [[0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0]]
     assert xares_tasks.frame_targets([], {"a": 0}, 40.0).tolist() == [[0.0]]
+
+
+def test_labels_in_decomposed_unicode_are_found(tmp_path, tiny_tasks):
+    decomposed = unicodedata.normalize("NFD", "é")
+    task = shutil.copytree(tiny_tasks / "scene", tmp_path / "scene")
+    for path in (task / "labelvocabulary.csv", *(task / f"{split}.json" for split in ("train", "valid", "test"))):
+        path.write_text(path.read_text().replace("mid", decomposed), encoding="utf-8")
+    with xares_kit.stand_ins():
+        encoder = xares_run.load_encoder(find_origin(MODULE, None, None), "some")
+        assert xares_tasks.hear_config(task, encoder).label_processor({"label": decomposed}) == 1
+    targets = xares_tasks.frame_targets([{"label": decomposed, "start": 0, "end": 1}], {"a": 0, "é": 1}, 40.0)
+    assert targets.tolist() == [[0.0], [1.0]]
 
 
 def test_tasks_with_several_labels_are_left_out_by_name(tmp_path, tiny_tasks):
