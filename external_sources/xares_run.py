@@ -84,10 +84,12 @@ def evaluate(config: Any, source: Path, place: Place, origin: Origin, redo: bool
         TaskError: damaged files, or results of other weights or files.
         folder_lock.FolderInUseError: another process works on this task.
     """
+    if place.task.resolve() == source.resolve() and not _is_hear(source):  # links would replace the archives
+        raise TaskError(f"OUTPUT_DIR: {place.task} has the archives themselves; choose a folder other than TASKS_DIR")
     for folder in (place.embeddings, place.results):
         folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(place.task):
-        if why := _why_stale(source, place, origin):
+        if why := _why_stale(config, source, place, origin):
             if not redo:
                 raise TaskError(f"{why}; REDO=1 evaluates it again, or choose another OUTPUT_DIR or NAME=...")
             for folder in (place.embeddings, place.results):
@@ -115,7 +117,7 @@ def _is_done(config: Any, place: Place) -> bool:
     return all((place.results / f"{kind.lower()}_score.txt").is_file() for kind in wanted)
 
 
-def _why_stale(source: Path, place: Place, origin: Origin) -> str | None:
+def _why_stale(config: Any, source: Path, place: Place, origin: Origin) -> str | None:
     """Why embeddings or scores that are there do not belong to these files and weights, in words."""
     if not place.is_embedded() and not list(place.results.glob("*_score.txt")):
         return None
@@ -128,17 +130,27 @@ def _why_stale(source: Path, place: Place, origin: Origin) -> str | None:
         return f"{variable}: {place.task} was embedded with {then}, not with {now}"
     if changed := task_files.changed_files(noted, source):
         return f"TASKS_DIR: {source / changed[0]} changed since it was embedded"
+    if not _is_hear(source):  # the files of a HEAR task are listed in those that were compared
+        present = {archive.name for found in xares_tasks.archives(config, source).values() for archive in found}
+        if added := sorted(present - noted.files.keys()):
+            return f"TASKS_DIR: {source / added[0]} was added since {place.task} was embedded"
     return None
+
+
+def _is_hear(source: Path) -> bool:
+    return (source / layout.METADATA).is_file()
 
 
 def _run(config: Any, source: Path, place: Place, origin: Origin) -> None:
     from xares.task import XaresTask
 
-    is_hear = (source / layout.METADATA).is_file()
     if not place.is_embedded():
         shutil.rmtree(place.embeddings)  # of an interrupted run
         place.embeddings.mkdir()
-        if is_hear:
+        for pattern in config.audio_tar_name_of_split.values():
+            for archive in list(place.task.glob(pattern)):  # of another TASKS_DIR, or of an earlier version
+                archive.unlink()
+        if _is_hear(source):
             files = task_files.read_files(source, config.encoder.sampling_rate)
             xares_tasks.write_archives(source, config, place.task)
         else:
@@ -165,9 +177,7 @@ def _link_archives(config: Any, source: Path, directory: Path) -> TaskFiles:
     archives = [archive for found in xares_tasks.archives(config, source).values() for archive in found]
     files = dict(zip(names := [path.name for path in archives], task_files.file_states(source, names)))
     for archive in archives:
-        link = directory / archive.name
-        link.unlink(missing_ok=True)
-        link.symlink_to(archive.absolute())
+        (directory / archive.name).symlink_to(archive.absolute())
     return TaskFiles(str(source.absolute()), 0, files)
 
 

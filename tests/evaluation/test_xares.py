@@ -240,6 +240,30 @@ def test_results_of_other_files_or_weights_are_refused_or_replaced(cremad, tmp_p
     assert scores(tmp_path / "out")["x", "cremad", "kNN"] == pytest.approx(1 / 3) != before
 
 
+def test_archives_that_were_added_or_are_gone_are_noticed(cremad, tmp_path):
+    arguments = (MODULE, cremad.parent, tmp_path / "out", "--name", "x")
+    added = cremad / "wds-audio-test-0000001.tar"
+    write_archive(added, tones(3, 9, 44100, labels="HSA"), 44100)
+    run(*arguments)
+    added.rename(cremad / "wds-audio-test-0000002.tar")
+    with pytest.raises(SystemExit, match=f"TASKS_DIR: {added} changed since it was embedded"):
+        run(*arguments)
+    (cremad / "wds-audio-test-0000002.tar").unlink()
+    run(*arguments, "--redo")
+    assert [path.name for path in (tmp_path / "out" / "cremad").glob("wds-audio-test-*.tar")] == [
+        "wds-audio-test-0000000.tar"
+    ]
+    write_archive(added, tones(3, 9, 44100, labels="HSA"), 44100)
+    with pytest.raises(SystemExit, match=f"TASKS_DIR: {added} was added since .*cremad was embedded; REDO=1"):
+        run(*arguments)
+
+
+def test_archives_are_not_replaced_by_links_to_themselves(cremad):
+    with pytest.raises(SystemExit, match="OUTPUT_DIR: .*cremad has the archives themselves"):
+        run(MODULE, cremad.parent, cremad.parent)
+    assert all(path.is_file() and not path.is_symlink() for path in cremad.iterdir())
+
+
 def test_clips_that_xares_would_skip_are_an_error(cremad, tmp_path):
     archive = cremad / "wds-audio-test-0000000.tar"
     archive.write_bytes(archive.read_bytes().replace(b"RIFF", b"JUNK", 1))
