@@ -66,7 +66,7 @@ def task_folders(run: Path, hidden: bool) -> list[Path]:
 
 
 def check_fresh(runs: Sequence[Path]) -> None:
-    """Refuse results whose embeddings have been replaced since, or whose task has changed since it was embedded.
+    """Refuse results whose embeddings are incomplete or have been replaced since, or whose task has changed.
 
     Args:
         runs: folders of tasks with scores.
@@ -74,6 +74,8 @@ def check_fresh(runs: Sequence[Path]) -> None:
     Raises:
         ValueError: names the first such run. Tasks that are no longer where they were embedded are not compared.
     """
+    if folder := layout.incomplete_embeddings(runs):
+        raise ValueError(f"--base-dir: {folder} is incomplete; run extract_features.sh again")
     for run in runs:
         if why := stale_heads(run):
             raise ValueError(f"{why}; REDO=1 ./downstream_experiments.sh trains it again")

@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 from tqdm import tqdm
 
 from audio_mamba.data.audio_files import is_hidden
-from audio_mamba.external_sources import layout, task_files, worker
+from audio_mamba.external_sources import layout, sources, task_files, worker
 from audio_mamba.external_sources.grid import parse_grid
 from audio_mamba.external_sources.origin import stale_heads
 from audio_mamba.external_sources.task_files import read_json
@@ -54,7 +54,7 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
         hidden: take tasks of hidden, trash or system names too; otherwise a line on stderr counts them.
 
     Raises:
-        SystemExit: no such folder, model, seed, or task.
+        SystemExit: no such folder, model, seed, or task, or its embeddings are incomplete.
     """
     runs = directory if directory.name == layout.RUNS else directory / layout.RUNS
     if not runs.is_dir():
@@ -74,6 +74,9 @@ def find_jobs(directory: Path, config: str, seeds: Sequence[int], tasks: str = "
             raise SystemExit(f"SEEDS: {folder} does not exist, and there are no embeddings of {module} to make it from")
         jobs += [Job(task.absolute(), seed) for task in layout.task_folders(folder, tasks, hidden)]
         folders.append(folder)
+    chosen = sources.choose({entry.name: entry for folder in folders for entry in folder.iterdir()}, tasks)
+    if incomplete := layout.incomplete_embeddings(chosen.values()):
+        raise SystemExit(f"OUTPUT_DIR: {incomplete} is incomplete; run extract_features.sh again")
     note = None if hidden else layout.hidden_note(folders)
     if note:
         print(note, file=sys.stderr)

@@ -78,6 +78,19 @@ def is_done(task: Path) -> bool:
     return (task / SCORES).is_file() and done.is_file() and done.stat().st_size > 0
 
 
+def embeddings_of(run: Path) -> Path | None:
+    """The folder of the embeddings of a task in a run, todo_audioset/<module>_r1_<seed>/<task>; None if it is gone."""
+    parts = parse_run_name(run.parent.name)
+    folder = run.absolute().parents[2] / EMBEDDINGS / parts.module / run.name if parts else None
+    return folder if folder and folder.is_dir() else None
+
+
+def incomplete_embeddings(runs: Iterable[Path]) -> Path | None:
+    """The first folder of embeddings of these runs that an extraction left unfinished; None if there is none."""
+    folders = dict.fromkeys(map(embeddings_of, runs))  # once for all seeds
+    return next((folder for folder in folders if folder and not (folder / DONE_EMBEDDINGS).exists()), None)
+
+
 def embedded_tasks(module_dir: Path, hidden: bool = False) -> list[Path]:
     """The tasks in OUTPUT_DIR/audioset/<module> whose embeddings are complete."""
     if not module_dir.is_dir():

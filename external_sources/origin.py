@@ -95,6 +95,8 @@ def stale_heads(task: Path) -> str | None:
     if not (task / HEAD_SETTINGS).is_file():
         return None
     noted, present = read_json(task / HEAD_SETTINGS, dict).get("embeddings"), read_note(task)
+    if noted and not present and layout.embeddings_of(task):
+        return f"{task} was trained on other embeddings than the present ones, which have no {SETTINGS}"
     if not noted or not present:
         return None
     default = Origin("", None, None, None, None)

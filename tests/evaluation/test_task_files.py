@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from audio_mamba import stats_aggregation_v2
-from audio_mamba.external_sources import downstream, embeddings, layout, task_files, worker
+from audio_mamba.external_sources import downstream, embeddings, layout, origin, task_files, worker
 from tests.evaluation.conftest import write_task
 
 MODULE = "benchmarks.log_mel_baseline"
@@ -88,6 +88,21 @@ def test_changed_labels_are_refused_by_name_by_every_command(task, evaluated, tm
     monkeypatch.setattr(downstream, "run_jobs", lambda jobs, grid, at_once: (trained.extend(jobs), ([], []))[1])
     heads(evaluated, "--redo")
     assert [job.task.name for job in trained] == ["scene"] and not trained[0].is_done()
+
+
+def test_embeddings_of_an_interrupted_extraction_are_refused(task, evaluated, tmp_path):
+    folder = evaluated / layout.EMBEDDINGS / MODULE / "scene"
+    (folder / origin.SETTINGS).unlink()
+    for command in (lambda: heads(evaluated), lambda: table(evaluated, tmp_path)):
+        with pytest.raises(SystemExit, match="scene was trained on other embeddings than the present ones"):
+            command()
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for command in (lambda: heads(evaluated), lambda: table(evaluated, tmp_path)):
+        with pytest.raises(SystemExit, match=f"{folder} is incomplete; run extract_features.sh again"):
+            command()
+    folder.rmdir()
+    table(evaluated, tmp_path)  # they are gone for good: the scores are kept
 
 
 def test_changed_audio_is_refused_even_at_the_same_size(task, evaluated):
