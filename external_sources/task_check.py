@@ -1,5 +1,6 @@
 """What the kit requires of a task, checked before it runs, with a sentence where the kit has a bare AssertionError."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,14 @@ def _check_labels(place: str, entries: Any, metadata: dict, vocabulary: set[str]
 
 def _check_event(place: str, event: Any) -> None:
     try:
-        start, end = float(event["start"]), float(event["end"])
-        event["label"]
-    except (KeyError, TypeError, ValueError):
+        start, end, _ = event["start"], event["end"], event["label"]
+    except (KeyError, TypeError):
         raise TaskError(f"{place}: an event needs label, start and end (in ms), got {event!r:.80}") from None
+    for time in (start, end):
+        if isinstance(time, bool) or not isinstance(time, (int, float)) or not math.isfinite(time):
+            raise TaskError(f"{place}: start and end of an event must be numbers (in ms), got {time!r:.60}")
     if not end >= start:
-        raise TaskError(f"{place}: an event ends at {end} ms, before its start at {start} ms")
+        raise TaskError(f"{place}: an event ends at {float(end)} ms, before its start at {float(start)} ms")
 
 
 def _check_audio(task: Path, sample_rate: int, same_length: bool) -> None:

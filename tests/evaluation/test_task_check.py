@@ -107,6 +107,9 @@ def test_mistakes_in_a_task_get_one_sentence(tasks, mistake):
     [
         ({"label": "low", "start": 0}, "an event needs label, start and end (in ms)"),
         ("low", "an event needs label, start and end (in ms)"),
+        ({"label": "low", "start": "5", "end": "6"}, "start and end of an event must be numbers (in ms), got '5'"),
+        ({"label": "low", "start": 5, "end": float("inf")}, "end of an event must be numbers (in ms), got inf"),
+        ({"label": "low", "start": False, "end": 6}, "start and end of an event must be numbers (in ms), got False"),
         ({"label": "low", "start": 5, "end": 4}, "an event ends at 4.0 ms, before its start at 5.0 ms"),
     ],
 )
