@@ -512,6 +512,7 @@ def test_ctrl_c_does_not_wait_for_the_shard_at_hand(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_20_times_at_random_moments_it_ends_with_the_very_bytes_of_an_undisturbed_run(tmp_path):
     for i in range(60):
         write_audio(tmp_path / "audio" / f"{i:02d}.wav", 20, seed=i)
