@@ -376,7 +376,7 @@ def test_a_file_of_the_same_size_that_was_written_again_is_a_changed_one(five, t
     os.utime(five / "1.wav", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert (five / "1.wav").stat().st_size == status.st_size
     embed(five, "--out", tmp_path / "out.npz", "--resume")
-    assert "1 of the files that were embedded have changed" in capsys.readouterr().err
+    assert "1 file(s) have changed since" in capsys.readouterr().err
     embed(five, "--out", tmp_path / "whole.npz")
     assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
