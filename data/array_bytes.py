@@ -9,12 +9,29 @@ So each name in a pickled array (of numpy 1 or 2) maps to a small class of this 
 import io
 import pickle
 import struct
+import zipfile
+import zlib
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 NPY_MAGIC = b"\x93NUMPY"
 NUMBER_KINDS = "biuf"  # bool, int, unsigned int, float
+# What `np.load` raises where an .npz is damaged, and `zipfile` for an encryption or compression that it cannot undo.
+NPZ_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def encode(array: np.ndarray) -> bytes:

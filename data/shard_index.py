@@ -11,8 +11,6 @@ versions have no digest; for them the size decides.
 import dataclasses
 import hashlib
 import os
-import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from webdataset.tariterators import base_plus_ext
 
+from audio_mamba.data.array_bytes import NPZ_ERRORS
 from audio_mamba.data.normalisation import clip_statistics
 from audio_mamba.data.samples import DATA_MEMBERS, LABELS_MEMBERS, VALUE_BYTES, ArchiveError, decode_spectrogram
 from audio_mamba.data.tar_members import tar_members
@@ -156,19 +155,7 @@ def saved_index(shard: Path) -> SavedIndex | None:
             index = SavedIndex(saved["keys"], saved["places"], int(saved["shard_bytes"]), digest)
         _check_form(index)
         return index
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        TypeError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        SyntaxError,
-        MemoryError,
-        OverflowError,
-        NotImplementedError,  # by zipfile, for a compression that it does not know
-    ) as error:
+    except NPZ_ERRORS as error:
         raise ArchiveError(f"{path} is damaged ({error}); remove it, and the shard itself is read") from error
 
 

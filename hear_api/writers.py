@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from audio_mamba.data.array_bytes import NPZ_ERRORS
 from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal
 from audio_mamba.system.atomic_files import atomic_write, naming_full_disk
 
@@ -60,7 +61,7 @@ def read_settings(out: Path, format: Format | None = None) -> dict | None:
         if not isinstance(settings, dict | None):
             raise ValueError("its settings are not a JSON object")
         return settings
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise ValueError(
             f"{out} exists already and cannot be read as a result of this command ({error}); remove it "
             "or choose another name"

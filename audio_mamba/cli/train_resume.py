@@ -1,4 +1,4 @@
-"""Where a run starts: at a checkpoint, from other weights, or anew."""
+"""Load what a run starts from: its newest checkpoint, the one that --resume names, or the weights of --init."""
 
 import argparse
 import logging

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from audio_mamba.data.array_bytes import NPZ_ERRORS
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.probe.features import Model
 from audio_mamba.system.atomic_files import atomic_write
@@ -28,7 +28,7 @@ class Kept:
                 if saved["name"].tolist() != clips.names:
                     return None
                 return Scored(int(saved["width"]), saved["valid"], saved["test"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except NPZ_ERRORS:
             return None
 
     def write(self, model: Model, clips: Clips, features: Features, scored: Scored) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from audio_mamba.data.array_bytes import NPZ_ERRORS
 from audio_mamba.data.audio import load_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.normalisation import normalise, statistics_of
@@ -116,7 +116,7 @@ def _read(path: Path, clips: Clips) -> np.ndarray | None:
     try:
         with np.load(path, allow_pickle=False) as saved:
             return saved["embedding"] if saved["name"].tolist() == clips.names else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except NPZ_ERRORS:
         return None  # absent, or damaged: they are computed again
 
 

@@ -3,12 +3,19 @@
 import contextlib
 import os
 import pickle
+import re
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from audio_mamba.data.array_bytes import decode, encode
+from audio_mamba.data.archives import write_shard
+from audio_mamba.data.array_bytes import NPZ_ERRORS, decode, encode
+from audio_mamba.data.samples import ArchiveError, Sample
+from audio_mamba.data.shard_index import index_path, saved_index
+from audio_mamba.hear_api.probe.features import _read as kept_embeddings
+from audio_mamba.hear_api.writers import read_settings
 
 ARRAYS = [np.arange(12, dtype=dtype).reshape(3, 4) for dtype in ("<f2", "<f4", ">f4", "<f8", "<i8", "u1")]
 ARRAYS += [
@@ -142,3 +149,42 @@ def test_a_huge_claimed_length_costs_no_memory():
         assert tracemalloc.get_traced_memory()[1] < 1e6
     finally:
         tracemalloc.stop()
+
+
+IN_DIRECTORY = {"an encryption": (8, 1), "an unknown compression": (10, 99)}  # place in each entry, its value
+
+
+@pytest.mark.parametrize("kind", IN_DIRECTORY)
+def test_a_damaged_npz_is_one_for_all_that_read_it(tmp_path, kind):
+    """In the directory of the zip file: as an index of a shard, a result, and kept embeddings of the probe."""
+    write_shard(tmp_path / "a.tar", [Sample("a", np.ones((200, 80), np.float32), np.zeros(0, np.int64))])
+    index = index_path(tmp_path / "a.tar")
+    np.savez(tmp_path / "result.npz", settings=np.array("{}"), embedding=np.ones((2, 3)))
+    offset, value = IN_DIRECTORY[kind]
+    for path in (index, tmp_path / "result.npz"):
+        content = bytearray(path.read_bytes())
+        for entry in re.finditer(rb"PK\x01\x02", bytes(content)):
+            content[entry.start() + offset] = value
+        path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="a.index.npz is damaged"):
+        saved_index(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match="result.npz exists already and cannot be read as a result"):
+        read_settings(tmp_path / "result.npz")
+    assert kept_embeddings(tmp_path / "result.npz", SimpleNamespace(names=["a", "b"])) is None
+
+
+def test_whatever_is_changed_in_an_npz_raises_what_its_readers_expect(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "a.npz"
+    np.savez_compressed(path, name=np.array(["a", "b"]), embedding=rng.normal(size=(2, 3)))
+    whole, refused = path.read_bytes(), 0
+    for _ in range(500):
+        content = bytearray(whole)
+        for place in rng.integers(len(content), size=rng.integers(1, 4)):
+            content[place] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(1, len(content) + 1)] if rng.random() < 0.2 else content)
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                _ = saved["name"], saved["embedding"]
+        except NPZ_ERRORS:
+            refused += 1
+    assert refused > 100
