@@ -125,7 +125,8 @@ def outputs_of(
         lambda batch: logits_of(run, run.model, batch).float(),
         stop=lambda: interruption.requested,
     )
-    interruption.stop_now = outputs is None
+    if outputs is None:
+        interruption.stop()
     return outputs
 
 

@@ -191,7 +191,8 @@ def validate(run: Run, interruption: Interruption) -> float | None:
         run.device,
         stop=lambda: interruption.requested,
     )
-    interruption.stop_now = loss is None
+    if loss is None:
+        interruption.stop()
     return loss
 
 

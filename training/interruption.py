@@ -65,12 +65,22 @@ class Interruption:
 
     def ask(self) -> bool:
         """Update `save_now` and `stop_now`; return `stop_now`. Every process must call this after the same steps."""
+        asked = self.requested  # read once: a signal that comes later is announced, and voted on, after the next step
+        if asked:
+            self._announce()
+        due = distributed.is_main() and time.monotonic() - self._saved_at > self._seconds
+        self.save_now, self.stop_now = self._agreement.vote(due, asked)
+        return self.stop_now
+
+    def stop(self) -> None:
+        """Set `stop_now`: the processes agreed on it outside of `ask`, in a validation for instance."""
+        self.stop_now = True
+        self._announce()
+
+    def _announce(self) -> None:
         if self._signal is not None and not self._announced:
             self._announced = True
             logger.warning("%s: saving a checkpoint and stopping", signal.Signals(self._signal).name)
-        due = distributed.is_main() and time.monotonic() - self._saved_at > self._seconds
-        self.save_now, self.stop_now = self._agreement.vote(due, self._signal is not None)
-        return self.stop_now
 
     def saved(self) -> None:
         """Restart the timer: a checkpoint was written."""

@@ -74,7 +74,7 @@ def _features(run: Run, dataset: LabelledDataset, interruption: Interruption) ->
     batches = prefetch(Shielded(loader), run.device)
     outputs = gather_outputs(batches, normalised, stop=lambda: interruption.stop_now or interruption.requested)
     if outputs is None:
-        interruption.stop_now = True
+        interruption.stop()
         return np.empty((0, 0)), np.empty((0, 0), bool)
     _, features, target = outputs
     return features.double().numpy(), target.numpy() > 0.5

@@ -26,6 +26,21 @@ def test_a_signal_is_recorded_and_requests_a_stop(number, caplog):
     assert signal.getsignal(number) is before
 
 
+def test_a_stop_is_always_announced_even_if_the_signal_comes_at_the_end_of_a_step(monkeypatch, caplog):
+    with Interruption(minutes=0) as watch:
+        monkeypatch.setattr(interruption.distributed, "is_main", lambda: os.kill(os.getpid(), signal.SIGTERM) or True)
+        assert watch.ask() is bool(caplog.messages)  # none of both, or both
+        assert watch.ask() and caplog.messages == ["SIGTERM: saving a checkpoint and stopping"]
+
+
+def test_a_stop_outside_of_the_steps_is_announced_once(caplog):
+    with Interruption(minutes=0) as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        watch.stop()
+        watch.stop()
+        assert watch.stop_now and caplog.messages == ["SIGTERM: saving a checkpoint and stopping"]
+
+
 def test_a_second_ctrl_c_ends_at_once():
     with Interruption(minutes=0):
         os.kill(os.getpid(), signal.SIGINT)
