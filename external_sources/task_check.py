@@ -12,7 +12,17 @@ from audio_mamba.data.label_tables import LabelError, composed, read_classes
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.task_files import VOCABULARY, TaskError, audio_files, read_json, split_names
 
-KINDS = {"embedding_type": ("scene", "event"), "prediction_type": ("multiclass", "multilabel")}
+KINDS = {
+    "embedding_type": ("scene", "event"),
+    "prediction_type": ("multiclass", "multilabel"),
+    "split_mode": ("trainvaltest", "new_split_kfold", "presplit_kfold"),
+}
+SCORES = {  # by embedding_type, heareval.score.available_scores
+    "scene": ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc"),
+    "event": ("event_onset_200ms_fms", "event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms", "segment_1s_er"),
+}
+SPLITS = ("train", "valid", "test")
+MIN_FOLDS = 3  # one is for testing, one for validation
 READING_THREADS = 8
 
 
@@ -27,14 +37,8 @@ def check_task(task: Path, sample_rate: int) -> None:
         TaskError: the first thing that the kit could not use.
     """
     metadata = read_json(task / layout.METADATA, dict)
-    for key, accepted in KINDS.items():
-        if metadata.get(key) not in accepted:
-            raise TaskError(
-                f"{task / layout.METADATA}: {key} must be {' or '.join(accepted)}, got {metadata.get(key)!r}"
-            )
-    seconds = metadata.get("sample_duration")
-    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
-        raise TaskError(f"{task / layout.METADATA}: sample_duration must be seconds or null, got {seconds!r:.60}")
+    _check_metadata(task / layout.METADATA, metadata, split_names(task))
+    seconds = metadata["sample_duration"]
     vocabulary = _read_vocabulary(task / VOCABULARY)
     for split in split_names(task):
         path = task / f"{split}.json"
@@ -42,9 +46,38 @@ def check_task(task: Path, sample_rate: int) -> None:
         if not labels:
             raise TaskError(f"{path} lists no audio")
         for clip, entries in labels.items():
+            if "embedding.npy" in clip:
+                raise TaskError(f"{path}: {clip}: the kit needs a name without embedding.npy")
             _check_labels(f"{path}: {clip}", entries, metadata, vocabulary)
     # The kit makes batches of 84 s at 16 kHz.
     _check_audio(task, sample_rate, same_length=seconds is not None and seconds * sample_rate <= 42 * 16000)
+
+
+def _check_metadata(path: Path, metadata: dict, splits: list[str]) -> None:
+    """The keys that the kit reads in extraction, training and testing."""
+    for key, accepted in KINDS.items():
+        if metadata.get(key) not in accepted:
+            raise TaskError(f"{path}: {key} must be {' or '.join(accepted)}, got {metadata.get(key)!r:.60}")
+    kind, prediction, mode = (metadata[key] for key in KINDS)
+    if kind == "event" and prediction == "multiclass":
+        raise TaskError(f"{path}: prediction_type must be multilabel for events, got 'multiclass'")
+    if mode == "trainvaltest" and (missing := [split for split in SPLITS if split not in splits]):
+        raise TaskError(f"{path}: with split_mode trainvaltest, splits must have {' and '.join(missing)}")
+    if mode != "trainvaltest" and len(set(splits)) < MIN_FOLDS:
+        raise TaskError(f"{path}: with split_mode {mode}, splits must be {MIN_FOLDS} folds or more, got {len(splits)}")
+    if len(set(splits)) < len(splits):
+        raise TaskError(f"{path}: splits has a name twice")
+    if not isinstance(metadata.get("task_name"), str):
+        raise TaskError(f"{path}: task_name must be text, got {metadata.get('task_name')!r:.60}")
+    if "sample_duration" not in metadata:
+        raise TaskError(f"{path}: sample_duration is missing: seconds, or null for clips of any length")
+    seconds = metadata["sample_duration"]
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+        raise TaskError(f"{path}: sample_duration must be seconds or null, got {seconds!r:.60}")
+    scores = metadata.get("evaluation")
+    known = isinstance(scores, list) and scores and all(score in SCORES[kind] for score in scores)
+    if not known:
+        raise TaskError(f"{path}: evaluation must be a list of {', '.join(SCORES[kind])}; got {scores!r:.60}")
 
 
 def _read_vocabulary(path: Path) -> set[str]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio_mamba.external_sources import embeddings
-from audio_mamba.external_sources.task_check import check_task
+from audio_mamba.external_sources import compat, embeddings
+from audio_mamba.external_sources.task_check import SCORES, check_task
 from audio_mamba.external_sources.task_files import TaskError
 
 
@@ -22,6 +22,13 @@ def tasks(tiny_tasks, tmp_path):
 
 def change(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop(task, key):
+    path = task / "task_metadata.json"
+    metadata = json.loads(path.read_text())
+    del metadata[key]
+    path.write_text(json.dumps(metadata))
 
 
 def write_audio(path, channels=1, rate=16000, samples=8000):
@@ -58,6 +65,38 @@ MISTAKES = {
     "kind": (
         lambda task: change(task / "task_metadata.json", embedding_type="clip"),
         "embedding_type must be scene or event, got 'clip'",
+    ),
+    "one split": (
+        lambda task: change(task / "task_metadata.json", splits=["train"]),
+        "task_metadata.json: with split_mode trainvaltest, splits must have valid and test",
+    ),
+    "two folds": (
+        lambda task: change(task / "task_metadata.json", split_mode="presplit_kfold", splits=["train", "test"]),
+        "with split_mode presplit_kfold, splits must be 3 folds or more, got 2",
+    ),
+    "splits twice": (
+        lambda task: change(task / "task_metadata.json", splits=["train", "valid", "test", "test"]),
+        "splits has a name twice",
+    ),
+    "no mode": (lambda task: drop(task, "split_mode"), "split_mode must be trainvaltest or new_split_kfold or"),
+    "no name": (lambda task: drop(task, "task_name"), "task_name must be text, got None"),
+    "no scores": (lambda task: drop(task, "evaluation"), "evaluation must be a list of top1_acc, "),
+    "unknown score": (
+        lambda task: change(task / "task_metadata.json", evaluation=["accuracy"]),
+        "d_prime, aucroc; got ['accuracy']",
+    ),
+    "score of events": (
+        lambda task: change(task / "task_metadata.json", evaluation=["segment_1s_er"]),
+        "evaluation must be a list of top1_acc, ",
+    ),
+    "no duration": (lambda task: drop(task, "sample_duration"), "sample_duration is missing: seconds, or null for"),
+    "duration": (
+        lambda task: change(task / "task_metadata.json", sample_duration=True),
+        "sample_duration must be seconds or null, got True",
+    ),
+    "name of the kit": (
+        lambda task: change(task / "test.json", **{"a.embedding.npy.wav": ["low"]}),
+        "test.json: a.embedding.npy.wav: the kit needs a name without embedding.npy",
     ),
     "vocabulary": (
         lambda task: (task / "labelvocabulary.csv").write_text("idx,label\n0,low\n7,mid\n"),
@@ -100,6 +139,19 @@ def test_mistakes_in_a_task_get_one_sentence(tasks, mistake):
     with pytest.raises(TaskError, match=re.escape(sentence)) as error:
         check_task(tasks / "scene", 16000)
     assert "\n" not in str(error.value) and str(tasks / "scene") in str(error.value)
+
+
+def test_events_of_a_multiclass_task_are_refused(tasks):
+    change(tasks / "event" / "task_metadata.json", prediction_type="multiclass")
+    with pytest.raises(TaskError, match="prediction_type must be multilabel for events, got 'multiclass'"):
+        check_task(tasks / "event", 16000)
+
+
+def test_the_scores_are_those_of_the_kit():
+    pytest.importorskip("heareval")
+    with compat.stand_ins():
+        from heareval.score import available_scores
+    assert set(available_scores) == {score for scores in SCORES.values() for score in scores}
 
 
 @pytest.mark.parametrize(
