@@ -12,9 +12,7 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -22,8 +20,8 @@ from scipy import stats
 
 from audio_mamba import published_names
 from audio_mamba.data.audio_files import is_hidden
-from audio_mamba.external_sources import layout, task_files
-from audio_mamba.external_sources.origin import HEAD_SETTINGS, stale_heads
+from audio_mamba.external_sources import layout
+from audio_mamba.external_sources.result_checks import check_fresh, check_grids
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import given_path, quiet_exit
@@ -63,51 +61,6 @@ def task_folders(run: Path, hidden: bool) -> list[Path]:
     """The tasks of a run, sorted: those with embeddings, and those with scores whose embeddings are gone."""
     scored = {path.parent for path in run.glob(f"*/{layout.SCORES}") if hidden or not is_hidden(path.parent.name)}
     return sorted({*layout.task_folders(run, hidden=hidden), *scored})
-
-
-def check_fresh(runs: Sequence[Path]) -> None:
-    """Refuse results whose embeddings are incomplete or have been replaced since, or whose task has changed.
-
-    Args:
-        runs: folders of tasks with scores.
-
-    Raises:
-        ValueError: names the first such run. Tasks that are no longer where they were embedded are not compared.
-    """
-    if folder := layout.incomplete_embeddings(runs):
-        raise ValueError(f"--base-dir: {folder} is incomplete; run extract_features.sh again")
-    for run in runs:
-        if why := stale_heads(run):
-            raise ValueError(f"{why}; REDO=1 ./downstream_experiments.sh trains it again")
-    for run in {(run / task_files.NOTE).resolve(): run for run in runs}.values():  # once for all seeds
-        if why := task_files.why_stale(run):
-            raise ValueError(
-                f"TASKS_DIR: {why} since {run} was embedded; run extract_features.sh and downstream_experiments.sh "
-                "with REDO=1"
-            )
-
-
-def check_grids(runs: Sequence[Path]) -> None:
-    """Refuse seeds of one model and task that were trained with different grids, since their mean says nothing.
-
-    Args:
-        runs: folders of tasks with scores. Those of the published scripts, which note no grid, are accepted.
-
-    Raises:
-        ValueError: names the first two such runs.
-    """
-    first: dict[tuple[str, str], tuple[Path, Any]] = {}  # a run and its grid, by model and task
-    for run in runs:
-        if not (run / HEAD_SETTINGS).is_file():
-            continue
-        grid = task_files.read_json(run / HEAD_SETTINGS, dict).get("grid")
-        model = run.parent.name.rpartition("_")[0]
-        other, grid_of_other = first.setdefault((model, run.name), (run, grid))
-        if grid != grid_of_other:
-            raise ValueError(
-                f"GRID: {other} and {run} were trained with different grids (see {HEAD_SETTINGS} there); remove the "
-                "downstream folders of one grid"
-            )
 
 
 def read_results(base_dir: Path, hidden: bool = False) -> pd.DataFrame:
