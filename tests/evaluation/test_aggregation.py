@@ -128,6 +128,37 @@ def test_seeds_of_different_grids_have_no_mean(base_dir):
         aggregation.read_results(base_dir)
 
 
+def test_models_with_different_grids_are_named(base_dir, caplog):
+    for run, grid in (("configs.ssam_r1_00", {"lr": [1e-4]}), ("hear_configs.ssast_r1_01", {"lr": [1e-3]})):
+        for task in ("vox", "esc50"):
+            settings = {"seed": 0, "grid": grid if task == "vox" else {}}
+            (base_dir / run / task / "downstream-settings.json").write_text(json.dumps(settings))
+    aggregation.read_results(base_dir)
+    assert [record.getMessage() for record in caplog.records] == [
+        "vox: the heads of configs.ssam_r1, hear_configs.ssast_r1 were chosen from different grids"
+    ]
+
+
+def test_scores_of_different_versions_of_a_task_are_refused(base_dir, tmp_path):
+    labels = {"task_metadata.json": "a", "labelvocabulary.csv": "b", "test.json": "c"}
+
+    def note(run, **files):
+        state = {name: [1, 0, digest] for name, digest in (labels | files).items()}
+        note = {"task": str(tmp_path / "gone"), "sample_rate": 16000, "files": state}
+        (base_dir / run / "task-files.json").write_text(json.dumps(note))
+
+    note("configs.ssam_r1_00/vox", **{"16000/test/a.wav": "d"})
+    note("hear_configs.ssast_r1_00/vox", **{"48000/test/a.wav": "e"})  # of another rate
+    note("configs.ssam_r1_00/esc50", **{"test.json": "another task"})
+    assert len(aggregation.read_results(base_dir)) == 12
+    changes = ({"test.json": "x"}, {"16000/test/a.wav": "x"}, {"valid.json": "x"})
+    for files in changes:
+        note("hear_configs.ssast_r1_00/vox", **files)
+        refused = f"ssam_r1_00/vox and .*ssast_r1_00/vox are of different versions .*, {list(files)[0]} differs"
+        with pytest.raises(ValueError, match=refused):
+            aggregation.read_results(base_dir)
+
+
 def test_each_pretraining_run_is_a_separate_model(tmp_path):
     for ssl_run in (1, 2):
         write_scores(tmp_path / f"configs.x_r{ssl_run}_00" / "vox", {"test": {"test_score": ssl_run / 10}})
