@@ -21,7 +21,7 @@ from scipy import stats
 from audio_mamba import published_names
 from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout
-from audio_mamba.external_sources.result_checks import check_fresh, check_grids, check_versions
+from audio_mamba.external_sources.result_checks import check_fresh, check_grids, check_seeds, check_versions
 from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import given_path, quiet_exit
@@ -84,6 +84,7 @@ def read_results(base_dir: Path, hidden: bool = False) -> pd.DataFrame:
         if (task / layout.SCORES).is_file()
     ]
     check_fresh(runs)
+    check_seeds(runs)
     check_versions(runs)
     check_grids(runs)
     for folder in folders:

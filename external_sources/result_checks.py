@@ -33,6 +33,14 @@ def check_fresh(runs: Sequence[Path]) -> None:
             )
 
 
+def check_seeds(runs: Sequence[Path]) -> None:
+    """Refuse two folders of one model, task and seed, such as `x_r1_0` and `x_r1_00`. ValueError names both."""
+    first: dict[tuple[layout.Run | None, str], Path] = {}
+    for run in runs:
+        if (other := first.setdefault((layout.parse_run_name(run.parent.name), run.name), run)) != run:
+            raise ValueError(f"--base-dir: {other} and {run} are of one seed; remove one of them")
+
+
 def check_versions(runs: Sequence[Path]) -> None:
     """Refuse scores of one task whose embeddings were made from different versions of it.
 

@@ -159,6 +159,12 @@ def test_scores_of_different_versions_of_a_task_are_refused(base_dir, tmp_path):
             aggregation.read_results(base_dir)
 
 
+def test_a_seed_counts_once(base_dir):
+    write_scores(base_dir / "configs.ssam_r1_2" / "vox", {"test": {"test_score": 0.1}})
+    with pytest.raises(ValueError, match="ssam_r1_02/vox and .*ssam_r1_2/vox are of one seed; remove one of them"):
+        aggregation.read_results(base_dir)
+
+
 def test_each_pretraining_run_is_a_separate_model(tmp_path):
     for ssl_run in (1, 2):
         write_scores(tmp_path / f"configs.x_r{ssl_run}_00" / "vox", {"test": {"test_score": ssl_run / 10}})
