@@ -72,7 +72,7 @@ def verify_archive(directory: str | Path, n_mels: int | None = None) -> Iterator
             yield path, 0, [f"{path}: no such file"]
             continue
         problems = _wrong_checksums(directory, entry.get("sha256", {}))
-        count, found = verify_shard(path, front_end)
+        count, found = verify_shard(path, front_end, len((manifest or {}).get("labels") or []))
         if manifest and count != entry["samples"]:
             found.append(f"{path}: holds {count} samples, but {MANIFEST_NAME} says {entry['samples']}")
         yield path, count, problems + found
@@ -80,8 +80,8 @@ def verify_archive(directory: str | Path, n_mels: int | None = None) -> Iterator
         yield path, 0, [f"{path}: {MANIFEST_NAME} does not list this shard, so it is not used"]
 
 
-def verify_shard(path: Path, front_end: FrontEnd = PUBLISHED) -> tuple[int, list[str]]:
-    """The number of samples in a shard, and what is wrong with it."""
+def verify_shard(path: Path, front_end: FrontEnd = PUBLISHED, classes: int = 0) -> tuple[int, list[str]]:
+    """The number of samples in a shard, and what is wrong with it. `classes` bounds the label ids; 0 does not."""
     problems: list[str] = []
     index, files = index_from_headers(path, problems.append), ShardFiles(max_open=1)
     try:
@@ -95,11 +95,11 @@ def verify_shard(path: Path, front_end: FrontEnd = PUBLISHED) -> tuple[int, list
     for number, key in enumerate(index.keys):
         place, name = index.places[number], key.decode(errors="replace")
         try:
-            spectrogram = read_sample(files, path, name, place).spectrogram
+            sample = read_sample(files, path, name, place)
         except ArchiveError as error:
             problems.append(str(error))
             continue
-        problem = _wrong_values(spectrogram, front_end)
+        problem = _wrong_values(sample.spectrogram, front_end) or _wrong_labels(sample.labels, classes)
         if problem is None and saved is not None:
             member = files.read(path, place["data_offset"], place["data_size"])
             if not _describes(saved.places[number], place, member):
@@ -132,6 +132,15 @@ def _wrong_values(spectrogram: np.ndarray, front_end: FrontEnd) -> str | None:
             f"{frames} successive frames hold one single value, which is not silence "
             f"({log_floor(front_end):.6g}); they may be a hole in the file"
         )
+    return None
+
+
+def _wrong_labels(labels: np.ndarray, classes: int) -> str | None:
+    """What is wrong with the label ids of a sample, or None."""
+    if len(labels) and labels.min() < 0:
+        return f"the label id {labels.min()} is negative"
+    if len(labels) and classes and labels.max() >= classes:
+        return f"the label id {labels.max()} has no name among the {classes} of {MANIFEST_NAME}"
     return None
 
 

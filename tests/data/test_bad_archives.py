@@ -448,6 +448,25 @@ def test_json_labels_are_read():
         assert labels.dtype == np.int64 and labels.tolist() == expected
 
 
+def test_label_ids_without_a_class_are_named(tmp_path):
+    write_shard(tmp_path / "a.tar", [Sample(f"clip{i}", clip(0), np.array([0, i])) for i in (0, 2, -3)])
+    problems = verify_shard(tmp_path / "a.tar")[1]
+    assert problems == [f"{tmp_path}/a.tar, sample clip-3: the label id -3 is negative"]
+    problems = verify_shard(tmp_path / "a.tar", classes=2)[1]
+    assert len(problems) == 2 and "clip2: the label id 2 has no name among the 2 of manifest.json" in problems[0]
+    assert len(verify_shard(tmp_path / "a.tar", classes=3)[1]) == 1
+
+
+def test_an_archive_whose_manifest_lacks_a_class_is_not_good(tmp_path, audio, capsys):
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{i}.wav,{'ab'[i % 2]}\n" for i in range(6)))
+    prepare(audio, tmp_path / "archive", labels_csv=tmp_path / "labels.csv")
+    verify_command([str(tmp_path / "archive")])
+    change_manifest(tmp_path / "archive", lambda m: m["labels"].pop() and None)
+    with pytest.raises(SystemExit) as ended:
+        verify_command([str(tmp_path / "archive")])
+    assert ended.value.code and "the label id 1 has no name among the 1 of manifest" in capsys.readouterr().out
+
+
 def test_an_unreadable_place_gives_a_sentence_not_a_traceback(tmp_path):
     (tmp_path / "a.tar").mkdir()
     os.symlink(tmp_path / "absent", tmp_path / "b.tar")
