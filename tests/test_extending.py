@@ -199,6 +199,7 @@ def test_the_example_works(extended, name):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_take_the_encoder(extended, tmp_path):
     """Trained, embedded with --config, found by the environment variable without it, and else refused by name."""
     soundfile.write(tmp_path / "my.wav", 0.1 * np.random.default_rng(0).standard_normal(32000), 16000)

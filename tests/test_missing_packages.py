@@ -33,6 +33,7 @@ def collect(missing, *arguments):
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_files_that_need_a_missing_package_are_skipped_and_the_others_collected():
     done = collect(OPTIONAL_PACKAGES, "tests")
     assert done.returncode == 0, done.stdout[-3000:]

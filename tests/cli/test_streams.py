@@ -96,6 +96,7 @@ def run_all(tmp_path, closed, commands):
     }
 
 
+@pytest.mark.slow
 def test_commands_run_without_standard_error(tmp_path, commands):
     ended = run_all(tmp_path, "stderr", commands)
     assert {module: status for module, (status, _, _) in ended.items()} == dict.fromkeys(commands, 0), ended

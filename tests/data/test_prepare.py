@@ -465,7 +465,7 @@ def test_the_command_reports_in_words_and_exit_status(tree, tmp_path):
     assert errors.strip() == f"prepare: {tmp_path / 'absent'} is not a folder of audio files"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_stopped_at_any_moment_it_leaves_no_half_shard_and_can_start_again(tmp_path, how):
     for i in range(60):
         write_audio(tmp_path / "audio" / f"{i:02d}.wav", 20, seed=i)

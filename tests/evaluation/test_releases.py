@@ -65,6 +65,7 @@ def release(tmp_path):
     return archive
 
 
+@pytest.mark.slow
 def test_from_one_download_to_a_table_by_three_commands(release, command, tmp_path, capsys):
     tasks, output = release.parent, tmp_path / "output"
     grid = {"max_epochs": [90], "check_val_every_n_epoch": [90], "hidden_dim": [32], "dropout": [0.1], "lr": [1e-2]}

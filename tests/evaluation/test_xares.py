@@ -183,6 +183,7 @@ def test_an_encoder_that_xares_rejects_is_refused_with_its_reason(monkeypatch):
         xares_run.load_encoder(find_origin(MODULE, None, None), "some")
 
 
+@pytest.mark.slow
 def test_hear_tasks_are_evaluated_by_one_command(tiny_tasks, command, tmp_path):
     """Scenes of both kinds of splits, with MLP and kNN, and events with MLP."""
     done = command("evaluate_xares.sh", MODULE, tiny_tasks, tmp_path / "out", NAME="log_mels")

@@ -111,7 +111,7 @@ def test_an_instance_decides_whether_tokens_are_skipped(name, tokens, monkeypatc
     assert seen == [tokens] and type(model).causal is False
 
 
-@pytest.mark.parametrize("name", ["axlstm", "mean", "mean, causal"])
+@pytest.mark.parametrize("name", [pytest.param("axlstm", marks=pytest.mark.slow), "mean", "mean, causal"])
 def test_folders_and_programs_of_any_encoder_give_its_numbers(name, tmp_path):
     runtime = runtime_of(name)
     export(runtime, tmp_path / "saved")

@@ -158,6 +158,7 @@ def test_an_interrupted_share_is_resumed(audio, tmp_path, monkeypatch):
     assert len(groups) == 3 + 1 and shared.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_under_torchrun_and_after_a_killed_process(audio, tmp_path):
     """A process is killed; the same command with --resume takes up its share."""
     whole, shared = tmp_path / "whole.npz", tmp_path / "shared.npz"

@@ -263,6 +263,7 @@ def test_gradient_checkpointing_changes_no_bit(args):
 
 
 @pytest.mark.parametrize("args", VARIANTS, ids=str)
+@pytest.mark.slow
 def test_under_torch_compile(args):
     loss, gradients = loss_and_gradients(small(**args))
     torch._dynamo.reset()

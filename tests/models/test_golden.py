@@ -108,6 +108,7 @@ def test_positions(model, numbers):
     assert_close(model.pos_embed[0, ::25, ::8], numbers["pos_embed_rows"], tolerance=5e-6)
 
 
+@pytest.mark.parametrize("config", [name for name in CONFIGS if "_tiny_" in name], scope="module")
 @torch.no_grad()
 def test_frequency_first_equals_time_first_on_transposed_input_and_kernel(model, config):
     twin = build(config, img_size=(80, 200), patch_size=(16, 4), frequency_first=True).eval()

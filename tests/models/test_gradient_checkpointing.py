@@ -134,6 +134,7 @@ def test_under_the_parallel_wrapper(arch, tmp_path):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.slow
 def test_under_torch_compile(arch):
     """One graph, and less memory kept for the backward graph."""
     expected = loss_and_gradients(build(arch, False, depth=2))

@@ -193,6 +193,7 @@ def test_other_validation_data_are_reported(tmp_path, data, caplog):
     assert len(read_log(tmp_path / "run" / "log.txt")) == 2
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_is_stopped_and_then_refuses_changed_data(tmp_path, data):
     def begin():
         return start(1, arguments(tmp_path / "run", data, "--print_freq", "1", num_epochs=10_000, batch_size=1))

@@ -20,6 +20,7 @@ def run_alone(workdir, data, validation, monkeypatch):
     return [(line["train_loss"], line["val_loss"]) for line in read_log(workdir / "log.txt")]
 
 
+@pytest.mark.slow
 def test_validation_sets_of_any_size_have_the_loss_of_a_single_process(tmp_path, monkeypatch):
     data = write_archive(tmp_path / "data", [8])
     one, three = write_archive(tmp_path / "one", [1], 1), write_archive(tmp_path / "three", [1, 2], 2)
@@ -96,6 +97,7 @@ def test_a_problem_of_one_process_is_known_to_all(tmp_path):
     assert f"train.py: {tmp_path / 'none'} is not a folder" in outputs[1]
 
 
+@pytest.mark.slow
 def test_a_copy_that_changes_during_training_ends_all(tmp_path):
     first = write_archive(tmp_path / "first", [8])
     shutil.copytree(first, second := tmp_path / "second")

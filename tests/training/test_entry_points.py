@@ -39,6 +39,7 @@ def start(command, folder, **options):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two processes of the test would need two GPUs")
+@pytest.mark.slow
 def test_the_package_trains_from_any_folder_alone_and_under_torchrun(tmp_path, synthetic_archive):
     """`torchrun -m audio_mamba.train`, `python -m audio_mamba.train` and `audio-mamba train`: the same run."""
     commands = {

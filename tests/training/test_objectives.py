@@ -130,6 +130,7 @@ class TestSeveralProcesses:
         assert losses(tmp_path) == losses(undisturbed)
         assert_same_state(last_state(tmp_path), last_state(undisturbed))
 
+    @pytest.mark.slow
     def test_one_process_with_twice_the_batch_does_the_same(self, undisturbed, tmp_path, larger_archive):
         process = start(1, with_teacher(tmp_path, larger_archive, 8))
         output = finish(process)
@@ -140,6 +141,7 @@ class TestSeveralProcesses:
             )
             assert len(ours) == 12 and ours == pytest.approx(theirs, abs=1e-5)
 
+    @pytest.mark.slow
     def test_all_processes_hold_the_same_teacher(self, tmp_path, larger_archive):
         script = tmp_path / "script.py"
         script.write_text(

@@ -117,6 +117,7 @@ def test_four_steps_equal_the_published_ones(golden, config):
     assert totals == pytest.approx(numbers["grad_norms_total"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_four_steps_of_axlstm_are_as_near_to_exact_ones_as_the_published_ones(golden):
     """Its gradients, in the thousands, amplify rounding, which differs by processor."""
     numbers = json.loads((golden / "axlstm_tiny_200_16x4_training.json").read_text())

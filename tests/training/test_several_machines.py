@@ -32,6 +32,7 @@ distributed.cleanup()
 """
 
 
+@pytest.mark.slow
 def test_all_processes_learn_of_a_vote_at_the_same_step(tmp_path):
     (tmp_path / "script.py").write_text(AGREEMENT)
     run = subprocess.run(
