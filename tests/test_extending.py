@@ -194,6 +194,7 @@ def test_the_page_has_all_examples():
 
 
 @pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.slow
 def test_the_example_works(extended, name):
     done = subprocess.run([sys.executable, "-c", CHECKS[name]], cwd=extended, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -242,6 +243,7 @@ def test_the_back_end_passes_the_tests_that_the_page_says(extended):
     run_tests(extended, "tests/models/ops/test_scan_backends.py", "-k", "doubling and not memory")
 
 
+@pytest.mark.slow
 def test_the_examples_import_downward(extended):
     run_tests(extended, "tests/test_layers.py", "-k", "random_codes or doubling or 32khz or circle")
 

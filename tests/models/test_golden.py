@@ -26,7 +26,13 @@ def build(config, **changes):
     return getattr(models, arch)(**args | changes)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ssast_base_200_16x4", "axlstm_base_200_16x4")))
+        for name in CONFIGS
+    ],
+)
 def config(request):
     return request.param
 
@@ -108,10 +114,11 @@ def test_positions(model, numbers):
     assert_close(model.pos_embed[0, ::25, ::8], numbers["pos_embed_rows"], tolerance=5e-6)
 
 
-@pytest.mark.parametrize("config", [name for name in CONFIGS if "_tiny_" in name], scope="module")
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "_tiny_" in name])
 @torch.no_grad()
-def test_frequency_first_equals_time_first_on_transposed_input_and_kernel(model, config):
-    twin = build(config, img_size=(80, 200), patch_size=(16, 4), frequency_first=True).eval()
+def test_frequency_first_equals_time_first_on_transposed_input_and_kernel(name):
+    model = fill_by_rule(build(name)).eval()
+    twin = build(name, img_size=(80, 200), patch_size=(16, 4), frequency_first=True).eval()
     state = dict(model.state_dict())
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].transpose(-1, -2)
     twin.load_state_dict(state)

@@ -60,6 +60,7 @@ def test_the_package_trains_from_any_folder_alone_and_under_torchrun(tmp_path, s
     assert losses(tmp_path / "torchrun") == pytest.approx(losses(tmp_path / "module"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_training_continues_when_the_reader_of_its_output_goes_away(tmp_path, synthetic_archive):
     """As in `python train.py ... | head`."""
     run = start(

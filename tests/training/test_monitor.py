@@ -381,6 +381,7 @@ distributed.cleanup()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two processes of the test would need two GPUs")
+@pytest.mark.slow
 def test_the_main_process_writes_the_means_of_all(tmp_path, pytestconfig):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)}

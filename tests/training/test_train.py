@@ -53,6 +53,7 @@ class TestSeveralProcesses:
         assert json.loads((workdir / "config.json").read_text())["model"]["model_args"]["embed_dim"] == 48
         torch.load(workdir / "checkpoints" / "checkpoint-7.pth", weights_only=True)  # needs no allow-list
 
+    @pytest.mark.slow
     def test_killed_and_restarted_it_ends_the_same(self, undisturbed, tmp_path, real_archive):
         train_arguments = arguments(tmp_path, real_archive, num_epochs=EPOCHS, batch_size=4)
         process = start(2, train_arguments)

@@ -83,7 +83,7 @@ def check_reversed(inputs, softplus=True):
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_backward_in_time(poisoned, channels_last):
-    check_reversed(make_inputs(2, 5, 37, 5, channels_last=channels_last))
+    check_reversed(make_inputs(2, 3, 19, 5, channels_last=channels_last))
 
 
 def test_backward_in_time_without_optional_inputs_and_with_groups(poisoned):
