@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None, prog: str = "stats_aggregation_v2.p
     add = parser.add_argument
     add("--base-dir", type=given_path, required=True, help="OUTPUT_DIR/todo_audioset of the downstream runs")
     add("--output-dir", type=given_path, required=True, help="folder for the tables; created if missing")
-    add("--hidden", action="store_true", help="take runs and tasks of hidden, trash and system names too")
+    add("--hidden", action="store_true", help="also take runs and tasks with hidden, trash or system names")
     args = parser.parse_args(hyphenated(arguments))
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if not args.base_dir.is_dir():

@@ -177,7 +177,7 @@ def one_channel(
     for rate, samples in blocks:  # [n, channels]
         channels = samples.shape[1]
         if channel != "mix" and channels != (before or channels):
-            logger.warning("%s: of %d and then %d channels, channel %s alone is taken", path, before, channels, channel)
+            logger.warning("%s: has %d, then %d channels; only channel %s is taken", path, before, channels, channel)
         before = channels
         if channel == "mix":
             mixed = samples.mean(axis=1, dtype=np.float32)

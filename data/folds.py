@@ -102,7 +102,7 @@ def fold_names(folds: Sequence[str]) -> list[str]:
         other = next(name for name in names if name not in splits)
         raise FoldError(
             f"{other!r} is not the name of a split, but {', '.join(splits)} {'is' if len(splits) == 1 else 'are'}; "
-            "name all splits train, valid or test, or none"
+            "name either all of them train, valid or test, or none"
         )
     return [] if splits else names
 

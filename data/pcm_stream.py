@@ -202,7 +202,7 @@ def _wav_format(stream: BinaryIO, magic: bytes, name: str) -> Format:
                 raise AudioError(f"{name}: its header names a sample rate of {rate} Hz")
     if found is None:
         raise AudioError(
-            f"{name}: a wav header of {kind} that is not read from a pipe (8, 16, 24 and 32 bits and float are)"
+            f"{name}: a wav header of {kind}, which cannot be read from a pipe (8, 16, 24 and 32 bits and float can)"
         )
     known = size > 0 and not is_unknown(size)
     if size == WRAP - 1 != long_size:  # some programs write that size to both places: they do not know the length

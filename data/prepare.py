@@ -144,8 +144,8 @@ def held_out(names: list[str], fraction: float) -> set[int]:
             chosen.update(members[name])
     if len(chosen) == len(names):
         raise PrepareError(
-            f"--validation {fraction:g} of {len(names)} files leaves nothing on one side; a share "
-            "between 0 and 1 is needed, and two files (or groups of files) at least"
+            f"--validation {fraction:g} of {len(names)} files leaves nothing on one side; give a "
+            "share between 0 and 1, and at least two files (or groups of files)"
         )
     return chosen
 
@@ -199,7 +199,8 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         "--validation",
         type=float,
         metavar="SHARE",
-        help="of the files, such as 0.05, for validation: the archives are then OUT_DIR/train and OUT_DIR/validation",
+        help="share of the files to hold out for validation, such as 0.05; the archives are then OUT_DIR/train and "
+        "OUT_DIR/validation",
     )
     add(
         "--fold-column",
@@ -216,7 +217,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     add(
         "--workers",
         type=int,
-        help="processes; any number, same result (default: as many as cores, shared with other processes of torchrun)",
+        help="number of processes, any with the same result (default: as many as cores, shared by torchrun processes)",
     )
     add(
         "--dtype",
@@ -228,7 +229,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         "--format",
         choices=FORMATS,
         default="npy",
-        help="of the members: npy, or pickle as in published archives (with --dtype float32)",
+        help="format of the members: npy, or pickle as in published archives (together with --dtype float32)",
     )
     add(
         "--front-end",
@@ -242,11 +243,12 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         "--channel",
         choices=CHANNELS,
         default="mix",
-        help="mix: the mean of all channels; each: clips of every channel, whose number is in their keys (ch0, ch1)",
+        help="mix: the mean of all channels; left, right: the first and the second one, or the only one; each: clips "
+        "of every channel, whose number is in their keys (ch0, ch1)",
     )
-    add("--hidden", action="store_true", help="take hidden, trash and system files and folders too")
+    add("--hidden", action="store_true", help="also take hidden, trash and system files and folders")
     add("--clip-seconds", type=float, default=CLIP_SECONDS, help="longer files are cut into clips")
-    add("--shard-size", type=int, default=SHARD_SIZE, help="clips per shard, about")
+    add("--shard-size", type=int, default=SHARD_SIZE, help="approximate number of clips per shard")
     return parser.parse_args(arguments)
 
 

@@ -347,7 +347,7 @@ def main(arguments: list[str] | None = None) -> None:
     add(
         "--share",
         metavar="I/N",
-        help="train the I-th of N parts of the list, for N jobs that see the same folders; srun says this by itself",
+        help="train the I-th of N parts of the list, for N jobs that see the same folders; srun sets this by itself",
     )
     add(
         "--processes",

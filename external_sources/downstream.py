@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     parser.add_argument(
         "--redo",
         action="store_true",
-        help="train heads again whose embeddings have been replaced (environment: REDO=1); default: refuse them",
+        help="train again the heads whose embeddings have been replaced (environment: REDO=1); default: refuse them",
     )
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:

@@ -230,7 +230,7 @@ def _parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     parser.add_argument(
         "--redo",
         action="store_true",
-        help="embed tasks again whose files have changed (environment: REDO=1); default: refuse them",
+        help="embed again the tasks whose files have changed (environment: REDO=1); default: refuse them",
     )
     return parser.parse_args(argv)
 

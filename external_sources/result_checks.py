@@ -38,7 +38,7 @@ def check_seeds(runs: Sequence[Path]) -> None:
     first: dict[tuple[layout.Run | None, str], Path] = {}
     for run in runs:
         if (other := first.setdefault((layout.parse_run_name(run.parent.name), run.name), run)) != run:
-            raise ValueError(f"--base-dir: {other} and {run} are of one seed; remove one of them")
+            raise ValueError(f"--base-dir: {other} and {run} have the same seed; remove one of them")
 
 
 def check_versions(runs: Sequence[Path]) -> None:

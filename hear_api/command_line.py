@@ -48,7 +48,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
 def add_hidden_argument(parser: argparse.ArgumentParser) -> None:
     """Add --hidden."""
     parser.add_argument(
-        "--hidden", action="store_true", help="take hidden, trash and system files and folders below a folder too"
+        "--hidden", action="store_true", help="also take hidden, trash and system files and folders inside a folder"
     )
 
 

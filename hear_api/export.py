@@ -6,7 +6,7 @@ FOLDER gets the weights as safetensors and a config.json, which `hear_api.pretra
 (torch.export) and FILE.onnx hold the encoder for any batch size. With the paper's configs they map segments of
 normalised log-mel [batch, 1, 200, 80] (frequency-first [batch, 1, 80, 200]) to features [batch, 50, width] in the
 chosen layout. Both are checked against the encoder itself before they are kept. A .pt2 file of SSAM contains this
-project's operators: `import audio_mamba.models` before you load it. Of a fine-tuned classifier (--weights RUN of
+project's operators: `import audio_mamba.models` before you load it. For a fine-tuned classifier (--weights RUN of
 finetune.py), FOLDER gets the weights and a config.json with the names of the classes, and FILE.pt2 maps segments to
 calibrated probabilities [batch, classes]. ONNX has no operator for the selective scan, so
 SSAM cannot be exported to it; SSAST and AxLSTM can.

@@ -54,7 +54,7 @@ def _read_settings(path: Path) -> dict:
     except ValueError as error:
         raise JournalError(f"{path} is damaged ({error}); remove its folder to start again") from error
     if not isinstance(settings, dict):
-        raise JournalError(f"{path} is not of an interrupted run; remove its folder to start again")
+        raise JournalError(f"{path} does not belong to an interrupted run; remove its folder to start again")
     return settings
 
 

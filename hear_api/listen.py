@@ -5,7 +5,7 @@
     ffmpeg -i URL -f wav - | audio-mamba listen - --config NAME --weights PATH
 
 Novelty is the distance of an embedding from the average of the last second. It uses one CPU core. The state of the
-encoder starts again every second, each time after a second of context (--overlap).
+encoder is reset every second, and then reads a second of context again (--overlap).
 """
 
 import argparse
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         "source",
         metavar="FILE_OR_-",
         type=not_empty,
-        help="audio file, or - for stdin: a wav file, whose header is obeyed, or raw 16-bit mono samples at the "
+        help="audio file, or - for stdin: a wav file, read as its header says, or raw 16-bit mono samples at the "
         "model's rate (16 kHz)",
     )
     add_weights_arguments(parser)

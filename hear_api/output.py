@@ -168,7 +168,7 @@ class Output:
         if other := counts - {share.count}:
             raise JournalError(
                 f"{self._journal_folder} was started by {other.pop()} processes, this run has {share.count}; continue "
-                "with as many, or remove it to start again"
+                "with the same number, or remove it to start again"
             )
         for one in share.all():
             if one.number != share.number:  # `Journal` checks its own

@@ -44,7 +44,8 @@ def parse_arguments(
         "--test-data",
         metavar="DIR",
         type=not_empty,
-        help="archive of test clips (default: the same with data.test_dir)",
+        help="archive of test clips (default: data.test_dir of the config, unless --data is given; or else the "
+        "folds or splits of the data)",
     )
     add(
         "--model",
@@ -55,7 +56,7 @@ def parse_arguments(
     )
     add("--init", choices=["pretrained", "random"], dest="start", help="weights of the encoder at the start")
     add("--freeze", action="store_true", help="train the head alone (linear probing)")
-    add("--loss", choices=["single", "multi"], help="one label per clip, or several (default: as the clips have it)")
+    add("--loss", choices=["single", "multi"], help="one label per clip, or several (default: the clips decide)")
     folds = parser.add_mutually_exclusive_group()
     folds.add_argument("--fold", metavar="NAME", help="fold that tests, such as 3; the next one validates")
     folds.add_argument(

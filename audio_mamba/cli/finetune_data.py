@@ -101,8 +101,8 @@ def _refuse_copies(folders: Sequence[str], archives: Sequence[Path], trained: in
         checksums = set(filter(None, stated_checksums(archive).values()))
         if number >= trained and (copies := sorted(checksums & holder.keys())):
             raise ValueError(
-                f"{folder} has {len(copies)} shard(s) that {holder[copies[0]]} has, too: --val-data and --test-data "
-                "must have clips of their own"
+                f"{folder} shares {len(copies)} shard(s) with {holder[copies[0]]}: --val-data and --test-data must "
+                "have clips of their own"
             )
         holder |= dict.fromkeys(checksums, folder)
 

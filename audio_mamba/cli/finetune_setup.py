@@ -132,7 +132,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Experiment:
         ValueError, OSError: a mistake of the user, in one sentence; raised in every process alike.
     """
     if args.folds and args.resume:
-        raise ValueError("--folds and --resume exclude each other: each fold resumes from its own work folder")
+        raise ValueError("--folds and --resume cannot be combined: each fold resumes from its own work folder")
     config = load_config(args)
     if config.head.start == "probe" and find_spec("sklearn") is None:
         raise ValueError('head.start "probe" needs scikit-learn: pip install ".[train]", or --set head.start=zeros')
@@ -267,8 +267,8 @@ def check_checkpoint(
         for part, digest in state.get("judged_content", judged).items():
             if digest != judged[part]:
                 raise ValueError(
-                    f"the {part} clips have the names of those of {path}, but other content: choose another --workdir, "
-                    "or, if they are the same recordings, add --data-changed restart-epoch"
+                    f"the {part} clips have the same names as those of {path}, but other content: choose another "
+                    "--workdir, or, if they are the same recordings, add --data-changed restart-epoch"
                 )
     return None if state["kept"] is None else Kept(**state["kept"])
 

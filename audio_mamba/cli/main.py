@@ -13,7 +13,7 @@ from audio_mamba.system.terminal import quiet_exit
 
 COMMANDS = {
     "embed": "audio files -> embeddings",
-    "listen": "live audio -> embeddings",
+    "listen": "live audio -> a line of novelty, and the speed",
     "probe": "how good embeddings are for your labels, models side by side",
     "export": "a model -> safetensors, torch.export program or ONNX",
     "convert": "a checkpoint of SSAMBA or AuM -> a model of this project",

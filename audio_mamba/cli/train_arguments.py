@@ -93,8 +93,8 @@ def add_run_options(parser: argparse.ArgumentParser, resumable: str = "checkpoin
         "--resume",
         metavar="PATH",
         type=not_empty,
-        help=f"{resumable} to start from if the workdir has none; or a checkpoint in the "
-        "workdir to go back to, once newer ones are moved away (default: the newest readable one in the workdir)",
+        help=f"{resumable} to start from if the workdir has none yet; or a checkpoint in the "
+        "workdir to go back to, after you move newer ones away (default: the newest readable one in the workdir)",
     )
     add(
         "--checkpoint-minutes",

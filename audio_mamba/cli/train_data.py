@@ -51,7 +51,7 @@ def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
         ValueError: --data with --fake-data, URLs beside folders, or URLs without the number of their clips.
     """
     if args.data and args.fake_data:
-        raise ValueError("--data and --fake-data exclude each other: one names archives, the other replaces them")
+        raise ValueError("--data and --fake-data cannot be combined: one names archives, the other replaces them")
     if args.data or args.fake_data:
         config.data.train_dirs = args.data or []
         drop_data_of_config(config, args, "val_dir", "train_samples")
@@ -135,7 +135,7 @@ def _warn_of_repeated(directories: Sequence[str], val_dir: str) -> None:
     trained = {checksum for place in places for checksum in stated_checksums(place).values() if checksum}
     copied = val_dir and not trained.isdisjoint(stated_checksums(Path(val_dir)).values())
     if copied or val_dir and Path(val_dir).resolve() in places:
-        logger.warning("%s is training and validation data: the validation loss is not that of other clips", val_dir)
+        logger.warning("%s is training and validation data: the validation loss is not of unseen clips", val_dir)
 
 
 def clips_to_show(loader: StatefulDataLoader) -> dict[str, torch.Tensor]:

@@ -89,7 +89,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     name_data(config, args)
     device = join_processes(args, config)
     if args.init and args.resume:
-        raise ValueError("--init and --resume exclude each other: --init starts a new run, --resume continues one")
+        raise ValueError("--init and --resume cannot be combined: --init starts a new run, --resume continues one")
     workdir = open_workdir(Path(args.workdir), resources)
     (workdir / "checkpoints").mkdir(exist_ok=True)
     check_same_experiment(workdir, config)

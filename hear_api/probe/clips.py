@@ -185,5 +185,5 @@ def _labelled_only(clips: Clips) -> Clips:
         )
     counts = Counter(label for labels in clips.labels for label in labels)
     if len(counts) < 2:
-        raise ProbeError(f"{clips.source}: {len(counts)} label(s) in use; at least 2 are needed to tell apart")
+        raise ProbeError(f"{clips.source}: {len(counts)} label(s) in use; at least 2 are needed")
     return clips

@@ -202,10 +202,10 @@ def test_a_copied_archive_does_not_judge(tmp_path):
     data, copy, other, again = (str(tmp_path / name) for name in ("data", "copy", "other", "again"))
     for val_dir, test_dir in ((copy, ""), (other, copy), ("", copy)):
         named = {"train_dirs": [data], "val_dir": val_dir, "test_dir": test_dir}
-        with pytest.raises(ValueError, match=f"{copy} has 1 shard.s. that {data} has, too: --val-data and --test"):
+        with pytest.raises(ValueError, match=f"{copy} shares 1 shard.s. with {data}: --val-data and --test"):
             read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)
     named = {"train_dirs": [other], "val_dir": copy, "test_dir": again}
-    with pytest.raises(ValueError, match=f"{again} has 1 shard.s. that {copy} has, too"):
+    with pytest.raises(ValueError, match=f"{again} shares 1 shard.s. with {copy}"):
         read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)
     named = {"train_dirs": [data, copy], "val_dir": other, "test_dir": ""}
     assert len(read_clips(ConfigDict({"data": named}), PUBLISHED, tmp_path)) == 6

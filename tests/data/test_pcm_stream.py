@@ -201,7 +201,7 @@ def test_compressed_sound_is_refused_by_name(content, kind):
     "subtype, kind", [("ULAW", "mu-law"), ("ALAW", "A-law"), ("IMA_ADPCM", "IMA ADPCM"), ("MS_ADPCM", "ADPCM")]
 )
 def test_other_wavs_are_refused_by_name(subtype, kind):
-    with pytest.raises(AudioError, match=f"stdin: a wav header of {kind} that is not read"):
+    with pytest.raises(AudioError, match=f"stdin: a wav header of {kind}, which cannot be read"):
         read(written("wav", SOUND[:, None], 16000, subtype=subtype))
 
 

@@ -502,7 +502,7 @@ def test_channels_of_opposite_phase_are_named(tmp_path, gain, warned, caplog):
 def test_other_channels_in_a_later_part_are_named(tmp_path, caplog):
     content = written("wav", sound(), RATE) + written("wav", sound(channels=2), RATE)
     assert len(load(tmp_path / "joined.wav", content, channel=0)) == 2 * len(sound())
-    assert "joined.wav: of 1 and then 2 channels, channel 0 alone is taken" in caplog.text
+    assert "joined.wav: has 1, then 2 channels; only channel 0 is taken" in caplog.text
     caplog.clear()
     load(tmp_path / "joined.wav", content)
     assert not caplog.records

@@ -161,7 +161,7 @@ def test_scores_of_different_versions_of_a_task_are_refused(base_dir, tmp_path):
 
 def test_a_seed_counts_once(base_dir):
     write_scores(base_dir / "configs.ssam_r1_2" / "vox", {"test": {"test_score": 0.1}})
-    with pytest.raises(ValueError, match="ssam_r1_02/vox and .*ssam_r1_2/vox are of one seed; remove one of them"):
+    with pytest.raises(ValueError, match="ssam_r1_02/vox and .*ssam_r1_2/vox have the same seed; remove one of them"):
         aggregation.read_results(base_dir)
 
 

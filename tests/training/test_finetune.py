@@ -587,8 +587,8 @@ def test_other_folders_must_leave_the_validation_clips_as_they_are(tmp_path, cap
     tune(run, a, *options, str(b), changes=["num_epochs=1"])
     newest = run / "checkpoints" / "checkpoint-0.pth"
     assert refused(capsys, run, b, *options, str(a)) == (
-        f"finetune.py: the validation clips have the names of those of {newest}, but other content: choose another "
-        "--workdir, or, if they are the same recordings, add --data-changed restart-epoch"
+        f"finetune.py: the validation clips have the same names as those of {newest}, but other content: choose "
+        "another --workdir, or, if they are the same recordings, add --data-changed restart-epoch"
     )
     (tmp_path / "c").mkdir()
     more = labelled(tmp_path / "c", ["a", "b"] * 4, seconds=0.5)
@@ -609,7 +609,7 @@ def test_the_folder_of_test_clips_may_be_renamed(tmp_path, capsys):
     assert [line["epoch"] for line in read_log(run / "log.txt")] == [0, 1]
     (tmp_path / "d").mkdir()
     other = labelled(tmp_path / "d", ["a", "b"] * 6, seconds=0.7)
-    assert "the test clips have the names of those of" in refused(capsys, run, a, *options, str(other))
+    assert "the test clips have the same names as those of" in refused(capsys, run, a, *options, str(other))
 
 
 def test_a_checkpoint_of_another_loss(tmp_path, capsys):
@@ -626,7 +626,7 @@ def test_a_checkpoint_of_another_loss(tmp_path, capsys):
     [
         ((), (), "the clips are in the folds 1, 2, 3: choose one with --fold, or --folds all"),
         (("--fold", "9"), (), "no fold '9'; there are 1, 2, 3"),
-        (("--folds", "all", "--resume", "x.pth"), (), "--folds and --resume exclude each other"),
+        (("--folds", "all", "--resume", "x.pth"), (), "--folds and --resume cannot be combined"),
         (("--fold", "1", "--loss", "multi"), ("metric=accuracy",), "metric accuracy needs one label per clip"),
         (("--fold", "1"), ("metric=acuracy",), "metric must be one of None, accuracy, balanced_accuracy"),
         (("--fold", "1"), ("opt.layer_decay=2",), "opt.layer_decay must be at most 1"),

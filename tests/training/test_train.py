@@ -371,11 +371,11 @@ def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
             "has another front end: n_mels is 80 there and 64 here",
         ),
         (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
-        (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume exclude each other: "),
+        (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume cannot be combined: "),
         (["--init", "absent"], {}, "no checkpoint-<epoch>.pth or model.safetensors in absent"),
         (["--data", "http://host/a.tar"], {}, "--data mixes folders with URLs such as http://host/a.tar"),
         (["--val-data", "absent"], {}, "--val-data: absent is not a folder"),
-        (["--fake_data"], {}, "--data and --fake-data exclude each other"),
+        (["--fake_data"], {}, "--data and --fake-data cannot be combined"),
         pytest.param(["--device", "cuda"], {}, "--device cuda: PyTorch ", marks=needs_cpu),
     ],
 )
