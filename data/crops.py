@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, normalise
 from audio_mamba.data.samples import decode_spectrogram
@@ -56,6 +57,19 @@ def is_silence(values: np.ndarray, front_end: FrontEnd) -> np.ndarray:
     return abs(np.asarray(values, np.float64) - floor) <= abs(floor) * FLOAT16_ROUNDING
 
 
+def normalised_clip(spectrogram: Tensor, front_end: FrontEnd, ddof: int) -> Tensor:
+    """A whole clip, float32 [frames, mels], normalised as its front end says. ValueError if it holds NaN or Inf.
+
+    ddof: see `clip_statistics`.
+    """
+    clip = normalise(spectrogram, clip_statistics(spectrogram, ddof))
+    if not torch.isfinite(clip[0, 0]):  # one NaN or Inf makes all of them NaN or Inf
+        raise ValueError("the spectrogram holds NaN or Inf")
+    if fixed := fixed_statistics(front_end):
+        return normalise(spectrogram, fixed)
+    return clip
+
+
 def crop_member(out: np.ndarray, member: bytes, front_end: FrontEnd, rng: np.random.Generator) -> None:
     """Decode a whole data member, normalise the clip and put a crop of it into `out`, float32 [num_frames, mels].
 
@@ -67,11 +81,7 @@ def crop_member(out: np.ndarray, member: bytes, front_end: FrontEnd, rng: np.ran
     if stored.shape[1] != out.shape[1]:
         raise ValueError(f"has {stored.shape[1]} mel bands, but {out.shape[1]} are expected")
     spectrogram = torch.from_numpy(stored).float()  # [frames, mels]
-    clip = normalise(spectrogram, clip_statistics(spectrogram, ddof=0))  # as the published loader
-    if not torch.isfinite(clip[0, 0]):  # one NaN or Inf makes all of them NaN or Inf
-        raise ValueError("the spectrogram holds NaN or Inf")
-    if fixed := fixed_statistics(front_end):
-        clip = normalise(spectrogram, fixed)
+    clip = normalised_clip(spectrogram, front_end, ddof=0)  # as the published loader
     start, length = crop_place(len(clip), len(out), rng)
     refuse_constant(stored[start : start + length], front_end)
     out[:length] = clip[start : start + length].numpy()

@@ -1,6 +1,7 @@
 """Which clips train, which validate and which test: named splits, given folds, or folds dealt by a fixed rule."""
 
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,8 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 FOLDS = 5  # where nothing else splits the clips
-SPLIT_NAMES = {"train": "train", "training": "train", "dev": "train"}
-SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "valid") | dict.fromkeys(("test", "eval"), "test")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "dev": "train",
+    "val": "valid",
+    "valid": "valid",
+    "validation": "valid",
+    "test": "test",
+    "eval": "test",
+}
+
+logger = logging.getLogger(__name__)
 
 
 class FoldError(ValueError):
@@ -25,9 +36,7 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def deal(
-    names: Sequence[str], labels: Sequence[tuple], groups: Sequence[str] | None = None, folds: int = FOLDS
-) -> list[str]:
+def deal(names: Sequence[str], labels: Sequence[tuple], groups: Sequence[str] | None = None) -> list[str]:
     """A fold for each clip, "fold0" to "fold4".
 
     The clips of each label are dealt out in the order of their names' SHA-256, so that the same names give the same
@@ -37,7 +46,6 @@ def deal(
         names: of the clips.
         labels: of each clip.
         groups: clips of one group are dealt as one, under the name of the first; None makes each clip its own group.
-        folds: how many.
     """
     counts = Counter(label for of_clip in labels for label in of_clip)
     first: dict[str, int] = {}  # clip of each group
@@ -51,8 +59,24 @@ def deal(
         rarest = min(labels_of[group], key=lambda label: (counts[label], label)) if labels_of[group] else ""
         return str(rarest), hashlib.sha256(names[first[group]].encode()).digest()
 
-    fold_of = {group: f"fold{number % folds}" for number, group in enumerate(sorted(first, key=place))}
+    fold_of = {group: f"fold{number % FOLDS}" for number, group in enumerate(sorted(first, key=place))}
     return [fold_of[group] for group in groups]
+
+
+def warn_of_divided_groups(columns: dict[str, list[str]]) -> None:
+    """Warn if the files of a group are in several folds, so that training would know what is tested."""
+    folds_of: dict[str, set[str]] = {}
+    for group, fold in zip(columns.get("groups", []), columns.get("folds", [])):
+        folds_of.setdefault(group, set()).add(fold)
+    divided = [group for group, folds in folds_of.items() if len(folds) > 1]
+    if divided:
+        logger.warning(
+            "%d of %d groups have files in several folds, such as %s in %s",
+            len(divided),
+            len(folds_of),
+            divided[0],
+            " and ".join(sorted(folds_of[divided[0]])),
+        )
 
 
 def file_numbers(keys: Sequence[str]) -> list[int]:

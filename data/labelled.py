@@ -3,7 +3,7 @@
 What a clip becomes in training depends on (seed, epoch, clip) alone, never on rank, worker or place in a batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +16,15 @@ from audio_mamba.data import augment
 from audio_mamba.data.archives import check_front_end, shard_indices
 from audio_mamba.data.augment import Augmentation
 from audio_mamba.data.contents import Contents, LocalContents
-from audio_mamba.data.crops import crop_place, refuse_constant, repeat_to_fill
-from audio_mamba.data.dataset import MAX_SUBSTITUTES
+from audio_mamba.data.crops import crop_place, normalised_clip, refuse_constant, repeat_to_fill
+from audio_mamba.data.dataset import MAX_SUBSTITUTES, STAND_IN
 from audio_mamba.data.faults import Fault
 from audio_mamba.data.folds import file_numbers
 from audio_mamba.data.loader import ArchiveLoader, EpochBatches, FixedBatches
 from audio_mamba.data.manifest import read_manifest, values_by_file
-from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, normalise
 from audio_mamba.data.samples import ArchiveError, decode_labels, decode_spectrogram
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.front_end import FrontEnd
-
-SUBSTITUTE = 1  # makes the generator of substitutes differ from that of the crop
 
 NO_AUGMENTATION = Augmentation()
 
@@ -78,19 +75,16 @@ def _joined(labels: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *labels])
 
 
-def read_labelled(
-    directories: Sequence[str | Path], front_end: FrontEnd, on_fault: Callable[[Path, str, int], None] | None = None
-) -> LabelledClips:
+def read_labelled(directories: Sequence[str | Path], front_end: FrontEnd) -> LabelledClips:
     """The labelled clips of archive folders.
 
     Args:
         directories: made by data.prepare, since only its manifest has the names of the classes.
         front_end: of the encoder; archives made with another one are refused.
-        on_fault: called for each bad shard, see `data.archives.shard_indices`; None raises instead.
 
     Raises:
         FrontEndError: an archive was made with another front end.
-        ArchiveError: an archive without labels, archives of different classes, or damaged labels.
+        ArchiveError: an archive without labels, archives of different classes, a bad shard, or damaged labels.
     """
     classes: list[str] | None = None
     labels: list[np.ndarray] = []
@@ -113,7 +107,7 @@ def read_labelled(
                 f"{directory} has another class list than {directories[0]}: {_difference(named, classes)}"
             )
         first = len(keys)
-        for path, index in shard_indices(directory, on_fault):
+        for path, index in shard_indices(directory):
             shards.append(path)
             for key, place in zip(index.keys, index.places):
                 keys.append(key.decode())
@@ -125,15 +119,15 @@ def read_labelled(
         folds += values_by_file(directory, manifest, "folds", numbers) or [""] * len(numbers)
         groups += values_by_file(directory, manifest, "groups", numbers) or own_groups
     return LabelledClips(
-        front_end,
-        classes or [],
-        labels,
-        keys,
-        folds,
-        groups,
-        np.repeat(np.arange(len(sizes)), sizes),
-        shards,
-        np.array(places, np.int64).reshape(-1, 3),
+        front_end=front_end,
+        classes=classes or [],
+        labels=labels,
+        keys=keys,
+        folds=folds,
+        groups=groups,
+        directories=np.repeat(np.arange(len(sizes)), sizes),
+        shards=shards,
+        places=np.array(places, np.int64).reshape(-1, 3),
     )
 
 
@@ -231,7 +225,7 @@ class LabelledDataset(Dataset):
         if self.crop_frames is None:
             return self._whole(self.chosen[place]), self._target(place), int(self.chosen[place])
         rng, augmentation = np.random.default_rng((self.seed, epoch, number)), self.augmentation
-        substitutes = np.random.default_rng((self.seed, epoch, number, SUBSTITUTE))
+        substitutes = np.random.default_rng((self.seed, epoch, number, STAND_IN))
         crop, place = self._good_crop(place, rng, substitutes, faults)
         target = self._target(place)
         share = augment.draw_share(rng, augmentation.mixup)
@@ -292,12 +286,7 @@ class LabelledDataset(Dataset):
             log_mel = stored.astype(np.float32)
             if np.any(decibels):
                 log_mel = augment.apply_gain(log_mel, decibels, self.clips.front_end.log_offset)
-            spectrogram = torch.from_numpy(log_mel)
-            normal = normalise(spectrogram, clip_statistics(spectrogram, ddof=1))
-            if not torch.isfinite(normal[0, 0]):  # one NaN or Inf makes all of them NaN or Inf
-                raise ValueError("the spectrogram holds NaN or Inf")
-            if fixed := fixed_statistics(self.clips.front_end):
-                normal = normalise(spectrogram, fixed)
+            normal = normalised_clip(torch.from_numpy(log_mel), self.clips.front_end, ddof=1)
         except (OSError, ValueError) as error:
             raise ArchiveError(f"{self.clips.name(clip)}: {error}") from error
         return normal.numpy()

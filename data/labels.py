@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_mamba.data.audio_files import find_audio, printable
+from audio_mamba.data.folds import warn_of_divided_groups
 from audio_mamba.data.label_tables import LabelError, composed, read_classes, read_column, read_label_table
 from audio_mamba.front_end import PUBLISHED
 
@@ -92,9 +93,7 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
         labels_under.setdefault(_comparable(name, prefix), set()).update(labels)
     names = [[_comparable(name, prefix) for name in names_of(path)] for path in relative]
     at_top = {name for path, of_file in zip(relative, names) if len(path.parts) == 1 for name in of_file}
-    for of_file in names:
-        if not labels_under.keys().isdisjoint(own := of_file[:2]):  # then a row a.wav is not that of b/a.wav
-            of_file[:] = [name for name in of_file if name in own or name not in at_top]
+    names = [_names_that_count(of_file, labels_under, at_top) for of_file in names]
     found = [tuple(sorted(set().union(*(labels_under.get(name, ()) for name in of_file)))) for of_file in names]
     unused = sorted(labels_under.keys() - set().union(*names))
     if not any(found):
@@ -115,6 +114,18 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
             unused[0],
         )
     return found
+
+
+def _names_that_count(names: list[str], listed: Collection[str], at_top: set[str]) -> list[str]:
+    """The names under which a table, which has those `listed`, is asked for a file: a row a.wav is not that of b/a.wav
+    if that has a row of its own and the top folder has an a.wav.
+
+    at_top: all names of the files in the top folder.
+    """
+    with_path = [name for name in names if "/" in name]
+    if not any(name in listed for name in with_path):
+        return names
+    return [name for name in names if name in with_path or name not in at_top]
 
 
 def _warn_of_bare_names(
@@ -152,7 +163,7 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
     Raises:
         LabelError: there is no such column, or it is empty for a file.
     """
-    if column == FOLDER or column == SPLIT and table is None and (directory / HEAR_METADATA).exists():
+    if column == FOLDER or (column == SPLIT and table is None and (directory / HEAR_METADATA).exists()):
         return [composed(printable(path.relative_to(directory).parent.name or TOP)) for path in files]
     if table is None:
         if column == SPLIT and is_speech_commands(directory):
@@ -165,18 +176,33 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
     prefix = f"{directory.absolute()}/"
     cell_under: dict[str, str] = {}
     for name, cell in cells.items():
-        if cell_under.setdefault(key := _comparable(name, prefix), cell) != cell:
+        key = _comparable(name, prefix)
+        if cell_under.setdefault(key, cell) != cell:
             raise LabelError(f"{table}: the rows of {key} differ in {column}: {cell_under[key]!r} and {cell!r}")
     found = []
     for path in files:
         relative = path.relative_to(directory)
         names = _youtube_ids(relative) if by_youtube_id else _names(relative)
-        listed = (cell_under[key] for name in names if (key := _comparable(name, prefix)) in cell_under)
-        found.append(next(listed, ""))
+        keys = [_comparable(name, prefix) for name in names]
+        found.append(next((cell_under[key] for key in keys if key in cell_under), ""))
     if "" in found:
         first = printable(files[found.index("")].relative_to(directory))
         raise LabelError(f"{table} has no {column} for {found.count('')} of {len(files)} audio files, such as {first}")
     return found
+
+
+def folds_and_groups(
+    files: Sequence[Path], directory: Path, table: Path | None, fold_column: str | None, group_column: str | None
+) -> dict[str, list[str]]:
+    """What `column_of` says of each file, as "folds" and "groups" where a column is named; a warning if the files of a
+    group are in several folds."""
+    columns = {
+        name: column_of(files, directory, table, column)
+        for name, column in (("folds", fold_column), ("groups", group_column))
+        if column is not None
+    }
+    warn_of_divided_groups(columns)
+    return columns
 
 
 def hear_metadata(directory: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from audio_mamba.data.archives import MANIFEST_NAME
 from audio_mamba.data.audio import printable
 from audio_mamba.data.features import mel_filter_bank
-from audio_mamba.data.labels import column_of, find_labelled
+from audio_mamba.data.labels import find_labelled, folds_and_groups
 from audio_mamba.data.prepare_job import (
     CHANNELS,
     CLIP_SECONDS,
@@ -88,12 +88,8 @@ def prepare(
     paths, labels, vocabulary = find_labelled(
         audio_dir, labels_csv, classes_csv, settings.front_end.sample_rate, hidden
     )
-    columns = {
-        name: column_of(paths, audio_dir, None if labels_csv is None else Path(labels_csv), column)
-        for name, column in (("folds", fold_column), ("groups", group_column))
-        if column is not None
-    }
-    warn_of_divided_groups(columns)
+    table = None if labels_csv is None else Path(labels_csv)
+    columns = folds_and_groups(paths, audio_dir, table, fold_column, group_column)
     if keep is not None:
         kept = sorted(keep(columns.get("groups") or [printable(path.relative_to(audio_dir)) for path in paths]))
         paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
@@ -148,22 +144,6 @@ def held_out(names: list[str], fraction: float) -> set[int]:
             "share between 0 and 1, and at least two files (or groups of files)"
         )
     return chosen
-
-
-def warn_of_divided_groups(columns: dict[str, list[str]]) -> None:
-    """Warn if the files of a group are in several folds, so that training would know what is tested."""
-    folds_of: dict[str, set[str]] = {}
-    for group, fold in zip(columns.get("groups", []), columns.get("folds", [])):
-        folds_of.setdefault(group, set()).add(fold)
-    divided = [group for group, folds in folds_of.items() if len(folds) > 1]
-    if divided:
-        logger.warning(
-            "%d of %d groups have files in several folds, such as %s in %s",
-            len(divided),
-            len(folds_of),
-            divided[0],
-            " and ".join(sorted(folds_of[divided[0]])),
-        )
 
 
 # ---------------------------------------------------------------- the command
@@ -265,15 +245,15 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
             manifest = prepare(
                 args.audio_dir,
                 out_dir,
-                args.labels,
-                max(1, usable_cores() // share.local_count) if args.workers is None else args.workers,
-                settings,
-                args.classes,
-                share,
-                keep,
-                args.hidden,
-                args.fold_column,
-                args.group_column,
+                labels_csv=args.labels,
+                workers=max(1, usable_cores() // share.local_count) if args.workers is None else args.workers,
+                settings=settings,
+                classes_csv=args.classes,
+                share=share,
+                keep=keep,
+                hidden=args.hidden,
+                fold_column=args.fold_column,
+                group_column=args.group_column,
             )
             _print_result(out_dir, manifest, existed, share)
     except KeyboardInterrupt:

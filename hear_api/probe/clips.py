@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_mamba.data.archives import archive_front_end, read_manifest, read_shard, shard_indices
+from audio_mamba.data.archives import archive_front_end, read_shard, shard_indices
 from audio_mamba.data.audio import printable
 from audio_mamba.data.folds import FoldError, Split, deal, file_numbers, fold_names, split_by_fold, split_by_name
-from audio_mamba.data.labels import HEAR_METADATA, column_of, find_labelled, hear_metadata
-from audio_mamba.data.manifest import MANIFEST_NAME, values_by_file
-from audio_mamba.data.prepare import warn_of_divided_groups
+from audio_mamba.data.labels import HEAR_METADATA, find_labelled, folds_and_groups, hear_metadata
+from audio_mamba.data.manifest import MANIFEST_NAME, read_manifest, values_by_file
 from audio_mamba.front_end import FrontEnd
 
 
@@ -142,12 +141,7 @@ def read_clips(
                 raise ProbeError(f"{source} is a task of {kind} embeddings; the probe judges whole clips (scene tasks)")
         paths, labels, vocabulary = find_labelled(source, table, hidden=hidden)
         names = [printable(path.relative_to(source)) for path in paths]
-        columns = {
-            name: column_of(paths, source, table, column)
-            for name, column in (("folds", fold_column), ("groups", group_column))
-            if column is not None
-        }
-        warn_of_divided_groups(columns)
+        columns = folds_and_groups(paths, source, table, fold_column, group_column)
         if "folds" in columns:
             splits = columns["folds"]
         elif (source / HEAR_METADATA).is_file() and table is None:
