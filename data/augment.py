@@ -40,7 +40,10 @@ class Augmentation:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, whole = getattr(self, field.name), field.type is int
-            most = 1 if field.name == "mixup" else MOST_PLACES if whole else MOST_DECIBELS
+            if field.name == "mixup":
+                most = 1
+            else:
+                most = MOST_PLACES if whole else MOST_DECIBELS
             kinds = int if whole else int | float
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= most:
                 kind = "a whole number" if whole else "a number"

@@ -60,7 +60,7 @@ def decode_labels(data: bytes) -> np.ndarray:
     is_json = data.lstrip()[:1] in b"[-0123456789"  # no array or pickle begins with any of these
     array = _json_numbers(data) if is_json else array_bytes.decode(data)
     labels = np.atleast_1d(array)
-    if labels.ndim != 1 or labels.size and labels.dtype.kind not in "iu":
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise ValueError(f"a {labels.dtype} array of shape {list(labels.shape)} is not a list of label ids")
     return labels.astype(np.int64)
 

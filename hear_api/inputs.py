@@ -96,7 +96,7 @@ def fault_in_values(samples: Tensor) -> str | None:
 def _as_matrix(audio: np.ndarray | Tensor) -> Tensor:
     """[n] or [c, n] -> float32 [c, n]."""
     audio = _as_tensor(audio, "audio")
-    if audio.dim() not in (1, 2) or audio.dim() == 2 and len(audio) == 0:
+    if audio.dim() not in (1, 2) or (audio.dim() == 2 and len(audio) == 0):
         raise InputError(
             f"audio must be [n_samples] or [n_sounds, n_samples] with at least one sound, got {list(audio.shape)}"
         )

@@ -62,7 +62,7 @@ def _part(file: BinaryIO, start: int, end: int) -> Part:
         elif frame.number > (found if frame.varies else frames):
             ahead = ahead or frame.number
     fault = None
-    if found < total or total == 0 and ahead:
+    if found < total or (total == 0 and ahead):
         fault = f"cut off or damaged, frames are missing after second {found / max(rate, 1):.1f}"
         if not found:
             raise DamageError(fault)

@@ -6,7 +6,7 @@ from typing import BinaryIO, NamedTuple
 
 from audio_mamba.data.decoding.parts import DamageError, Part, only_zeros, read_at, tag_size
 
-KBIT_RATES = {  # MPEG 1 or later, layer -> of each code
+KBIT_RATES = {  # whether MPEG 1, layer -> of each code
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -18,11 +18,13 @@ RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8
 LARGEST_FRAME = 2881  # bytes
 LEADING_BYTES = 1 << 16  # of padding that may come before the first frame, or the rest of another frame
 
+Kind = tuple[int, int, int, bool]  # of a frame: version, layer, rate, mono; constant within a part
+
 
 class Frame(NamedTuple):
     size: int  # in bytes
     samples: int
-    kind: tuple[int, int, int, bool]  # version, layer, rate, mono: constant within a part
+    kind: Kind
     count_place: int  # where a Xing or Info header would be in the first frame
 
 
@@ -45,11 +47,18 @@ def frame_at(header: bytes) -> Frame | None:
     rate_code, bits_code = header[2] >> 2 & 3, header[2] >> 4
     if version == 1 or layer == 4 or rate_code == 3 or bits_code in (0, 15):
         return None
-    first, mono = version == 3, header[3] >> 6 == 3
-    rate, bits, padding = RATES[version][rate_code], 1000 * KBIT_RATES[first, layer][bits_code], header[2] >> 1 & 1
-    samples = 384 if layer == 1 else 1152 if layer == 2 or first else 576
-    size = (12 * bits // rate + padding) * 4 if layer == 1 else samples // 8 * bits // rate + padding
-    side = (17 if mono else 32) if first else (9 if mono else 17)
+    mpeg1, mono = version == 3, header[3] >> 6 == 3
+    rate, bits, padding = RATES[version][rate_code], 1000 * KBIT_RATES[mpeg1, layer][bits_code], header[2] >> 1 & 1
+    if layer == 1:
+        samples = 384
+        size = (12 * bits // rate + padding) * 4
+    else:
+        samples = 1152 if layer == 2 or mpeg1 else 576
+        size = samples // 8 * bits // rate + padding
+    if mpeg1:
+        side = 17 if mono else 32
+    else:
+        side = 9 if mono else 17
     return Frame(size, samples, (version, layer, rate, mono), 4 + side)
 
 
@@ -99,7 +108,7 @@ class _PartInProgress:
         if self.count.frames is None:
             return True
         lacking = self.count.frames - self.frames
-        return lacking <= 0 or lacking == 1 and (self.count.size or 0) <= self.end - self.start
+        return lacking <= 0 or (lacking == 1 and (self.count.size or 0) <= self.end - self.start)
 
     def finished(self, fault: str | None = None) -> list[Part]:
         """The part, if it has frames. DamageError where frames are missing and `fault` does not say so."""
@@ -201,14 +210,14 @@ def _count(head: bytes, frame: Frame) -> Count | None:
     return Count(frames, size, (delays >> 12) + (delays & 0xFFF))
 
 
-def _next_chain(file: BinaryIO, place: int, end: int, kind) -> int | None:
+def _next_chain(file: BinaryIO, place: int, end: int, kind: Kind) -> int | None:
     """Where, behind something else, two frames of this kind follow each other; None where they do not."""
     while place < end:
         data = read_at(file, place, 1 << 20)
         i = data.find(b"\xff")
         while i >= 0:
             frame = frame_at(data[i : i + 4])
-            if frame and (kind is None or frame.kind == kind):
+            if frame and frame.kind == kind:
                 following = frame_at(read_at(file, place + i + frame.size, 4))
                 if following and following.kind == frame.kind:
                     return place + i
@@ -221,4 +230,4 @@ def _is_rest(file: BinaryIO, place: int, end: int, frame_size: int) -> bool:
     """Whether what follows the last frame is padding or a tag, and no frames that have become unreadable."""
     tail = read_at(file, max(place, end - 160), 160)
     short = end - place < frame_size  # longer ones may be where frames were before a disk was full
-    return short and only_zeros(file, place, end) or b"TAG" in tail or b"APETAGEX" in tail
+    return (short and only_zeros(file, place, end)) or b"TAG" in tail or b"APETAGEX" in tail

@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 from audio_mamba.data.decoding.parts import DamageError, Part, read_at
 
 HEADER_BYTES = 27
-CONTINUED, FIRST, LAST = 1, 2, 4  # flags of a page
+FIRST, LAST = 2, 4  # flags of a page
 NO_GRANULE = (1 << 64) - 1
 OF_SOUNDFILE = (b"\x01vorbis", b"OpusHead")  # how streams begin that libsndfile decodes; it fails on the FLAC of FFmpeg
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))

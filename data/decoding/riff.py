@@ -118,7 +118,7 @@ def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:
         raise DamageError("its header is cut off")
     channels, frames, bits = struct.unpack(">HIH", content[:8])
     there = end - samples.start
-    if samples.size == 0 or there < samples.size and is_unknown(samples.size):
+    if samples.size == 0 or (there < samples.size and is_unknown(samples.size)):
         return Part(start, end, "soundfile")
     if samples.size > there:
         raise DamageError(f"cut off, {max(0, there - 8)} of {samples.size - 8} bytes of samples are there")

@@ -153,7 +153,7 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
 def _check_end(stream: av.AudioStream, clock: _Clock, tolerance: float) -> None:
     if stream.duration is None or stream.time_base is None:
         return
-    counted = float(stream.duration * (stream.time_base or 0))
+    counted = float(stream.duration * stream.time_base)
     if clock.seconds < counted - tolerance:
         raise DamageError(f"cut off or damaged, {counted - clock.seconds:.3g} of {counted:.2f} s are missing")
 
