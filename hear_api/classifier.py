@@ -20,6 +20,7 @@ from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, no
 from audio_mamba.hear_api.clips import Clip, Failure, LongFile, ShortClip, group_clips, prefetch_chunks
 from audio_mamba.hear_api.inputs import ClipInput, as_clips, check_sample_rate
 from audio_mamba.hear_api.pooling import RunningPool, pool
+from audio_mamba.hear_api.resolve import classifier_experiment
 from audio_mamba.hear_api.runtime import RuntimeSSAST, pick_device
 from audio_mamba.hear_api.weights import (
     CLASSIFIER_FOLDER,
@@ -100,7 +101,7 @@ def copy_classifier(folder: Path, out: Path) -> None:
     """Copy a classifier to another folder. ValueError if something else is there, or this one."""
     if out.exists() and out.samefile(folder):
         raise ValueError(f"{out} is the classifier itself; choose another folder for the copy")
-    if (out / CONFIG_NAME).exists() and not is_classifier(out) or (out / "checkpoints").exists():
+    if ((out / CONFIG_NAME).exists() and not is_classifier(out)) or (out / "checkpoints").exists():
         raise ValueError(
             f"{out} holds something else, such as a training run; choose another folder for the classifier"
         )
@@ -131,9 +132,7 @@ class AudioClassifier(nn.Module):
         try:
             self.classes, self.loss = list(entries["classes"]), str(entries["loss"])
             self.temperature, self.pooling = float(entries["temperature"]), str(entries["pooling"])
-            section = {"arch": entries["arch"], "model_args": entries["model_args"]}
-            config = ConfigDict({"model": section, "front_end": entries["front_end"], "scene_layout": "bands"})
-            self.runtime = RuntimeSSAST(config, None, precision)
+            self.runtime = RuntimeSSAST(ConfigDict(classifier_experiment(entries)), None, precision)
             self.model = Classifier(self.runtime.model, len(self.classes), self.pooling)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder / CONFIG_NAME}: does not describe a classifier ({error})") from error

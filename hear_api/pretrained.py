@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from audio_mamba.hear_api.resolve import FEATURE_KEYS
+from audio_mamba.hear_api.resolve import FEATURE_KEYS, saved_experiment
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.hear_api.weights import (
     CONFIG_NAME,
@@ -35,7 +35,7 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
     """
     check_precision(dtype)
     folder = Path(folder)
-    if (folder / "checkpoints").exists() or (folder / CONFIG_NAME).exists() and not _is_saved_model(folder):
+    if (folder / "checkpoints").exists() or ((folder / CONFIG_NAME).exists() and not _is_saved_model(folder)):
         raise ValueError(f"{folder} holds something else, such as a training run; choose another folder for the model")
     state = {key: value.cpu().to(PRECISIONS[dtype]) for key, value in runtime.model.state_dict().items()}
     config = {
@@ -74,14 +74,7 @@ def from_pretrained(folder: str | Path, precision: str = "auto") -> RuntimeSSAST
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{folder / CONFIG_NAME}: its format is not {FORMAT!r}")
     try:
-        experiment = ConfigDict(
-            {
-                "model": {"arch": config["arch"], "model_args": config["model_args"]},
-                **{key: config[key] for key in FEATURE_KEYS if key in config},
-                "front_end": config.get("front_end", {}),
-            }
-        )
-        runtime = RuntimeSSAST(experiment, None, precision)
+        runtime = RuntimeSSAST(ConfigDict(saved_experiment(config)), None, precision)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: does not describe a model ({error})") from error
     load_model_state(runtime.model, read_safetensors(folder / WEIGHTS_NAME), source=folder / WEIGHTS_NAME)

@@ -179,15 +179,10 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
     try:
         if found and entries.get("format") == FORMAT:
             name = found.parent.name
-            entries = {
-                **{key: entries[key] for key in FEATURE_KEYS if key in entries},
-                "front_end": entries.get("front_end", {}),
-                "model": {"arch": entries["arch"], "model_args": entries["model_args"]},
-            }
+            entries = saved_experiment(entries)
         elif found and entries.get("format") == CLASSIFIER_FORMAT:
             name = found.absolute().parents[1].name if found.parent.name == CLASSIFIER_FOLDER else found.parent.name
-            model = {"arch": entries["arch"], "model_args": entries["model_args"]}
-            entries = {"scene_layout": "bands", "front_end": entries["front_end"], "model": model}
+            entries = classifier_experiment(entries)
         elif {"encoder", "head"} <= entries.keys():  # a checkpoint of finetune.py
             entries = {"scene_layout": "bands", "front_end": entries["front_end"], "model": entries["model"]}
         if "model" not in entries:
@@ -195,6 +190,24 @@ def _config_beside(path: Path) -> tuple[ConfigDict, str]:
         return check_config(ConfigDict(entries), models.known_archs(), source=str(found)), name
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{found}: does not describe a model ({error}); pass the --config of {path}") from error
+
+
+def saved_experiment(entries: dict) -> dict[str, Any]:
+    """The experiment that the config.json of a saved model describes. KeyError if it lacks the model."""
+    return {
+        **{key: entries[key] for key in FEATURE_KEYS if key in entries},
+        "front_end": entries.get("front_end", {}),
+        "model": _model_in(entries),
+    }
+
+
+def classifier_experiment(entries: dict) -> dict[str, Any]:
+    """The experiment of the encoder in a classifier, from its config.json. KeyError if that lacks a part of it."""
+    return {"scene_layout": "bands", "model": _model_in(entries), "front_end": entries["front_end"]}
+
+
+def _model_in(entries: dict) -> dict[str, Any]:
+    return {"arch": entries["arch"], "model_args": entries["model_args"]}
 
 
 def _with_variant(module: str, weights: str | Path | None) -> str:
