@@ -13,7 +13,6 @@ stopped. On SIGTERM, SIGUSR1 and Ctrl-C it saves a checkpoint and exits with sta
 
 import argparse
 import csv
-import io
 import json
 import logging
 import math
@@ -34,7 +33,7 @@ from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.hear_api.classifier import save_classifier
 from audio_mamba.models.classifier import classification_loss, fit_temperature, probabilities
 from audio_mamba.models.precision import autocast
-from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.atomic_files import atomic_text, atomic_write
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.train import Losses, checkpoint_state, save_in_epoch, start_monitor, train_epoch
 from audio_mamba.training import checkpoint, distributed, resume
@@ -203,13 +202,12 @@ def write_predictions(run: Run, kept: Kept, clips: np.ndarray, logits: torch.Ten
     """A row per clip in predictions.csv: its name, its labels, and the calibrated probability of every class."""
     classes = run.experiment.clips.classes
     likely = probabilities(logits, run.experiment.loss, kept.temperature).numpy()
-    with atomic_write(run.workdir / "predictions.csv") as file:
-        table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True))
+    with atomic_text(run.workdir / "predictions.csv") as file:
+        table = csv.writer(file)
         table.writerow(["clip", "labels", *classes])
         for clip, row in zip(clips, likely):
             labels = [classes[label] for label in run.experiment.clips.labels[clip]]
             table.writerow([run.experiment.clips.keys[clip], ";".join(labels), *(f"{value:.6g}" for value in row)])
-        text.detach()
 
 
 def summarise(experiment: Experiment) -> None:

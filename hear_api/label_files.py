@@ -7,7 +7,6 @@ counted from 0, and each has a file of its own.
 """
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from audio_mamba.hear_api.classifier import AudioClassifier
 from audio_mamba.hear_api.clips import Clip, Failure
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.writers import INDEX_NAME, SETTINGS_NAME, Format, has_channels, name_in_folder, whole_folder
-from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.atomic_files import atomic_text, atomic_write
 
 FORMATS = ("csv", "jsonl", "audacity", "raven")
 TRACK_SUFFIX = {"audacity": ".txt", "raven": ".selections.txt"}
@@ -86,15 +85,15 @@ class Labelling:
         frames = None if window is None else round(window * rate)
         hop_frames = frames if hop is None else round(hop * rate)
         return cls(
-            classifier.classes,
-            classifier.temperature,
-            frames,
-            hop_frames,
-            (frames or 0) / rate,
-            (hop_frames or 0) / rate,
-            top,
-            threshold or 0.0,
-            classifier.front_end.mel_max_hz,
+            classes=classifier.classes,
+            temperature=classifier.temperature,
+            window_frames=frames,
+            hop_frames=hop_frames,
+            window_seconds=(frames or 0) / rate,
+            hop_seconds=(hop_frames or 0) / rate,
+            top=top,
+            threshold=threshold or 0.0,
+            max_hz=classifier.front_end.mel_max_hz,
         )
 
     def rows(self, classifier: AudioClassifier, group: Sequence[Clip | Failure]) -> Iterator[Tensor]:
@@ -184,10 +183,8 @@ def _write_table(labelling: Labelling, name: str, out: Path, journal: Journal, s
     """csv: a row per label. jsonl: an object per window with its labels, also if it has none."""
     with atomic_write(_beside(out)) as file:
         file.write(json.dumps(journal.settings, ensure_ascii=False).encode())
-    with atomic_write(out) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    with atomic_text(out) as text:
         (_write_csv if name == "csv" else _write_jsonl)(labelling, text, journal)
-        text.detach()
 
 
 def _write_csv(labelling: Labelling, text: IO[str], journal: Journal) -> None:

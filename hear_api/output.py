@@ -1,7 +1,6 @@
 """The output of embed and predict: the journal while the run lasts, then the result and the list of failed files."""
 
 import csv
-import io
 import math
 import os
 import shutil
@@ -10,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from audio_mamba.hear_api.journal import (
+    SETTINGS,
     Entry,
     JoinedJournal,
     Journal,
@@ -21,7 +21,7 @@ from audio_mamba.hear_api.journal import (
 )
 from audio_mamba.hear_api.sources import Source, count_unchanged, digest_of_versions
 from audio_mamba.hear_api.writers import Format, format_of, has_channels, read_settings
-from audio_mamba.system.atomic_files import atomic_write, naming_full_disk, remove_partials
+from audio_mamba.system.atomic_files import atomic_text, naming_full_disk, remove_partials
 from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
 from audio_mamba.system.shares import Share
 
@@ -126,7 +126,7 @@ class Output:
                 stack.enter_context(exclusive_lock(self._journal_folder, patience=math.inf))
             except FileNotFoundError:  # another process has removed it, after writing the result
                 return None
-            if self.path.exists() or not all(self._is_complete(other, parts) for other in share.all()):
+            if self.path.exists() or not all(self._is_complete_and_unchanged(other, parts) for other in share.all()):
                 return None
             folders = map(self._folder_of, share.all())
             joined = JoinedJournal(self._journal_folder, folders, journal.settings, journal.width)
@@ -139,7 +139,7 @@ class Output:
         for other in share.all():
             folder = self._folder_of(other)
             try:
-                if not self._is_complete(other, parts):
+                if not self._is_complete_and_unchanged(other, parts):
                     with exclusive_lock(folder, patience=0):
                         missing.append(other)
             except FolderInUseError:
@@ -153,7 +153,7 @@ class Output:
             return self._journal_folder
         return self._journal_folder / f"share-{share.number + 1}-of-{share.count}"
 
-    def _is_complete(self, share: Share, parts: Sequence[Sequence[Source]]) -> bool:
+    def _is_complete_and_unchanged(self, share: Share, parts: Sequence[Sequence[Source]]) -> bool:
         """Whether the journal of a share is complete, and its files are as they were when it was made."""
         folder, sources = self._folder_of(share), parts[share.number]
         if not is_complete(folder):
@@ -164,7 +164,7 @@ class Output:
     def _check_shares(self, share: Share, settings: dict) -> None:
         """JournalError if the run was begun with another number of shares, or another share with other settings."""
         counts = {int(path.name.rpartition("-")[2]) for path in self._journal_folder.glob("share-*-of-*")}
-        counts |= {1} if (self._journal_folder / "settings.json").exists() else set()
+        counts |= {1} if (self._journal_folder / SETTINGS).exists() else set()
         if other := counts - {share.count}:
             raise JournalError(
                 f"{self._journal_folder} was started by {other.pop()} processes, this run has {share.count}; continue "
@@ -208,8 +208,6 @@ class Output:
         if not failed:
             self.failures_path.unlink(missing_ok=True)  # of an earlier result of the same name
             return
-        with atomic_write(self.failures_path) as file:
-            table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True))
-            names = ("path", "channel", "error") if with_channels else ("path", "error")
-            table.writerows([names, *([getattr(entry, name) for name in names] for entry in failed)])
-            text.detach()
+        names = ("path", "channel", "error") if with_channels else ("path", "error")
+        with atomic_text(self.failures_path) as file:
+            csv.writer(file).writerows([names, *([getattr(entry, name) for name in names] for entry in failed)])

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from audio_mamba.system.atomic_files import atomic_write, remove_partials
+from audio_mamba.system.atomic_files import atomic_text, atomic_write, remove_partials
 
 
 def test_the_file_appears_only_when_it_is_complete(tmp_path):
@@ -24,6 +24,19 @@ def test_an_error_leaves_only_the_old_content(tmp_path):
         file.write(b"half of the n")
         raise RuntimeError("disk")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_keeps_its_line_ends(tmp_path):
+    path = tmp_path / "file"
+    with atomic_text(path) as file:
+        file.write("Gänse\r\n雨\n")
+        assert not path.exists()
+    assert path.read_bytes() == "Gänse\r\n雨\n".encode()
+    with pytest.raises(RuntimeError, match="disk"), atomic_text(path) as file:
+        file.write("half of the n")
+        raise RuntimeError("disk")
+    assert path.read_bytes() == "Gänse\r\n雨\n".encode()
     assert list(tmp_path.iterdir()) == [path]
 
 

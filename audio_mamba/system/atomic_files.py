@@ -9,12 +9,13 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 PARTIAL_SUFFIX = ".partial"
 PARTIAL_ENDING = re.compile(r"\.[0-9a-f]{8}\.partial\Z")
@@ -58,6 +59,15 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def atomic_text(path: str | Path) -> Iterator[TextIO]:
+    """`atomic_write` of UTF-8 text, whose line ends stay as they are written."""
+    with atomic_write(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        yield text
+        text.detach()
 
 
 def remove_partials(path: str | Path) -> None:
