@@ -37,7 +37,7 @@ from tqdm import tqdm
 from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.runtime import RuntimeSSAST
-from audio_mamba.models.encoder import LAYOUTS
+from audio_mamba.schema import LAYOUTS
 from audio_mamba.system.atomic_files import atomic_write
 from benchmarks import embed_against
 

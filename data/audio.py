@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 BLOCK_SECONDS = 10
 READ_BYTES = 1 << 18  # at once, while looking at how a file is built
 CHANNELS = ("mix", "left", "right")
+CHANNELS_OR_EACH = (*CHANNELS, "each")  # of commands that can take every channel separately
 OPPOSITE_PHASE = 0.01  # of the channels' mean energy: a mix with less has lost what they hold
 
 

@@ -15,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from audio_mamba.data.archives import archive_front_end, read_manifest, read_sample, shard_indices
+from audio_mamba.data.archives import archive_front_end, read_sample, shard_indices
+from audio_mamba.data.manifest import read_manifest
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.system.terminal import given_path, quiet_exit

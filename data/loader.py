@@ -248,16 +248,16 @@ def make_remote_loader(
     """
     dataset = RemoteShards(
         urls,
-        samples,
-        num_frames,
-        batch_size,
-        front_end,
-        rank,
-        world_size,
-        seed,
-        num_workers,
-        draw_mask,
-        strict,
+        samples=samples,
+        num_frames=num_frames,
+        batch_size=batch_size,
+        front_end=front_end,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        num_workers=num_workers,
+        draw_mask=draw_mask,
+        strict=strict,
         fraction=fraction,
     )
     check_enough(dataset.samples, batch_size, world_size)

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from audio_mamba.data.archives import MANIFEST_NAME
-from audio_mamba.data.audio import printable
+from audio_mamba.data.audio import CHANNELS_OR_EACH, printable
 from audio_mamba.data.features import mel_filter_bank
 from audio_mamba.data.labels import find_labelled, folds_and_groups
+from audio_mamba.data.manifest import MANIFEST_NAME
 from audio_mamba.data.prepare_job import (
-    CHANNELS,
     CLIP_SECONDS,
     DTYPES,
     FORMATS,
@@ -221,7 +220,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     )
     add(
         "--channel",
-        choices=CHANNELS,
+        choices=CHANNELS_OR_EACH,
         default="mix",
         help="mix: the mean of all channels; left, right: the first and the second one, or the only one; each: clips "
         "of every channel, whose number is in their keys (ch0, ch1)",

@@ -16,15 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.data.archives import (
-    MANIFEST_NAME,
-    SHARD_PATTERN,
-    UNFINISHED_NAME,
-    read_manifest,
-    warn_of_unlisted,
-    write_manifest,
-)
-from audio_mamba.data.audio import estimated_seconds, fingerprint
+from audio_mamba.data.archives import SHARD_PATTERN, UNFINISHED_NAME, warn_of_unlisted, write_manifest
+from audio_mamba.data.audio import CHANNELS_OR_EACH, estimated_seconds, fingerprint
+from audio_mamba.data.manifest import MANIFEST_NAME, read_manifest
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import NORMALISATION, PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
@@ -34,8 +28,6 @@ CLIP_SECONDS = 10.0
 SHARD_SIZE = 512  # clips; about 80 MB as float16
 DTYPES = ("float16", "float32")
 FORMATS = ("npy", "pickle")
-CHANNELS = ("mix", "left", "right", "each")
-
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +48,8 @@ class Settings:
     channel: str = "mix"  # or left or right (see `data.audio.stream_audio`), or each: a series of clips per channel
 
     def __post_init__(self):
-        if self.channel not in CHANNELS:
-            raise PrepareError(f"channel is {self.channel!r}; accepted are {', '.join(CHANNELS)}")
+        if self.channel not in CHANNELS_OR_EACH:
+            raise PrepareError(f"channel is {self.channel!r}; accepted are {', '.join(CHANNELS_OR_EACH)}")
         if self.dtype not in DTYPES:
             raise PrepareError(f"dtype is {self.dtype!r}; accepted are {' and '.join(DTYPES)}")
         if self.format not in FORMATS:
@@ -208,13 +200,13 @@ def describe(
     described |= {key: value for key, value in front_end.items() if key not in NORMALISATION}
     return described | {
         "inputs_sha256": inputs.hexdigest(),
-        "labels_sha256": _labels_hash(vocabulary),
-        **{f"{name}_sha256": _labels_hash(values) for name, values in columns.items()},
+        "labels_sha256": _digest_of_names(vocabulary),
+        **{f"{name}_sha256": _digest_of_names(values) for name, values in columns.items()},
     }
 
 
-def _labels_hash(vocabulary: list[str]) -> str:
-    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+def _digest_of_names(names: list[str]) -> str:
+    return hashlib.sha256(repr(names).encode()).hexdigest()
 
 
 def finished_archive(out_dir: Path, described: dict) -> dict | None:
@@ -229,7 +221,7 @@ def finished_archive(out_dir: Path, described: dict) -> dict | None:
     if absent := {"labels", "hours", "files", "files_skipped", "skipped"} - manifest.keys():
         raise PrepareError(f"{out_dir / MANIFEST_NAME} lacks {', '.join(sorted(absent))}; choose another folder")
     warn_of_unlisted(out_dir, manifest)
-    order = {"labels_sha256": _labels_hash(manifest["labels"])}  # which earlier versions did not note
+    order = {"labels_sha256": _digest_of_names(manifest["labels"])}  # which earlier versions did not note
     _refuse_other(out_dir, "an archive", order | manifest["settings"], described)
     missing = [entry["name"] for entry in manifest["shards"] if not (out_dir / entry["name"]).exists()]
     if missing:

@@ -14,16 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from audio_mamba.data.archives import (
-    MANIFEST_NAME,
-    archive_front_end,
-    read_manifest,
-    read_sample,
-    tar_files,
-    unfinished,
-    unlisted_shards,
-)
+from audio_mamba.data.archives import archive_front_end, read_sample, tar_files, unfinished, unlisted_shards
 from audio_mamba.data.crops import hole_frames, log_floor
+from audio_mamba.data.manifest import MANIFEST_NAME, read_manifest
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.data.shard_index import (

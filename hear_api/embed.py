@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.data.audio import AudioFileError
+from audio_mamba.data.audio import CHANNELS_OR_EACH, AudioFileError
 from audio_mamba.hear_api.clips import Failure, group_clips
 from audio_mamba.hear_api.command_line import (
     add_device_argument,
@@ -50,7 +50,6 @@ from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import given_path, quiet_exit
 
-CHANNELS = ("mix", "left", "right", "each")
 PROGRESS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -82,7 +81,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     add_feature_arguments(parser)
     add(
         "--channel",
-        choices=CHANNELS,
+        choices=CHANNELS_OR_EACH,
         default="mix",
         help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one; "
         "each: every channel separately, with its number, counted from 0",

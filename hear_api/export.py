@@ -28,9 +28,10 @@ from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
 from audio_mamba.hear_api.weights import WEIGHTS_NAME
 from audio_mamba.models.classifier import probabilities
-from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.mamba import Mamba
 from audio_mamba.models.precision import PRECISIONS
+from audio_mamba.schema import LAYOUTS
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import given_path, quiet_exit
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.data.audio import CHANNELS, AudioFileError
+from audio_mamba.data.audio import CHANNELS_OR_EACH, AudioFileError
 from audio_mamba.hear_api.classifier import AudioClassifier, load_classifier
 from audio_mamba.hear_api.clips import Failure, group_clips
 from audio_mamba.hear_api.command_line import (
@@ -89,7 +89,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     add("--format", choices=FORMATS, help="default: that of the suffix of --out")
     add(
         "--channel",
-        choices=[*CHANNELS, "each"],
+        choices=CHANNELS_OR_EACH,
         default="mix",
         help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one; "
         "each: labels of every channel, with its number, counted from 0",

@@ -32,8 +32,9 @@ from audio_mamba.hear_api.pooling import RunningPool, pool, pooled_width
 from audio_mamba.hear_api.resolve import ModelSource
 from audio_mamba.hear_api.segments import Cut, Segment, batch_segments, plan_segments, stack_segments
 from audio_mamba.hear_api.weights import load_weights
-from audio_mamba.models.encoder import LAYOUTS, MaskedSpectrogramEncoder
+from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.precision import autocast, check_precision, usable_precision
+from audio_mamba.schema import LAYOUTS
 from audio_mamba.system.machine import bound_threads
 
 logger = logging.getLogger(__name__)
@@ -276,14 +277,14 @@ class RuntimeSSAST(nn.Module):
         device = self.model.pos_embed.device
         results = [torch.empty(count, self.timestamp_embedding_size, device=device) for count in steps]
 
-        def encode(batch: list[Segment]) -> None:
+        def encode_batch(batch: list[Segment]) -> None:
             x = stack_segments(batch, spectrograms, self.frames_per_step, self._segment_frames).to(device)
             x = self.model.from_time_first(x.unsqueeze(1))  # [B, T, M] -> [B, 1, T, M], or [B, 1, M, T]
             rows = self.model.forward_features(x, layout, steps=max(segment.needed for segment in batch))
             for segment, row in zip(batch, rows):
                 results[segment.clip][segment.first : segment.end] = row[segment.first - segment.start : segment.needed]
 
-        run_batches(encode, list(batch_segments(segments, device.type)), device, self.autocast)
+        run_batches(encode_batch, list(batch_segments(segments, device.type)), device, self.autocast)
         return results
 
     def spectrogram(self, audio: Tensor) -> Tensor:

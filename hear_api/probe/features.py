@@ -77,7 +77,7 @@ def embeddings(model: Model, clips: Clips, folder: Path, device: str | None = No
         AudioError, ArchiveError: a clip cannot be read, named.
     """
     key = hashlib.sha256(f"{model.fingerprint()} {clips.fingerprint()}".encode()).hexdigest()[:16]
-    path = folder / f"{_file_name(model.name)}-{key}.npz"
+    path = folder / f"{as_file_name(model.name)}-{key}.npz"
     kept = _read(path, clips)
     if kept is not None:
         logger.info("%s: embeddings from %s", model.name, path)
@@ -120,5 +120,6 @@ def _read(path: Path, clips: Clips) -> np.ndarray | None:
         return None  # absent, or damaged: they are computed again
 
 
-def _file_name(name: str) -> str:
+def as_file_name(name: str) -> str:
+    """The name of a model with _ in place of what is not a letter, a digit or one of ._-"""
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)

@@ -8,6 +8,7 @@ import numpy as np
 
 from audio_mamba.hear_api.probe.classify import Result, bootstrap, class_precisions, interval, metric
 from audio_mamba.hear_api.probe.clips import Clips
+from audio_mamba.hear_api.probe.features import as_file_name
 from audio_mamba.system.atomic_files import atomic_write
 
 PER_CLASS, PREDICTIONS = "per_class.csv", "predictions.csv"
@@ -153,8 +154,7 @@ def _draw_confusion(folder: Path, model: str, result: Result, clips: Clips) -> N
     axes.set_ylabel("true")
     axes.set_title(f"{model}, {result.classifier}", fontsize=9, **as_given)
     figure.colorbar(image, shrink=0.7, label="percent of the true label")
-    name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in model)
-    with atomic_write(folder / f"confusion-{name}.png") as file:
+    with atomic_write(folder / f"confusion-{as_file_name(model)}.png") as file:
         figure.savefig(file, format="png", dpi=120)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from audio_mamba.data.archives import read_manifest, read_shard, shard_indices, write_manifest, write_shard
+from audio_mamba.data.archives import read_shard, shard_indices, write_manifest, write_shard
+from audio_mamba.data.manifest import read_manifest
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.data.shard_files import ShardFiles
 from audio_mamba.data.shard_index import index_from_headers, read_index

@@ -12,11 +12,12 @@ import soundfile
 import webdataset
 
 from audio_mamba.data import array_bytes
-from audio_mamba.data.archives import read_manifest, read_shard, write_shard
+from audio_mamba.data.archives import read_shard, write_shard
 from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.data.index import main as index_command
 from audio_mamba.data.inspect import main as inspect_command
 from audio_mamba.data.loader import make_loader, make_remote_loader, set_epoch
+from audio_mamba.data.manifest import read_manifest
 from audio_mamba.data.prepare import main as prepare_command
 from audio_mamba.data.prepare import prepare
 from audio_mamba.data.prepare_job import Settings
