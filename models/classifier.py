@@ -1,10 +1,10 @@
 """An encoder with a classification head, and the losses to train it.
 
-Symbols: B clips, T frames, M mel bands, S segments of a clip, t time steps, W width of a step's features, K classes.
+Symbols: B clips, T frames, M mel bands, S segments of a clip, F frames of a segment, t time steps, W width of a step's
+features, K classes.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.schema import POOLINGS
 
-LOSSES = ("single", "multi")
 EPSILON = 1e-5  # of the head's norm
 
 
@@ -25,6 +24,9 @@ class Classifier(nn.Module):
         num_classes: K.
         pooling: "mean", or "mean_std" for mean and standard deviation (divided by t), which makes 2 W.
         frozen: train the head alone; the encoder then runs without gradients.
+
+    Raises:
+        ValueError: an unknown pooling.
     """
 
     def __init__(
@@ -81,18 +83,25 @@ class Classifier(nn.Module):
 
     def embed(self, spectrogram: Tensor, frames: Tensor | None = None) -> Tensor:
         """Pooled features of clips, [B, W] or [B, 2 W]; arguments as for `forward`."""
-        length, (per_segment, _) = self.encoder.num_frames, self.encoder.grid_size()
-        batch, _, longest, _ = spectrogram.shape
-        segments = -(-longest // length)
-        padded = F.pad(spectrogram, (0, 0, 0, segments * length - longest))
-        x = padded.unflatten(2, (segments, length))  # [B, 1, S, T', M]
-        if frames is None:  # as below, without shapes that depend on values, for torch.export
-            x = x.transpose(1, 2).flatten(0, 1)  # [B*S, 1, T', M]
-            rows = self.encoder.forward_features(self.encoder.from_time_first(x), "bands").float()
-            rows = rows.unflatten(0, (batch, segments)).flatten(1, 2)[:, : -(-longest * per_segment // length)]
-            mean = rows.mean(dim=1)  # [B, t, W] -> [B, W]
-            return mean if self.pooling == "mean" else torch.cat([mean, rows.std(dim=1, correction=0)], dim=1)
-        steps = -(-frames * per_segment // length)  # [B], of each clip
+        return self._embed_whole(spectrogram) if frames is None else self._embed_padded(spectrogram, frames)
+
+    def _embed_whole(self, spectrogram: Tensor) -> Tensor:
+        """`embed` of clips of one length, without shapes that depend on values, for torch.export."""
+        x = self._segments(spectrogram)  # [B, 1, S, F, M]
+        batch, _, segments, length, _ = x.shape
+        steps = -(-spectrogram.shape[2] * self.encoder.grid_size()[0] // length)  # t
+        x = x.transpose(1, 2).flatten(0, 1)  # -> [B*S, 1, F, M]
+        rows = self.encoder.forward_features(self.encoder.from_time_first(x), "bands").float()
+        rows = rows.unflatten(0, (batch, segments)).flatten(1, 2)[:, :steps]  # [B, t, W]
+        mean = rows.mean(dim=1)
+        return mean if self.pooling == "mean" else torch.cat([mean, rows.std(dim=1, correction=0)], dim=1)
+
+    def _embed_padded(self, spectrogram: Tensor, frames: Tensor) -> Tensor:
+        """`embed` of clips of their own lengths; the encoder reads each segment of only those clips that reach it."""
+        x = self._segments(spectrogram)  # [B, 1, S, F, M]
+        batch, _, segments, length, _ = x.shape
+        per_segment = self.encoder.grid_size()[0]
+        steps = -(-frames * per_segment // length)  # [B], t of each clip
         parts = []  # of each segment: the clips that reach it, their features, and which of them are within the clip
         for segment in range(segments):
             left = steps - segment * per_segment
@@ -101,17 +110,26 @@ class Classifier(nn.Module):
             rows = self.encoder.forward_features(self.encoder.from_time_first(x[clips, :, segment]), "bands", most)
             parts.append((clips, rows.float(), torch.arange(most, device=x.device) < left[clips, None]))
 
-        def mean_over_time(of_step: Callable[[Tensor, Tensor], Tensor]) -> Tensor:  # -> [B, W]
-            total = parts[0][1].new_zeros(batch, parts[0][1].shape[2])
-            for clips, rows, inside in parts:
-                total = total.index_add(0, clips, (of_step(rows, clips) * inside[..., None]).sum(dim=1))
-            return total / steps[:, None]
-
-        mean = mean_over_time(lambda rows, clips: rows)
+        zeros = parts[0][1].new_zeros(batch, parts[0][1].shape[2])  # [B, W]
+        total = zeros
+        for clips, rows, inside in parts:
+            total = total.index_add(0, clips, (rows * inside[..., None]).sum(dim=1))
+        mean = total / steps[:, None]
         if self.pooling == "mean":
             return mean
-        variance = mean_over_time(lambda rows, clips: (rows - mean[clips][:, None]).square())
+        total = zeros
+        for clips, rows, inside in parts:
+            squares = (rows - mean[clips][:, None]).square()
+            total = total.index_add(0, clips, (squares * inside[..., None]).sum(dim=1))
+        variance = total / steps[:, None]
         return torch.cat([mean, variance.clamp(min=1e-12).sqrt()], dim=1)  # the root of 0 has no gradient
+
+    def _segments(self, spectrogram: Tensor) -> Tensor:
+        """[B, 1, T, M] -> [B, 1, S, F, M], the last segment filled up with zeros."""
+        length, longest = self.encoder.num_frames, spectrogram.shape[2]
+        segments = -(-longest // length)
+        padded = F.pad(spectrogram, (0, 0, 0, segments * length - longest))
+        return padded.unflatten(2, (segments, length))
 
     def layer_of(self, name: str) -> int:
         """The depth of a parameter: 0 for patches and class token, i + 1 for block i, depth + 1 for what follows."""
@@ -148,7 +166,7 @@ def classification_loss(logits: Tensor, target: Tensor, loss: str, smoothing: fl
     Args:
         logits: [B, K].
         target: float [B, K], 1 for the labels of a clip; in a mixture of clips, their shares.
-        loss: one of LOSSES.
+        loss: "single" or "multi".
         smoothing: label smoothing (Szegedy et al. 2016), in [0, 1): moves this share of each target to all classes, or
             for several labels to 0.5.
     """

@@ -21,7 +21,9 @@ from audio_mamba.training.records import LOG_NAME, STEP_COLUMNS, STEPS_NAME, Ste
 from audio_mamba.training.trackers import Tracker, Trackers
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-MEASURE, NUMBER = "measure ", "number "  # prefixes in a state dict: of measures, and of the objective's numbers
+# Prefixes in a state dict: of the sums in this epoch's lines and since the previous line, among either those of the
+# objective's numbers, and of measures.
+WRITTEN, SINCE, NUMBER, MEASURE = "written ", "since ", "number ", "measure "
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,29 @@ class Totals:
             {name: value / finite if finite else math.nan for (name, _), value in zip(numbers, rest, strict=True)},
         )
 
+    def state_dict(self) -> dict[str, float | int]:
+        """The sums by name, those of the objective's numbers with a prefix."""
+        return {
+            "loss": self.loss.item(),
+            "finite": self.finite.item(),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "waited": self.waited,
+            **{NUMBER + name: value.item() for name, value in self.numbers.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, float | int]) -> "Totals":
+        """The inverse of `state_dict`."""
+        return cls(
+            loss=_scalar(state["loss"]),
+            finite=_scalar(state["finite"]),
+            steps=int(state["steps"]),
+            seconds=state["seconds"],
+            waited=state["waited"],
+            numbers={key: _scalar(value) for key, value in _with_prefix(state, NUMBER).items()},
+        )
+
 
 class Means(NamedTuple):
     """`Totals` over all processes."""
@@ -74,6 +99,11 @@ class Means(NamedTuple):
 
 def _sum_by_name(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: one.get(name, _scalar(0.0)) + other.get(name, _scalar(0.0)) for name in {**one, **other}}
+
+
+def _with_prefix(state: Mapping[str, float | int], prefix: str) -> dict[str, Any]:
+    """The entries whose keys begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 class Monitor:
@@ -257,7 +287,8 @@ class Monitor:
         means = self._written.over_processes()
         train_loss, numbers = means.loss, {f"train_{name}": value for name, value in means.numbers.items()}
         seconds, rate = self._written.seconds, self._rate
-        self._since, self._written, self._rate, self._measures, self._clock = Totals(), Totals(), 0.0, {}, None
+        self._since, self._written = Totals(), Totals()
+        self._rate, self._measures, self._clock = 0.0, {}, None
         if not self._main:
             return
         validation = {} if val_loss is None else {"val_loss": val_loss}
@@ -293,37 +324,19 @@ class Monitor:
     def state_dict(self) -> dict[str, float | int]:
         """The sums of this process in the current epoch, so that a resumed run writes the same means."""
         self._tick()
-        sums = {
-            f"{name} {key}": value.item() if isinstance(value, torch.Tensor) else value
-            for name, part in (("written", self._written), ("since", self._since))
-            for key, value in {
-                **{key: value for key, value in vars(part).items() if key != "numbers"},
-                **{NUMBER + key: value for key, value in part.numbers.items()},
-            }.items()
+        return {
+            **{WRITTEN + key: value for key, value in self._written.state_dict().items()},
+            **{SINCE + key: value for key, value in self._since.state_dict().items()},
+            "rate": self._rate,
+            **{MEASURE + name: float(value) for name, value in self._measures.items()},
         }
-        return {**sums, "rate": self._rate, **{MEASURE + name: float(value) for name, value in self._measures.items()}}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         """Restore a `state_dict`. Call it before `epoch`."""
-        self._written, self._since = (
-            Totals(
-                _scalar(state[f"{name} loss"]),
-                _scalar(state[f"{name} finite"]),
-                int(state[f"{name} steps"]),
-                state[f"{name} seconds"],
-                state[f"{name} waited"],
-                {
-                    key.removeprefix(f"{name} {NUMBER}"): _scalar(value)
-                    for key, value in state.items()
-                    if key.startswith(f"{name} {NUMBER}")
-                },
-            )
-            for name in ("written", "since")
-        )
+        self._written = Totals.from_state(_with_prefix(state, WRITTEN))
+        self._since = Totals.from_state(_with_prefix(state, SINCE))
         self._rate = state["rate"]
-        self._measures = {
-            name.removeprefix(MEASURE): value for name, value in state.items() if name.startswith(MEASURE)
-        }
+        self._measures = _with_prefix(state, MEASURE)
 
     def _tick(self) -> None:
         """Add the time since the previous call, within an epoch."""

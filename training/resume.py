@@ -109,9 +109,9 @@ def restore_process(state: dict[str, Any], samples_per_step: int, accumulation: 
         global_step = progress.epoch * steps_per_epoch + progress.step
     if processes is None:
         return Start(progress, global_step)
-    if len(processes) == distributed.world_size():
-        mine = processes[distributed.rank()]
-        set_random_states(mine["random"])
+    same_processes = len(processes) == distributed.world_size()
+    if same_processes:
+        set_random_states(processes[distributed.rank()]["random"])
     if progress.step == 0:
         return Start(progress, global_step)
     before = state["samples_per_step"]
@@ -119,18 +119,15 @@ def restore_process(state: dict[str, Any], samples_per_step: int, accumulation: 
     step = samples // samples_per_step
     if step != steps_per_epoch:
         step = step // accumulation * accumulation
-    if step * samples_per_step != samples and distributed.is_main():
-        logger.warning(
-            "%d samples of epoch %d are trained again: %s",
-            samples - step * samples_per_step,
-            progress.epoch + 1,
-            f"a step now has {samples_per_step} samples, before it had {before}"
-            if samples_per_step != before
-            else f"opt.grad_accum_steps is now {accumulation}, and step {progress.step} is not at the end of a window",
-        )
-    if len(processes) != distributed.world_size():
-        mine = {"monitor": _mean_of([process["monitor"] for process in processes])}
-    return Start(Progress(progress.epoch, step), global_step, mine["monitor"])
+    again = samples - step * samples_per_step
+    if again and distributed.is_main():
+        why = f"opt.grad_accum_steps is now {accumulation}, and step {progress.step} is not at the end of a window"
+        if samples_per_step != before:
+            why = f"a step now has {samples_per_step} samples, before it had {before}"
+        logger.warning("%d samples of epoch %d are trained again: %s", again, progress.epoch + 1, why)
+    monitors = [process["monitor"] for process in processes]
+    monitor = monitors[distributed.rank()] if same_processes else _mean_of(monitors)
+    return Start(Progress(progress.epoch, step), global_step, monitor)
 
 
 def _mean_of(states: list[dict[str, float]]) -> dict[str, float]:

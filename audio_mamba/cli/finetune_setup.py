@@ -209,22 +209,22 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
-        args,
-        config,
-        workdir,
-        device,
-        model,
-        distributed.parallel(model, device),
-        optimizer,
-        scaler,
-        loaders,
-        contents,
-        optim.peak_learning_rate(config.opt.learning_rate, global_batch),
-        start,
-        experiment,
-        fold,
-        test_loader,
-        kept,
+        args=args,
+        config=config,
+        workdir=workdir,
+        device=device,
+        model=model,
+        parallel_model=distributed.parallel(model, device),
+        optimizer=optimizer,
+        scaler=scaler,
+        loaders=loaders,
+        contents=contents,
+        peak_rate=optim.peak_learning_rate(config.opt.learning_rate, global_batch),
+        start=start,
+        experiment=experiment,
+        fold=fold,
+        test_loader=test_loader,
+        kept=kept,
     )
 
 

@@ -115,20 +115,20 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     parallel_model = distributed.parallel(compiled, device)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
-        args,
-        config,
-        workdir,
-        device,
-        model,
-        parallel_model,
-        optimizer,
-        scaler,
-        loaders,
-        contents,
-        optim.peak_learning_rate(config.opt.learning_rate, global_batch),
-        start,
-        objective,
-        clips_to_show(loaders.train),
+        args=args,
+        config=config,
+        workdir=workdir,
+        device=device,
+        model=model,
+        parallel_model=parallel_model,
+        optimizer=optimizer,
+        scaler=scaler,
+        loaders=loaders,
+        contents=contents,
+        peak_rate=optim.peak_learning_rate(config.opt.learning_rate, global_batch),
+        start=start,
+        objective=objective,
+        fixed_clips=clips_to_show(loaders.train),
     )
 
 
