@@ -6,7 +6,8 @@ It computes what `models.mamba.Mamba.compose` does, value by value. Where autogr
 takes two paths through time, the second scan adds its output to that of the first, and the second path its gradients of
 the two branches.
 
-Symbols as in `models.mamba`: B batch, L tokens, D channels of the model, E inner channels, N state size, R rank.
+Symbols as in `models.mamba`: B batch, L tokens, D channels of the model, E inner channels, N state size, R rank; and K
+taps of the convolution.
 """
 
 from collections.abc import Sequence
@@ -63,17 +64,17 @@ class _Path(NamedTuple):
 class _Kept(NamedTuple):
     """What backward needs of one path."""
 
-    u: Tensor
-    joined: Tensor
-    delta: Tensor
-    starts: Tensor
-    A: Tensor
-    taps: Tensor
-    b_conv: Tensor | None
-    w_x: Tensor
-    w_dt: Tensor
-    b_dt: Tensor
-    D: Tensor
+    u: Tensor  # output of the convolution [B, L, E]
+    joined: Tensor  # R inputs of the step, then B and C, [B, L, R + 2 N]
+    delta: Tensor  # step before bias and softplus [B, L, E]
+    starts: Tensor  # states before each chunk of the scan [B, chunks, N, E]
+    A: Tensor  # [E, N]
+    taps: Tensor  # [E, 1, K]
+    b_conv: Tensor | None  # [E]
+    w_x: Tensor  # [R + 2 N, E]
+    w_dt: Tensor  # [E, R]
+    b_dt: Tensor  # [E]
+    D: Tensor  # [E]
 
 
 def _parameters(block: MambaParameters) -> list[Tensor | None]:
@@ -97,12 +98,14 @@ class _MambaBlock(torch.autograd.Function):
         for number, (reverse, path) in enumerate(zip(reverses, _by_path(of_paths, _Path), strict=True)):
             taps, b_conv, w_x, w_dt, b_dt, A_log, D = path
             w_x, w_dt = w_x.to(dtype), w_dt.to(dtype)
-            u = conv.forward_in_c(x, taps.squeeze(1), b_conv, True, reverse)
+            u = conv.forward_in_c(x, taps.squeeze(1), b_conv, silu=True, reverse=reverse)
             joined = linear(u, w_x)  # [B, L, R + 2 N]
             dt, B, C = _split(joined, w_dt, A_log)
             delta = linear(dt, w_dt)
             A = -torch.exp(A_log)
-            _, starts = scan.forward_into(y, number > 0, u, delta, A, B, C, D, z, b_dt, True, True, reverse)
+            _, starts = scan.forward_into(
+                y, u, delta, A, B, C, D, z, b_dt, softplus=True, save=True, reverse=reverse, add=number > 0
+            )
             kept += _Kept(u, joined, delta, starts, A, taps, b_conv, w_x, w_dt, b_dt, D)
         ctx.save_for_backward(hidden, xz, y, w_in, w_out, *kept)
         ctx.biased = b_in is not None, b_out is not None
@@ -137,13 +140,15 @@ def _path_backward(path: _Kept, reverse: bool, dy: Tensor, xz: Tensor, d_xz: Ten
     d_joined = torch.empty_like(joined)
     (dt, B, C), (d_dt, *_) = _split(joined, w_dt, A), _split(d_joined, w_dt, A)
     du, d_delta, dA, d_matrices, dD, d_b_dt = scan.backward_in_c(
-        dy, None, starts, u, delta, A, B, C, D, z, b_dt, True, reverse, dz, add
+        dy, None, starts, u, delta, A, B, C, D, z, b_dt, softplus=True, reverse=reverse, dz=dz, add=add
     )
     d_dt_product, d_w_dt = product_gradients(d_delta, dt, w_dt)
     d_dt.copy_(d_dt_product)
     d_joined[..., w_dt.shape[1] :].unflatten(-1, (2, -1)).copy_(d_matrices.permute(1, 2, 0, 3))
     du_more, d_w_x = product_gradients(d_joined, u, w_x)
-    d_taps, d_b_conv = conv.backward_in_c(du, du_more, x, taps.squeeze(1), b_conv, True, reverse, dx, add)
+    d_taps, d_b_conv = conv.backward_in_c(
+        du, du_more, x, taps.squeeze(1), b_conv, silu=True, reverse=reverse, dx=dx, add=add
+    )
     return _Path(
         d_taps.unsqueeze(1),
         None if b_conv is None else d_b_conv,

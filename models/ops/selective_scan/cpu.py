@@ -14,7 +14,7 @@ from audio_mamba.models.ops import native
 from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.native import View, pointer, rows
 from audio_mamba.models.ops.private_torch import unwatched
-from audio_mamba.models.ops.selective_scan.groups import scan_by_group
+from audio_mamba.models.ops.selective_scan.groups import register_gradients, scan_by_group
 
 # As in csrc/selective_scan.c: steps per chunk, and channels per task of backward, which gives one partial dB and dC.
 CHUNK, BACKWARD_BLOCK = 16, 192
@@ -64,12 +64,11 @@ def forward_in_c(
     -> y [B, L, D], last state [B, N, D], and for backward the states before each chunk
     [B, chunks, N, D] in an order of its own (no chunks unless `save`)."""
     y = u.new_empty(u.shape)
-    return y, *forward_into(y, False, u, delta, A, B, C, D, z, delta_bias, softplus, save, reverse)
+    return y, *forward_into(y, u, delta, A, B, C, D, z, delta_bias, softplus, save, reverse)
 
 
 def forward_into(
     y: Tensor,
-    add: bool,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -81,6 +80,7 @@ def forward_into(
     softplus: bool,
     save: bool,
     reverse: bool,
+    add: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`forward_in_c` that writes its result to `y` [B, L, D], whose channels are adjacent, or adds it with `add`."""
     last, starts = _states(u, A, save)
@@ -176,22 +176,7 @@ def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus, reverse
     )
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.softplus, _, ctx.reverse = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[2], *tensors)
-
-
-def _autograd(ctx, dy, d_last, _):
-    starts, *tensors = ctx.saved_tensors
-    u = tensors[0]
-    if dy is None:
-        dy = torch.zeros_like(u)
-    grads = torch.ops.audio_mamba.selective_scan_cpu_backward(dy, d_last, starts, *tensors, ctx.softplus, ctx.reverse)
-    return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None, None
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradients(_forward, torch.ops.audio_mamba.selective_scan_cpu_backward)
 
 
 class _Problem(ctypes.Structure):

@@ -1,4 +1,5 @@
-"""The scan group by group, for kernels that take channels-last sequences and one group of B and C [B, L, N]."""
+"""What the scans by kernels of our own share: the scan group by group, since a kernel takes channels-last sequences and
+one group of B and C [B, L, N], and the gradients of their operators."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -53,3 +54,27 @@ def _call(operator, tensors, softplus, reverse) -> tuple[Tensor, Tensor]:
     z = z if z is None else z.transpose(1, 2)
     y, last, *_ = operator(u, delta, A, B, C, D, z, delta_bias, softplus, save, reverse)
     return y.transpose(1, 2), last.transpose(1, 2)
+
+
+def register_gradients(forward: torch.library.CustomOpDef, backward: Callable[..., tuple[Tensor, ...]]) -> None:
+    """Let autograd take the gradients of an operator as in `scan_by_group` from another one.
+
+    Args:
+        forward: returns y, the last state and what backward needs.
+        backward: (dy, gradient of the last state or None, what forward kept, u, delta, A, B, C, D, z, delta_bias,
+            softplus, reverse) -> the gradients of the eight tensors, of which those of absent ones are not used.
+    """
+
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.softplus, _, ctx.reverse = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[2], *tensors)
+
+    def gradients(ctx, dy, d_last, _):
+        kept, *tensors = ctx.saved_tensors
+        if dy is None:
+            dy = torch.zeros_like(tensors[0])
+        grads = backward(dy, d_last, kept, *tensors, ctx.softplus, ctx.reverse)
+        return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None, None
+
+    forward.register_autograd(gradients, setup_context=setup_context)

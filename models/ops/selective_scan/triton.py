@@ -34,19 +34,22 @@ from audio_mamba.models.ops import triton_support
 from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.native import rows
 from audio_mamba.models.ops.private_torch import unwatched
-from audio_mamba.models.ops.selective_scan.groups import scan_by_group
+from audio_mamba.models.ops.selective_scan.groups import register_gradients, scan_by_group
 from audio_mamba.models.ops.triton_support import power_of_two, walk_start, walk_strides
 
 AUTO_DEVICES = ("cuda",)  # on the CPU runs Triton's interpreter, which is for tests
 SPAN = 32  # steps between two states that are kept for backward; a chunk is a whole number of spans
 MIN_CHUNK = 64  # steps
 PROGRAMS = 2048  # keep a large GPU busy; with less than half as many, time is cut into chunks
-# Steps that are loaded together, channels per program, and most states per thread (registers limit all three).
-GROUP, BLOCK, PER_THREAD = 4, 32, 32
+# Registers limit these three.
+GROUP = 4  # steps that are loaded together
+BLOCK = 32  # channels per program
+PER_THREAD = 32  # most states per thread
 COMBINED = 8  # chunks whose ends are loaded together
 LOG2_E = math.log2(math.e)
-# The kernels count the numbers of B in one batch entry, and those of a group of steps, in 32 bits.
-MOST_NUMBERS, MOST_STRIDE = 2**31 - 1, 2**27
+# The kernels count in 32 bits.
+MOST_NUMBERS = 2**31 - 1  # of B in one batch entry
+MOST_STRIDE = 2**27  # numbers from one step to the next, so that those of a group of steps can be counted, too
 
 
 def unsupported_reason(call: ScanCall) -> str | None:
@@ -235,22 +238,7 @@ def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus, reverse
     return _gradients_like(u, delta, A, B, C, z)
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.softplus, _, ctx.reverse = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[2], *tensors)
-
-
-def _autograd(ctx, dy, d_last, _):
-    starts, *tensors = ctx.saved_tensors
-    if dy is None:
-        dy = torch.zeros_like(tensors[0])
-    operator = torch.ops.audio_mamba.selective_scan_triton_backward
-    grads = operator(dy, d_last, starts, *tensors, ctx.softplus, ctx.reverse)
-    return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None, None
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradients(_forward, torch.ops.audio_mamba.selective_scan_triton_backward)
 
 
 class _Launch:

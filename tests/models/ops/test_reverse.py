@@ -110,7 +110,7 @@ def test_results_can_be_added_to_what_is_there(dtype, reverse):
     y, _, starts = cpu.forward_in_c(*arguments, True, True, reverse)
     already = torch.randn(y.shape).to(dtype)
     total = already.clone()
-    cpu.forward_into(total, True, *arguments, True, True, reverse)
+    cpu.forward_into(total, *arguments, True, True, reverse, add=True)
     rounding = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
     torch.testing.assert_close(total, already + y, rtol=rounding, atol=rounding)
 
