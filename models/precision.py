@@ -11,7 +11,11 @@ import torch
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOO_SLOW = 3.0  # times the time of float32: with instructions for it a precision is faster, without them far beyond
 # Of the product that is timed: large enough that calling it takes no part, and few times where it is slow.
-_ROWS, _WIDTH, _LEAST, _ROUNDS, _PATIENCE = 256, 384, 3, 10, 0.2
+_ROWS = 256  # of the input
+_WIDTH = 384  # of the input, and of the output
+_LEAST = 3  # rounds, however slow
+_ROUNDS = 10  # at most
+_PATIENCE = 0.2  # seconds of all products, after which only the least rounds are made
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +63,7 @@ def _seconds(dtypes: Sequence[torch.dtype]) -> list[float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        while len(times) < _LEAST or len(times) < _ROUNDS and sum(map(sum, times)) < _PATIENCE:
+        while len(times) < _LEAST or (len(times) < _ROUNDS and sum(map(sum, times)) < _PATIENCE):
             times.append([])
             for x, weight in factors:
                 start = time.thread_time()

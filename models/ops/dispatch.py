@@ -77,11 +77,11 @@ class Operator:
         if name in self.backends:
             if reason := self.backends[name].unsupported_reason(call):
                 raise RuntimeError(f"{self.name}: back end {name!r} does not support this call: {reason}")
+        elif (first := self.first_that_supports(call)) is not None:
+            name = first
         else:
-            name = self.first_that_supports(call) or ""
-            if not name:
-                reasons = [f"{name}: {module.unsupported_reason(call)}" for name, module in self.backends.items()]
-                raise RuntimeError(f"{self.name}: no back end supports this call: {'; '.join(reasons)}")
+            reasons = [f"{other}: {module.unsupported_reason(call)}" for other, module in self.backends.items()]
+            raise RuntimeError(f"{self.name}: no back end supports this call: {'; '.join(reasons)}")
         announce(self.name, call.device_type, name)
         return self.backends[name]
 

@@ -26,8 +26,10 @@ logger = logging.getLogger(__name__)
 CHOICES = ("torch", "onednn")
 CANNOT_BE_KEPT = (OSError, RuntimeError)  # no home folder, or no writing there
 WORTH = 0.95  # oneDNN must take less than this share of the time
-# What is measured: the layers of a block of SSAM-tiny, inputs and outputs, on two clips of 2 s.
-_LAYERS, _ROWS, _ROUNDS = ((192, 1152), (576, 60), (12, 576), (576, 192)), 502, 5
+# What is measured: the layers of a block of SSAM-tiny on two clips of 2 s.
+_LAYERS = ((192, 1152), (576, 60), (12, 576), (576, 192))  # inputs and outputs
+_ROWS = 502  # of the input: the tokens
+_ROUNDS = 5  # after one to warm up
 
 _choice: str | None = None
 

@@ -87,7 +87,8 @@ def measured_order(operator: str, call: Call) -> tuple[str, ...]:
         trains = torch.is_grad_enabled() and (call.hidden.requires_grad or A_log.requires_grad)
     else:
         return ()
-    shapes, direction = SHAPES[sequences < MANY], PASSES[not trains]
+    shapes = "few" if sequences < MANY else "many"
+    direction = "training" if trains else "inference"
     return ORDERS.get((operator, generation(first.device), shapes, direction), ())
 
 
