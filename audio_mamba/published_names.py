@@ -72,6 +72,12 @@ def import_named(name: str) -> ModuleType:
     return importlib.import_module(full if own else name)
 
 
+def is_missing(name: str, error: ModuleNotFoundError) -> bool:
+    """Whether `import_named` failed since the module, or a package around it, does not exist. Otherwise the module
+    exists, but something that it imports does not."""
+    return error.name is not None and f"{name}.".startswith(f"{error.name}.")
+
+
 def hyphenated(arguments: list[str] | None) -> list[str]:
     """Rewrite published options such as `--num_workers` as `--num-workers`; None for the arguments of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments

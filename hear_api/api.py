@@ -46,11 +46,11 @@ def load_model(
             "published"; weights that do not fit.
         FileNotFoundError: no weights there.
     """
-    from audio_mamba.hear_api.resolve import resolve
+    from audio_mamba.hear_api.resolve import names_a_path, resolve
     from audio_mamba.hear_api.runtime import build_runtime
 
     name = None if model is None else str(model)
-    if name is not None and weights is None and (isinstance(model, Path) or Path(name).exists() or "/" in name):
+    if name is not None and weights is None and (isinstance(model, Path) or names_a_path(name)):
         name, weights = None, name
     source = resolve(name, weights, scene_layout=layout, scene_pooling=pooling, overlap=overlap)
     return build_runtime(source, precision, device)

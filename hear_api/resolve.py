@@ -20,7 +20,7 @@ from audio_mamba.hear_api.weights import (
     FORMAT,
     find_checkpoint,
 )
-from audio_mamba.published_names import experiments, import_named, short_name, stored_name
+from audio_mamba.published_names import experiments, import_named, is_missing, short_name, stored_name
 from audio_mamba.schema import argument_defaults, check_config
 
 DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project
@@ -83,6 +83,11 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
     return ModelSource(config, path, name)
 
 
+def names_a_path(name: str) -> bool:
+    """Whether the name of a model means the path of weights, not a config."""
+    return "/" in name or Path(name).exists()
+
+
 def load_config(name: str) -> ConfigDict:
     """The checked config of a module, named as for `resolve`. ValueError as for `get_config`, or for an invalid key or
     value."""
@@ -100,7 +105,7 @@ def get_config(name: str) -> ConfigDict:
     try:
         module = import_named(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        if not is_missing(module_name, error):
             raise
         wanted = module_name if module_name.startswith("configs.") else f"configs.{module_name}"
         nearest = difflib.get_close_matches(wanted, experiments(), n=1)

@@ -34,7 +34,7 @@ def fit_head(run: Run, interruption: Interruption) -> None:
     """
     from sklearn.preprocessing import StandardScaler
 
-    from audio_mamba.hear_api.probe.classify import REGULARISATION, fit_linear
+    from audio_mamba.hear_api.probe.classify import REGULARISATION, best_choice, fit_linear
 
     experiment, split = run.experiment, run.experiment.splits[run.fold]
     metric, loss = experiment.metric, experiment.loss
@@ -48,7 +48,7 @@ def fit_head(run: Run, interruption: Interruption) -> None:
     scaler = StandardScaler().fit(x)
     maps = fit_linear(scaler.transform(x), targets, REGULARISATION, loss == "multi")
     scores = [evaluate(each.scores(scaler.transform(unseen), loss == "multi"), expected, loss)[metric] for each in maps]
-    best = int(np.nanargmax(scores)) if not np.isnan(scores).all() else len(maps) // 2
+    best = best_choice(scores)
     chosen = maps[best]
     numbers = (scaler.mean_, scaler.scale_, chosen.weight, chosen.bias.clip(-MAX_BIAS, MAX_BIAS))
     run.model.set_head(*(torch.from_numpy(array).to(run.device, torch.float32) for array in numbers))

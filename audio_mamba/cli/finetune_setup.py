@@ -25,7 +25,7 @@ from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips, LabelledDataset, training_loader, whole_clip_loader
 from audio_mamba.finetune_schema import check_finetune_config
 from audio_mamba.front_end import FrontEnd
-from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, get_config, resolve
+from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, get_config, names_a_path, resolve
 from audio_mamba.hear_api.weights import read_weights
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
@@ -115,7 +115,7 @@ def load_config(args: argparse.Namespace) -> ConfigDict:
 
 def find_encoder(name: str, random: bool) -> ModelSource:
     """Config and weights of an encoder, named as for `load_model`. With `random`, its weights are not read."""
-    if "/" in name or Path(name).exists():
+    if names_a_path(name):
         source = resolve(None, name)
         return ModelSource(source.config, None, source.name) if random else source
     return resolve(name, UNTRAINED if random else None)

@@ -64,13 +64,18 @@ def classify(
         for part in tqdm(rounds, desc=name, unit="round", delay=2, leave=False):
             guesses = fit(features, targets, part.train, part.valid, choices, multi_label)
             on_valid = [metric(guess, targets[part.valid], multi_label) for guess in guesses]
-            best = int(np.nanargmax(on_valid)) if not np.isnan(on_valid).all() else len(choices) // 2
+            best = best_choice(on_valid)
             valid_scores[part.valid] = guesses[best]
             both = np.sort(np.concatenate([part.train, part.valid]))
             scores[part.test] = fit(features, targets, both, part.test, choices[best : best + 1], multi_label)[0]
             chosen.append(choices[best])
         results.append(Result(name, scores, valid_scores, chosen))
     return results
+
+
+def best_choice(scores: Sequence[float]) -> int:
+    """The place of the highest score, the first of equals, leaving out NaN; the middle if all are NaN."""
+    return len(scores) // 2 if np.isnan(scores).all() else int(np.nanargmax(scores))
 
 
 def _logistic(features, targets, train, test, choices, multi_label) -> list[np.ndarray]:

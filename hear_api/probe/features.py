@@ -17,7 +17,7 @@ from audio_mamba.data.features import log_mel
 from audio_mamba.data.normalisation import normalise, statistics_of
 from audio_mamba.hear_api.pooling import pool
 from audio_mamba.hear_api.probe.clips import Clips
-from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, resolve
+from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, names_a_path, resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
 from audio_mamba.system.atomic_files import atomic_write, sha256
 
@@ -55,7 +55,7 @@ def find_model(name: str, **features: str | float | None) -> Model:
     experiment, _, state = name.rpartition(":")
     if state == UNTRAINED:
         return Model(name, resolve(experiment, UNTRAINED, **features))
-    if "/" in name or Path(name).exists():
+    if names_a_path(name):
         source = resolve(None, name, **features)
         return Model(Path(name).name if source.name == "unnamed" else f"{source.name} ({Path(name).name})", source)
     return Model(name, resolve(name, None, **features))

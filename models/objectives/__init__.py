@@ -11,7 +11,7 @@ from audio_mamba.models.objectives.base import EncoderWithHead, Objective, devia
 from audio_mamba.models.objectives.joint import Joint
 from audio_mamba.models.objectives.reconstruction import Reconstruction
 from audio_mamba.models.objectives.teacher import Teacher
-from audio_mamba.published_names import import_named
+from audio_mamba.published_names import import_named, is_missing
 
 OBJECTIVES: dict[str, type[Objective]] = {"reconstruction": Reconstruction, "teacher": Teacher, "joint": Joint}
 
@@ -28,8 +28,8 @@ def find(name: str) -> type[Objective]:
     try:
         found = getattr(import_named(module_name), attribute, None)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists and imports something that does not
+        if not is_missing(module_name, error):
+            raise
         raise ValueError(f"opt.objective {name!r}: there is no module {module_name!r}") from error
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise ValueError(
