@@ -117,14 +117,22 @@ def checkpoint_path(directory: str | Path, epoch: int) -> Path:
     return Path(directory) / f"checkpoint-{epoch}.pth"
 
 
-def latest_checkpoint(directory: str | Path) -> tuple[Path, int] | None:
-    """The `checkpoint-<epoch>.pth` with the highest epoch in `directory`, and that epoch; None if there is none."""
+def epoch_checkpoints(directory: str | Path) -> list[tuple[int, Path]]:
+    """The epoch and the file of every `checkpoint-<epoch>.pth` in `directory`, in any order."""
     found = []
     for path in Path(directory).glob("checkpoint-*.pth"):
-        match = re.fullmatch(r"checkpoint-(\d+)\.pth", path.name)
-        if match:
-            found.append((path, int(match[1])))
-    return max(found, key=lambda item: item[1], default=None)
+        if match := re.fullmatch(r"checkpoint-(\d+)\.pth", path.name):
+            found.append((int(match[1]), path))
+    return found
+
+
+def latest_checkpoint(directory: str | Path) -> tuple[Path, int] | None:
+    """The `checkpoint-<epoch>.pth` with the highest epoch in `directory`, and that epoch; None if there is none."""
+    found = epoch_checkpoints(directory)
+    if not found:
+        return None
+    epoch, path = max(found)
+    return path, epoch
 
 
 def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from audio_mamba.system.atomic_files import remove_all_partials
 from audio_mamba.training import distributed
-from audio_mamba.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from audio_mamba.training.checkpoint import CheckpointError, epoch_checkpoints, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,7 @@ def step_checkpoint_path(workdir: str | Path, progress: Progress) -> Path:
 def checkpoints(workdir: str | Path) -> list[tuple[Progress, Path]]:
     """All checkpoints of a run, the newest first."""
     workdir = Path(workdir)
-    found = []
-    for path in (workdir / "checkpoints").glob("checkpoint-*.pth"):
-        if match := re.fullmatch(r"checkpoint-(\d+)\.pth", path.name):
-            found.append((Progress(int(match[1]) + 1, 0), path))
+    found = [(Progress(epoch + 1, 0), path) for epoch, path in epoch_checkpoints(workdir / "checkpoints")]
     for path in (workdir / "resume").glob("checkpoint-*.pth"):
         if match := re.fullmatch(r"checkpoint-(\d+)-(\d+)\.pth", path.name):
             found.append((Progress(int(match[1]), int(match[2])), path))
