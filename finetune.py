@@ -32,10 +32,11 @@ from audio_mamba.cli.finetune_setup import Experiment, Kept, Run, set_up, start_
 from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.hear_api.classifier import save_classifier
 from audio_mamba.models.classifier import classification_loss, fit_temperature, probabilities
+from audio_mamba.models.objectives.base import Losses
 from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_text, atomic_write
 from audio_mamba.system.terminal import quiet_exit
-from audio_mamba.train import Losses, checkpoint_state, save_in_epoch, start_monitor, train_epoch
+from audio_mamba.train import checkpoint_state, save_in_epoch, start_monitor, train_epoch
 from audio_mamba.training import checkpoint, distributed, resume
 from audio_mamba.training.guards import StepGuard
 from audio_mamba.training.interruption import Interruption, Shielded
@@ -142,13 +143,15 @@ def keep(
     """Keep the weights of this epoch: by `config.keep` always, or if the validation metric is higher than after every
     earlier epoch; the first of equals stays."""
     metric = run.experiment.metric
-    value, highest = (
-        -math.inf if found is None or math.isnan(found[metric]) else found[metric]
-        for found in (metrics, None if run.kept is None else run.kept.metrics)
-    )
-    if run.config.keep == "last" or run.kept is None or value > highest:
+    better = run.kept is None or _rank(metrics[metric]) > _rank(run.kept.metrics[metric])
+    if run.config.keep == "last" or better:
         state = {key: value.detach().cpu().clone() for key, value in run.model.state_dict().items()}
         run.kept = Kept(epoch, metrics, fit_temperature(logits, target, run.experiment.loss), state)
+
+
+def _rank(value: float) -> float:
+    """A metric for comparison: NaN is worse than every number."""
+    return -math.inf if math.isnan(value) else value
 
 
 def save_after_epoch(run: Run, epoch: int, monitor: Monitor) -> None:

@@ -30,6 +30,7 @@ from audio_mamba.cli.train_resume import tensors_of
 from audio_mamba.cli.train_setup import Loop, Run, set_up
 from audio_mamba.data.loader import set_epoch
 from audio_mamba.front_end import FrontEnd
+from audio_mamba.models.objectives.base import Losses
 from audio_mamba.models.ops.linear_choice import linear_choice
 from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
@@ -43,7 +44,6 @@ from audio_mamba.training.resume import Progress
 from audio_mamba.training.trackers import TensorBoard, Tracker, Wandb
 
 Batch = dict[str, torch.Tensor]
-Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]  # the mean loss of a batch, and further numbers to watch by name
 LossOf = Callable[[Any, nn.Module, Batch], Losses]  # (run, model, batch) -> its losses
 
 logger = logging.getLogger("train")

@@ -134,7 +134,7 @@ def _warn_of_repeated(directories: Sequence[str], val_dir: str) -> None:
             logger.warning("%s is named twice as training data, so its clips are read twice in an epoch", place)
     trained = {checksum for place in places for checksum in stated_checksums(place).values() if checksum}
     copied = val_dir and not trained.isdisjoint(stated_checksums(Path(val_dir)).values())
-    if copied or val_dir and Path(val_dir).resolve() in places:
+    if copied or (val_dir and Path(val_dir).resolve() in places):
         logger.warning("%s is training and validation data: the validation loss is not of unseen clips", val_dir)
 
 
@@ -228,17 +228,17 @@ def check_since_checkpoint(
     trained_on = state["args"]["config"]["data"]["train_dirs"]
     if progress.step == 0 and list(trained_on) != list(config.data.train_dirs):
         _tell("%s; training continues with the folders named now", problem)  # the user asked for it
-    elif args.data_changed == "refuse":
+        return False
+    if args.data_changed == "refuse":
         how = f"start epoch {progress.epoch + 1} again" if progress.step else "continue"
         raise ValueError(
             f"{problem}; restore them, or add --data-changed restart-epoch to {how} with the data as they are now"
         )
-    elif progress.step == 0:
+    if progress.step == 0:
         _tell("%s; training continues with them", problem)
-    else:
-        _tell("%s; epoch %d starts again with them", problem, progress.epoch + 1)
-        return True
-    return False
+        return False
+    _tell("%s; epoch %d starts again with them", problem, progress.epoch + 1)
+    return True
 
 
 def _tell(message: str, *values: object) -> None:
