@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from audio_mamba.schema import check_numbers, check_texts, merge
+from audio_mamba.schema import POOLINGS, check_numbers, check_texts, merge
 
 DEFAULTS: dict[str, Any] = {
     "encoder": {
@@ -94,7 +94,7 @@ def check_finetune_config(config: ConfigDict, source: str) -> ConfigDict:
             raise ValueError(f"{source}: opt.{key} must be at most {highest}, got {checked.opt[key]}")
     choices = {
         "head.loss": (checked.head.loss, (None, "single", "multi")),
-        "head.pooling": (checked.head.pooling, ("mean", "mean_std")),
+        "head.pooling": (checked.head.pooling, tuple(POOLINGS)),
         "head.start": (checked.head.start, ("zeros", "probe")),
         "metric": (checked.metric, (None, *METRICS)),
         "keep": (checked.keep, ("best", "last")),

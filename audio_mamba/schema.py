@@ -232,16 +232,16 @@ def _check_values(config: ConfigDict, source: str) -> None:
         raise ValueError(f'{source}: overlap needs scene_layout "bands", since a published row has no single time')
 
 
-def merge(target: ConfigDict, source_config, prefix: str, source: str) -> None:
-    """Put the entries of a config, or of the section whose names begin with `prefix`, in place of the defaults in
+def merge(target: ConfigDict, entries, prefix: str, source: str) -> None:
+    """Put the `entries` of a config, or of the section whose names begin with `prefix`, in place of the defaults in
     `target`.
 
     Raises:
         ValueError: `target` has no such key, a section is not a section, a value is not of builtins, or it is neither
             True nor False where the default is.
     """
-    for key in source_config:
-        name, value = prefix + key, source_config[key]
+    for key in entries:
+        name, value = prefix + key, entries[key]
         if key not in target:
             raise _unknown_key(name, list(target), source)
         if not isinstance(target[key], ConfigDict):

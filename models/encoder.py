@@ -168,6 +168,9 @@ class MaskedSpectrogramEncoder(nn.Module):
         """Replaces masked tokens [B, L, D] by the mask token, without a position.
 
         Without a `mask`, one per sample is drawn from torch's global generator. Returns tokens and mask [B, L].
+
+        Raises:
+            ValueError: a mask of another shape.
         """
         if mask is None:
             rng = np.random.default_rng(int(torch.randint(2**62, ())))

@@ -240,9 +240,10 @@ class SharedMamba(Mamba):
         (path,) = self.paths
         x, z = self._branches(hidden)
         x = self._convolve(path, x)
-        inputs = self._scan_inputs(path, x)
-        y = self._scan(path, x, z, *inputs)
-        y = y + self._scan(path._replace(reverse=True), x, z, inputs[0], -torch.exp(self.A_b_log.float()), *inputs[2:])
+        delta, A, B, C = self._scan_inputs(path, x)
+        A_b = -torch.exp(self.A_b_log.float())
+        y = self._scan(path, x, z, delta, A, B, C)
+        y = y + self._scan(path._replace(reverse=True), x, z, delta, A_b, B, C)
         return linear(y.transpose(1, 2), self.out_proj.weight, self.out_proj.bias)  # [B, E, L] -> [B, L, D]
 
     def step(self, hidden: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:

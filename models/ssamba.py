@@ -33,7 +33,7 @@ class SSAMBA(MambaSSAST):
         residual: Tensor | None = None
         blocks = list(self.blocks)
         for first, second in zip(blocks[::2], blocks[1::2], strict=True):
-            ahead, stream = self.run_block(first, hidden, residual)
-            back, other_stream = self.run_block(second, hidden, residual)
-            hidden, residual = ahead + back, stream + other_stream
+            output, stream = self.run_block(first, hidden, residual)
+            other_output, other_stream = self.run_block(second, hidden, residual)
+            hidden, residual = output + other_output, stream + other_stream
         return self.encoder_norm(self._final_norm(hidden, residual))

@@ -62,7 +62,7 @@ def _share_out_cores(processes: int) -> None:
 
 
 def _pick_device(name: str) -> torch.device:
-    if name == "cpu" or name == "auto" and not torch.cuda.is_available():
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError(f"--device {name}: PyTorch {torch.__version__} finds no CUDA device on this machine")

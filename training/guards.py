@@ -1,6 +1,7 @@
 """Steps with a NaN or Inf in the loss or gradient: they are skipped, counted, and reported with their samples."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ class StepGuard:
         for step, (loss, bad) in zip(steps, values, strict=True):
             self._in_a_row = self._in_a_row + 1 if bad else 0
             self._skipped += bool(bad)
-            loss_is_finite = torch.isfinite(torch.tensor(loss)).item()
+            loss_is_finite = math.isfinite(loss)
             if bad and not (self._scaled and loss_is_finite):
                 logger.warning(
                     "epoch %d, step %d skipped: %s; its samples in this process: %s",

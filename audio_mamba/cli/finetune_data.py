@@ -163,8 +163,7 @@ def _splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) 
         )
     folds = folds if kind == FOLDS else _deal(clips, own)
     if not wanted:
-        in_fold = np.array(folds)
-        return {"": Split(own[in_fold != "fold0"], own[in_fold == "fold0"], own[:0] if test is None else test)}
+        return {"": Split(*_hold_out(own, folds), own[:0] if test is None else test)}
     names = fold_names(folds)
     chosen = names if wanted == ALL_FOLDS else [find_fold(names, wanted)]
     return {name: _of(own, split_by_fold(folds, name)) for name in chosen}
@@ -189,8 +188,10 @@ def _warn_of_divided_groups(clips: LabelledClips, splits: dict[str, Split]) -> N
 def _kind(clips: LabelledClips, archive: int, name: str) -> str:
     """How the clips of an archive are divided. FoldError, which has its `name`, if they have folds and splits."""
     folds = [clips.folds[clip] for clip in np.flatnonzero(clips.directories == archive)]
+    if not any(folds):
+        return NO_FOLDS
     try:
-        return NO_FOLDS if not any(folds) else FOLDS if fold_names(folds) else SPLITS
+        return FOLDS if fold_names(folds) else SPLITS
     except FoldError as error:
         raise FoldError(f"{name}: {error}") from error
 
@@ -204,13 +205,18 @@ def _named_splits(clips: LabelledClips, own: np.ndarray, valid: np.ndarray | Non
     if test is not None and len(split.test):
         _log(logging.INFO, "left out the %d clips of the split test, which --test-data replaces", len(split.test))
     if valid is None and not len(split.valid):
-        in_fold = np.array(_deal(clips, split.train))
-        split = Split(split.train[in_fold != "fold0"], split.train[in_fold == "fold0"], split.test)
+        split = Split(*_hold_out(split.train, _deal(clips, split.train)), split.test)
     return Split(split.train, split.valid if valid is None else valid, split.test if test is None else test)
 
 
 def _of(own: np.ndarray, split: Split) -> Split:
     return Split(*(own[part] for part in split))
+
+
+def _hold_out(chosen: np.ndarray, folds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation clips of the `chosen` in folds from `_deal`, of which the first validates."""
+    validates = np.array(folds) == "fold0"
+    return chosen[~validates], chosen[validates]
 
 
 def _deal(clips: LabelledClips, chosen: Sequence[int] | np.ndarray) -> list[str]:

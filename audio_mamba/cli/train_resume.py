@@ -64,6 +64,7 @@ def load_state(
 
     Raises:
         ValueError: the checkpoint is damaged, incomplete or belongs to another run, or the data have changed.
+        FileNotFoundError: no weights where --init says.
     """
     path, state = find_state(args.resume, workdir)
     found = distributed.gather(str(path))
