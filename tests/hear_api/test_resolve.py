@@ -9,7 +9,7 @@ import torch
 
 from audio_mamba import train
 from audio_mamba.hear_api.pretrained import save_pretrained
-from audio_mamba.hear_api.resolve import available_models, resolve
+from audio_mamba.hear_api.resolve import available_models, load_config, resolve
 from audio_mamba.hear_api.runtime import build_runtime
 from tests.training.runs import arguments
 
@@ -27,6 +27,52 @@ def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     train.main(arguments(workdir, num_epochs=1, batch_size=512, scene_layout="bands"))
     return workdir
+
+
+def copy_without_config(checkpoint, folder):
+    """A copy that has the weights alone, as checkpoints of other projects do."""
+    torch.save({"model": torch.load(checkpoint, weights_only=True)["model"]}, folder / checkpoint.name)
+
+
+def changed_run(tmp_path, name, *options, **changes):
+    """The first checkpoint of a short run of SSAM with other settings than its config module."""
+    small = {"batch_size": 512, "num_epochs": 1, "opt__warmup_epochs": 0, **changes}
+    train.main(arguments(tmp_path / name, config="configs.ssam_tiny_200_16x4", **small))
+    return tmp_path / name / "checkpoints" / "checkpoint-0.pth"
+
+
+def test_a_checkpoint_brings_its_config_wherever_it_is_copied(tmp_path, workdir):
+    """Nothing beside it, or the config.json of another run: front end and encoder are those of its training."""
+    trained = changed_run(tmp_path, "run", front_end__mean=-6, front_end__std=5)
+    expected = load_runtime(None, str(tmp_path / "run"))[0]
+    assert expected.front_end.mean == -6
+    (tmp_path / "alone").mkdir()
+    other = shutil.copytree(workdir, tmp_path / "other")
+    copies = [tmp_path / "alone" / "weights.pth", other / "best.pth", other / "checkpoints" / "linked.pth"]
+    for copy in copies[:2]:
+        shutil.copy(trained, copy)
+    copies[2].symlink_to(trained)
+    for copy in copies:
+        loaded, _ = load_runtime(None, str(copy))
+        assert torch.equal(loaded.get_scene_embeddings(AUDIO), expected.get_scene_embeddings(AUDIO)), copy
+    assert load_runtime(None, str(copies[2]))[1] == "ssam_tiny_200_16x4:linked"  # the run behind it
+    for copy in copies[:2]:
+        with pytest.raises(ValueError, match=f"{copy} has another front end: mean is -6 there"):
+            load_runtime("ssam_tiny_200_16x4", str(copy))
+        with pytest.raises(SystemExit, match="mean is -6 there"):
+            train.main(arguments(tmp_path / "new", None, "--init", str(copy), config="configs.ssam_tiny_200_16x4"))
+
+
+def test_an_encoder_of_another_direction_is_refused_wherever_its_checkpoint_is(tmp_path):
+    """All shapes fit, and a checkpoint has no other sign of it."""
+    runtime, _ = load_runtime("ssam_alternate_tiny_200_16x4", "untrained")
+    config = load_config("ssam_alternate_tiny_200_16x4").to_dict()
+    torch.save({"model": runtime.model.state_dict(), "args": {"config": config}}, tmp_path / "copy.pth")
+    with pytest.raises(ValueError, match="copy.pth and .* differ in model.model_args.direction: 'alternate' there"):
+        load_runtime("ssam_tiny_200_16x4", str(tmp_path / "copy.pth"))
+    for name in (None, "ssam_alternate_tiny_200_16x4"):
+        again, _ = load_runtime(name, str(tmp_path / "copy.pth"))
+        assert torch.equal(again.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
 
 
 def test_a_work_folder_has_the_config_of_its_training(workdir):
@@ -64,7 +110,7 @@ def test_a_named_config_gets_the_model_that_was_trained(workdir, named):
 @pytest.mark.parametrize("text", ["[1]", "{", '{"name": null}', '{"name": "configs.ssast_tiny_200_16x4"}'])
 def test_a_named_config_needs_no_config_json(workdir, tmp_path, text):
     """Here the weights do not fit it, and the message says so."""
-    shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
+    copy_without_config(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="checkpoint-0.pth holds another architecture"):
         load_runtime("ssast_tiny_200_16x4", str(tmp_path))
@@ -152,7 +198,7 @@ def test_an_invalid_config_is_reported_before_missing_weights(monkeypatch, named
     ],
 )
 def test_weights_without_a_usable_config_json_need_a_named_config(workdir, tmp_path, text, message):
-    shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
+    copy_without_config(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
