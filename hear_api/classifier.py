@@ -20,8 +20,8 @@ from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, no
 from audio_mamba.hear_api.clips import Clip, Failure, LongFile, ShortClip, group_clips, prefetch_chunks
 from audio_mamba.hear_api.inputs import ClipInput, as_clips, check_sample_rate
 from audio_mamba.hear_api.pooling import RunningPool, pool
-from audio_mamba.hear_api.resolve import classifier_experiment
 from audio_mamba.hear_api.runtime import RuntimeSSAST, pick_device
+from audio_mamba.hear_api.trained_config import classifier_experiment
 from audio_mamba.hear_api.weights import (
     CLASSIFIER_FOLDER,
     CLASSIFIER_FORMAT,

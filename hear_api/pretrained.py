@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from audio_mamba.hear_api.resolve import FEATURE_KEYS, saved_experiment
 from audio_mamba.hear_api.runtime import RuntimeSSAST
+from audio_mamba.hear_api.trained_config import FEATURE_KEYS, saved_experiment
 from audio_mamba.hear_api.weights import (
     CONFIG_NAME,
     FORMAT,

@@ -3,32 +3,21 @@
 import contextlib
 import difflib
 import inspect
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from audio_mamba import models
-from audio_mamba.front_end import FrontEnd, FrontEndError
-from audio_mamba.hear_api.weights import (
-    CLASSIFIER_FOLDER,
-    CLASSIFIER_FORMAT,
-    CONFIG_NAME,
-    FORMAT,
-    find_checkpoint,
-)
+from audio_mamba.front_end import FrontEnd
+from audio_mamba.hear_api.trained_config import check_same_encoder, config_of, read_config_of
+from audio_mamba.hear_api.weights import find_checkpoint
 from audio_mamba.published_names import experiments, import_named, is_missing, short_name, stored_name
-from audio_mamba.schema import argument_defaults, check_config
-from audio_mamba.training.checkpoint import CheckpointError, load_checkpoint
+from audio_mamba.schema import check_config
 
 DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project
 UNTRAINED = "untrained"
-# Arguments of an encoder that weights may be read with other values of: of its masks, speed, and length of input.
-FREE_ARGUMENTS = ("mask_ratio", "masking_mode", "masked_positions", "fused_add_norm", "img_size")
-FEATURE_KEYS = ("scene_layout", "scene_pooling", "overlap")  # of a config: how features become embeddings
 WEIGHTS_VARIABLE = "PT_MAMBA_MODEL_DIR"
 AXLSTM_WEIGHTS_VARIABLE = "PT_AXLSTM_MODEL_DIR"  # for experiments whose names begin with "axlstm"
 PUBLISHED_SUFFIX = "_4x256_fp16_r1"  # 4 GPUs x 256 clips, float16, run 1
@@ -73,7 +62,7 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
         config_name, weights = str(weights), None
     if config_name is None and weights and weights != UNTRAINED:
         path = find_checkpoint(weights)
-        config, name = _config_of(path)
+        config, name = config_of(path)
     else:
         module = _with_variant(stored_name(config_name or DEFAULT_MODEL), weights)
         config = load_config(module)  # first, so that a typo is reported before missing weights
@@ -169,57 +158,11 @@ def _variable_of(name: str) -> str:
     return AXLSTM_WEIGHTS_VARIABLE if name.startswith("axlstm") else WEIGHTS_VARIABLE
 
 
-def trained_front_end(path: Path) -> FrontEnd:
-    """The front end that a weight file was trained with, or the published one if that is not noted.
-
-    FrontEndError for values out of range.
-    """
-    return FrontEnd.from_settings(_read_config_of(path)[1].get("front_end", {}))
-
-
-def _config_of(path: Path) -> tuple[ConfigDict, str]:
-    """The config that a weight file was trained with and its name. ValueError if it is not noted."""
-    found, entries = _read_config_of(path)
-    name = short_name(str(entries.pop("name", "unnamed")))
-    try:
-        if found and entries.get("format") == FORMAT:
-            name = found.parent.name
-            entries = saved_experiment(entries)
-        elif found and entries.get("format") == CLASSIFIER_FORMAT:
-            name = found.absolute().parents[1].name if found.parent.name == CLASSIFIER_FOLDER else found.parent.name
-            entries = classifier_experiment(entries)
-        elif {"encoder", "head"} <= entries.keys():  # a checkpoint of finetune.py
-            entries = {"scene_layout": "bands", "front_end": entries["front_end"], "model": entries["model"]}
-        if "model" not in entries:
-            raise ValueError(f"cannot tell which config {path} was trained with; pass --config")
-        return check_config(ConfigDict(entries), models.known_archs(), source=str(found)), name
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{found}: does not describe a model ({error}); pass the --config of {path}") from error
-
-
-def saved_experiment(entries: dict) -> dict[str, Any]:
-    """The experiment that the config.json of a saved model describes. KeyError if it lacks the model."""
-    return {
-        **{key: entries[key] for key in FEATURE_KEYS if key in entries},
-        "front_end": entries.get("front_end", {}),
-        "model": _model_in(entries),
-    }
-
-
-def classifier_experiment(entries: dict) -> dict[str, Any]:
-    """The experiment of the encoder in a classifier, from its config.json. KeyError if that lacks a part of it."""
-    return {"scene_layout": "bands", "model": _model_in(entries), "front_end": entries["front_end"]}
-
-
-def _model_in(entries: dict) -> dict[str, Any]:
-    return {"arch": entries["arch"], "model_args": entries["model_args"]}
-
-
 def _with_variant(module: str, weights: str | Path | None) -> str:
     """`module`, with the variant that `weights` were trained as if they are of one of its variants."""
     if weights and weights != UNTRAINED:
         with contextlib.suppress(OSError, ValueError):  # reported later, after mistakes in the name of the module
-            name = stored_name(str(_read_config_of(find_checkpoint(weights))[1].get("name")))
+            name = stored_name(str(read_config_of(find_checkpoint(weights))[1].get("name")))
             return name if name.startswith(f"{module}:") else module
     return module
 
@@ -228,82 +171,13 @@ def _as_trained(config: ConfigDict, module: str, path: Path | None) -> ConfigDic
     """A config with its model and front end as `train.py --set` changed them, if the weights at `path` are in a work
     folder of the same experiment; otherwise the config itself. ValueError if other weights had another front end, or
     an encoder of the same arch with other arguments."""
-    found, entries = _read_config_of(path) if path else (None, {})
+    found, entries = read_config_of(path) if path else (None, {})
     if "model" not in entries or stored_name(str(entries.get("name"))) != module:
         if isinstance(theirs := entries.get("front_end"), dict):
             FrontEnd.from_settings(config.front_end).check_same(FrontEnd.from_settings(theirs), str(found))
-        _check_same_encoder(config, entries.get("model", entries), f"{found} and {module}")
+        check_same_encoder(config, entries.get("model", entries), f"{found} and {module}")
         return config
     changed = config.copy_and_resolve_references()
     for section in {"model", "front_end"} & entries.keys():
         changed[section] = ConfigDict(entries[section])
     return check_config(changed, models.known_archs(), source=str(found))
-
-
-def _check_same_encoder(config: ConfigDict, theirs: Any, names: str) -> None:
-    """ValueError for an argument of the encoder that differs and that the shapes of the weights may not show."""
-    if not isinstance(theirs, dict) or theirs.get("arch") != config.model.arch:
-        return  # none is noted, or the names of the weights tell them apart
-    if different := _different_argument(theirs, config.model.to_dict()):
-        key, there, here = different
-        raise ValueError(f"{names} differ in model.model_args.{key}: {there!r} there, {here!r} here")
-
-
-def _different_argument(theirs: dict, ours: dict) -> tuple[str, Any, Any] | None:
-    """The first argument that differs between `model` sections of one arch, and its values; None if they agree."""
-    known = models.known_archs()
-    defaults = argument_defaults(known[ours["arch"]]) if ours["arch"] in known else {}
-    there, here = (
-        json.loads(json.dumps(defaults | dict(section.get("model_args") or {}), default=str))  # lists, not tuples
-        for section in (theirs, ours)
-    )
-    for key, value in there.items():
-        if key not in FREE_ARGUMENTS and value != here.get(key):
-            return key, value, here.get(key)
-    return None
-
-
-def _read_config_of(path: Path) -> tuple[Path | None, dict]:
-    """The entries of what a weight file was trained with, and the file that has them; (None, {}) if there are none.
-
-    They are those of the config.json in the folder of the file or in the one above, also of the file behind a link.
-    A checkpoint of ours holds its config itself, all but the name; it counts where config.json is of another model, as
-    beside a copy of the checkpoint.
-    """
-    own = _config_inside(path)
-    for folder in (path.absolute().parent, path.resolve().parent):
-        found = next((place for place in (folder / CONFIG_NAME, folder.parent / CONFIG_NAME) if place.is_file()), None)
-        if found is None:
-            continue
-        try:
-            entries = json.loads(found.read_bytes())
-        except ValueError:
-            entries = {}
-        entries = entries if isinstance(entries, dict) else {}
-        if own is None or _describe_one_model(entries, own):
-            return found, entries
-    return (None, {}) if own is None else (path, own)
-
-
-def _config_inside(path: Path) -> dict | None:
-    """The config in a checkpoint of ours; None for other weights. A damaged file is reported where it is loaded."""
-    if path.suffix != ".pth":
-        return None
-    try:
-        config = (load_checkpoint(path, mmap=True).get("args") or {}).get("config")  # published ones have a name there
-    except CheckpointError:
-        return None
-    return config if isinstance(config, dict) and isinstance(config.get("model"), dict) else None
-
-
-def _describe_one_model(one: dict, other: dict) -> bool:
-    """Whether two configs have the same front end and encoder."""
-    model, other_model = one.get("model"), other.get("model")
-    if not (isinstance(model, dict) and isinstance(other_model, dict) and "arch" in model and "arch" in other_model):
-        return False
-    try:
-        front_ends = [FrontEnd.from_settings(config.get("front_end", {})) for config in (one, other)]
-    except FrontEndError:
-        return False
-    same_arch = model["arch"] == other_model["arch"]
-    return front_ends[0] == front_ends[1] and same_arch and _different_argument(model, other_model) is None

@@ -14,7 +14,7 @@ from audio_mamba.cli.train_config import check_same_config, check_same_objective
 from audio_mamba.cli.train_data import check_since_checkpoint
 from audio_mamba.data.contents import Contents
 from audio_mamba.front_end import FrontEnd
-from audio_mamba.hear_api import resolve
+from audio_mamba.hear_api.trained_config import trained_front_end
 from audio_mamba.hear_api.weights import find_checkpoint, load_weights
 from audio_mamba.models.objectives import Objective
 from audio_mamba.models.ops.linear_choice import set_linear_choice
@@ -77,7 +77,7 @@ def load_state(
     if path is None or state is None:
         if args.init:
             source = find_checkpoint(args.init)
-            front_end.check_same(resolve.trained_front_end(source), f"--init {source}")
+            front_end.check_same(trained_front_end(source), f"--init {source}")
             logger.info("initial weights from %s", load_weights(model, args.init))
         if objective is not None:
             objective.start()
