@@ -145,11 +145,11 @@ class Planned:
         }
 
     def state(self) -> str:
-        """In words, for the table."""
-        if self.problem:
-            return self.problem
+        """In words, for the table. Raises ValueError as `is_finished` does."""
         if self.is_finished():
             return "finished"
+        if self.problem:
+            return self.problem
         found = resume.checkpoints(self.folder)
         return f"{found[0][0].epoch} of {self.config.num_epochs} epochs" if found else "not started"
 
@@ -286,11 +286,11 @@ def sweep(planned: Sequence[Planned], runs: Path, train_options: list[str], proc
 
 def row(run: Planned) -> dict[str, Any]:
     """The row of a run, as far as it has come; None for what is not known."""
+    values: dict[str, Any] = {"name": run.entry.name, "parameters": run.parameters}
     try:
-        state = run.state()
-    except ValueError as error:  # found only now, in a run of another share
-        state = f"failed: {error}"
-    values: dict[str, Any] = {"name": run.entry.name, "state": state, "parameters": run.parameters}
+        values["state"] = run.state()
+    except (ValueError, OSError) as error:  # its numbers may be those of other settings or data
+        return values | {"state": run.problem or f"failed: {error}"}
     try:
         found = read_run(run.folder)
     except ReportError:

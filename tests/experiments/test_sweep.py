@@ -26,6 +26,7 @@ TINY = [
     "num_epochs=2",
     "batch_size=4",
 ]
+NUMBERS = ("train_loss", "val_loss", "samples_per_second", "peak_memory_mib")  # columns that a trained run fills
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +200,14 @@ def test_runs_are_trained_skipped_and_compared(tmp_path, archive, commands, capf
     assert not commands and list(table_of(runs)) == list(table)
     sweep.main([*command, "num_epochs=3", "--share", "3/3"])  # longer: resumed
     assert len(losses(runs / "ssast_tiny_200_16x4_50_percent")) == 3
+    unfinished = table_of(runs)["ssam_tiny_200_16x4"]
+    assert unfinished["state"] == "2 of 3 epochs" and float(unfinished["train_loss"]) > 0
     with pytest.raises(SystemExit, match="did not finish: ssam_tiny_200_16x4; "):  # finished, but with another rate
         sweep.main([*command, "opt.learning_rate=1.0", "--share", "1/3"])
-    assert "belongs to another config: opt.learning_rate" in table_of(runs)["ssam_tiny_200_16x4"]["state"]
+    for name in ("ssam_tiny_200_16x4", "ssast_tiny_200_16x4_50_percent"):  # the second one is of another share
+        refused = table_of(runs)[name]
+        assert "belongs to another config: " in refused["state"] and "opt.learning_rate" in refused["state"]
+        assert not any(refused[key] for key in NUMBERS)
 
 
 @pytest.fixture(scope="module")
@@ -235,9 +241,11 @@ def test_a_finished_run_of_other_options_is_refused(finished, archive, commands,
     command = [str(finished / "list.txt"), "--runs", str(finished / "runs")]
     with pytest.raises(SystemExit, match="1 run\\(s\\) did not finish: ssast_tiny_200_16x4; "):
         sweep.main([*command, *options(archive, *more)])
-    assert message in table_of(finished / "runs")["ssast_tiny_200_16x4"]["state"]
+    refused = table_of(finished / "runs")["ssast_tiny_200_16x4"]
+    assert message in refused["state"] and not any(refused[key] for key in NUMBERS)
     sweep.main([*command, *options(archive)])
     assert not commands, "nothing is trained"
+    assert all(table_of(finished / "runs")["ssast_tiny_200_16x4"][key] for key in NUMBERS)
 
 
 def test_a_run_that_took_float32_for_a_slow_precision_is_finished(archive, commands, tmp_path, monkeypatch):
