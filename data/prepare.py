@@ -126,23 +126,26 @@ def held_out(names: list[str], fraction: float) -> set[int]:
         names: of the files, or of their groups: files of one name stay together.
         fraction: of the files, above 0 and below 1.
 
-    The hashes of the names choose, so that the same names give the same files anywhere. PrepareError where nothing
-    would be left on one side.
+    The hashes of the names choose, so that the same names give the same files anywhere. A group that would bring the
+    number of files further from the share is passed over; where all would, the smallest is held out. PrepareError where
+    nothing would be left on one side.
     """
     count = max(1, round(fraction * len(names))) if 0 < fraction < 1 else len(names)
-    chosen: set[int] = set()
     members: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         members.setdefault(name, []).append(number)
-    for name in sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        if len(chosen) < count:
-            chosen.update(members[name])
-    if len(chosen) == len(names):
+    if count >= len(names) or len(members) < 2:
         raise PrepareError(
             f"--validation {fraction:g} of {len(names)} files leaves nothing on one side; give a "
             "share between 0 and 1, and at least two files (or groups of files)"
         )
-    return chosen
+    chosen: set[int] = set()
+    order = sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest())
+    for name in order:
+        reached = len(chosen) + len(members[name])
+        if reached - count <= count - len(chosen) and reached < len(names):
+            chosen.update(members[name])
+    return chosen or set(members[min(order, key=lambda name: len(members[name]))])
 
 
 # ---------------------------------------------------------------- the command
@@ -287,8 +290,18 @@ def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, C
     if validation is None:
         yield out_dir, None
     else:
-        yield out_dir / "train", lambda names: set(range(len(names))) - held_out(names, validation)
+        yield out_dir / "train", lambda names: set(range(len(names))) - _held_out_with_warning(names, validation)
         yield out_dir / "validation", lambda names: held_out(names, validation)
+
+
+def _held_out_with_warning(names: list[str], validation: float) -> set[int]:
+    """The files held out, with a warning if they are over twice or under half of the share."""
+    chosen = held_out(names, validation)
+    reached = len(chosen) / len(names)
+    if not validation / 2 <= reached <= 2 * validation:
+        held = f"{len(chosen)} of {len(names)} files ({reached:.2g})"
+        logger.warning("--validation %g holds out %s, since files and groups are not divided", validation, held)
+    return chosen
 
 
 def _print_result(out_dir: Path, manifest: dict | None, existed: bool, share: Share) -> None:

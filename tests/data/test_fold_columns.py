@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from audio_mamba.data.labels import _hear_task
-from audio_mamba.data.prepare import main, prepare
+from audio_mamba.data.prepare import held_out, main, prepare
+from audio_mamba.data.prepare_job import PrepareError
 from audio_mamba.data.synthetic import write_scene_task
 
 
@@ -66,7 +67,37 @@ def test_a_hold_out_keeps_groups_together(tmp_path):
     manifests = [tmp_path / "out" / part / "manifest.json" for part in ("train", "validation")]
     train, validation = (json.loads(path.read_text())["groups"] for path in manifests)
     assert not set(train) & set(validation) and len(train) + len(validation) == 40
-    assert len(validation) == 10, "whole groups of 5, until there are at least 8 files"
+    assert len(validation) == 10, "whole groups of 5, as near to 8 files as they come"
+
+
+@pytest.mark.parametrize(
+    "sizes, fraction, held",
+    [
+        ([90, 10], 0.05, 10),
+        ([30, 30, 30, 10], 0.05, 10),
+        ([50, *[1] * 50], 0.05, 5),
+        ([4] * 25, 0.05, 4),  # 8 would be further from 5
+    ],
+)
+def test_a_large_group_does_not_overshoot_the_share(sizes, fraction, held):
+    """Whatever their names, and so the order of their hashes."""
+    for series in range(20):
+        names = [f"{series}/{group}" for group, size in enumerate(sizes) for _ in range(size)]
+        numbers = held_out(names, fraction)
+        assert len(numbers) == held
+        assert not {names[i] for i in numbers} & {name for i, name in enumerate(names) if i not in numbers}
+        assert 0 < len(held_out(names, 0.98)) < len(names)
+    with pytest.raises(PrepareError, match="leaves nothing on one side"):
+        held_out(["one group"] * 100, fraction)
+
+
+def test_a_hold_out_far_from_the_share_is_a_warning(tmp_path, caplog):
+    clips_in(tmp_path / "audio", [f"{speaker}/{number}.wav" for speaker in "ab" for number in range(5)])
+    command = [str(tmp_path / "audio"), str(tmp_path / "out"), "--workers", "1", "--group-column", "folder"]
+    main([*command, "--validation", "0.4"])
+    assert "--validation" not in caplog.text
+    main([*command, "--validation", "0.1"])
+    assert caplog.text.count("--validation 0.1 holds out 5 of 10 files (0.5), since files and groups") == 1
 
 
 def test_groups_in_several_folds_are_a_warning(tmp_path, caplog):
