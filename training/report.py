@@ -1,6 +1,7 @@
 """Compare training runs in one self-contained HTML page:
 
     audio-mamba report WORKDIR... [--out report.html]
+    audio-mamba report RUNS                              # all runs of a sweep
 
 The page shows the current state of the work folders. Runs may still be in progress, and files may be missing.
 """
@@ -8,6 +9,7 @@ The page shows the current state of the work folders. Runs may still be in progr
 import argparse
 import base64
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +30,9 @@ from audio_mamba.training.records import LOG_NAME, STEP_COLUMNS, STEPS_NAME, rea
 CONFIG_NAME, PICTURE_NAME = "config.json", "reconstructions.png"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEMPLATE = "report.html"
+SWEEP_TABLES = ("sweep.csv", "sweep.md")  # which RUNS/* names, too
+
+logger = logging.getLogger(__name__)
 
 
 class ReportError(ValueError):
@@ -99,11 +104,40 @@ def _number(value: Any) -> float:
         return math.nan
 
 
+def is_work_folder(folder: Path) -> bool:
+    """Whether a folder has records of a run."""
+    return any((folder / name).is_file() for name in (CONFIG_NAME, LOG_NAME, STEPS_NAME))
+
+
+def work_folders(paths: Sequence[Path]) -> list[Path]:
+    """The work folders among `paths` and, by name, those in folders of them, such as RUNS of a sweep.
+
+    Tables of sweeps are passed over; so are other folders, with a warning unless nothing else is left. What is then no
+    work folder is for `read_run` to refuse.
+    """
+    found: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        if path.name in SWEEP_TABLES and path.is_file():
+            continue
+        if is_work_folder(path) or not path.is_dir():
+            found.append(path)
+        elif inside := sorted(filter(is_work_folder, path.iterdir())):
+            found += inside
+        else:
+            others.append(path)
+    if not found:
+        return others or list(paths)
+    for folder in others:
+        logger.warning("%s is left out: it has no %s, %s or %s", folder, CONFIG_NAME, LOG_NAME, STEPS_NAME)
+    return found
+
+
 def read_run(folder: Path) -> Run:
     """Read a work folder. Raises ReportError if `folder` is not one."""
     if not folder.is_dir():
         raise ReportError(f"{folder} is not a folder; expected work folders of train.py")
-    if not any((folder / name).is_file() for name in (CONFIG_NAME, LOG_NAME, STEPS_NAME)):
+    if not is_work_folder(folder):
         raise ReportError(
             f"{folder} is not a work folder of train.py: it has no {CONFIG_NAME}, {LOG_NAME} or {STEPS_NAME}"
         )
@@ -218,9 +252,13 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
-    """Write the page about the runs in `folders`. Raises ReportError for a folder that is not a work folder."""
-    runs = [read_run(Path(folder)) for folder in folders]
+def write_report(folders: Sequence[str | Path], path: str | Path) -> int:
+    """Write the page about the runs in `folders` (see `work_folders`); return their number.
+
+    Raises:
+        ReportError: a path is not a folder, or no run is left.
+    """
+    runs = [read_run(folder) for folder in work_folders([Path(folder) for folder in folders])]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.folder)
@@ -228,6 +266,7 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(page.encode(errors="replace"))
+    return len(runs)
 
 
 def _finite(values: np.ndarray) -> float | None:
@@ -238,16 +277,23 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", type=not_empty, help="work folders of train.py")
+    parser.add_argument(
+        "workdirs",
+        nargs="+",
+        metavar="WORKDIR",
+        type=not_empty,
+        help="work folders of train.py, or folders that hold some",
+    )
     parser.add_argument(
         "--out", default="report.html", metavar="FILE", type=not_empty, help="page to write (default: %(default)s)"
     )
     args = parser.parse_args(arguments)
+    logging.basicConfig(format="report: %(message)s")
     try:
-        write_report(args.workdirs, args.out)
+        count = write_report(args.workdirs, args.out)
     except (ReportError, OSError) as error:
         raise SystemExit(f"report: {error}")
-    print(f"{args.out}: {len(args.workdirs)} run(s)")
+    print(f"{args.out}: {count} run(s)")
 
 
 if __name__ == "__main__":

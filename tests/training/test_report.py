@@ -242,16 +242,39 @@ def test_runs_with_the_same_name_are_shown_by_path(tmp_path):
     [
         (lambda folder: None, "is not a folder"),
         (lambda folder: folder.write_text("x"), "is not a folder"),
-        (
-            lambda folder: folder.mkdir(),
-            "is not a work folder of train.py: it has no config.json, log.txt or steps.csv",
-        ),
     ],
 )
-def test_a_folder_without_a_run_is_reported_and_nothing_is_written(runs, tmp_path, make, message):
+def test_what_is_not_a_folder_is_reported_and_nothing_is_written(runs, tmp_path, make, message):
     make(tmp_path / "other")
     with pytest.raises(SystemExit, match=f"^report: {re.escape(str(tmp_path / 'other'))} {message}"):
         report.main([str(runs[0]), str(tmp_path / "other"), "--out", str(tmp_path / "report.html")])
+    assert not list(tmp_path.glob("report.html*"))
+
+
+def test_folders_of_runs_are_expanded_and_what_is_beside_them_is_left_out(tmp_path, capsys, caplog):
+    """The folder of a sweep, by its name and as RUNS/*."""
+    for name in ("b", "a", "c"):
+        write_run(tmp_path / "sweep" / name)
+    for name in ("sweep.csv", "sweep.md"):
+        (tmp_path / "sweep" / name).write_text("x")
+    (tmp_path / "sweep" / "empty" / "checkpoints").mkdir(parents=True)
+    out = tmp_path / "report.html"
+    single = write_run(tmp_path / "single")
+    for given, warned in (([tmp_path / "sweep"], False), (sorted((tmp_path / "sweep").iterdir()), True)):
+        report.main([*map(str, given), str(single), "--out", str(out)])
+        assert [row[0] for row in Page(out.read_text()).rows[1:5]] == ["a", "b", "c", "single"]
+        assert capsys.readouterr().out == f"{out}: 4 run(s)\n"
+        assert [record.getMessage() for record in caplog.records] == (
+            [f"{tmp_path}/sweep/empty is left out: it has no config.json, log.txt or steps.csv"] if warned else []
+        )
+
+
+@pytest.mark.parametrize("names", [["empty"], ["sweep.csv", "empty"], ["empty", "missing"], ["sweep.csv"]])
+def test_where_no_run_is_left_nothing_is_written(tmp_path, names):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sweep.csv").write_text("x")
+    with pytest.raises(SystemExit, match=f"^report: {re.escape(str(tmp_path))}/{names[-1]} is not a "):
+        report.main([*(str(tmp_path / name) for name in names), "--out", str(tmp_path / "report.html")])
     assert not list(tmp_path.glob("report.html*"))
 
 
