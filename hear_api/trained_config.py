@@ -114,9 +114,10 @@ def _config_inside(path: Path) -> dict | None:
     if path.suffix != ".pth":
         return None
     try:
-        config = (load_checkpoint(path, mmap=True).get("args") or {}).get("config")  # published ones have a name there
+        noted = load_checkpoint(path, mmap=True).get("args")
     except CheckpointError:
         return None
+    config = noted.get("config") if isinstance(noted, dict) else None  # a name in published checkpoints
     return config if isinstance(config, dict) and isinstance(config.get("model"), dict) else None
 
 

@@ -29,6 +29,16 @@ def workdir(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.parametrize("args", [None, "x", [1], {"config": "ssam_tiny"}, {"config": {"model": 3}}])
+def test_what_other_checkpoints_note_is_no_config(tmp_path, args):
+    runtime, _ = load_runtime("ssam_tiny_200_16x4", "untrained")
+    torch.save({"model": runtime.model.state_dict(), "args": args}, tmp_path / "other.pth")
+    again, _ = load_runtime("ssam_tiny_200_16x4", str(tmp_path / "other.pth"))
+    assert torch.equal(again.get_scene_embeddings(AUDIO), runtime.get_scene_embeddings(AUDIO))
+    with pytest.raises(ValueError, match="cannot tell which config .*other.pth was trained with"):
+        load_runtime(None, str(tmp_path / "other.pth"))
+
+
 def copy_without_config(checkpoint, folder):
     """A copy that has the weights alone, as checkpoints of other projects do."""
     torch.save({"model": torch.load(checkpoint, weights_only=True)["model"]}, folder / checkpoint.name)
