@@ -6,6 +6,7 @@
 import contextlib
 import itertools
 import logging
+import math
 import operator
 from collections.abc import Iterable, Iterator
 from numbers import Integral
@@ -166,14 +167,15 @@ def _why_absent(path: Path) -> str:
 
 
 def one_channel(
-    blocks: Iterable[tuple[int, np.ndarray]], path: str | Path, channel: str | int
+    blocks: Iterable[tuple[int, np.ndarray]], path: str | Path, channel: str | int, judged_after: float = math.inf
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks of rate and samples [n, channels] -> rate and samples [n]; see `stream_audio` for `channel`.
 
-    Warnings and AudioFileError name `path`: more than two channels are mixed, or the channels cancel out.
+    Warnings and AudioFileError name `path`: more than two channels are mixed, or the channels cancel out. That is known
+    at the end, or already after `judged_after` seconds of a stream that may have none.
     """
-    mix_energy = channel_energy = 0.0
-    warned = False
+    mix_energy = channel_energy = seconds = 0.0
+    warned = cancelled = False
     before = None
     for rate, samples in blocks:  # [n, channels]
         channels = samples.shape[1]
@@ -186,6 +188,9 @@ def one_channel(
                 mix_energy += float(np.vdot(mixed, mixed))
                 flat = samples.ravel(order="K")
                 channel_energy += float(np.vdot(flat, flat)) / channels
+            seconds += len(samples) / rate
+            if seconds >= judged_after and not cancelled:
+                cancelled = _warn_if_cancelled(mix_energy, channel_energy, path)
             if channels > 2 and not warned:
                 logger.warning("%s: its %d channels are mixed into one", path, channels)
                 warned = True
@@ -195,8 +200,16 @@ def one_channel(
         if not 0 <= number < channels:
             raise AudioFileError(path, f"has no channel {number}, it has {channels}")
         yield rate, samples[:, number].copy()
-    if mix_energy < OPPOSITE_PHASE * channel_energy:
+    if not cancelled:
+        _warn_if_cancelled(mix_energy, channel_energy, path)
+
+
+def _warn_if_cancelled(mix_energy: float, channel_energy: float, path: str | Path) -> bool:
+    """Whether the mean of the channels has next to nothing of their energy."""
+    cancelled = mix_energy < OPPOSITE_PHASE * channel_energy
+    if cancelled:
         logger.warning("%s: its channels cancel out (opposite phase); consider --channel left", path)
+    return cancelled
 
 
 def resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:

@@ -14,6 +14,7 @@ from audio_mamba.data.decoding.parts import HIGHEST_RATE
 from audio_mamba.data.decoding.riff import WRAP, is_unknown
 from audio_mamba.front_end import PUBLISHED
 
+JUDGED_AFTER = 5.0  # seconds of a stream, which may have no end: whether its channels cancel out
 HEAD_BYTES = 12  # of a wav file before its first chunk
 FORMAT_BYTES = 40  # of a format chunk, at most
 LONG_BYTES_UNKNOWN = 1 << 62  # 64-bit sizes from here on stand for a length that the program did not know
@@ -110,7 +111,7 @@ def stream_pcm(
         held = _not_of_another_kind(held, stream, name)
     while True:
         frames = _frames(stream, form, held, piece_seconds, name)
-        pieces = one_channel(((form.rate, samples) for samples in frames), name, channel)
+        pieces = one_channel(((form.rate, samples) for samples in frames), name, channel, JUDGED_AFTER)
         yield from filter(len, resampled((samples for _, samples in pieces), form.rate, sample_rate))
         if form.size is None or not (held := _behind_samples(stream, form)):
             return

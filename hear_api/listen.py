@@ -9,6 +9,7 @@ encoder is reset every second, and then reads a second of context again (--overl
 """
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -195,6 +196,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    logging.basicConfig(format="\n%(message)s")  # which would otherwise stand within a line of novelty
     try:
         source = resolve(args.config, args.weights, scene_layout="bands", overlap=args.overlap)
         runtime = build_runtime(source, "float32", args.device)

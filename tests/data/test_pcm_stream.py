@@ -166,6 +166,17 @@ def test_opposite_phase_and_more_than_two_channels_are_told(caplog):
     assert "stdin: its 4 channels are mixed into one" in caplog.text
 
 
+@pytest.mark.parametrize("sign, warnings", [(-1, 1), (1, 0)])
+def test_opposite_phase_is_told_once_while_a_stream_goes_on(caplog, sign, warnings):
+    left = sound(16000, 7.0)[:, 0]
+    pipe = io.BufferedReader(Pipe(written("wav", np.stack([left, sign * left], 1), 16000)))
+    heard = 0
+    for piece in stream_pcm(pipe, piece_seconds=0.5):
+        heard += len(piece)
+        assert len(caplog.messages) == (warnings if heard >= 5 * 16000 else 0)
+    assert heard == len(left) and len(caplog.messages) == warnings
+
+
 def test_samples_that_begin_like_a_frame_are_samples():
     for start in (b"\xff\xfb\x90\x64", b"\xff\xf1\x50\x80\x20\x1f"):
         samples = np.frombuffer(start + (SOUND * 32767).astype("<i2").tobytes(), "<i2")
