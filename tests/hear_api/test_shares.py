@@ -243,7 +243,7 @@ def test_a_damaged_journal_is_named(tmp_path, line):
 def test_damaged_settings_are_named(tmp_path, settings):
     write_journal(tmp_path / "journal", {})
     (tmp_path / "journal" / "settings.json").write_text(settings)
-    with pytest.raises(ValueError, match="settings.json is .*; remove its folder to start again"):
+    with pytest.raises(ValueError, match="settings.json .*; remove its folder to start again"):
         Journal(tmp_path / "journal", {}, 3, resume=True)
 
 
