@@ -117,6 +117,9 @@ def _read_csv(table: Path) -> tuple[list[str], list[Row]]:
     if header == len(lines):
         return [], []
     columns = [name.strip() for name in _cells(table, header + 1, lines[header].lstrip("# "))]
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and separator in columns[0]:
+            raise LabelError(f"{table} has {name} between its columns; separate them with commas")
     for name in columns:
         if name and columns.count(name) > 1:
             raise LabelError(f"{table}, line {header + 1}: {columns.count(name)} columns are named {name!r}")

@@ -96,6 +96,8 @@ def test_malformed_tables_give_a_sentence_with_the_line(audio, tmp_path, how):
         ("", r"labels.csv has the columns \[\]; it needs one of"),
         ("\n\n", r"labels.csv has the columns \[\]"),
         ("a.wav,dog,cat,bird\n", "has the columns"),
+        ("file;label\na.wav;dog\n", "labels.csv has semicolons between its columns; separate them with commas"),
+        ("file\tlabel\na.wav\tdog\n", "labels.csv has tabs between its columns; separate them with commas"),
     ],
 )
 def test_a_bad_header_is_refused(audio, tmp_path, text, problem):
