@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ml_collections import ConfigDict
 
@@ -78,7 +78,7 @@ def _different_argument(theirs: dict, ours: dict) -> tuple[str, Any, Any] | None
     known = models.known_archs()
     defaults = argument_defaults(known[ours["arch"]]) if ours["arch"] in known else {}
     there, here = (
-        json.loads(json.dumps(defaults | dict(section.get("model_args") or {}), default=str))  # lists, not tuples
+        json.loads(json.dumps(defaults | dict(_arguments(section)), default=str))  # lists, not tuples
         for section in (theirs, ours)
     )
     for key, value in there.items():
@@ -118,17 +118,25 @@ def _config_inside(path: Path) -> dict | None:
     except CheckpointError:
         return None
     config = noted.get("config") if isinstance(noted, dict) else None  # a name in published checkpoints
-    return config if isinstance(config, dict) and isinstance(config.get("model"), dict) else None
+    return config if isinstance(config, dict) and _is_model(config.get("model")) else None
 
 
 def _describe_one_model(one: dict, other: dict) -> bool:
     """Whether two configs have the same front end and encoder."""
     model, other_model = one.get("model"), other.get("model")
-    if not (isinstance(model, dict) and isinstance(other_model, dict) and "arch" in model and "arch" in other_model):
+    if not (_is_model(model) and _is_model(other_model)) or model["arch"] != other_model["arch"]:
         return False
     try:
         front_ends = [FrontEnd.from_settings(config.get("front_end", {})) for config in (one, other)]
     except FrontEndError:
         return False
-    same_arch = model["arch"] == other_model["arch"]
-    return front_ends[0] == front_ends[1] and same_arch and _different_argument(model, other_model) is None
+    return front_ends[0] == front_ends[1] and _different_argument(model, other_model) is None
+
+
+def _is_model(section: Any) -> TypeGuard[dict]:
+    """Whether this is the `model` section of a config, with the name of an encoder and its arguments."""
+    return isinstance(section, dict) and isinstance(section.get("arch"), str) and isinstance(_arguments(section), dict)
+
+
+def _arguments(section: dict) -> Any:
+    return section.get("model_args") or {}

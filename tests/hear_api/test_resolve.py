@@ -39,6 +39,14 @@ def test_what_other_checkpoints_note_is_no_config(tmp_path, args):
         load_runtime(None, str(tmp_path / "other.pth"))
 
 
+@pytest.mark.parametrize("model", [3, {"arch": [1]}, {"arch": "ssast_tiny", "model_args": "x"}])
+def test_a_spoilt_config_json_beside_a_checkpoint_does_not_matter(workdir, tmp_path, model):
+    shutil.copy(workdir / "checkpoints" / "checkpoint-0.pth", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model": model}))
+    loaded, expected = (load_runtime(None, str(folder))[0] for folder in (tmp_path, workdir))
+    assert torch.equal(loaded.get_scene_embeddings(AUDIO), expected.get_scene_embeddings(AUDIO))
+
+
 def copy_without_config(checkpoint, folder):
     """A copy that has the weights alone, as checkpoints of other projects do."""
     torch.save({"model": torch.load(checkpoint, weights_only=True)["model"]}, folder / checkpoint.name)
