@@ -37,9 +37,7 @@ def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
     """
     columns, rows = _read_csv(table)
     file_column = _first_of((*FILE_COLUMNS, YOUTUBE_COLUMN), columns)
-    label_columns = [name for name in LABEL_COLUMNS if name in columns]
-    if not label_columns and LAST_LABEL_COLUMN in columns:
-        label_columns = [LAST_LABEL_COLUMN]
+    label_columns = _named(LABEL_COLUMNS, columns) or _named([LAST_LABEL_COLUMN], columns)
     if file_column is None or not label_columns:
         raise LabelError(
             f"{table} has the columns {columns}; it needs one of {[*FILE_COLUMNS, YOUTUBE_COLUMN]} "
@@ -56,7 +54,7 @@ def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
             raise LabelError(f"{table}, line {line}: the cell under {file_column!r} is empty")
         labels = (composed(label.strip()) for label in re.split("[,;]", row[label_columns[0]]))
         labels_under.setdefault(name, set()).update(label for label in labels if label)
-    return file_column == YOUTUBE_COLUMN, labels_under
+    return file_column in _named([YOUTUBE_COLUMN], columns), labels_under
 
 
 def read_column(table: Path, column: str) -> tuple[bool, dict[str, str]]:
@@ -78,7 +76,7 @@ def read_column(table: Path, column: str) -> tuple[bool, dict[str, str]]:
         name, cell = row[file_column].strip(), composed(row[column].strip())
         if cells.setdefault(name, cell) != cell:
             raise LabelError(f"{table}, line {line}: {name} has the {column} {cell!r} here and {cells[name]!r} above")
-    return file_column == YOUTUBE_COLUMN, cells
+    return file_column in _named([YOUTUBE_COLUMN], columns), cells
 
 
 def read_classes(table: Path) -> list[str]:
@@ -96,7 +94,12 @@ def read_classes(table: Path) -> list[str]:
 
 
 def _first_of(accepted: Sequence[str], columns: list[str]) -> str | None:
-    return next((name for name in accepted if name in columns), None)
+    return next(iter(_named(accepted, columns)), None)
+
+
+def _named(accepted: Sequence[str], columns: list[str]) -> list[str]:
+    """The columns with one of the accepted names in any case, in the order of those."""
+    return [column for name in accepted for column in columns if column.casefold() == name.casefold()]
 
 
 def _read_csv(table: Path) -> tuple[list[str], list[Row]]:

@@ -232,8 +232,9 @@ def _speech_commands_splits(files: Sequence[Path], directory: Path) -> list[str]
 
 
 def _comparable(name: str, prefix: str) -> str:
-    """A name in the one form that is compared: composed Unicode, without `prefix` (the folder) or ./ in front."""
-    return composed(name.removeprefix(prefix).removeprefix("./"))
+    r"""A name in the one form that is compared: composed Unicode, / for the \ of Windows, without `prefix` (the folder)
+    or ./ in front."""
+    return composed(name.replace("\\", "/").removeprefix(prefix).removeprefix("./"))
 
 
 def _names(path: Path) -> list[str]:

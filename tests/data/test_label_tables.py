@@ -92,6 +92,7 @@ def test_malformed_tables_give_a_sentence_with_the_line(audio, tmp_path, how):
     "text, problem",
     [
         ("file,label,category\na.wav,dog,bark\n", "more than one column of labels, label and category; rename"),
+        ("file,label,Label\na.wav,dog,bark\n", "more than one column of labels, label and Label; rename"),
         ("file,labels,positive_labels\na.wav,dog,bark\n", "more than one column of labels, labels and positive_labels"),
         ("", r"labels.csv has the columns \[\]; it needs one of"),
         ("\n\n", r"labels.csv has the columns \[\]"),
@@ -113,6 +114,7 @@ def test_a_bad_header_is_refused(audio, tmp_path, text, problem):
         ',file,label\n0,a.wav,"dog,bark"\n1,b.wav,"purr, cat"\n',  # as pandas writes it
         'file , label\r\n\r\na.wav , "dog,bark" \r\nb.wav,"cat,purr"\r\n\r\n',
         '\ufefffile,label\na.wav,dog\na.wav,bark\nb.wav,"cat;purr"',
+        'File,Label\na.wav,"dog, bark"\nb.wav,cat;purr\n',
         'label,note,file\n"dog;bark","he said ""woof"", twice",a.wav\n"cat,purr",12" vinyl,b.wav\n',
     ],
 )
@@ -125,6 +127,8 @@ def test_unusual_but_valid_tables_are_read(audio, tmp_path, text):
 
 def test_a_malformed_table_of_classes_is_named_by_line(audio, tmp_path):
     (tmp_path / "labels.csv").write_text("file,label\na.wav,dog\n")
+    (tmp_path / "classes.csv").write_text("Index,MID\n0,cat\n1,dog\n")
+    assert find_labelled(audio, tmp_path / "labels.csv", tmp_path / "classes.csv")[2] == ["cat", "dog"]
     for text, problem in (("index,mid\n0,dog,x\n", "line 2: 2 cells"), ('index,mid\n0,"dog\n', "line 2: a quote")):
         (tmp_path / "classes.csv").write_text(text)
         with pytest.raises(LabelError, match=f"classes.csv, {problem}"):

@@ -122,7 +122,9 @@ def test_files_without_a_label_and_rows_without_a_file_are_counted(tmp_path, cap
     assert "1 of 3 names in" in caplog.text and "such as d.wav" in caplog.text
 
 
-@pytest.mark.parametrize("written", ["./über/a.wav", "u\u0308ber/a.wav", "AUDIO/über/a.wav", "über/a"])
+@pytest.mark.parametrize(
+    "written", ["./über/a.wav", "u\u0308ber/a.wav", "AUDIO/über/a.wav", "über/a", r"über\a.wav", r".\über\a"]
+)
 def test_one_name_written_in_several_ways(tmp_path, written):
     make_files(tmp_path / "audio", "über/a.wav", "über/b.wav")
     (tmp_path / "labels.csv").write_text(f"file,label\n{written.replace('AUDIO', str(tmp_path / 'audio'))},x\n")
