@@ -41,7 +41,8 @@ class BuildError(RuntimeError):
 
 def cache_directory() -> Path:
     """Where this user's compiled kernels are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audio_mamba"
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the specification has relative paths ignored
+    return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "audio_mamba"
 
 
 def build_library(directory: Path) -> Path:

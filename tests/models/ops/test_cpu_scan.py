@@ -95,6 +95,14 @@ def test_without_kernels_plain_pytorch_is_used_after_one_warning(fresh_build, mo
         selective_scan(**inputs, backend="cpu")
 
 
+def test_a_relative_cache_folder_is_passed_over(tmp_path, monkeypatch):
+    """It would be another one in each folder in which the user works."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for relative in ("cache", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        assert build.cache_directory() == tmp_path / ".cache" / "audio_mamba"
+
+
 def test_importing_compiles_nothing(tmp_path):
     subprocess.run(
         [sys.executable, "-c", "import audio_mamba.models"], check=True, env={"XDG_CACHE_HOME": str(tmp_path)}, cwd=ROOT
