@@ -2,14 +2,12 @@
 
 import itertools
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,92 +16,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from audio_mamba.system.machine import peak_memory
 from audio_mamba.training import distributed, figures
 from audio_mamba.training.records import LOG_NAME, STEP_COLUMNS, STEPS_NAME, StepTable, read_log, write_log
+from audio_mamba.training.totals import Totals, sum_by_name, with_prefix
 from audio_mamba.training.trackers import Tracker, Trackers
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-# Prefixes in a state dict: of the sums in this epoch's lines and since the previous line, among either those of the
-# objective's numbers, and of measures.
-WRITTEN, SINCE, NUMBER, MEASURE = "written ", "since ", "number ", "measure "
+# Prefixes in a state dict: of the sums in this epoch's lines and since the previous line, and of measures.
+WRITTEN, SINCE, MEASURE = "written ", "since ", "measure "
 
 logger = logging.getLogger(__name__)
-
-
-def _scalar(value: float) -> torch.Tensor:
-    """A float64 scalar on the CPU, which may be added to one on another device."""
-    return torch.tensor(value, dtype=torch.float64)
-
-
-@dataclass
-class Totals:
-    """Sums of this process over some steps of an epoch.
-
-    Losses and numbers stay on the device until a line is due, so that the GPU does not wait for the CPU at every step.
-    """
-
-    loss: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # sum of the finite losses
-    finite: torch.Tensor = field(default_factory=lambda: _scalar(0.0))  # number of finite losses
-    steps: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0  # seconds spent waiting for data
-    numbers: dict[str, torch.Tensor] = field(default_factory=dict)  # sums over the steps with finite losses, by name
-
-    def __add__(self, other: "Totals") -> "Totals":
-        sums = {name: value + vars(other)[name] for name, value in vars(self).items() if name != "numbers"}
-        return Totals(**sums, numbers=_sum_by_name(self.numbers, other.numbers))
-
-    def over_processes(self) -> "Means":
-        """The means over the processes and over the steps with finite losses. All processes must call this."""
-        numbers = sorted(self.numbers.items())
-        values = [self.loss, self.finite, _scalar(self.waited), *(value for _, value in numbers)]
-        sums = distributed.mean(torch.stack([value.to(self.loss.device) for value in values]))
-        loss, finite, waited, *rest = sums.tolist()
-        return Means(
-            loss / finite if finite else math.nan,
-            round((self.steps - finite) * distributed.world_size()),
-            waited,
-            {name: value / finite if finite else math.nan for (name, _), value in zip(numbers, rest, strict=True)},
-        )
-
-    def state_dict(self) -> dict[str, float | int]:
-        """The sums by name, those of the objective's numbers with a prefix."""
-        return {
-            "loss": self.loss.item(),
-            "finite": self.finite.item(),
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "waited": self.waited,
-            **{NUMBER + name: value.item() for name, value in self.numbers.items()},
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, float | int]) -> "Totals":
-        """The inverse of `state_dict`."""
-        return cls(
-            loss=_scalar(state["loss"]),
-            finite=_scalar(state["finite"]),
-            steps=int(state["steps"]),
-            seconds=state["seconds"],
-            waited=state["waited"],
-            numbers={key: _scalar(value) for key, value in _with_prefix(state, NUMBER).items()},
-        )
-
-
-class Means(NamedTuple):
-    """`Totals` over all processes."""
-
-    loss: float  # NaN if none was finite
-    non_finite: int  # losses that were NaN or Inf
-    waited: float  # seconds of waiting for data
-    numbers: dict[str, float]
-
-
-def _sum_by_name(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: one.get(name, _scalar(0.0)) + other.get(name, _scalar(0.0)) for name in {**one, **other}}
-
-
-def _with_prefix(state: Mapping[str, float | int], prefix: str) -> dict[str, Any]:
-    """The entries whose keys begin with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 class Monitor:
@@ -222,7 +142,7 @@ class Monitor:
             for name, value in numbers.items()
         }
         counted = {name: torch.where(finite, scalar, 0.0) for name, scalar in scalars.items()}
-        self._since.numbers = _sum_by_name(self._since.numbers, counted)
+        self._since.numbers = sum_by_name(self._since.numbers, counted)
         self._since.steps += 1
         self._rate = rate
         self._measures |= measures if grad_norm is None else {"grad_norm": grad_norm, **measures}
@@ -333,10 +253,10 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         """Restore a `state_dict`. Call it before `epoch`."""
-        self._written = Totals.from_state(_with_prefix(state, WRITTEN))
-        self._since = Totals.from_state(_with_prefix(state, SINCE))
+        self._written = Totals.from_state(with_prefix(state, WRITTEN))
+        self._since = Totals.from_state(with_prefix(state, SINCE))
         self._rate = state["rate"]
-        self._measures = _with_prefix(state, MEASURE)
+        self._measures = with_prefix(state, MEASURE)
 
     def _tick(self) -> None:
         """Add the time since the previous call, within an epoch."""
