@@ -25,8 +25,9 @@ def reconstruction_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: `masked_only` without a mask.
+        ValueError: shapes that differ, or `masked_only` without a mask.
     """
+    _check_same_shape("prediction", pred, "target", target)
     if normalise_patches:
         target = normalise_per_patch(target)
     error = (pred.float() - target.float()).square().mean(dim=-1)  # [B, L]
@@ -38,8 +39,15 @@ def reconstruction_loss(
 
 
 def mean_over_masked(error: Tensor, mask: Tensor) -> Tensor:
-    """The mean of error [B, L] where mask [B, L] is 1; 0 if it is 1 nowhere."""
+    """The mean of error [B, L] where mask [B, L] is 1; 0 if it is 1 nowhere. ValueError for shapes that differ."""
+    _check_same_shape("error", error, "mask", mask)
     return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _check_same_shape(name: str, ours: Tensor, other: str, theirs: Tensor) -> None:
+    """Raise ValueError for tensors that torch would broadcast, or cannot."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"the {name} is {list(ours.shape)}, but the {other} is {list(theirs.shape)}")
 
 
 def normalise_per_patch(target: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ class MambaSSAST(MaskedSpectrogramEncoder):
     token_order: in which the blocks walk through the patches: "time", all bands of a time step before the next step
         (published); or "frequency", all time steps of a band before the next band, as in AuM and SSAMBA.
 
-    It is causal and carries state only with direction "forward", token_order "time" and the class token, if any, first.
+    It is causal and carries state only with direction "forward", token_order "time", the class token, if any, first,
+    and mixers that have `step`, as Mamba has.
     """
 
     def __init__(
@@ -97,9 +98,6 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         check_switch("same_final_norm", same_final_norm)
         super().__init__(embed_dim, depth, **arguments)
         self.token_order = token_order
-        self.causal = self.carries_state = (
-            direction == "forward" and token_order == "time" and self.cls_position == "first"
-        )
         ssm_kwargs = {"d_state": 24, "d_conv": 4, "expand": 3} if ssm_kwargs is None else dict(ssm_kwargs)
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
         if same_final_norm:
@@ -113,6 +111,12 @@ class MambaSSAST(MaskedSpectrogramEncoder):
                 fused_add_norm,
             )
             for turn in turns
+        )
+        self.causal = self.carries_state = (
+            direction == "forward"
+            and token_order == "time"
+            and self.cls_position == "first"
+            and all(hasattr(block.mixer, "step") for block in self._mamba_blocks())  # others may read later tokens
         )
         self.init_weights()
 
@@ -167,7 +171,8 @@ class MambaSSAST(MaskedSpectrogramEncoder):
         """
         if not self.carries_state:
             raise ValueError(
-                "only an SSAM of direction 'forward' with the class token first and token_order 'time' carries state"
+                "only an SSAM of direction 'forward' with the class token first, token_order 'time' and mixers that "
+                "have `step` carries state"
             )
         count = tokens.shape[1]
         if states is None and self.cls_token is not None:

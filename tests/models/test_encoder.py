@@ -7,7 +7,7 @@ from torch import nn
 
 from audio_mamba import models
 from audio_mamba.models import masking
-from audio_mamba.models.loss import normalise_per_patch, reconstruction_loss
+from audio_mamba.models.loss import mean_over_masked, normalise_per_patch, reconstruction_loss
 
 ARCHS = ["mamba_ssast_tiny", "ssast_tiny"]
 
@@ -183,6 +183,37 @@ def test_ssam_is_causal_and_ssast_is_not(arch, causal):
     assert reached[101:].any() != causal
 
 
+class Attention(nn.MultiheadAttention):
+    """A mixer that reads all tokens, so it has no `step`."""
+
+    backend = "auto"
+
+    def init_weights(self, depth):
+        pass
+
+    def forward(self, hidden):
+        return super().forward(hidden, hidden, hidden)[0]
+
+
+class Hybrid(models.MambaSSAST):
+    """SSAM whose last mixer is attention."""
+
+    def make_mixer(self, direction, /, **arguments):
+        mixer = super().make_mixer(direction, **arguments)
+        self.made = getattr(self, "made", 0) + 1
+        return Attention(self.embed_dim, 2, batch_first=True) if self.made == self.depth else mixer
+
+
+def test_ssam_with_a_mixer_that_reads_all_tokens_is_not_causal():
+    """Features of few steps are then those of the whole segment, not of its first tokens."""
+    sizes = {"embed_dim": 16, "depth": 2, "img_size": (40, 32), "patch_size": (4, 16), "frequency_first": False}
+    model, x = Hybrid(**sizes), torch.randn(2, 1, 40, 32)
+    torch.testing.assert_close(model.forward_features(x, "bands", steps=6), model.forward_features(x, "bands")[:, :6])
+    assert (model.causal, model.carries_state) == (False, False)
+    with pytest.raises(ValueError, match="mixers that have `step`"):
+        model.step(torch.randn(1, 2, 16))
+
+
 class Sums(models.MaskedSpectrogramEncoder):
     """Its blocks are causal, so the class says that it is."""
 
@@ -247,6 +278,15 @@ def test_losses_by_hand():
     assert reconstruction_loss(pred, target, torch.zeros(2, 4), masked_only=True) == 0
     with pytest.raises(ValueError, match="needs the mask"):
         reconstruction_loss(pred, target, masked_only=True)
+
+
+def test_losses_of_shapes_that_torch_would_broadcast_are_refused():
+    target, mask = torch.randn(2, 4, 6), torch.ones(2, 4)
+    for pred in (target.mean(1, keepdim=True), target.mean(2, keepdim=True), target[:1]):
+        with pytest.raises(ValueError, match=r"the prediction is \[.*\], but the target is \[2, 4, 6\]"):
+            reconstruction_loss(pred, target)
+    with pytest.raises(ValueError, match=r"the error is \[2, 1\], but the mask is \[2, 4\]"):
+        mean_over_masked(target.mean((1, 2))[:, None], mask)
 
 
 @pytest.mark.parametrize(
