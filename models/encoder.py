@@ -244,8 +244,7 @@ class MaskedSpectrogramEncoder(nn.Module):
     def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Any:
         """The block's output. With `gradient_checkpointing`, its activations are not kept for the backward pass."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            # Blocks draw nothing at random, so there is no random state to restore for the second run.
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(block, *inputs, use_reentrant=False)  # the second run of a block drops out as the first
         return block(*inputs)
 
     def forward_blocks(self, tokens: Tensor) -> Tensor:

@@ -89,6 +89,16 @@ def test_losses_and_gradients_are_bitwise_equal(arch, precision):
     assert_same(*reversed(results))
 
 
+def test_the_second_run_of_a_block_drops_out_what_the_first_did():
+    results = []
+    for gradient_checkpointing in (False, True):
+        model = build("ssast_tiny", gradient_checkpointing)
+        for block in model.blocks:
+            block.mlp = torch.nn.Sequential(block.mlp, torch.nn.Dropout(0.5))
+        results.append(loss_and_gradients(model))
+    assert_same(*reversed(results))
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_block_runs_twice_in_a_training_step_and_once_otherwise(arch):
     model = build(arch, True)
