@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from audio_mamba.system.machine import peak_memory
 from audio_mamba.training import distributed, figures
-from audio_mamba.training.records import LOG_NAME, STEP_COLUMNS, STEPS_NAME, StepTable, read_log, write_log
+from audio_mamba.training.records import LOG_NAME, STEPS_NAME, TAKEN_NAMES, StepTable, read_log, write_log
 from audio_mamba.training.totals import Totals, sum_by_name, with_prefix
 from audio_mamba.training.trackers import Tracker, Trackers
 
@@ -133,9 +133,10 @@ class Monitor:
         self._since.loss = self._since.loss + torch.where(finite, loss, 0.0)
         self._since.finite = self._since.finite + finite
         numbers = numbers or {}
-        if wrong := [name for name in numbers if name in STEP_COLUMNS or not name.isidentifier()]:
+        if wrong := [name for name in numbers if name in TAKEN_NAMES or not name.isidentifier()]:
             raise ValueError(
-                f"an objective cannot give a number called {wrong[0]!r}: steps.csv needs a new name that is one word"
+                f"an objective cannot give a number called {wrong[0]!r}: steps.csv and log.txt need a new name that is "
+                "one word"
             )
         scalars = {
             name: value.detach().double() if isinstance(value, torch.Tensor) else torch.full_like(loss, value)

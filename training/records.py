@@ -26,6 +26,8 @@ STEP_COLUMNS = (
     "seconds",
     "peak_memory_mib",  # of the main process: of tensors on its GPU, or else of the whole process
 )
+# Names that a number of an objective cannot have: log.txt puts "train_" before it, trackers have the last one.
+TAKEN_NAMES = (*STEP_COLUMNS, "loss", "steps_per_second")
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from audio_mamba.models.checks import check_call
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
-from audio_mamba.models.objectives.base import EncoderWithHead, Objective, deviation_over_clips
+from audio_mamba.models.objectives.base import EncoderWithHead, Objective, check_masking, deviation_over_clips
 from audio_mamba.models.objectives.joint import Joint
 from audio_mamba.models.objectives.reconstruction import Reconstruction
 from audio_mamba.models.objectives.teacher import Teacher
@@ -42,8 +43,8 @@ def build(opt: Any, encoder: MaskedSpectrogramEncoder) -> Objective:
     """The objective of a config's section `opt`, for an encoder on its device.
 
     Raises:
-        ValueError: an unknown objective, an unknown or wrong argument, or an encoder that hides all patches. What the
-            constructor itself raises passes.
+        ValueError: an unknown objective, an unknown or wrong argument, an encoder that hides all patches, or parts of
+            the objective that would not be trained or saved. What the constructor itself raises passes.
     """
     if encoder.draw_mask(np.random.default_rng(0)).all():
         raise ValueError(
@@ -53,8 +54,27 @@ def build(opt: Any, encoder: MaskedSpectrogramEncoder) -> Objective:
     constructor = find(opt.objective)
     check_call("opt.objective_args", constructor, opt.objective_args, encoder, opt)
     objective = constructor(encoder, opt, **opt.objective_args)
+    _check_parts(opt.objective, objective, encoder)
     objective.module.to(encoder.mask_token.device)
     return objective
 
 
-__all__ = ["OBJECTIVES", "EncoderWithHead", "Objective", "build", "deviation_over_clips", "find"]
+def _check_parts(name: str, objective: Objective, encoder: MaskedSpectrogramEncoder) -> None:
+    """Raise ValueError if checkpoints of the objective would not fit, or if nothing would train a part of it."""
+    module = objective.module
+    if encoder not in (module, getattr(module, "encoder", None)):
+        raise ValueError(
+            f"opt.objective {name!r}: its module, of class {type(module).__name__}, must be the encoder or have it as "
+            "its attribute `encoder`"
+        )
+    trained = set(map(id, module.parameters()))
+    for attribute, part in vars(objective).items():
+        parameters = part.parameters() if isinstance(part, nn.Module) else [part]
+        if any(isinstance(p, nn.Parameter) and p.requires_grad and id(p) not in trained for p in parameters):
+            raise ValueError(
+                f"opt.objective {name!r}: nothing would train its attribute `{attribute}`; make it a part of `module`, "
+                "or freeze it by requires_grad_(False)"
+            )
+
+
+__all__ = ["OBJECTIVES", "EncoderWithHead", "Objective", "build", "check_masking", "deviation_over_clips", "find"]

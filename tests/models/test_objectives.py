@@ -497,6 +497,33 @@ def test_objectives_elsewhere_that_cannot_be_used_are_refused(name, message):
         objectives.find(name)
 
 
+class HeadElsewhere(Smallest):
+    """What its losses need is not in its module."""
+
+    def __init__(self, encoder, opt, kind: str):
+        super().__init__(encoder, opt)
+        width = encoder.embed_dim
+        self.head = nn.Parameter(torch.zeros(width)) if kind == "parameter" else nn.Linear(width, 2)
+        if kind == "frozen":
+            self.head.requires_grad_(False)
+        if kind == "renamed":
+            self.module = nn.ModuleDict({"backbone": encoder, "head": self.head})
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("module", "nothing would train its attribute `head`; make it a part of `module`, or freeze it"),
+        ("parameter", "nothing would train its attribute `head`"),
+        ("renamed", "its module, of class ModuleDict, must be the encoder or have it as its attribute `encoder`"),
+    ],
+)
+def test_parts_that_would_not_be_trained_or_saved_are_refused(kind, message):
+    with pytest.raises(ValueError, match=message):
+        build(encoder(), f"{__name__}:HeadElsewhere", kind=kind)
+    build(encoder(), f"{__name__}:HeadElsewhere", kind="frozen")
+
+
 def test_an_error_inside_a_module_of_ones_own_is_not_hidden(tmp_path, monkeypatch):
     (tmp_path / "half_written_objective.py").write_text("import absent_package_of_mine\n")
     monkeypatch.syspath_prepend(tmp_path)

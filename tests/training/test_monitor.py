@@ -170,7 +170,7 @@ def test_numbers_of_an_objective_are_averaged_as_its_loss(tmp_path, lines):
     assert read_log(tmp_path / "log.txt")[0]["train_target_std"] == pytest.approx(50 / 3)
 
 
-@pytest.mark.parametrize("name", ["train_loss", "two words", "a,b"])
+@pytest.mark.parametrize("name", ["train_loss", "loss", "steps_per_second", "two words", "a,b"])
 def test_a_number_that_cannot_be_a_new_column_is_refused(tmp_path, name):
     watcher = make(tmp_path)
     for _ in watcher.epoch(0, [1.0]):
