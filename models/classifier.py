@@ -150,7 +150,7 @@ class Classifier(nn.Module):
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                decay = 0.0 if parameter.ndim == 1 or name.endswith(".bias") else weight_decay
+                decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else weight_decay
                 head = head_rate if name.startswith("head.") else 1.0
                 scale = head * layer_decay ** (self.encoder.depth + 1 - self.layer_of(name))
                 groups.setdefault((scale, decay), []).append(parameter)

@@ -25,7 +25,7 @@ def check_names(optimizer: str, schedule: str) -> None:
 def parameter_groups(model: nn.Module, weight_decay: float, bias_decay: bool = False) -> list[dict[str, Any]]:
     """The trainable parameters of `model` as AdamW groups, in the published order.
 
-    The first group, biases and all other 1-d tensors, has no weight decay; the second holds the rest. With
+    The first group, biases, all other 1-d tensors and scalars, has no weight decay; the second holds the rest. With
     `bias_decay` there is one group with all parameters. Frozen tensors such as pos_embed are left out. Optimizer states
     are stored by index, so this order is part of the checkpoint format.
     """
@@ -35,7 +35,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_decay: bool = F
     no_decay: list[nn.Parameter] = []
     decay: list[nn.Parameter] = []
     for name, parameter in trainable:
-        (no_decay if parameter.ndim == 1 or name.endswith(".bias") else decay).append(parameter)
+        (no_decay if parameter.ndim <= 1 or name.endswith(".bias") else decay).append(parameter)
     return [{"params": no_decay, "weight_decay": 0.0}, {"params": decay, "weight_decay": weight_decay}]
 
 

@@ -75,6 +75,12 @@ def test_the_groups_are_the_published_ones_in_their_order(golden, config):
     assert no_decay["betas"] == decay["betas"] == (0.9, 0.95)
 
 
+def test_scalars_have_no_weight_decay():
+    model = torch.nn.ParameterDict({"scale": torch.tensor(1.0), "vector": torch.ones(2), "matrix": torch.ones(2, 2)})
+    no_decay, decay = optim.make_optimizer(model, weight_decay=0.05).param_groups
+    assert names_of(no_decay["params"], model) == ["scale", "vector"] and names_of(decay["params"], model) == ["matrix"]
+
+
 def test_bias_decay_makes_one_group_of_all_trainable_parameters():
     model = models.ssast_tiny(depth=1)
     optimizer = optim.make_optimizer(model, weight_decay=0.05, bias_decay=True)
