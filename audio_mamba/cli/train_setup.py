@@ -141,8 +141,10 @@ def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device
         set_linear_choice(distributed.gather(linear_choice())[0])
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
-    if args.tf32 and device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = args.tf32  # of convolutions, for which PyTorch's default is True
+        if args.tf32:
+            torch.set_float32_matmul_precision("high")
     logging.basicConfig(
         level=logging.INFO if distributed.is_main() else logging.WARNING,
         handlers=[OutputHandler()],

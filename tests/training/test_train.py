@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 
 from audio_mamba import train
-from audio_mamba.cli import train_data
+from audio_mamba.cli import train_data, train_setup
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.samples import Sample
 from audio_mamba.system import folder_lock
@@ -153,6 +154,18 @@ def test_lower_precisions_stay_close_to_float32(tmp_path, synthetic_archive, con
     state = last_state(tmp_path / precision)
     assert all(value.dtype == torch.float32 for value in state["model"].values())
     assert bool(state["scaler"]) == (precision == "float16")
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_for_convolutions_what_it_is_for_matrices(monkeypatch, tf32):
+    """On a GPU, PyTorch by default takes it for the former alone."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    monkeypatch.setattr(train_setup.distributed, "init", lambda device: torch.device("cuda"))
+    matrices = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", matrices.append)
+    args = SimpleNamespace(print_freq=1, precision="float32", device="cuda", tf32=tf32)
+    train_setup.join_processes(args, SimpleNamespace())
+    assert torch.backends.cudnn.allow_tf32 == tf32 and matrices == ["high"] * tf32
 
 
 def test_clipping_bounds_the_update(tmp_path, synthetic_archive):
