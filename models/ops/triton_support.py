@@ -2,8 +2,12 @@
 
 import functools
 import importlib.util
+import logging
 import os
+import shutil
+import sysconfig
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +15,8 @@ from torch import Tensor
 from audio_mamba.models.ops.private_torch import constant_when_traced
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+logger = logging.getLogger(__name__)
 
 
 def unsupported_reason(*tensors: Tensor | None) -> str | None:
@@ -30,7 +36,7 @@ def unsupported_reason(*tensors: Tensor | None) -> str | None:
         return f"the tensors are on {device}, and Triton's interpreter runs on the CPU"
     if not interpreted() and device != "cuda":
         return f"the tensors are on {device}, not on a CUDA device"
-    return None if _installed() else "the package triton is not installed"
+    return _unavailable_reason()
 
 
 @constant_when_traced
@@ -63,10 +69,26 @@ def power_of_two(number: int) -> int:
 
 
 @constant_when_traced
-def _installed() -> bool:
-    return _spec_found()
+def _unavailable_reason() -> str | None:
+    if not _installed():
+        return "the package triton is not installed"
+    return None if interpreted() else _cannot_build_reason()
 
 
 @functools.cache
-def _spec_found() -> bool:
+def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _cannot_build_reason() -> str | None:
+    """Why Triton could not launch a kernel on a GPU: it compiles a small C module of Python for that."""
+    header = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        reason = "Triton needs a C compiler, and there is no gcc, no clang and no CC"
+    elif not (header.is_file() or os.environ.get("CPATH") or os.environ.get("C_INCLUDE_PATH")):
+        reason = f"Triton needs Python's headers, and there is no {header}"
+    else:
+        return None
+    logger.warning("no Triton kernels; other kernels are used instead, which may be much slower: %s", reason)
+    return reason

@@ -11,7 +11,15 @@ from ml_collections import ConfigDict
 from audio_mamba import models
 from audio_mamba.cli.train_config import check_same_experiment
 from audio_mamba.models.mamba import Mamba
-from audio_mamba.models.ops import add_norm, causal_conv1d, dispatch, mamba_block, native, selective_scan
+from audio_mamba.models.ops import (
+    add_norm,
+    causal_conv1d,
+    dispatch,
+    mamba_block,
+    native,
+    selective_scan,
+    triton_support,
+)
 from audio_mamba.models.ops.calls import BlockCall, ConvCall
 from audio_mamba.models.ops.dispatch import NAMES, VARIABLE, Operator
 from audio_mamba.schema import check_config
@@ -160,3 +168,32 @@ class TestSwitch:
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"opt": {"learning_rate": 1.0}}))
         with pytest.raises(ValueError, match="opt.learning_rate is 1.0 there"):
             check_same_experiment(tmp_path, config)
+
+
+@pytest.fixture
+def cuda_tensor(monkeypatch):
+    """What is asked of a CUDA tensor, with Triton installed, on a machine whose compilers are not known yet."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(triton_support, "_installed", lambda: True)
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    triton_support._cannot_build_reason.cache_clear()
+    yield SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"))
+    triton_support._cannot_build_reason.cache_clear()
+
+
+def test_triton_needs_a_compiler_and_says_so_once(cuda_tensor, monkeypatch, tmp_path, caplog):
+    """As in containers that can run PyTorch but build nothing: Triton would fail at its first kernel."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for _ in range(2):
+        assert "no gcc, no clang and no CC" in triton_support.unsupported_reason(cuda_tensor)
+    assert len(caplog.records) == 1 and "other kernels are used instead" in caplog.text
+
+
+def test_triton_needs_the_headers_of_python(cuda_tensor, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(triton_support.sysconfig, "get_path", lambda *names: str(tmp_path))
+    assert f"no {tmp_path / 'Python.h'}" in triton_support.unsupported_reason(cuda_tensor)
+    triton_support._cannot_build_reason.cache_clear()
+    (tmp_path / "Python.h").touch()
+    assert triton_support.unsupported_reason(cuda_tensor) is None
