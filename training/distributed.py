@@ -114,6 +114,15 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def seed_apart(seed: int) -> None:
+    """Give every process but the main one random numbers of its own, so that a dropout is not the same in all.
+
+    Call it once the weights are drawn; the processes share those of the main one.
+    """
+    if not is_main():
+        torch.manual_seed(seed + rank())
+
+
 def mean(value: torch.Tensor) -> torch.Tensor:
     """The mean of `value` over the processes; `value` itself is not changed."""
     return total(value) / world_size() if dist.is_initialized() else value

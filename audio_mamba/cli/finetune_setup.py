@@ -206,6 +206,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
     kept = check_checkpoint(experiment, config, workdir, contents)
+    distributed.seed_apart(args.seed)
     start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(

@@ -34,6 +34,7 @@ from audio_mamba.published_names import experiments
 from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.records import read_log, read_steps
 from audio_mamba.training.report import write_report
+from audio_mamba.training.resume import load_newest
 from tests.conftest import ROOT
 from tests.training.runs import STANDALONE, finish, kill
 
@@ -341,6 +342,8 @@ def test_two_processes_equal_one(tmp_path, archive):
     np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-5)
     for found, expected in zip(*(read_log(tmp_path / name / "log.txt") for name in ("two", "one"))):
         assert found["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-4)
+    states = [process["random"]["torch"] for process in load_newest(tmp_path / "two")[1]["processes"]]
+    assert not torch.equal(*states)
 
 
 def test_all_folds_and_their_mean(tmp_path, archive, caplog):

@@ -54,6 +54,11 @@ class TestSeveralProcesses:
         assert json.loads((workdir / "config.json").read_text())["model"]["model_args"]["embed_dim"] == 48
         torch.load(workdir / "checkpoints" / "checkpoint-7.pth", weights_only=True)  # needs no allow-list
 
+    def test_the_processes_draw_numbers_of_their_own(self, undisturbed):
+        """A dropout that is the same in all would leave out the same of the whole batch."""
+        first, second = (process["random"]["torch"] for process in last_state(undisturbed[1])["processes"])
+        assert not torch.equal(first, second)
+
     @pytest.mark.slow
     def test_killed_and_restarted_it_ends_the_same(self, undisturbed, tmp_path, real_archive):
         train_arguments = arguments(tmp_path, real_archive, num_epochs=EPOCHS, batch_size=4)
