@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        print(probe(args))  # the result alone is on stdout, for other tools
+        sys.stdout.write(probe(args) + "\n")  # the result alone, for other tools; all else is logged to stderr
     except BrokenPipeError:  # the reader of the output has gone; `quiet_exit` ends the command
         raise
     except KeyboardInterrupt:
