@@ -66,7 +66,7 @@ def free_audio_config(config: ConfigDict) -> ConfigDict:
         batch_size      8 instead of 4 x 256, so that these crops make 4,000 steps
         learning_rate   1.6e-2, a peak of 1.6e-2 x 8 / 256 = 5e-4, near the paper's 6e-4
         warmup_epochs   a tenth of the run, as in the paper
-        precision       bfloat16: in float32 a step takes 1.3 (SSAM) or 1.5 times (SSAST) as long on CPUs with AVX-512;
+        precision       bfloat16: in float32 a step takes 1.4 times as long on CPUs with AVX-512 (docs/speed.md);
                         CPUs without instructions for it use float32 anyway
         scene_layout    true time order: there are no published numbers to match
     """

@@ -97,10 +97,7 @@ def get_config(name: str) -> ConfigDict:
     except ModuleNotFoundError as error:
         if not is_missing(module_name, error):
             raise
-        wanted = module_name if module_name.startswith("configs.") else f"configs.{module_name}"
-        nearest = difflib.get_close_matches(wanted, experiments(), n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "write it as configs.<experiment>"
-        raise ValueError(f"no config module {module_name!r}; {hint}") from error
+        raise ValueError(f"no config module {module_name!r}; {_hint(module_name)}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"the module {module_name!r} is not a config: it has no get_config()")
     arguments = [variant] if colon else []
@@ -110,6 +107,18 @@ def get_config(name: str) -> ConfigDict:
         problem = f"has no variants, got {variant!r}" if colon else f"needs a variant, as {module_name}:VARIANT"
         raise ValueError(f"the config {module_name} {problem}") from None
     return module.get_config(*arguments)
+
+
+def _hint(missing: str) -> str:
+    """What may have been meant by the name of a module that does not exist."""
+    path = Path(missing)
+    if path.suffix == ".py":
+        elsewhere = path.is_relative_to("..") or path.is_absolute()
+        module = ".".join((Path(path.name) if elsewhere else path).with_suffix("").parts)
+        return f"name the module, not its file: {module!r}"
+    wanted = missing if missing.startswith("configs.") else f"configs.{missing}"
+    nearest = difflib.get_close_matches(wanted, experiments(), n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else "write it as configs.<experiment>"
 
 
 def weights_file(config_name: str, weights: str | Path | None) -> Path | None:

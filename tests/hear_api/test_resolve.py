@@ -194,6 +194,9 @@ def test_weights_may_be_named_as_models_are_listed(tmp_path, monkeypatch):
     [
         ("ssam_tiny", "no config module 'ssam_tiny'; did you mean 'configs.ssam_tiny_"),
         ("configs.base", "the module 'configs.base' is not a config"),
+        ("configs/ssam_tiny_200_16x4.py", "name the module, not its file: 'configs.ssam_tiny_200_16x4'$"),
+        ("./mine/gru.py", "name the module, not its file: 'mine.gru'$"),
+        ("/anywhere/gru.py", "name the module, not its file: 'gru'$"),
     ],
 )
 @pytest.mark.parametrize("weights", [None, "nowhere"])
