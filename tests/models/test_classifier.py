@@ -143,6 +143,18 @@ def test_the_temperature_of_overconfident_logits_is_found(loss, true_temperature
     assert found == pytest.approx(true_temperature, rel=0.05)
 
 
+@pytest.mark.parametrize("loss", ["single", "multi"])
+@pytest.mark.parametrize("clips, chance", [(7, 0.92), (700, 0.999)])
+def test_a_few_clips_that_are_all_right_make_nothing_certain(loss, clips, chance):
+    """All logits are alike, so the mean target is the probability: (n + 1 / K) / (n + 1), for several labels 1 / 2."""
+    target = torch.eye(3).repeat(clips // 3 + 1, 1)[:clips]
+    logits = 4 * target if loss == "single" else 4 * target - 2
+    temperature = fit_temperature(logits, target, loss)
+    found = float(probabilities(logits, loss, temperature)[target == 1].mean())
+    assert found == pytest.approx((clips + (1 / 3 if loss == "single" else 1 / 2)) / (clips + 1), abs=1e-4)
+    assert found == pytest.approx(chance, abs=0.02)
+
+
 @pytest.mark.parametrize("frequency_first", [False, True])
 def test_a_causal_encoder_of_longer_inputs_begins_with_the_same_features(frequency_first):
     layouts = {False: ((40, 80), (200, 80), (4, 16)), True: ((80, 40), (80, 200), (16, 4))}
