@@ -1,6 +1,7 @@
 """Reads csv tables of labels and of classes, and names the line of whatever is wrong with them."""
 
 import csv
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ FILE_COLUMNS = ("file", "filename", "fname", "slice_file_name")  # ours, ESC-50,
 YOUTUBE_COLUMN = "YTID"  # AudioSet
 LABEL_COLUMNS = ("label", "labels", "positive_labels", "category")
 LAST_LABEL_COLUMN = "class"  # UrbanSound8K; in a table with one of the above it may be anything
+START_COLUMNS = ("start", "start_seconds", "onset")
 ID_COLUMNS = ("index", "idx")
 CLASS_COLUMNS = ("mid", "label")  # AudioSet, HEAR
+
+logger = logging.getLogger(__name__)
 
 Row = tuple[int, dict[str, str]]  # line number, cell under each column name
 
@@ -26,7 +30,8 @@ def composed(text: str) -> str:
 
 
 def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
-    """The labels of a table with one row per file; several rows of a file add up.
+    """The labels of a table with one row per file; several rows of a file add up, with a warning if they are of several
+    times in it.
 
     Returns:
         whether files are named by their YouTube ids, and the labels under each file name.
@@ -47,13 +52,25 @@ def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
         raise LabelError(
             f"{table} has more than one column of labels, {' and '.join(label_columns)}; rename all but one of them"
         )
+    start_column = _first_of(START_COLUMNS, columns)
     labels_under: dict[str, set[str]] = {}
+    starts_under: dict[str, set[str]] = {}
     for line, row in rows:
         name = row[file_column].strip()
         if not name:
             raise LabelError(f"{table}, line {line}: the cell under {file_column!r} is empty")
+        starts_under.setdefault(name, set()).add(row[start_column].strip() if start_column else "")
         labels = (composed(label.strip()) for label in re.split("[,;]", row[label_columns[0]]))
         labels_under.setdefault(name, set()).update(label for label in labels if label)
+    parted = [name for name, starts in starts_under.items() if len(starts) > 1]
+    if parted:
+        logger.warning(
+            "%s has labels at several times (%s) in a file, such as %s: each counts for the whole file; "
+            "if that is wrong, cut the file into one for each time",
+            table,
+            start_column,
+            parted[0],
+        )
     return file_column in _named([YOUTUBE_COLUMN], columns), labels_under
 
 

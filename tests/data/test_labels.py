@@ -166,6 +166,20 @@ def test_a_bare_name_of_files_in_several_folders_is_a_warning(tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
+@pytest.mark.parametrize("column", ["start", "Onset"])
+def test_labels_of_several_times_in_a_file_are_a_warning(tmp_path, caplog, column):
+    make_files(tmp_path / "audio", "a.wav", "b.wav")
+    rows = [f"file,{column},label", "a.wav,0.0,dog", "a.wav,0.5,cat", "b.wav,0.5,cat", "b.wav,0.5,loud"]
+    for of_a, warnings in ((2, 1), (1, 0)):
+        caplog.clear()
+        (tmp_path / "labels.csv").write_text("\n".join(rows[: 1 + of_a] + rows[3:]) + "\n")
+        found = find_labelled(tmp_path / "audio", tmp_path / "labels.csv")
+        assert labels_by_name(found) == {"a.wav": ("cat", "dog") if of_a == 2 else ("dog",), "b.wav": ("cat", "loud")}
+        messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(messages) == warnings
+        assert all(f"at several times ({column}) in a file, such as a.wav" in message for message in messages)
+
+
 def test_labels_folds_and_groups_are_composed(tmp_path):
     """macOS writes names of folders with é in two characters; tables mostly have one."""
     one, two = "caf\u00e9", "cafe\u0301"
