@@ -113,8 +113,8 @@ def _as_tensor(audio: np.ndarray | Tensor, name: str) -> Tensor:
             f"{name} must be an array or tensor of floating-point samples in [-1, 1], got {type(audio).__name__}"
         )
     if not isinstance(audio, Tensor) or not audio.is_floating_point():
-        raise InputError(
-            f"{name} must be floating-point samples in [-1, 1], got {audio.dtype}; integer PCM needs scaling "
-            "first (int16: divide by 32768)"
-        )
+        advice = "integer PCM needs scaling first (int16: divide by 32768)"
+        if isinstance(audio, np.ndarray) and audio.dtype.kind in "OSU":
+            advice = "pass paths, or clips of several lengths, as a list"
+        raise InputError(f"{name} must be floating-point samples in [-1, 1], got {audio.dtype}; {advice}")
     return audio.detach()

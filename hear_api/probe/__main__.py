@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODELS = ["ssam_tiny_free_audio", "logmel"]
 
 
-def probe(args: argparse.Namespace) -> str:
-    """The command's work; returns the table."""
+def probe(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The command's work; returns the table, and the names of the files in --out."""
     from audio_mamba.hear_api.probe.classify import classify
     from audio_mamba.hear_api.probe.clips import read_clips
     from audio_mamba.hear_api.probe.features import embeddings, find_models
@@ -38,8 +38,8 @@ def probe(args: argparse.Namespace) -> str:
         features = embeddings(model, clips, args.out / "embeddings", args.device)
         results += [(model.name, result) for result in classify(features, clips.targets(), rounds, clips.multi_label)]
     rows = compare(results, clips)
-    write(args.out, rows, results, clips)
-    return markdown(rows, clips)
+    written = write(args.out, rows, results, clips)
+    return markdown(rows, clips), written
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.probe") -> None:
@@ -82,7 +82,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        sys.stdout.write(probe(args) + "\n")  # the result alone, for other tools; all else is logged to stderr
+        table, written = probe(args)
+        sys.stdout.write(table + "\n")  # the result alone, for other tools; all else is logged to stderr
     except BrokenPipeError:  # the reader of the output has gone; `quiet_exit` ends the command
         raise
     except KeyboardInterrupt:
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         raise SystemExit(f"probe: {error}") from None
     except ImportError as error:
         raise SystemExit(f'probe: {error}; install the extra: pip install "audio-mamba[probe]"') from None
-    logger.info("written to %s: results.md, results.csv, per_class.csv, pictures, and the embeddings", args.out)
+    logger.info("written to %s: %s, and the embeddings", args.out, ", ".join(written))
 
 
 if __name__ == "__main__":

@@ -80,8 +80,11 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder / PREDICTIONS} exists already and no probe wrote it; choose another --out")
 
 
-def write(folder: Path, rows: list[Row], results: list[tuple[str, Result]], clips: Clips) -> None:
-    """Write all files into a folder, each whole or not at all, without those of an earlier probe."""
+def write(folder: Path, rows: list[Row], results: list[tuple[str, Result]], clips: Clips) -> list[str]:
+    """Write all files into a folder, each whole or not at all, without those of an earlier probe.
+
+    Returns their names.
+    """
     import pandas as pd
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,9 +96,12 @@ def write(folder: Path, rows: list[Row], results: list[tuple[str, Result]], clip
     for name, table in tables.items():
         _write_text(folder / name, table.to_csv(index=False))
     _write_text(folder / "results.md", markdown(rows, clips))
+    written = ["results.md", *tables]
     if not clips.multi_label and len(clips.vocabulary) <= MAX_DRAWN:
         for model in dict.fromkeys(model for model, _ in results):
-            _draw_confusion(folder, model, next(result for name, result in results if name == model), clips)
+            result = next(result for name, result in results if name == model)
+            written.append(_draw_confusion(folder, model, result, clips))
+    return written
 
 
 def _per_class(results: list[tuple[str, Result]], clips: Clips):
@@ -134,7 +140,7 @@ def _predictions(results: list[tuple[str, Result]], clips: Clips):
     return pd.DataFrame(table)
 
 
-def _draw_confusion(folder: Path, model: str, result: Result, clips: Clips) -> None:
+def _draw_confusion(folder: Path, model: str, result: Result, clips: Clips) -> str:
     from matplotlib.figure import Figure
 
     tested = ~np.isnan(result.scores[:, 0])
@@ -154,8 +160,10 @@ def _draw_confusion(folder: Path, model: str, result: Result, clips: Clips) -> N
     axes.set_ylabel("true")
     axes.set_title(f"{model}, {result.classifier}", fontsize=9, **as_given)
     figure.colorbar(image, shrink=0.7, label="percent of the true label")
-    with atomic_write(folder / f"confusion-{as_file_name(model)}.png") as file:
+    name = f"confusion-{as_file_name(model)}.png"
+    with atomic_write(folder / name) as file:
         figure.savefig(file, format="png", dpi=120)
+    return name
 
 
 def _write_text(path: Path, text: str) -> None:

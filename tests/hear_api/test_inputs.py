@@ -110,6 +110,8 @@ def test_invalid_audio_is_refused_in_one_sentence(runtime, audio, message):
         (list(np.zeros(300, np.float32)), {}, "a list of numbers; pass the samples"),
         (["a.wav", 3], {}, "a list of numbers; pass the samples"),
         ([[0.0] * 300], {}, "clip 0 of 1 must be an array or tensor of floating-point samples in .* got list$"),
+        (np.array(["a.wav"]), {}, "got <U5; pass paths, or clips of several lengths, as a list$"),
+        (np.array(["a.wav"], object), {}, "got object; pass paths, or clips of several lengths, as a list$"),
         ("absent.wav", {}, "absent.wav: no such audio file"),
     ],
 )

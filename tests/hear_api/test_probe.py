@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import logging
 import os
 import shutil
 
@@ -181,8 +182,17 @@ def test_a_hear_task_keeps_its_splits(tmp_path):
         main([str(task), "--out", str(tmp_path / "out")])
 
 
-def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path):
+def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+
+    def files_that_it_names():
+        """Which are those that are there."""
+        ((named, _),) = [r.getMessage().split(": ")[1].rsplit(", and") for r in caplog.records if "written" in r.msg]
+        assert {*named.split(", "), "embeddings"} == set(os.listdir(tmp_path / "out"))
+        caplog.clear()
+
     main([str(folder), "--model", "logmel", "--out", str(tmp_path / "out")])
+    files_that_it_names()
     of_one_label = {"predictions.csv", "confusion-logmel.png"}
     assert of_one_label < set(os.listdir(tmp_path / "out"))
     rows = [f'{kind}/{n}.wav,"{kind},{"even" if n % 2 else "odd"}"' for kind in KINDS for n in range(10)]
@@ -197,6 +207,7 @@ def test_several_labels_are_judged_by_mean_average_precision(folder, tmp_path):
         ]
     assert len(precisions) == 5 and float(row["score"]) == pytest.approx(np.mean(precisions))
     assert "mAP" in (tmp_path / "out" / "results.md").read_text()
+    files_that_it_names()
     assert not of_one_label & set(os.listdir(tmp_path / "out"))  # they would be those of the earlier probe
 
 
