@@ -289,6 +289,8 @@ def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, C
     """The folders to make, and which files go into each."""
     if validation is None:
         yield out_dir, None
+    elif (out_dir / MANIFEST_NAME).exists():
+        raise ValueError(f"{out_dir} is an archive without --validation, of all files; choose another OUT_DIR")
     else:
         yield out_dir / "train", lambda names: set(range(len(names))) - _held_out_with_warning(names, validation)
         yield out_dir / "validation", lambda names: held_out(names, validation)

@@ -182,6 +182,9 @@ def test_a_share_of_the_files_is_kept_for_validation(tree, tmp_path, capsys):
     before = contents(tmp_path / "out" / "train")
     main(arguments)
     assert "was complete already" in capsys.readouterr().out and contents(tmp_path / "out" / "train") == before
+    with pytest.raises(SystemExit, match="whole is an archive without --validation, of all files"):
+        main([str(tree), str(tmp_path / "whole"), *arguments[2:]])
+    assert not (tmp_path / "whole" / "train").exists()
 
 
 def test_the_files_for_validation_depend_on_their_paths_alone():
