@@ -71,8 +71,7 @@ def load_audio(
         AudioError: the file is missing, unreadable, empty, damaged, cut off, too short, or holds NaN or Inf.
         UnexpectedAudioError: anything else goes wrong, as by a mistake in a decoder.
     """
-    blocks = list(stream_audio(path, sample_rate, channel))
-    audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    audio = np.concatenate(list(stream_audio(path, sample_rate, channel)))
     if len(audio) < min_samples:
         raise AudioFileError(path, f"too short, {len(audio)} samples at {sample_rate} Hz; {min_samples} are needed")
     return audio

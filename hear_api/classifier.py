@@ -233,7 +233,7 @@ def window_count(frames: int, window_frames: int, hop_frames: int) -> int:
     The last one may be shorter, down to a tenth of a window. The last frame of a clip is centred on its end, so it does
     not count.
     """
-    length = max(1, frames - 1)
+    length = frames - 1
     last = max(0, -(-(length - window_frames) // hop_frames))
     if last and length - last * hop_frames < SHORTEST_WINDOW * window_frames:
         last -= 1

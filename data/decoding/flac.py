@@ -103,7 +103,7 @@ def _frame(header: bytes) -> Frame | None:
         return None
     lead = header[4]
     extra = 0 if lead < 0x80 else 8 - (lead ^ 0xFF).bit_length() - 1  # bytes of the number, coded as in UTF-8
-    if extra < 0 or extra > 6 or 0x80 <= lead < 0xC0:
+    if extra > 6 or 0x80 <= lead < 0xC0:
         return None
     number = lead if extra == 0 else lead & (1 << 6 - extra) - 1
     for byte in header[5 : 5 + extra]:
