@@ -175,8 +175,9 @@ def test_a_voc_of_many_blocks_is_read_exactly(tmp_path, caplog):
         whole = voc(*blocks) + b"\0"
         np.testing.assert_array_equal(load(tmp_path / "whole.voc", whole, sample_rate=8000), expected)
         assert not caplog.records
-        with pytest.raises(AudioError, match="cut.voc: cut off, its last block lacks 4000 bytes"):
-            load(tmp_path / "cut.voc", whole[:-4001])
+        for lacking in (1, 4000):
+            with pytest.raises(AudioError, match=f"cut.voc: cut off, its last block lacks {lacking} bytes"):
+                load(tmp_path / "cut.voc", whole[: -1 - lacking])
         for damaged in (whole[:15_000] + whole[16_000:], voc(*blocks, (3, b"\xff\0\x83"))):
             with pytest.raises(AudioError, match="damaged|of kind 3, which is not read"):
                 load(tmp_path / "damaged.voc", damaged)
@@ -506,6 +507,23 @@ def test_other_channels_in_a_later_part_are_named(tmp_path, caplog):
     caplog.clear()
     load(tmp_path / "joined.wav", content)
     assert not caplog.records
+
+
+def test_all_of_a_file_decides_whether_channels_cancel_out(tmp_path, caplog):
+    """Not its first block, of ten seconds."""
+    left = np.tile(truth(), 4)
+    right = np.where(np.arange(len(left)) < len(left) // 2, -left, left)
+    soundfile.write(tmp_path / "phase.wav", stereo(left, right), RATE)
+    load_audio(tmp_path / "phase.wav")
+    assert not caplog.records
+
+
+def test_three_channels_are_named_once(tmp_path, caplog):
+    soundfile.write(tmp_path / "three.wav", np.tile(truth()[:, None], (4, 3)), RATE, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "three.wav"), np.tile(truth(), 4), atol=1e-6)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/three.wav: its 3 channels are mixed into one"
+    ]
 
 
 def test_silence_is_not_opposite_phase(tmp_path, caplog):
