@@ -260,6 +260,7 @@ def test_a_wrong_index_gives_one_sentence_and_the_shard_is_read_without_it(tmp_p
         {"shard_bytes": None},
         {"shard_bytes": np.array("text")},
         {"shard_bytes": np.arange(4)},
+        {"shard_digest": np.array("", object)},  # whose unpickling could run anything
     ],
     ids=str,
 )
@@ -269,6 +270,13 @@ def test_an_index_without_usable_columns_is_named(tmp_path, changed):
     with pytest.raises(ArchiveError, match="a.index.npz is damaged"):
         read_index(tmp_path / "a.tar")
     assert len(read_index(tmp_path / "a.tar", report=lambda problem: None)) == 3
+
+
+def test_samples_without_labels_are_indexed_too(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as tar:
+        tar.write({"__key__": "clip000", "data.npy": array_bytes.encode(clip(0))})
+    index_command([str(tmp_path)])
+    assert read_index(tmp_path / "a.tar").places["frames"].tolist() == [len(clip(0))]
 
 
 @pytest.mark.parametrize("place", ["first", "last"])

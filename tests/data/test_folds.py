@@ -35,6 +35,12 @@ def test_a_group_is_in_one_fold():
     assert {folds.count(fold) for fold in set(folds)} == {16}
 
 
+def test_a_clip_of_several_labels_counts_for_its_rarest():
+    names = [f"{number}.wav" for number in range(200)]
+    folds = deal(names, [("always", "rare") if number % 10 == 0 else ("always",) for number in range(200)])
+    assert sorted(folds[::10]) == [f"fold{number // 4}" for number in range(20)]
+
+
 def test_digits_that_are_no_numbers_are_part_of_a_name():
     assert fold_names(["2²", "10", "1²", "1"]) == ["1", "1²", "2²", "10"]
 

@@ -229,6 +229,9 @@ def test_archives_that_do_not_fit(tmp_path):
             read_labelled([first, other], PUBLISHED)
     with pytest.raises(ArchiveError, match="has no labels"):
         read_labelled([write_archive(tmp_path / "none", [[]], [9], classes=[])], PUBLISHED)
+    (first / "manifest.json").unlink()
+    with pytest.raises(ArchiveError, match="has no labels"):
+        read_labelled([first], PUBLISHED)
     with pytest.raises(ArchiveError, match="labels are \\[7\\], but there are 3 classes"):
         read_labelled([write_archive(tmp_path / "beyond", [[7]], [9])], PUBLISHED)
 

@@ -91,8 +91,10 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
 
 def test_missing_seeds_and_tasks_are_warned_about(base_dir, tmp_path, caplog):
     (base_dir / "configs.ssam_r1_02" / "vox" / "test.predicted-scores.json").unlink()
+    (base_dir / "another folder").mkdir()
     with caplog.at_level(logging.WARNING):
         summary = aggregation.summarise(aggregation.read_results(base_dir))
+    assert f"skipping {base_dir / 'another folder'}: its name is not" in caplog.text
     assert "skipping 1 runs without scores, the first is configs.ssam_r1_02/vox" in caplog.text
     assert "configs.ssam_r1 on vox: no scores for seeds 2" in caplog.text
     assert summary.loc[("configs.ssam_r1", "vox"), "seeds"] == 2

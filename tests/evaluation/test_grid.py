@@ -44,6 +44,7 @@ def test_grids_of_the_kit_are_accepted_by_name():
     [
         ('{"max_epoch": [5]}', "unknown key 'max_epoch'; did you mean max_epochs?"),
         ('{"max_epochs": 5}', "max_epochs must be a list"),
+        ('{"max_epochs": []}', "max_epochs must be a list"),
         ('{"optim": ["Adom"]}', "torch.optim has no Adom"),
         ("quick", "GRID: 'quick' is neither published, small, default"),
         ('{"lr": [', "GRID"),
