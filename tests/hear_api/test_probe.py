@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from matplotlib.axes import Axes
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
@@ -18,9 +19,10 @@ from audio_mamba.data.folds import Split
 from audio_mamba.data.prepare import main as prepare
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.pretrained import save_pretrained
+from audio_mamba.hear_api.probe import report
 from audio_mamba.hear_api.probe.__main__ import main
-from audio_mamba.hear_api.probe.classify import bootstrap, classify, metric
-from audio_mamba.hear_api.probe.clips import deal, read_clips
+from audio_mamba.hear_api.probe.classify import Result, bootstrap, classify, interval, metric
+from audio_mamba.hear_api.probe.clips import Clips, deal, read_clips
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 
@@ -92,14 +94,14 @@ def test_its_table_agrees_with_a_script_on_its_saved_embeddings(folder, tmp_path
     assert sum(int(row["clips"]) * float(row["recall"]) for row in recalls) == pytest.approx(right)
 
 
-@pytest.mark.parametrize("width", [10, 60])
-def test_scores_on_validation_and_test_clips_are_those_of_sklearn(width):
+@pytest.mark.parametrize("width, classes", [(10, 3), (60, 3), (10, 2)])
+def test_scores_on_validation_and_test_clips_are_those_of_sklearn(width, classes):
     """60 numbers for 24 training clips: the regression in the span of the clips is the one in all dimensions."""
     rng = np.random.default_rng(0)
-    labels = np.arange(40) % 3
+    labels = np.arange(40) % classes
     features = rng.standard_normal((40, width)) + 0.5 * np.repeat(np.eye(2)[labels % 2], width // 2, axis=1)
     part = Split(np.arange(24), np.arange(24, 32), np.arange(32, 40))
-    (result,) = classify(features, np.eye(3, dtype=bool)[labels], [part], False, ("logistic regression",))
+    (result,) = classify(features, np.eye(classes, dtype=bool)[labels], [part], False, ("logistic regression",))
     for train, scored, scores in (
         (part.train, part.valid, result.valid_scores),
         (np.arange(32), part.test, result.scores),
@@ -110,6 +112,106 @@ def test_scores_on_validation_and_test_clips_are_those_of_sklearn(width):
         expected = model.predict_proba((features[scored] - mean) / std)
         np.testing.assert_allclose(scores[scored], expected, atol=2e-5)
         assert np.isnan(np.delete(scores, scored, axis=0)).all()
+
+
+def test_several_labels_have_a_regression_each():
+    """But those that no clip, or every clip, has."""
+    rng = np.random.default_rng(0)
+    features, targets = rng.standard_normal((40, 10)), rng.random((40, 3)) < 0.4
+    features[:, :3] += targets
+    targets = np.column_stack([targets, np.zeros(40, bool), np.ones(40, bool)])
+    part = Split(np.arange(24), np.arange(24, 32), np.arange(32, 40))
+    (result,) = classify(features, targets, [part], True, ("logistic regression",))
+    for train, scored, scores in (
+        (part.train, part.valid, result.valid_scores),
+        (np.arange(32), part.test, result.scores),
+    ):
+        x = (features - features[train].mean(axis=0)) / features[train].std(axis=0)
+        for number in range(3):
+            model = LogisticRegression(C=result.chosen[0], tol=1e-9, max_iter=10000)
+            expected = model.fit(x[train], targets[train, number]).predict_proba(x[scored])[:, 1]
+            np.testing.assert_allclose(scores[scored, number], expected, atol=2e-5)
+        assert (scores[scored, 3:] == [0, 1]).all()
+
+
+def test_the_nearest_clips_by_cosine_vote_the_nearer_counting_more():
+    rng, labels = np.random.default_rng(0), np.arange(40) % 3
+    features, targets = rng.standard_normal((40, 6)) + np.eye(3, 6)[labels], np.eye(3, dtype=bool)[labels]
+    part = Split(np.arange(24), np.arange(24, 32), np.arange(32, 40))
+
+    def by_hand(train, scored, k):
+        x = (features - features[train].mean(axis=0)) / features[train].std(axis=0)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        distances = 1 - x[scored] @ x[train].T
+        nearest = np.argsort(distances, axis=1)[:, :k]
+        weights = 1 / np.take_along_axis(distances, nearest, axis=1)[:, :, None]  # [scored, k, 1]
+        return (weights * targets[train][nearest]).sum(axis=1) / weights.sum(axis=1)
+
+    (result,) = classify(features, targets, [part], False, ("k-NN",))
+    right = {k: (by_hand(part.train, part.valid, k).argmax(1) == labels[part.valid]).sum() for k in (1, 3, 5, 10, 20)}
+    assert result.chosen == [max(right, key=lambda k: (right[k], -k))]
+    found = result.valid_scores[part.valid], result.scores[part.test]
+    np.testing.assert_allclose(found[0], by_hand(part.train, part.valid, result.chosen[0]))
+    np.testing.assert_allclose(found[1], by_hand(np.arange(32), part.test, result.chosen[0]))
+
+
+def test_tables_and_pictures_against_counting_by_hand(tmp_path, monkeypatch):
+    """Ten tested clips and two that never were; the second model is right on one more than the first."""
+    labels = ["a"] * 6 + ["b"] * 4 + ["a", "b"]
+    clips = Clips(tmp_path, list("0123456789xy"), None, [(label,) for label in labels], ["a", "b"], ["s"] * 12)
+
+    def result(classifier, guesses):
+        scores = np.full((12, 2), np.nan)
+        scores[:10] = np.where(np.array(list(guesses))[:, None] == np.array(["a", "b"]), 0.9, 0.1)
+        return Result(classifier, scores, scores, [1.0])
+
+    drawn, imshow = [], Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda self, image, **rest: drawn.append(image) or imshow(self, image, **rest))
+    results = [
+        ("first", result("one", "aaaabbbaba")),
+        ("first", result("two", "bbbbbbbbbb")),
+        ("second", result("one", "aaaaabbaba")),
+        ("second", result("two", "bbbbbbbbbb")),
+    ]
+    rows = report.compare(results, clips)
+    assert [(row.model, row.classifier, row.score) for row in rows] == [
+        ("first", "one", 0.6),
+        ("first", "two", 0.4),
+        ("second", "one", 0.7),
+        ("second", "two", 0.4),
+    ]
+    assert [row.difference for row in rows] == pytest.approx([0, 0, 0.1, 0])
+    assert rows[2].difference_low == 0 < rows[2].difference_high <= 0.4, "paired: never worse on any clip"
+    assert all(row.difference_low == row.difference_high == 0 for row in (rows[0], rows[1], rows[3]))
+    report.write(tmp_path, rows, results, clips)
+    with open(tmp_path / "per_class.csv") as file:
+        per_class = [
+            (row["label"], int(row["clips"]), float(row["recall"]), float(row["precision"]))
+            for row in csv.DictReader(file)
+        ]
+    assert per_class[:4] == [("a", 6, 4 / 6, 4 / 6), ("b", 4, 2 / 4, 2 / 4), ("a", 6, 0, 0), ("b", 4, 1, 4 / 10)]
+    with open(tmp_path / "predictions.csv") as file:
+        guessed = ["".join(row["first, one"] for row in csv.DictReader(file))]
+    assert guessed == ["aaaabbbaba"]
+    np.testing.assert_allclose(drawn, 100 * np.array([[[4, 2], [2, 2]], [[5, 1], [2, 2]]]) / [[6], [4]])
+    assert interval(np.arange(1001) / 1000) == pytest.approx((0.025, 0.975))
+
+
+def test_clips_of_one_recording_of_an_archive_are_in_one_fold(tmp_path):
+    for number in range(12):
+        (tmp_path / "audio" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        audio = np.random.default_rng(number).standard_normal(48000) / 10
+        soundfile.write(tmp_path / "audio" / "ab"[number % 2] / f"{number}.wav", audio, 16000)
+    prepare([str(tmp_path / "audio"), str(tmp_path / "archive"), "--clip-seconds", "1"])
+    clips = read_clips(tmp_path / "archive")
+    files = [name.split("/")[1].split("_")[0] for name in clips.names]
+    assert len(clips.names) == 36 and len(set(zip(files, clips.splits))) == 12
+
+
+def test_an_archive_of_another_front_end_is_refused(tmp_path, folder):
+    prepare([str(folder), str(tmp_path / "archive"), "--front-end", "mel_max_hz=7000"])
+    with pytest.raises(SystemExit, match="archive.* has another front end: mel_max_hz is 7000"):
+        main([str(tmp_path / "archive"), *MODELS[:2], "--out", str(tmp_path / "out")])
 
 
 def test_embeddings_are_kept_until_model_or_clips_change(folder, tmp_path, monkeypatch):
