@@ -239,6 +239,22 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, weights, recor
     assert seen == [["index.csv"], out]
 
 
+def test_the_last_window_ends_with_the_recording(tmp_path, weights):
+    soundfile.write(tmp_path / "a.wav", sound("high", 3), RATE)
+    for name in ("p.csv", "p.jsonl"):
+        run(tmp_path / "a.wav", "--weights", weights, "--window", 2, "--out", tmp_path / name)
+    assert [(row["start"], row["end"]) for row in rows_of(tmp_path / "p.csv")] == [("0.0", "2.0"), ("2.0", "3.0")]
+    windows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [(window["start"], window["end"]) for window in windows] == [(0.0, 2.0), (2.0, 3.0)]
+
+
+def test_a_threshold_of_0_gives_all_labels_and_1_what_is_certain(tmp_path, weights, recording):
+    for threshold, count in ((0, 3), (1, 0)):
+        out = tmp_path / f"{threshold}.csv"
+        run(recording[0], "--weights", weights, "--threshold", threshold, "--out", out)
+        assert len(rows_of(out)) == count
+
+
 def test_labels_of_several_lines_stay_on_one():
     spans = [Label(0, 1, "a\tb\nc", 0.5)]
     assert parse_audacity(audacity_track(spans)) == [(0, 1, "a b c")]
@@ -392,7 +408,9 @@ def test_folders_that_are_no_classifier(tmp_path, weights):
     (tmp_path / "fold-1" / "classifier").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="a classifier for each fold; name one"):
         find_classifier(tmp_path)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(FileNotFoundError):
+            load_classifier(tmp_path)
         (tmp_path / name).write_bytes((weights / name).read_bytes())
     entries = json.loads((weights / "config.json").read_text())
     for change, message in (({"format": "other"}, "its format is not"), ({"classes": ["a"]}, "another architecture")):
@@ -426,8 +444,11 @@ def test_a_copied_classifier_is_the_same(tmp_path, weights):
     with pytest.raises(SystemExit, match="as .pt2, or without a suffix"):
         export.main(["--weights", str(weights), "--out", str(tmp_path / "c.onnx")])
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(SystemExit, match="holds something else"):
-        export.main(["--weights", str(weights), "--out", str(tmp_path / "run")])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"format": "of another program"}')
+    for name in ("run", "model"):
+        with pytest.raises(SystemExit, match="holds something else"):
+            export.main(["--weights", str(weights), "--out", str(tmp_path / name)])
 
 
 def test_a_classifier_is_not_copied_onto_itself(tmp_path, weights):

@@ -284,7 +284,8 @@ def test_shares_cover_the_list_once_and_in_order(count):
         assert interleaved[-1] == range(count - 1, length, count)
 
 
-def test_joined_journals_read_like_one(tmp_path):
+def test_joined_journals_read_like_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("audio_mamba.hear_api.journal.READ_ROWS", 3)
     rows = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
     folders = [tmp_path / name for name in "ab"]
     for folder, part in zip(folders, (rows[:4], rows[4:])):
@@ -294,4 +295,6 @@ def test_joined_journals_read_like_one(tmp_path):
         journal.close()
     joined = JoinedJournal(tmp_path, folders, {"channel": "mix"}, 3)
     assert [entry.path for entry in joined.entries] == ["a", "b"] and joined.count == 10
-    np.testing.assert_array_equal(np.concatenate(list(joined.read_rows())), rows)
+    blocks = list(joined.read_rows())
+    assert list(map(len, blocks)) == [3, 3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate(blocks), rows)

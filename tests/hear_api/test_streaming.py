@@ -129,6 +129,9 @@ def test_invalid_input_is_refused(runtime):
     for statistics in ("mean", (1.0,), (0.0, -1.0), (0.0, 0.0), 5):
         with pytest.raises(ValueError, match="statistics must be"):
             StreamingSSAM(runtime, statistics)
+    for seconds in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="warmup_seconds must be positive"):
+            StreamingSSAM(runtime, "warmup", seconds)
     with pytest.raises(ValueError, match=r"SSAST \(ssast_tiny\) is not causal"):
         StreamingSSAM(RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1), None))
 
