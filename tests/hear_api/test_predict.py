@@ -520,6 +520,13 @@ def test_each_channel_has_labels_of_its_own(tmp_path, weights):
     assert table[1].split("\t")[2] == "2"  # Raven counts channels from 1
 
 
+def test_the_most_likely_classes_come_first(weights):
+    classifier = load_classifier(weights, "cpu")
+    (all_of_them,) = classifier.predict([sound("high", 1)])
+    (likely,) = classifier.predict([sound("high", 1)], top=2)
+    assert list(likely) == list(all_of_them)[:2] and list(likely)[0] == "high" and len(all_of_them) == 3
+
+
 @pytest.mark.parametrize("top", [0, -1, 1.5, "2"])
 def test_top_is_a_number_of_classes(weights, top):
     with pytest.raises(ValueError, match="top must be a whole number of classes"):
