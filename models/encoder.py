@@ -141,7 +141,7 @@ class MaskedSpectrogramEncoder(nn.Module):
 
     def _time_first(self, x: Tensor) -> Tensor:
         """A checked input as [B, C, T, M]."""
-        if x.dim() != 4 or tuple(x.shape[1:]) != (self.in_chans, *self.img_size):
+        if tuple(x.shape[1:]) != (self.in_chans, *self.img_size):
             raise ValueError(
                 f"expected a spectrogram [B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}], "
                 f"got {list(x.shape)}"
@@ -283,9 +283,8 @@ class MaskedSpectrogramEncoder(nn.Module):
         if found is None or found.shape == self.pos_embed.shape:
             return dict(state)
         token = self.cls_token is not None
-        patches = found.shape[1] - token
-        if found.dim() == 3 and found.shape[2] == self.embed_dim and patches % bands == 0:
-            rule = sincos_position_embedding((patches // bands, bands), self.embed_dim, token)
+        if found.dim() == 3 and found.shape[2] == self.embed_dim and (found.shape[1] - token) % bands == 0:
+            rule = sincos_position_embedding(((found.shape[1] - token) // bands, bands), self.embed_dim, token)
             if (found[0].float() - torch.from_numpy(rule)).abs().max() < 1e-3:  # weights may be stored in float16
                 return {**state, "pos_embed": self.pos_embed.detach()}
         raise ValueError(

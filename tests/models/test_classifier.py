@@ -177,6 +177,9 @@ def test_positions_of_another_rule_are_not_continued():
     state["pos_embed"] = state["pos_embed"] + 0.1
     with pytest.raises(ValueError, match="sine-cosine rule"):
         longer.with_own_positions(state)
+    for shape in ((51 * 48,), (51, 48), (1, 51, 24), (1, 53, 48)):  # other sizes, and no whole number of steps
+        with pytest.raises(ValueError, match="sine-cosine rule"):
+            longer.with_own_positions({**state, "pos_embed": torch.zeros(shape)})
     half = {key: value.half() for key, value in encoder_of("ssast_tiny").state_dict().items()}
     assert longer.with_own_positions(half)["pos_embed"].shape == longer.pos_embed.shape
 
