@@ -88,13 +88,22 @@ def test_settings_of_the_published_front_end():
         (["n_fft=401"], "front_end.n_fft must be even, got 401"),
         (["mel_max_hz=9000"], "mel_max_hz <= sample_rate / 2 must hold, got 50, 9000 and a sample_rate of 16000"),
         (["mel_max_hz=8000.0001"], "must hold, got 50, 8000.0001 and a sample_rate of 16000"),
+        (["mel_min_hz=8000"], "must hold, got 8000, 8000 and a sample_rate of 16000"),
         (["log_offset=0"], "front_end.log_offset must be a positive number, got 0.0"),
+        (["log_offset=inf"], "front_end.log_offset must be a positive number, got inf"),
         (["mel_min_hz=nan"], "front_end.mel_min_hz must be a number of at least 0, got nan"),
     ],
 )
 def test_settings_that_are_not_valid(entries, message):
     with pytest.raises(FrontEndError, match=message):
         parse_settings(entries)
+
+
+@pytest.mark.parametrize("name", ["n_mels", "log_offset"])
+def test_true_is_no_number(name):
+    """Though Python takes it for 1."""
+    with pytest.raises(FrontEndError, match=f"front_end.{name} must be a .*number of at least ., got True"):
+        FrontEnd.from_settings({name: True})
 
 
 def test_a_difference_is_printed_with_all_digits():

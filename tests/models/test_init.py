@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from audio_mamba import models
+from audio_mamba.models.mamba import Mamba
 
 DIM, INNER, RANK, DEPTH = 192, 576, 12, 12
 
@@ -146,3 +147,17 @@ def test_every_key_follows_its_published_distribution(arch, rules, args):
             rules[name](values)
         except AssertionError as error:
             raise AssertionError(f"{key}: {error}") from error
+
+
+def test_both_scans_of_a_shared_mixer_begin_alike():
+    state = models.mamba_ssast_tiny(depth=1, direction="both_scans").state_dict()
+    for name in ("A_log", "A_b_log"):
+        a_log(state[f"blocks.0.mixer.{name}"])
+
+
+def test_no_step_begins_below_the_floor():
+    torch.manual_seed(0)
+    mixer = Mamba(64, dt_min=1e-6, dt_max=1.0, dt_init_floor=0.01)
+    mixer.init_weights(depth=1)
+    steps = torch.nn.functional.softplus(mixer.dt_proj.bias.double())
+    assert steps.min().item() == pytest.approx(0.01, rel=1e-4) and steps.max() > 0.1

@@ -125,6 +125,11 @@ class TestDecoder:
         assert numbers == {}
         np.testing.assert_allclose(objective.picture(clips)[0].detach().numpy(), predicted, atol=1e-4)
 
+    def test_its_groups_divide_any_width(self):
+        for width, groups in ((48, 16), (24, 8), (12, 4)):
+            decoder = build(encoder(embed_dim=width), decoder_layers=1).module.head
+            assert {layer.groups for layer in decoder.layers} == {groups}
+
     def test_it_is_trained_and_kept_beside_the_encoder(self):
         model = encoder()
         objective = build(model, decoder_layers=1)
@@ -271,6 +276,24 @@ class TestTeacher:
         optimizer.step()
         assert all(torch.equal(before[key], value) for key, value in objective.teacher.state_dict().items())
         assert not objective.teacher.training and objective.module.training
+
+    def test_buffers_are_those_of_the_student(self):
+        """Such as the statistics of a batch norm: they are averages already."""
+        model = encoder()
+        model.register_buffer("seen", torch.zeros(2))
+        objective = teacher(model)
+        model.seen += 3
+        objective.after_step(0.5)
+        model.seen += 1  # it is a copy
+        assert objective.teacher.seen.tolist() == [3, 3]
+
+    def test_its_targets_leave_no_hook_in_the_teacher(self):
+        """One that stays would keep the outputs of all later batches."""
+        objective = teacher(encoder())
+        objective.targets(batch()["spectrogram"])
+        with pytest.raises(RuntimeError):
+            objective.teacher.block_outputs(torch.zeros(1, 2, 7), 2)  # another width
+        assert not any(block._forward_hooks for block in objective.teacher.blocks)
 
     def test_a_new_run_starts_with_the_weights_of_the_student(self):
         model = encoder()
@@ -423,6 +446,9 @@ def test_the_deviation_over_clips_tells_a_collapse():
         ("teacher", {"last_blocks": 2, "decay": "0.9"}, "decay and final_decay must be in .* got '0.9' and 0.9999"),
         ("teacher", {"last_blocks": 2, "beta": math.inf}, "beta must be a finite number above 0, or None .* got inf"),
         ("teacher", {"last_blocks": 2, "decay": 1.5}, "decay and final_decay must be in .* got 1.5 and 0.9999"),
+        ("teacher", {"last_blocks": 2, "decay": -0.1}, "decay and final_decay must be in .* got -0.1 and 0.9999"),
+        ("teacher", {"last_blocks": 2, "final_decay": 1.5}, "decay and final_decay must be in .* got 0.999 and 1.5"),
+        ("teacher", {"last_blocks": 2, "final_decay": "1"}, "decay and final_decay must be in .* got 0.999 and '1'"),
         ("teacher", {"last_blocks": 2, "final_decay": 0.5}, "the first at most the second, got 0.999 and 0.5"),
         ("teacher", {"last_blocks": 2, "beta": 0.0}, "beta must be a finite number above 0, or None .* got 0.0"),
         (
@@ -431,10 +457,12 @@ def test_the_deviation_over_clips_tells_a_collapse():
             "reconstruction_weight must be a finite number of at least 0, got -1",
         ),
         ("teacher", {"last_blocks": 2, "norm_pix_loss": True}, "need opt.objective_args.reconstruction_weight above 0"),
+        ("teacher", {"last_blocks": 2, "masked_only_loss": True}, "need opt.objective_args.reconstruction_weight abo"),
         ("joint", {"generative_weight": math.nan}, "generative_weight must be a finite number of at least 0, got nan"),
         ("joint", {"generative_weight": math.inf}, "generative_weight must be a finite number of at least 0, got inf"),
         ("joint", {"generative_weight": "1"}, "generative_weight must be a finite number of at least 0, got '1'"),
         ("joint", {"masked_only_loss": True}, "do not apply to opt.objective 'joint'"),
+        ("joint", {"norm_pix_loss": True}, "do not apply to opt.objective 'joint'"),
         ("joint", {"temperature": 1}, "opt.objective_args: unexpected keyword argument 'temperature'; accepted"),
     ],
 )

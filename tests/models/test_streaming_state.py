@@ -32,6 +32,16 @@ def test_pieces_of_any_size_give_the_outputs_of_the_whole(backend, sizes, d_conv
         torch.testing.assert_close(torch.cat(parts, dim=1), model.encode(tokens), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("backend", ["mamba_ssm", "causal_conv1d"])
+def test_steps_use_the_kernels_that_were_chosen(backend):
+    """These do not support tensors on a CPU."""
+    model = MambaSSAST(embed_dim=32, depth=1)
+    model.use_backend(backend)
+    for function in (model.encode, model.step):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=f"back end '{backend}' does not support this call"):
+            function(torch.zeros(1, 2, 32))
+
+
 def test_a_wrong_number_of_steps_is_refused():
     model = MambaSSAST(embed_dim=32, depth=1)
     for steps in (0, 51):
