@@ -139,9 +139,10 @@ def test_a_truncated_file_is_refused_by_name(published, tmp_path, kept):
 def test_a_missing_file_or_one_without_weights_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint file at .*absent.pth"):
         checkpoint.load_checkpoint(tmp_path / "absent.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="list.pth .*'model'"):
-        checkpoint.load_checkpoint(tmp_path / "list.pth")
+    for content in ([1, 2], {"epoch": 1}, {"model": [1.0]}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match="other.pth .*'model'"):
+            checkpoint.load_checkpoint(tmp_path / "other.pth")
 
 
 def test_the_latest_checkpoint_has_the_highest_epoch(tmp_path):
@@ -175,6 +176,26 @@ def test_every_second_epoch_and_the_last_five_are_saved():
     due = [epoch for epoch in range(100) if checkpoint.is_due(epoch, 100)]
     assert due == [*range(0, 95, 2), 95, 96, 97, 98, 99]
     assert [epoch for epoch in range(3) if checkpoint.is_due(epoch, 3)] == [0, 1, 2]
+
+
+def test_the_rest_of_a_killed_attempt_makes_room_for_the_next(tmp_path, monkeypatch):
+    """It is as large as the checkpoint."""
+    rest, seen = tmp_path / "checkpoint-1.pth.01234567.partial", []
+    rest.touch()
+    monkeypatch.setattr(torch, "save", lambda state, file: seen.append(rest.exists()))
+    checkpoint.save_checkpoint(tmp_path / "checkpoint-1.pth", model={})
+    assert seen == [False]
+
+
+def test_a_lost_worker_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """Its signal may arrive while a checkpoint is written."""
+
+    def save(state, file):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        checkpoint.save_checkpoint(tmp_path / "checkpoint-1.pth", model={})
 
 
 FULL_DISK = """

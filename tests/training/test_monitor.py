@@ -300,6 +300,28 @@ def test_waiting_for_data_is_separated_from_computing(tmp_path, monkeypatch):
     assert read_log(tmp_path / "log.txt")[0]["seconds"] == 16.0
 
 
+def test_seconds_and_waiting_of_an_epoch_survive_a_stop(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def one_step(watcher, number):
+        def batches():
+            now[0] += 1.0
+            yield torch.tensor(1.0)
+
+        for _, loss in watcher.epoch(0, batches(), number):
+            now[0] += 4.0
+            watcher.step(loss, 0.1)
+
+    before, after = make(tmp_path, steps=2), make(tmp_path, first_step=1, steps=2)
+    one_step(before, 0)
+    after.load_state_dict(before.state_dict())
+    one_step(after, 1)
+    after.end_epoch()
+    assert [(row["data_wait"], row["seconds"]) for row in read_steps(tmp_path / "steps.csv")] == [(0.2, 10.0)]
+    assert read_log(tmp_path / "log.txt")[0]["seconds"] == 10.0
+
+
 def test_the_time_left_counts_the_whole_run(tmp_path, monkeypatch, lines):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
