@@ -35,7 +35,7 @@ class Classifier(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"unknown head.pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
-        self.encoder, self.pooling, self.frozen = encoder, pooling, frozen
+        self.encoder, self.pooling = encoder, pooling
         width = POOLINGS[pooling] * encoder.grid_size()[1] * encoder.embed_dim
         linear = nn.Linear(width, num_classes)
         nn.init.zeros_(linear.weight)  # equal probabilities at the start
@@ -76,8 +76,7 @@ class Classifier(nn.Module):
         Returns:
             [B, K].
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            pooled = self.embed(spectrogram, frames)
+        pooled = self.embed(spectrogram, frames)
         with torch.autocast(pooled.device.type, enabled=False):
             return self.head(pooled)
 
