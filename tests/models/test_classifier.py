@@ -155,6 +155,14 @@ def test_a_few_clips_that_are_all_right_make_nothing_certain(loss, clips, chance
     assert found == pytest.approx(chance, abs=0.02)
 
 
+@pytest.mark.parametrize("loss", ["single", "multi"])
+def test_temperatures_have_limits(loss):
+    """Logits that are right but tiny would get almost 0, those that are always wrong infinity."""
+    targets = torch.eye(4)
+    assert fit_temperature(0.001 * (targets - 0.5), targets, loss) == pytest.approx(0.05, rel=1e-3)
+    assert fit_temperature(0.5 - targets, targets, loss) == pytest.approx(20.0, rel=1e-3)
+
+
 @pytest.mark.parametrize("frequency_first", [False, True])
 def test_a_causal_encoder_of_longer_inputs_begins_with_the_same_features(frequency_first):
     layouts = {False: ((40, 80), (200, 80), (4, 16)), True: ((80, 40), (80, 200), (16, 4))}

@@ -350,6 +350,7 @@ def test_bad_arguments_of_one_encoder_are_refused(arch, args, message):
         ({"dt_rank": "all"}, "dt_rank must be 'auto' or a whole number of at least 1, got 'all'"),
         ({"dt_min": 0}, "dt_min and dt_max must be finite numbers above 0, .* got 0 and 0.1"),
         ({"dt_min": 0.2}, "the first at most the second, got 0.2 and 0.1"),
+        ({"dt_min": None}, "dt_min and dt_max must be finite numbers above 0, .* got None and 0.1"),
         ({"dt_max": "0.1"}, "dt_min and dt_max must be finite numbers above 0, .* got 0.001 and '0.1'"),
         *(({name: "no"}, f"{name} must be True or False, got 'no'") for name in ("conv_bias", "bias")),
         ({"dt_init_floor": "low"}, "dt_init_floor must be a finite number of at least 0, got 'low'"),

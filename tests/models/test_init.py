@@ -149,15 +149,23 @@ def test_every_key_follows_its_published_distribution(arch, rules, args):
             raise AssertionError(f"{key}: {error}") from error
 
 
+def test_the_biases_of_input_gates_follow_theirs():
+    """A block has only four."""
+    torch.manual_seed(0)
+    blocks = models.xlstm_ssast_tiny(embed_dim=48, depth=50).blocks
+    normal(0.1)(torch.cat([block.layer.mlstm_cell.igate.bias for block in blocks]))
+
+
 def test_both_scans_of_a_shared_mixer_begin_alike():
     state = models.mamba_ssast_tiny(depth=1, direction="both_scans").state_dict()
     for name in ("A_log", "A_b_log"):
         a_log(state[f"blocks.0.mixer.{name}"])
 
 
-def test_no_step_begins_below_the_floor():
+@pytest.mark.parametrize("low, high, floor, least, most", [(1e-6, 1.0, 0.01, 0.01, 1.0), (0.05, 0.05, 0.0, 0.05, 0.05)])
+def test_steps_begin_between_floor_and_maximum(low, high, floor, least, most):
     torch.manual_seed(0)
-    mixer = Mamba(64, dt_min=1e-6, dt_max=1.0, dt_init_floor=0.01)
+    mixer = Mamba(64, dt_min=low, dt_max=high, dt_init_floor=floor)
     mixer.init_weights(depth=1)
     steps = torch.nn.functional.softplus(mixer.dt_proj.bias.double())
-    assert steps.min().item() == pytest.approx(0.01, rel=1e-4) and steps.max() > 0.1
+    assert steps.min().item() == pytest.approx(least, rel=1e-4) and most / 2 < steps.max() < 1.0001 * most

@@ -254,6 +254,15 @@ class TestTeacher:
             np.testing.assert_allclose(value.numpy(), expected[key], rtol=0, atol=1e-6, err_msg=key)
             assert key == "pos_embed" or key.startswith("pred.") or not torch.equal(value, model.state_dict()[key]), key
 
+    def test_a_decay_of_0_takes_all_of_the_student_and_one_of_1_nothing(self):
+        model = encoder()
+        objective = unlike(model, teacher(model, decay=0.0, final_decay=1.0))
+        before = objective.teacher.cls_token.clone()
+        objective.after_step(1.0)
+        assert torch.equal(objective.teacher.cls_token, before) and not torch.equal(model.cls_token, before)
+        objective.after_step(0.0)
+        assert torch.equal(objective.teacher.cls_token, model.cls_token)
+
     def test_the_published_decay_is_the_default(self):
         objective = teacher(encoder())
         assert (objective.decay, objective.final_decay) == (0.999, 0.9999)
@@ -335,6 +344,14 @@ class TestJoint:
         for gradient in (predicted.grad, patches.grad):
             assert gradient.isfinite().all()
             assert (gradient.abs().sum(-1) > 0).equal(mask.bool())
+
+    def test_the_products_of_infonce_are_float32_under_autocast(self):
+        """They are the logits of a softmax over all patches."""
+        draw = torch.Generator().manual_seed(0)
+        inputs = (*torch.randn(2, 3, 9, 5, generator=draw), torch.ones(3, 9))
+        with torch.autocast("cpu", torch.bfloat16):
+            under_autocast = info_nce(*inputs)
+        assert all(map(torch.equal, under_autocast, info_nce(*inputs)))
 
     @pytest.mark.parametrize("weight", [10.0, 0.5])
     def test_the_loss_is_the_discriminative_plus_the_weighted_generative_one(self, weight):

@@ -112,6 +112,13 @@ def test_autocast_and_other_types_are_left_to_plain_pytorch(onednn, onednn_calls
 
 
 @needs_onednn
+def test_a_user_may_switch_onednn_off(onednn, onednn_calls):
+    with torch.backends.mkldnn.flags(enabled=False):
+        linear(torch.randn(2, 5), torch.randn(3, 5))
+    assert not onednn_calls
+
+
+@needs_onednn
 def test_compiled_and_exported_graphs_hold_the_plain_function(onednn, onednn_calls):
     layer, x = Linear(5, 3), torch.randn(2, 5)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

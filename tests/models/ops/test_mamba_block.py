@@ -112,6 +112,8 @@ def test_it_is_chosen_for_training_only(monkeypatch):
     assert choose_fused(BlockCall(leaf, block), "reference") is None
     assert choose_fused(BlockCall(leaf.bfloat16(), block)) is None
     assert choose_fused(BlockCall(leaf, copy.deepcopy(block).bfloat16())) is None
+    for taps, chosen in ((16, cpu), (17, None)):  # the kernels of the convolution have room for 16
+        assert choose_fused(BlockCall(leaf, make(BLOCKS[0] | {"d_conv": taps})[0])) is chosen
     with torch.no_grad():
         assert choose_fused(BlockCall(leaf, block)) is None
     monkeypatch.setattr(native, "unsupported_reason", lambda *tensors: "no compiler")
