@@ -86,6 +86,21 @@ def test_target_elements_are_time_times_16_plus_mel(frequency_first):
     torch.testing.assert_close(model.unpatchify(patches), x, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("frequency_first", [False, True])
+def test_patches_of_several_channels(frequency_first):
+    """Embedded as by torch's own strided convolution; elements are (time * 16 + mel) * 3 + channel."""
+    size = {"img_size": (80, 200), "patch_size": (16, 4)} if frequency_first else {}
+    model = small("ssast_tiny", frequency_first=frequency_first, depth=1, in_chans=3, **size)
+    x = torch.randn(2, 3, *model.img_size)
+    time_first = (lambda t: t.mT) if frequency_first else (lambda t: t)
+    tokens = time_first(model.patch_embed.proj(x)).flatten(2).mT
+    torch.testing.assert_close(model.embed(x), tokens + model.pos_embed[:, 1:])
+    patches = model.patchify(x)
+    assert patches[0, 7 * 5 + 3, (2 * 16 + 9) * 3 + 2] == time_first(x)[0, 2, 7 * 4 + 2, 3 * 16 + 9]
+    assert torch.equal(model.unpatchify(patches), x)
+    assert model(x)[0].shape == patches.shape == (2, 250, 192)
+
+
 def test_unstructured_masks_keep_the_published_number_and_are_uniform():
     rng = np.random.default_rng(0)
     masks = np.stack([masking.draw_mask(rng, (50, 5), 0.5, "unstructured") for _ in range(2000)])
