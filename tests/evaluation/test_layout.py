@@ -123,7 +123,8 @@ def test_a_config_has_one_stored_name(name):
 def test_what_is_no_module_is_named(name):
     with pytest.raises(SystemExit, match=f"CONFIG: no module {name} can be imported"):
         resolve_module(name)
-    with pytest.raises(ValueError, match=f"no config module '{name}'; (did you mean|name the module, not its file:) 'configs"):
+    hint = "did you mean|name the module, not its file:"
+    with pytest.raises(ValueError, match=f"no config module '{name}'; ({hint}) 'configs"):
         get_config(name)
 
 
