@@ -65,6 +65,12 @@ LONG_RUN = {
     "ssam_18h_random_mean_std": "SSAM-Tiny, 18 hours, random weights, `mean_std`",
     "ssam_18h_pretrained_mean_std": "SSAM-Tiny, 18 hours, pretrained, `mean_std`",
 }
+LONG_RUN_EVENTS = {  # embeddings over time are not pooled, so `mean_std` says nothing there
+    BASELINE: "log-mels",
+    **{exp: MAIN[exp] for exp in ("ssam_random_bands", "ssam_pretrained_bands")},
+    "ssam_18h_random_mean_std": "SSAM-Tiny, 18 hours, random weights",
+    "ssam_18h_pretrained_mean_std": "SSAM-Tiny, 18 hours, pretrained",
+}
 OVERLAPS = {"ssam_pretrained_bands": "no overlap", "ssam_overlap_50": "overlap of half a segment"}
 
 # Pairs of rows to compare: the difference is the mean of the first minus that of the second.
@@ -146,6 +152,7 @@ def all_tables(results: pd.DataFrame) -> dict[str, str]:
         "Positions of masked patches": table(results, POSITIONS, SCENES),
         "Pooling, by the heads of the HEAR kit": table(results, POOLINGS, SCENES),
         "More audio": table(results, LONG_RUN, SCENES),
+        "More audio, events": table(results, LONG_RUN_EVENTS, EVENTS),
         "Overlap": table(results, OVERLAPS, EVENTS),
         "Differences": difference_table(results, SCENES | EVENTS),
     }

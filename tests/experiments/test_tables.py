@@ -18,6 +18,7 @@ TITLES = [
     "Positions of masked patches",
     "Pooling, by the heads of the HEAR kit",
     "More audio",
+    "More audio, events",
     "Overlap",
     "Differences",
 ]
