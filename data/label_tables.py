@@ -54,22 +54,23 @@ def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
         )
     start_column = _first_of(START_COLUMNS, columns)
     labels_under: dict[str, set[str]] = {}
-    starts_under: dict[str, set[str]] = {}
+    first_start: dict[str, str] = {}
+    of_several_times = None
     for line, row in rows:
         name = row[file_column].strip()
         if not name:
             raise LabelError(f"{table}, line {line}: the cell under {file_column!r} is empty")
-        starts_under.setdefault(name, set()).add(row[start_column].strip() if start_column else "")
+        if start_column and first_start.setdefault(name, start := row[start_column].strip()) != start:
+            of_several_times = of_several_times or name
         labels = (composed(label.strip()) for label in re.split("[,;]", row[label_columns[0]]))
         labels_under.setdefault(name, set()).update(label for label in labels if label)
-    parted = [name for name, starts in starts_under.items() if len(starts) > 1]
-    if parted:
+    if of_several_times:
         logger.warning(
             "%s has labels at several times (%s) in a file, such as %s: each counts for the whole file; "
             "if that is wrong, cut the file into one for each time",
             table,
             start_column,
-            parted[0],
+            of_several_times,
         )
     return file_column in _named([YOUTUBE_COLUMN], columns), labels_under
 

@@ -286,14 +286,21 @@ def _warn_of_empty_bands(front_end: FrontEnd) -> None:
 
 
 def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, Callable | None]]:
-    """The folders to make, and which files go into each."""
+    """The folders to make, and which files go into each.
+
+    Raises:
+        ValueError: an archive made without `validation` would stand around those made with it, or they inside it.
+    """
+    train, held = out_dir / "train", out_dir / "validation"
+    others, how = ([train, held], "with") if validation is None else ([out_dir], "without")
+    for other in others:
+        if any(other.glob("*.tar")):
+            raise ValueError(f"{other} holds an archive made {how} --validation; choose another OUT_DIR")
     if validation is None:
         yield out_dir, None
-    elif (out_dir / MANIFEST_NAME).exists():
-        raise ValueError(f"{out_dir} is an archive without --validation, of all files; choose another OUT_DIR")
     else:
-        yield out_dir / "train", lambda names: set(range(len(names))) - _held_out_with_warning(names, validation)
-        yield out_dir / "validation", lambda names: held_out(names, validation)
+        yield train, lambda names: set(range(len(names))) - _held_out_with_warning(names, validation)
+        yield held, lambda names: held_out(names, validation)
 
 
 def _held_out_with_warning(names: list[str], validation: float) -> set[int]:

@@ -182,9 +182,12 @@ def test_a_share_of_the_files_is_kept_for_validation(tree, tmp_path, capsys):
     before = contents(tmp_path / "out" / "train")
     main(arguments)
     assert "was complete already" in capsys.readouterr().out and contents(tmp_path / "out" / "train") == before
-    with pytest.raises(SystemExit, match="whole is an archive without --validation, of all files"):
+    with pytest.raises(SystemExit, match="whole holds an archive made without --validation; choose another"):
         main([str(tree), str(tmp_path / "whole"), *arguments[2:]])
     assert not (tmp_path / "whole" / "train").exists()
+    with pytest.raises(SystemExit, match="out/train holds an archive made with --validation; choose another"):
+        main(arguments[:-2])
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 def test_the_files_for_validation_depend_on_their_paths_alone():
