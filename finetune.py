@@ -39,12 +39,11 @@ from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.train import checkpoint_state, save_in_epoch, start_monitor, train_epoch
 from audio_mamba.training import checkpoint, distributed, resume
 from audio_mamba.training.guards import StepGuard
-from audio_mamba.training.interruption import Interruption, Shielded
+from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.metrics import evaluate
 from audio_mamba.training.monitor import Monitor
-from audio_mamba.training.prefetch import prefetch
 from audio_mamba.training.resume import Progress
-from audio_mamba.training.validation import gather_outputs
+from audio_mamba.training.validation import gather_outputs, read_through
 
 BEFORE_TRAINING = -1  # the epoch of a fitted head
 EPOCHS_KEPT = 2  # checkpoints of whole epochs; the kept weights are in each of them
@@ -65,7 +64,7 @@ def train(run: Run, interruption: Interruption) -> None:
             *map(len, experiment.splits[run.fold]),
             len(run.loaders.train),
         )
-        if first.epoch < config.num_epochs:
+        if first.epoch < config.num_epochs or first.epoch == 0:
             write_json(run.workdir / "config.json", config.to_dict())
             for folder in (run.workdir, Path(run.args.workdir)):  # results, and their mean, of fewer epochs
                 (folder / "results.json").unlink(missing_ok=True)
@@ -121,7 +120,7 @@ def outputs_of(
     """
     run.model.eval()
     outputs = gather_outputs(
-        prefetch(Shielded(loader), run.device),
+        read_through(loader, run.device, "evaluating"),
         lambda batch: logits_of(run, run.model, batch).float(),
         stop=lambda: interruption.requested,
     )
@@ -271,8 +270,11 @@ def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run has all its epochs and its results; the same answer in every process."""
-    done = run.start.progress.epoch >= run.config.num_epochs and (run.workdir / "results.json").exists()
+    """Whether a run has all its epochs and its results; the same answer in every process.
+
+    Without epochs there is no checkpoint that says what the results are of, so such a run is made again.
+    """
+    done = 0 < run.config.num_epochs <= run.start.progress.epoch and (run.workdir / "results.json").exists()
     return distributed.gather(done)[0]
 
 

@@ -186,7 +186,7 @@ def validate(run: Run, interruption: Interruption) -> float | None:
         return None
     module = run.objective.module.eval()
     loss = validation.mean_loss(
-        Shielded(run.loaders.validation),
+        validation.read_through(run.loaders.validation, run.device, "validating"),
         lambda batch: loss_of(run, module, batch)[0],
         run.device,
         stop=lambda: interruption.requested,

@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "metric": None,  # on the validation clips; None: accuracy for one label per clip, mAP for several
     "keep": "best",  # the weights of the epoch with the highest metric, or "last"
     "batch_size": 32,  # per process
-    "num_epochs": 30,
+    "num_epochs": 30,  # 0: the head that `start` "probe" fits is the result
     "precision": "float32",  # unless --precision is given
     "log_every_steps": 10,  # unless --print-freq is given
     "wandb": {"project": "audio-mamba-finetune"},
@@ -56,7 +56,6 @@ METRICS = ("accuracy", "balanced_accuracy", "mAP", "AUC", "d_prime")
 
 WHOLE_NUMBERS = (
     "batch_size",
-    "num_epochs",
     "log_every_steps",
     "opt.grad_accum_steps",
     "data.num_frames",
@@ -87,11 +86,13 @@ def check_finetune_config(config: ConfigDict, source: str) -> ConfigDict:
     """
     checked = ConfigDict(DEFAULTS, convert_dict=True)
     merge(checked, config, prefix="", source=source)
-    check_numbers(checked, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source)
+    check_numbers(checked, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source, whole_from_0=("num_epochs",))
     check_texts(checked, TEXTS, FOLDERS, source)
     for key, highest in (("layer_decay", 1), ("label_smoothing", 0.99)):
         if checked.opt[key] > highest:
             raise ValueError(f"{source}: opt.{key} must be at most {highest}, got {checked.opt[key]}")
+    if checked.num_epochs == 0 and checked.head.start != "probe":
+        raise ValueError(f"{source}: num_epochs 0 trains nothing; it needs head.start=probe")
     choices = {
         "head.loss": (checked.head.loss, (None, "single", "multi")),
         "head.pooling": (checked.head.pooling, tuple(POOLINGS)),

@@ -174,18 +174,22 @@ def check_objective(
 
 
 def check_numbers(
-    config: ConfigDict, whole: Sequence[str], real: Sequence[str], defaults: Mapping[str, Any], source: str
+    config: ConfigDict,
+    whole: Sequence[str],
+    real: Sequence[str],
+    defaults: Mapping[str, Any],
+    source: str,
+    whole_from_0: Sequence[str] = (),
 ) -> None:
     """Raise ValueError unless the keys `whole` are whole numbers of 1 or more, and `real` finite ones of 0 or more.
 
     None is accepted where it is the default.
     """
-    for name in (*whole, *real):
+    for name in (*whole, *whole_from_0, *real):
         section, _, key = name.rpartition(".")
         value = _value(config, name)
-        kind, least, words = (
-            (numbers.Integral, 1, "whole number") if name in whole else (numbers.Real, 0, "finite number")
-        )
+        least = 1 if name in whole else 0
+        kind, words = (numbers.Real, "finite number") if name in real else (numbers.Integral, "whole number")
         if value is None and defaults.get(section, defaults)[key] is None:
             continue
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= float(value) < math.inf:

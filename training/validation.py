@@ -4,8 +4,26 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from audio_mamba.training import distributed
+from audio_mamba.training.interruption import Shielded
+from audio_mamba.training.prefetch import prefetch
+
+
+def read_through(loader: DataLoader, device: torch.device, description: str) -> Iterable[dict[str, torch.Tensor]]:
+    """The batches of a loader on `device`; the main process shows on a terminal how far they are, after two seconds."""
+    return tqdm(
+        prefetch(Shielded(loader), device),
+        desc=description,
+        total=len(loader),
+        unit="batch",
+        delay=2,
+        leave=False,
+        dynamic_ncols=True,
+        disable=None if distributed.is_main() else True,
+    )
 
 
 @torch.no_grad()

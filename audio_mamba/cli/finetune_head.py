@@ -15,10 +15,9 @@ from audio_mamba.cli.finetune_setup import Run
 from audio_mamba.data.labelled import LabelledDataset, whole_clip_loader
 from audio_mamba.models.precision import autocast
 from audio_mamba.training import distributed
-from audio_mamba.training.interruption import Interruption, Shielded, leave_signals_to_the_trainer
+from audio_mamba.training.interruption import Interruption, leave_signals_to_the_trainer
 from audio_mamba.training.metrics import evaluate
-from audio_mamba.training.prefetch import prefetch
-from audio_mamba.training.validation import gather_outputs
+from audio_mamba.training.validation import gather_outputs, read_through
 
 MAX_BIAS = 20.0  # of a class that no training clip has, or every one
 
@@ -71,7 +70,7 @@ def _features(run: Run, dataset: LabelledDataset, interruption: Interruption) ->
             return run.model.normalised(spectrogram, frames).float()
 
     run.model.eval()
-    batches = prefetch(Shielded(loader), run.device)
+    batches = read_through(loader, run.device, "features for the head")
     outputs = gather_outputs(batches, normalised, stop=lambda: interruption.stop_now or interruption.requested)
     if outputs is None:
         interruption.stop()

@@ -114,7 +114,7 @@ def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
             f"opt.grad_accum_steps is {accumulation}, but an epoch has only {steps_per_epoch} batches: "
             "the optimizer would never make a step"
         )
-    if warmup >= epochs:
+    if 0 < epochs <= warmup:
         logger.info(
             "the learning rate never reaches its peak: opt.warmup_epochs is %g, num_epochs is %d", warmup, epochs
         )

@@ -206,17 +206,11 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path, archive, monkeypatch):
     assert outcome(tmp_path / "whole") == before
 
 
-@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
-def test_the_head_starts_as_logistic_regression(tmp_path, archive, caplog, pooling):
-    """Against scikit-learn on features computed clip by clip, with a learning rate of 0."""
+@pytest.mark.parametrize("pooling, nothing", [("mean", "opt.learning_rate=0"), ("mean_std", "num_epochs=0")])
+def test_the_head_starts_as_logistic_regression(tmp_path, archive, caplog, pooling, nothing):
+    """Against scikit-learn on features computed clip by clip, where nothing is trained after it."""
     with caplog.at_level(logging.INFO):
-        tune(
-            tmp_path,
-            archive,
-            "--fold",
-            "1",
-            changes=["opt.learning_rate=0", "head.start=probe", f"head.pooling={pooling}"],
-        )
+        tune(tmp_path, archive, "--fold", "1", changes=[nothing, "head.start=probe", f"head.pooling={pooling}"])
     chosen, accuracy = re.search(r"logistic regression, C (\S+), validation accuracy (\S+)", caplog.text).groups()
     clips = read_labelled([archive], PUBLISHED)
     folds, labels = np.array(clips.folds), np.array([label for (label,) in clips.labels])
@@ -239,6 +233,23 @@ def test_the_head_starts_as_logistic_regression(tmp_path, archive, caplog, pooli
     found = [[float(row[kind]) for kind in clips.classes] for row in predictions(tmp_path)]
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert (tmp_path / "classifier" / "model.safetensors").exists()
+
+
+def test_a_run_without_epochs_is_made_again_and_can_go_on(tmp_path, archive, monkeypatch):
+    """It has no checkpoint that says what its results are of."""
+    monkeypatch.setattr(finetune_setup, "find_splits", only_fold_2)
+
+    def run(name, *changes):
+        tune(tmp_path / name, archive, "--folds", "all", "--freeze", changes=["head.start=probe", *changes])
+        return json.loads((tmp_path / name / "results.json").read_text())["folds"]
+
+    first = run("run", "num_epochs=0")
+    assert [(fold["fold"], fold["epoch"]) for fold in first] == [("2", 0)]
+    assert run("run", "num_epochs=0", "head.pooling=mean") != first
+    config = json.loads((tmp_path / "run/fold-2/config.json").read_text())
+    assert config["head"]["pooling"] == load_classifier(tmp_path / "run/fold-2", "cpu").pooling == "mean"
+    assert run("run", "num_epochs=1") == run("other", "num_epochs=1")
+    assert outcome(tmp_path / "run/fold-2") == outcome(tmp_path / "other/fold-2")
 
 
 def test_without_scikit_learn_the_other_start_is_named(tmp_path, archive, monkeypatch, capsys):
@@ -633,6 +644,8 @@ def test_a_checkpoint_of_another_loss(tmp_path, capsys):
         (("--fold", "1", "--loss", "multi"), ("metric=accuracy",), "metric accuracy needs one label per clip"),
         (("--fold", "1"), ("metric=acuracy",), "metric must be one of None, accuracy, balanced_accuracy"),
         (("--fold", "1"), ("opt.layer_decay=2",), "opt.layer_decay must be at most 1"),
+        (("--fold", "1"), ("num_epochs=0",), "num_epochs 0 trains nothing; it needs head.start=probe"),
+        (("--fold", "1"), ("num_epochs=-1",), "num_epochs must be a whole number of at least 0, got -1"),
         (("--fold", "1"), ("augment.mixup=2",), "augment.mixup must be a number from 0 to 1, got 2"),
         (("--fold", "1"), ("augment.gain=None",), "augment.gain must be a number from 0 to 100, got None"),
         (("--fold", "1"), ("encoder.name=None",), "encoder.name must be a text, got None"),

@@ -1,8 +1,13 @@
+import io
+import sys
+import time
+
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from audio_mamba.training import distributed
-from audio_mamba.training.validation import gather_outputs, mean_loss
+from audio_mamba.training.validation import gather_outputs, mean_loss, read_through
 
 
 def test_every_sample_weighs_the_same_whatever_its_batch():
@@ -49,3 +54,27 @@ def test_no_process_has_outputs_if_one_stops(monkeypatch, who):
         stop=lambda: who == "this process" and len(seen) == 1,
     )
     assert found is None
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_slow_reading_shows_on_a_terminal_how_far_it_is(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream())
+    loader = DataLoader(SlowClips(), batch_size=2)
+    indices = [batch["index"].tolist() for batch in read_through(loader, torch.device("cpu"), "validating")]
+    assert indices == [[0, 1], [2, 3], [4]]
+    shown = "validating:" in sys.stderr.getvalue() and "/3 [" in sys.stderr.getvalue()
+    assert shown == (stream is Terminal)
+
+
+class SlowClips(Dataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        time.sleep(0.6)
+        return {"index": index}
