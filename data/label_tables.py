@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-FILE_COLUMNS = ("file", "filename", "fname", "slice_file_name")  # ours, ESC-50, FSD50K, UrbanSound8K
+FILE_COLUMNS = ("file", "filename", "fname", "slice_file_name", "path")  # ours, ESC-50, FSD50K, UrbanSound8K; predict
 YOUTUBE_COLUMN = "YTID"  # AudioSet
 LABEL_COLUMNS = ("label", "labels", "positive_labels", "category")
 LAST_LABEL_COLUMN = "class"  # UrbanSound8K; in a table with one of the above it may be anything

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,12 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
         files: audio files below `directory`.
         directory: where the paths of the table start. Without a table, the first folder level below `directory` is
             the label, and files directly in it have none.
-        table: csv file with the columns `file` (path below `directory`, or just the name; with or without suffix) and
-            `label` (one label, or several in quotes, separated by , or ;), or with the column names of AudioSet,
-            FSD50K or ESC-50. Several rows of a file add up; one with the path of another file is of that file alone, if
-            this one has its own. An AudioSet YouTube id matches the files whose names begin with it, with or without a
-            Y in front. Files without a row and rows without a file are counted in the log, and a warning counts the
-            names without a path that fit files in several folders.
+        table: csv file with the columns `file` (path below `directory`, or with it in front, or just the name; with or
+            without suffix) and `label` (one label, or several in quotes, separated by , or ;), or with the column names
+            of AudioSet, FSD50K, ESC-50 or `predict`. Several rows of a file add up; one with the path of another file
+            is of that file alone, if this one has its own. An AudioSet YouTube id matches the files whose names begin
+            with it, with or without a Y in front. Files without a row and rows without a file are counted in the log,
+            and a warning counts the names without a path that fit files in several folders.
 
     Raises:
         LabelError: the table is missing or malformed, or labels none of the files.
@@ -87,11 +88,11 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
         return [(composed(printable(path.parts[0])),) if len(path.parts) > 1 else () for path in relative]
     by_youtube_id, rows = read_label_table(table)
     names_of = _youtube_ids if by_youtube_id else _names
-    prefix = f"{directory.absolute()}/"
+    prefixes = _prefixes(directory, relative)
     labels_under: dict[str, set[str]] = {}
     for name, labels in rows.items():
-        labels_under.setdefault(_comparable(name, prefix), set()).update(labels)
-    names = [[_comparable(name, prefix) for name in names_of(path)] for path in relative]
+        labels_under.setdefault(_comparable(name, prefixes), set()).update(labels)
+    names = [[_comparable(name, prefixes) for name in names_of(path)] for path in relative]
     at_top = {name for path, of_file in zip(relative, names) if len(path.parts) == 1 for name in of_file}
     names = [_names_that_count(of_file, labels_under, at_top) for of_file in names]
     found = [tuple(sorted(set().union(*(labels_under.get(name, ()) for name in of_file)))) for of_file in names]
@@ -173,17 +174,17 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
             f"of each file, and for HEAR tasks and Speech Commands {SPLIT!r}"
         )
     by_youtube_id, cells = read_column(table, column)
-    prefix = f"{directory.absolute()}/"
+    all_relative = [path.relative_to(directory) for path in files]
+    prefixes = _prefixes(directory, all_relative)
     cell_under: dict[str, str] = {}
     for name, cell in cells.items():
-        key = _comparable(name, prefix)
+        key = _comparable(name, prefixes)
         if cell_under.setdefault(key, cell) != cell:
             raise LabelError(f"{table}: the rows of {key} differ in {column}: {cell_under[key]!r} and {cell!r}")
     found = []
-    for path in files:
-        relative = path.relative_to(directory)
+    for relative in all_relative:
         names = _youtube_ids(relative) if by_youtube_id else _names(relative)
-        keys = [_comparable(name, prefix) for name in names]
+        keys = [_comparable(name, prefixes) for name in names]
         found.append(next((cell_under[key] for key in keys if key in cell_under), ""))
     if "" in found:
         first = printable(files[found.index("")].relative_to(directory))
@@ -231,10 +232,20 @@ def _speech_commands_splits(files: Sequence[Path], directory: Path) -> list[str]
     return [split_of.get(composed(path.relative_to(directory).as_posix()), "train") for path in files]
 
 
-def _comparable(name: str, prefix: str) -> str:
-    r"""A name in the one form that is compared: composed Unicode, / for the \ of Windows, without `prefix` (the folder)
-    or ./ in front."""
-    return composed(name.replace("\\", "/").removeprefix(prefix).removeprefix("./"))
+def _prefixes(directory: Path, relative: Sequence[Path]) -> list[str]:
+    """What a table may have in front of the paths below the folder: the folder itself, from the root, from the current
+    folder or as it was given, unless there is a folder of that name in it."""
+    written = (directory.absolute(), directory, Path(os.path.relpath(directory)))
+    prefixes = [f"{folder.as_posix()}/" for folder in written]
+    inside = {prefix for prefix in prefixes if any(path.as_posix().startswith(prefix) for path in relative)}
+    return [composed(prefix) for prefix in prefixes if prefix not in inside]
+
+
+def _comparable(name: str, prefixes: Sequence[str]) -> str:
+    r"""A name in the one form that is compared: composed Unicode, / for the \ of Windows, without ./ and without one
+    of `prefixes` in front."""
+    name = composed(name.replace("\\", "/")).removeprefix("./")
+    return next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
 
 
 def _names(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +130,31 @@ def test_one_name_written_in_several_ways(tmp_path, written):
     make_files(tmp_path / "audio", "über/a.wav", "über/b.wav")
     (tmp_path / "labels.csv").write_text(f"file,label\n{written.replace('AUDIO', str(tmp_path / 'audio'))},x\n")
     assert labels_by_name(find_labelled(tmp_path / "audio", tmp_path / "labels.csv")) == {"a.wav": ("x",), "b.wav": ()}
+
+
+@pytest.mark.parametrize("given", ["audio", "./audio", "ABSOLUTE"])
+@pytest.mark.parametrize(
+    "written", ["audio/dogs/a.wav", "./audio/dogs/a.wav", "ABSOLUTE/dogs/a.wav", r"audio\dogs\a.wav"]
+)
+def test_the_table_of_predict_labels_the_same_files(tmp_path, monkeypatch, given, written):
+    """Its paths have the folder in front."""
+    monkeypatch.chdir(tmp_path)
+    make_files(tmp_path / "audio", "dogs/a.wav", "cats/a.wav")
+    absolute = str(tmp_path / "audio")
+    row = f"{written.replace('ABSOLUTE', absolute)},0,2,dog,0.9"
+    (tmp_path / "labels.csv").write_text(f"path,start,end,label,probability\n{row}\n")
+    folder = Path(given.replace("ABSOLUTE", absolute))
+    files, labels, _ = find_labelled(folder, "labels.csv")
+    assert dict(zip(files, labels)) == {folder / "cats/a.wav": (), folder / "dogs/a.wav": ("dog",)}
+    assert column_of([folder / "dogs/a.wav"], folder, Path("labels.csv"), "end") == ["2"]
+
+
+def test_a_folder_in_a_folder_of_its_name_keeps_its_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_files(tmp_path / "audio", "a.wav", "audio/a.wav")
+    (tmp_path / "labels.csv").write_text("file,label\na.wav,top\naudio/a.wav,inner\n")
+    _, labels, _ = find_labelled(Path("audio"), "labels.csv")
+    assert labels == [("top",), ("inner",)]
 
 
 def test_files_of_one_name_in_several_folders_keep_their_rows_apart(tmp_path):
