@@ -5,7 +5,7 @@ probabilities.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
@@ -31,11 +31,11 @@ from audio_mamba.hear_api.weights import (
     to_safetensors,
     write_saved,
 )
+from audio_mamba.hear_api.windows import Windows
 from audio_mamba.models.classifier import Classifier, probabilities
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
 WINDOWS_AT_ONCE = 32
-SHORTEST_WINDOW = 0.1  # of a window, at the end of a file; so does data.prepare cut clips
 
 
 def save_classifier(
@@ -198,16 +198,16 @@ class AudioClassifier(nn.Module):
         return self._of_features(running.result())
 
     @torch.no_grad()
-    def of_windows(self, clip: Clip, window_frames: int, hop_frames: int) -> Tensor:
+    def of_windows(self, clip: Clip, windows: Windows) -> Tensor:
         """Probabilities of the windows of a clip, float32 [windows, classes] on the CPU, in bounded memory.
 
         Each window is classified as a clip of its own: normalised by itself, unless the front end has constants for
         that, and with nothing of its surroundings.
         """
         total = clip.frames if isinstance(clip, LongFile) else len(clip.spectrogram)
-        windows = cut_windows(self._chunks(clip), total, window_frames, hop_frames)
+        cut = windows.cut(self._chunks(clip), total)
         rows = []
-        while batch := list(islice(windows, WINDOWS_AT_ONCE)):
+        while batch := list(islice(cut, WINDOWS_AT_ONCE)):
             if fixed_statistics(self.runtime.front_end) is None:  # else they are normalised already
                 batch = [normalise(window, clip_statistics(window, ddof=1)) for window in batch]
             features = self.runtime.encode(batch, "bands")  # of each, [t, W]
@@ -225,33 +225,6 @@ class AudioClassifier(nn.Module):
     def _of_features(self, pooled: Tensor) -> Tensor:
         logits = self.model.head(pooled.to(self.model.encoder.pos_embed.device))
         return probabilities(logits, self.loss, self.temperature).cpu()
-
-
-def window_count(frames: int, window_frames: int, hop_frames: int) -> int:
-    """Windows of a clip: as many as it takes to reach its end, but at least one.
-
-    The last one may be shorter, down to a tenth of a window. The last frame of a clip is centred on its end, so it does
-    not count.
-    """
-    length = frames - 1
-    last = max(0, -(-(length - window_frames) // hop_frames))
-    if last and length - last * hop_frames < SHORTEST_WINDOW * window_frames:
-        last -= 1
-    return last + 1
-
-
-def cut_windows(chunks: Iterable[Tensor], frames: int, window_frames: int, hop_frames: int) -> Iterator[Tensor]:
-    """Windows [window_frames, mels] of a clip of `frames` frames that arrives in parts; window k begins at frame
-    k * hop_frames."""
-    arriving, held, first = iter(chunks), None, 0  # the held frames begin with frame number `first`
-    for number in range(window_count(frames, window_frames, hop_frames)):
-        begin = number * hop_frames
-        end = min(begin + window_frames, frames)
-        while held is None or first + len(held) < end:
-            chunk = next(arriving)
-            held = chunk if held is None else torch.cat([held, chunk])
-        held, first = held[begin - first :], begin
-        yield held[: end - begin]
 
 
 def _read_entries(path: Path) -> dict[str, Any]:

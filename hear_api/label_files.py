@@ -8,7 +8,6 @@ counted from 0, and each has a file of its own.
 
 import csv
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from audio_mamba.data.audio import AudioError, channel_count
 from audio_mamba.hear_api.classifier import AudioClassifier
 from audio_mamba.hear_api.clips import Clip, Failure
 from audio_mamba.hear_api.journal import Entry, Journal
+from audio_mamba.hear_api.windows import Windows
 from audio_mamba.hear_api.writers import INDEX_NAME, SETTINGS_NAME, Format, has_channels, name_in_folder, whole_folder
 from audio_mamba.system.atomic_files import atomic_text, atomic_write
 
@@ -45,8 +45,7 @@ class Labelling:
     Attributes:
         classes: names of all labels.
         temperature: of the classifier, for the settings.
-        window_frames, hop_frames: of the log-mel; None for whole files.
-        window_seconds, hop_seconds: the same in seconds, 0 for whole files.
+        windows: None for whole files.
         top: at most so many labels; None for no limit.
         threshold: the least probability.
         max_hz: the upper edge of the front end's bands.
@@ -54,10 +53,7 @@ class Labelling:
 
     classes: list[str]
     temperature: float
-    window_frames: int | None
-    hop_frames: int | None
-    window_seconds: float
-    hop_seconds: float
+    windows: Windows | None
     top: int | None
     threshold: float
     max_hz: float
@@ -73,24 +69,17 @@ class Labelling:
     ) -> "Labelling":
         """From the options of the command. ValueError for a value out of range."""
         rate = classifier.front_end.frames_per_second
-        for name, value in (("--window", window), ("--hop", hop)):
-            if value is not None and not 1 <= value * rate < math.inf:
-                raise ValueError(f"{name} must be at least {1 / rate:g} seconds, got {value:g}")
+        windows = None if window is None else Windows.of_seconds(window, hop, rate, prefix="--")
         if top is not None and top < 1:
             raise ValueError(f"--top must be at least 1, got {top}")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"--threshold is a probability, from 0 to 1, got {threshold:g}")
         if top is None and threshold is None:
             top, threshold = (1, 0.0) if classifier.loss == "single" else (None, 0.5)
-        frames = None if window is None else round(window * rate)
-        hop_frames = frames if hop is None else round(hop * rate)
         return cls(
             classes=classifier.classes,
             temperature=classifier.temperature,
-            window_frames=frames,
-            hop_frames=hop_frames,
-            window_seconds=(frames or 0) / rate,
-            hop_seconds=(hop_frames or 0) / rate,
+            windows=windows,
             top=top,
             threshold=threshold or 0.0,
             max_hz=classifier.front_end.mel_max_hz,
@@ -103,17 +92,17 @@ class Labelling:
         Raises:
             data.audio.AudioFileError: a long file, which is a group of its own, cannot be read a second time.
         """
-        if self.window_frames is None or self.hop_frames is None:
+        if self.windows is None:
             yield from classifier.of_group(group)
         else:
             for clip in group:
                 if not isinstance(clip, Failure):
-                    yield classifier.of_windows(clip, self.window_frames, self.hop_frames)
+                    yield classifier.of_windows(clip, self.windows)
 
     def settings(self) -> dict:
         """What the result depends on, beside weights and files."""
         return {
-            "window": self.window_seconds,
+            "window": self.windows.length / self.windows.rate if self.windows else 0.0,
             "hop": self.hop_seconds,
             "top": self.top,
             "threshold": self.threshold,
@@ -121,17 +110,26 @@ class Labelling:
             "temperature": self.temperature,
         }
 
+    @property
+    def hop_seconds(self) -> float:
+        """From one window to the next; 0 for whole files."""
+        return self.windows.hop / self.windows.rate if self.windows else 0.0
+
+    def span(self, number: int, seconds: float) -> tuple[float, float]:
+        """Where a window, or the whole file of so many seconds, begins and ends."""
+        start, end = self.windows.span(number, seconds) if self.windows else (0.0, seconds)
+        return round(start, 6), round(end, 6)
+
     def labels(self, rows: np.ndarray, seconds: float) -> Iterator[Label]:
         """The reported labels of a file, window by window, the most likely first.
 
         rows: probabilities [windows, classes]. seconds: length of the file.
         """
         for number, row in enumerate(rows):
-            start = number * self.hop_seconds
-            end = min(start + self.window_seconds, seconds) if self.window_seconds else seconds
+            start, end = self.span(number, seconds)
             for k in np.argsort(-row, kind="stable")[: self.top]:
                 if row[k] >= self.threshold:
-                    yield Label(round(start, 6), round(end, 6), self.classes[k], float(row[k]))
+                    yield Label(start, end, self.classes[k], float(row[k]))
 
 
 def merged(labels: Iterator[Label]) -> list[Label]:
@@ -201,12 +199,11 @@ def _write_jsonl(labelling: Labelling, text: IO[str], journal: Journal) -> None:
     for entry, rows in files_of(journal):
         for number, row in enumerate(rows):
             found = list(labelling.labels(row[None], entry.seconds))
-            start = round(number * labelling.hop_seconds, 6)
-            end = min(start + labelling.window_seconds, entry.seconds) if labelling.window_seconds else entry.seconds
+            start, end = labelling.span(number, entry.seconds)
             window: dict[str, Any] = {"path": entry.path}
             if entry.channel is not None:
                 window["channel"] = entry.channel
-            window |= {"start": start, "end": round(end, 6)}
+            window |= {"start": start, "end": end}
             window["labels"] = {label.label: round(label.probability, 6) for label in found}
             text.write(json.dumps(window, ensure_ascii=False) + "\n")
 

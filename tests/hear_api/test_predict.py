@@ -14,15 +14,10 @@ import torch
 from audio_mamba import load_classifier
 from audio_mamba.hear_api import clips as clips_module
 from audio_mamba.hear_api import embed, export, predict
-from audio_mamba.hear_api.classifier import (
-    AudioClassifier,
-    cut_windows,
-    find_classifier,
-    save_classifier,
-    window_count,
-)
+from audio_mamba.hear_api.classifier import AudioClassifier, find_classifier, save_classifier
 from audio_mamba.hear_api.label_files import TRACK_SUFFIX, Label, audacity_track, merged, raven_table
 from audio_mamba.hear_api.runtime import RuntimeSSAST
+from audio_mamba.hear_api.windows import Windows
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.schema import DEFAULTS
 from audio_mamba.training.checkpoint import CheckpointError
@@ -108,9 +103,10 @@ def rows_of(path):
 @pytest.mark.parametrize("part", [1, 7, 100])
 def test_windows_reach_the_end_and_are_cut_from_parts(frames, window, hop, expected, part):
     clip = torch.arange(frames)[:, None].float()
-    found = [cut[:, 0].tolist() for cut in cut_windows(clip.split(part), frames, window, hop)]
+    windows = Windows(window, hop, rate=100.0)
+    found = [cut[:, 0].tolist() for cut in windows.cut(clip.split(part), frames)]
     assert found == [list(range(*window)) for window in expected]
-    assert len(found) == window_count(frames, window, hop)
+    assert len(found) == windows.count(frames)
 
 
 def test_each_window_is_classified_as_a_clip_of_its_own(tmp_path, weights, recording):
@@ -129,13 +125,13 @@ def test_long_files_are_read_in_parts(tmp_path, recording, pooling, monkeypatch)
     classifier = load_classifier(build(tmp_path / "classifier", pooling), "cpu")
     whole = classifier.probabilities([recording[0]])
     clip = clips_module.decode(recording[0], classifier.front_end, "mix")
-    windows = classifier.of_windows(clip, 150, 70)
+    windows = classifier.of_windows(clip, Windows(150, 70, rate=100.0))
     monkeypatch.setattr(clips_module, "LONG_SECONDS", 5)
     monkeypatch.setattr(clips_module, "CHUNK_FRAMES", 400)
     long = clips_module.decode(recording[0], classifier.front_end, "mix")
     assert isinstance(long, clips_module.LongFile)
     np.testing.assert_allclose(classifier.probabilities([recording[0]]), whole, atol=1e-5)
-    np.testing.assert_allclose(classifier.of_windows(long, 150, 70), windows, atol=1e-4)
+    np.testing.assert_allclose(classifier.of_windows(long, Windows(150, 70, rate=100.0)), windows, atol=1e-4)
 
 
 def test_jsonl_has_a_line_per_window_and_settings_beside_it(tmp_path, weights, recording):
