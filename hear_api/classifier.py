@@ -146,35 +146,75 @@ class AudioClassifier(nn.Module):
         return self.runtime.front_end
 
     def predict(
-        self, clips: ClipInput | Sequence[ClipInput], top: int | None = None, sample_rate: int | None = None
+        self,
+        clips: ClipInput | Sequence[ClipInput],
+        top: int | None = None,
+        sample_rate: int | None = None,
+        channel: str | int = "mix",
     ) -> list[dict[str, float]]:
         """For each clip its classes with their probabilities, the most likely first.
 
         Args:
-            clips: as for `probabilities`.
+            clips, sample_rate, channel: as for `probabilities`.
             top: only so many classes, at least 1; None for all.
-            sample_rate: of arrays.
         """
         if top is not None and (not isinstance(top, Integral) or top < 1):
             raise ValueError(f"top must be a whole number of classes, at least 1, or None; got {top!r}")
-        rows = self.probabilities(clips, sample_rate)
+        rows = self.probabilities(clips, sample_rate, channel)
         return [{self.classes[k]: float(row[k]) for k in np.argsort(-row, kind="stable")[:top]} for row in rows]
 
-    def probabilities(self, clips: ClipInput | Sequence[ClipInput], sample_rate: int | None = None) -> np.ndarray:
+    def probabilities(
+        self, clips: ClipInput | Sequence[ClipInput], sample_rate: int | None = None, channel: str | int = "mix"
+    ) -> np.ndarray:
         """Calibrated probabilities of whole clips, float32 [clips, classes].
 
         Args:
             clips: a list of arrays or tensors [n] and paths of audio files; or one of them; or an array [c, n].
             sample_rate: of the arrays, which are resampled if it is not the model's.
+            channel: of files, as for `RuntimeSSAST.embed`.
 
         Raises:
             hear_api.inputs.InputError: an invalid array. data.audio.AudioFileError: an invalid file.
         """
-        sample_rate = self.runtime.sample_rate if sample_rate is None else sample_rate
-        check_sample_rate(sample_rate)
-        groups = group_clips(self.runtime.read_clips(as_clips(clips), sample_rate))
+        groups = group_clips(self._read(clips, sample_rate, channel))
         rows = [row for group in groups for row in self.of_group(group)]
         return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
+
+    def window_probabilities(
+        self,
+        clips: ClipInput | Sequence[ClipInput],
+        window: float,
+        hop: float | None = None,
+        sample_rate: int | None = None,
+        channel: str | int = "mix",
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Calibrated probabilities of windows, each classified as a clip of its own.
+
+        Args:
+            clips, sample_rate, channel: as for `probabilities`.
+            window: length in seconds. The last window of a clip may be shorter, down to a tenth.
+            hop: seconds from one window to the next; by default the window.
+
+        Returns:
+            For each clip probabilities float32 [windows, classes], and where the windows begin and end in it, in
+            seconds, float64 [windows, 2].
+
+        Raises:
+            ValueError: a window or hop shorter than a frame of the log-mel. Invalid clips: as for `probabilities`.
+        """
+        windows = Windows.of_seconds(window, hop, self.front_end.frames_per_second)
+        found = []
+        for clip in self._read(clips, sample_rate, channel):
+            rows = self.of_windows(clip, windows).numpy()
+            found.append((rows, np.array([windows.span(number, clip.seconds) for number in range(len(rows))])))
+        return found
+
+    def _read(
+        self, clips: ClipInput | Sequence[ClipInput], sample_rate: int | None, channel: str | int
+    ) -> Iterator[Clip]:
+        sample_rate = self.runtime.sample_rate if sample_rate is None else sample_rate
+        check_sample_rate(sample_rate)
+        return self.runtime.read_clips(as_clips(clips), sample_rate, channel)
 
     @torch.no_grad()
     def of_group(self, group: Sequence[Clip | Failure]) -> Iterator[Tensor]:

@@ -134,6 +134,31 @@ def test_long_files_are_read_in_parts(tmp_path, recording, pooling, monkeypatch)
     np.testing.assert_allclose(classifier.of_windows(long, Windows(150, 70, rate=100.0)), windows, atol=1e-4)
 
 
+def test_windows_in_python_are_those_of_the_command(tmp_path, weights, recording):
+    hum = sound("low, hum", 3.5)
+    soundfile.write(tmp_path / "two.wav", np.stack([hum, sound("hiss", 3.5)], axis=1), RATE, subtype="FLOAT")
+    files = [recording[0], tmp_path / "two.wav"]
+    options = "--window", 2, "--hop", 1.5, "--top", 3, "--channel", "right"
+    run(*files, "--weights", weights, *options, "--out", tmp_path / "p.csv")
+    table = [(row["path"], float(row["start"]), float(row["end"]), row["label"]) for row in rows_of(tmp_path / "p.csv")]
+    classifier = load_classifier(weights, "cpu")
+    found = classifier.window_probabilities(files, window=2, hop=1.5, channel="right")
+    expected = []
+    for path, (rows, times) in zip(files, found, strict=True):
+        assert rows.shape == (len(times), 3) and rows.dtype == np.float32
+        for row, (start, end) in zip(rows, times):
+            expected += [(str(path), start, end, CLASSES[k]) for k in np.argsort(-row)]
+    assert table == expected
+    assert times.tolist() == [[0, 2], [1.5, 3.5]]
+    assert [max(zip(row, CLASSES))[1] for row in rows] == ["hiss", "hiss"]
+    [(left, _)] = classifier.window_probabilities(hum, window=2, hop=1.5)
+    np.testing.assert_allclose(left, classifier.window_probabilities(files[1], 2, 1.5, channel="left")[0][0], atol=1e-6)
+    assert classifier.predict(files[1], top=1, channel=1)[0].keys() == {"hiss"}
+    with pytest.raises(ValueError, match="^hop must be at least 0.01 seconds, got 0$"):
+        classifier.window_probabilities(files, 2, 0)
+    assert classifier.window_probabilities([], 2) == []
+
+
 def test_jsonl_has_a_line_per_window_and_settings_beside_it(tmp_path, weights, recording):
     out = tmp_path / "p.jsonl"
     run(recording[0], "--weights", weights, "--window", 2, "--hop", 1, "--top", 3, "--threshold", 0.9, "--out", out)
