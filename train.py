@@ -181,16 +181,20 @@ def to_model_input(run: Run, batch: Batch) -> Batch:
 
 
 def validate(run: Run, interruption: Interruption) -> float | None:
-    """The validation loss; None without validation data, and, with `interruption.stop_now` set, if a signal came."""
+    """The validation loss; None without validation data, and, with `interruption.stop_now` set, if a signal came.
+
+    Training goes on with the random numbers that it would draw without validation.
+    """
     if run.loaders.validation is None:
         return None
-    module = run.objective.module.eval()
+    module, random_states = run.objective.module.eval(), resume.random_states()
     loss = validation.mean_loss(
         validation.read_through(run.loaders.validation, run.device, "validating"),
         lambda batch: loss_of(run, module, batch)[0],
         run.device,
         stop=lambda: interruption.requested,
     )
+    resume.set_random_states(random_states)
     if loss is None:
         interruption.stop()
     return loss

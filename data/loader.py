@@ -111,7 +111,7 @@ class ArchiveLoader(StatefulDataLoader):
     def __init__(self, dataset: Dataset, samples: int, allowed: int = 0, **options):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
-            super().__init__(dataset, collate_fn=_as_it_is, **options)
+            super().__init__(dataset, collate_fn=_as_it_is, generator=own_generator(), **options)
         self.faults = Faults(samples, allowed)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -123,6 +123,12 @@ class ArchiveLoader(StatefulDataLoader):
         for fault in faults:
             self.faults.report(*fault)
         return batch
+
+
+def own_generator() -> torch.Generator:
+    """For a loader, which draws a number at the start of each pass. A resumed run starts one pass more, so torch's
+    own generator would then give the model other numbers."""
+    return torch.Generator()
 
 
 def _as_it_is(fetched: tuple) -> tuple:

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import random
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -114,13 +116,20 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def seed_all(seed: int) -> None:
+    """Seed the generators of torch, NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def seed_apart(seed: int) -> None:
     """Give every process but the main one random numbers of its own, so that a dropout is not the same in all.
 
     Call it once the weights are drawn; the processes share those of the main one.
     """
     if not is_main():
-        torch.manual_seed(seed + rank())
+        seed_all(seed + rank())
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:

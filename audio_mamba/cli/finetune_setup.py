@@ -186,7 +186,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     args, device, clips, split = experiment.args, experiment.device, experiment.clips, experiment.splits[fold]
     workdir, config = experiment.workdir(fold), experiment.config.copy_and_resolve_references()
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    distributed.seed_all(args.seed)
     encoder = build_encoder(experiment.source, config.data.num_frames)
     encoder.gradient_checkpointing = args.gradient_checkpointing
     model = Classifier(encoder, len(clips.classes), config.head.pooling, config.encoder.frozen).to(device)

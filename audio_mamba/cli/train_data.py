@@ -14,7 +14,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba.cli.train_arguments import FAKE_SAMPLES
 from audio_mamba.data.contents import Contents, stated_checksums
-from audio_mamba.data.loader import EpochBatches, make_loader, make_remote_loader, make_validation_loader
+from audio_mamba.data.loader import (
+    EpochBatches,
+    make_loader,
+    make_remote_loader,
+    make_validation_loader,
+    own_generator,
+)
 from audio_mamba.data.remote import RemoteShards, is_remote
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.front_end import FrontEnd
@@ -110,6 +116,7 @@ def build_loaders(
             num_workers=args.num_workers,
             pin_memory=options["pin_memory"],
             worker_init_fn=leave_signals_to_the_trainer,
+            generator=own_generator(),
         )
         return Loaders(loader, val_loader)
     directories = config.data.train_dirs

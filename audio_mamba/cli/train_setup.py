@@ -94,7 +94,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     (workdir / "checkpoints").mkdir(exist_ok=True)
     check_same_experiment(workdir, config)
 
-    torch.manual_seed(args.seed)
+    distributed.seed_all(args.seed)
     model = build_model(config).to(device)
     model.gradient_checkpointing = args.gradient_checkpointing
     objective = objectives.build(config.opt, model)

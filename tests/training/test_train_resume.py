@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import random
 import signal
 
 import numpy as np
@@ -133,6 +134,37 @@ def test_a_stop_during_validation_loses_nothing(tmp_path, synthetic_archive, mon
     rows, expected = (read_steps(tmp_path / name / "steps.csv") for name in ("cut", "whole"))
     assert [(row["step"], row["train_loss"]) for row in rows] == [(row["step"], row["train_loss"]) for row in expected]
     assert "trained again" not in caplog.text
+
+
+@pytest.mark.parametrize("data", ["archive", "fake"])
+@pytest.mark.parametrize("training, batch", [(True, 2), (True, STEPS + 1), (False, 2), (False, STEPS)])
+def test_losses_that_draw_random_numbers_resume_exactly(
+    tmp_path, synthetic_archive, monkeypatch, data, training, batch
+):
+    """Stopped at a batch for training or for validation."""
+    monkeypatch.setattr(train_data, "FAKE_SAMPLES", 4 * STEPS)
+    options = ["--val-data", str(synthetic_archive), "--print_freq", "1"]
+    archive = synthetic_archive if data == "archive" else None
+    plain = train.loss_of
+
+    def end(name, stop=None):
+        batches = {True: 0, False: 0}
+
+        def noisy(run, model, batch):
+            loss, numbers = plain(run, model, batch)
+            batches[model.training] += 1
+            if (model.training, batches[model.training]) == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss * (torch.rand(()).item() + np.random.rand() + random.random()), numbers
+
+        monkeypatch.setattr(train, "loss_of", noisy)
+        run(tmp_path / name, archive, *options, num_epochs=2)
+        log, steps = read_log(tmp_path / name / "log.txt"), read_steps(tmp_path / name / "steps.csv")
+        return [line["val_loss"] for line in log], [row["train_loss"] for row in steps]
+
+    cut, _ = end("cut", stop=(training, batch))
+    assert len(cut) < 2
+    assert end("cut") == end("whole")
 
 
 def test_a_run_can_resume_with_another_batch_size(tmp_path, synthetic_archive, monkeypatch):
