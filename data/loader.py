@@ -5,9 +5,11 @@ alone; never on rank, worker or place in a batch. So any number of processes and
 and masks, and a run can resume at any step of any epoch.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +113,7 @@ class ArchiveLoader(StatefulDataLoader):
     def __init__(self, dataset: Dataset, samples: int, allowed: int = 0, **options):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
-            super().__init__(dataset, collate_fn=_as_it_is, generator=own_generator(), **options)
+            super().__init__(dataset, collate_fn=_as_it_is, **common_options(options["num_workers"]) | options)
         self.faults = Faults(samples, allowed)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -125,10 +127,17 @@ class ArchiveLoader(StatefulDataLoader):
         return batch
 
 
-def own_generator() -> torch.Generator:
-    """For a loader, which draws a number at the start of each pass. A resumed run starts one pass more, so torch's
-    own generator would then give the model other numbers."""
-    return torch.Generator()
+def common_options(num_workers: int) -> dict[str, Any]:
+    """Options of every loader.
+
+    A loader draws a number at the start of each pass. A resumed run starts one pass more, so from torch's own generator
+    the model would then draw other numbers. Workers are forked on Linux, as by default before Python 3.14: others get
+    their data set pickled, and with its `draw_mask` the encoder, GPU and all.
+    """
+    return {
+        "generator": torch.Generator(),
+        "multiprocessing_context": "fork" if num_workers and sys.platform == "linux" else None,
+    }
 
 
 def _as_it_is(fetched: tuple) -> tuple:
@@ -167,7 +176,7 @@ def make_loader(
         pin_memory: put batches into page-locked memory, for fast copies to a GPU.
         strict: raise at the first bad shard or sample, instead of skipping up to 1% of them with warnings.
         fraction: share of the samples to use, in (0, 1]; their keys decide which, see `data.subset`.
-        multiprocessing_context: how workers start ("fork", "spawn", ...); None is the platform's default.
+        multiprocessing_context: how workers start ("fork", "spawn", ...); None: see `common_options`.
         worker_init_fn: called in each worker with its number, at its start.
 
     Returns:
@@ -182,6 +191,9 @@ def make_loader(
     """
     dataset = LogMelDataset(directories, num_frames, front_end, seed, draw_mask, strict, fraction)
     batches = EpochBatches(len(dataset), batch_size, rank, world_size, seed)
+    context: dict[str, Any] = {}
+    if multiprocessing_context and num_workers:
+        context["multiprocessing_context"] = multiprocessing_context
     return ArchiveLoader(
         dataset,
         len(batches) * batch_size,
@@ -190,7 +202,7 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=worker_init_fn,
-        multiprocessing_context=multiprocessing_context if num_workers else None,
+        **context,
     )
 
 

@@ -95,6 +95,10 @@ class RemoteShards(IterableDataset):
             if self._fraction >= 1 or place(sample[1].encode(errors="surrogateescape")) < self._fraction:
                 yield sample
 
+    def name(self, index: int) -> str:
+        """What is known of the sample with this number in a batch."""
+        return f"the sample whose 'URL KEY' has the CRC-32 {index}"
+
     def contents(self) -> Contents:
         """The names of the shards and the stated number of samples; nothing is read for it."""
         return Contents(self.samples, [ShardContents(url.rsplit("/", 1)[-1], None, "", "") for url in self.urls])
@@ -121,6 +125,9 @@ class _Reader(Iterator):
         self._number, self._readers = shards.rank * workers + turn, shards.world_size * workers
         self._batches = len(range(turn, len(shards), workers))
         self._begin(shards.epoch)
+        if shards.first_step >= len(shards):  # the epoch has been read, and reading it again may take hours
+            self._done = self._batches
+            return
         faults: list[Fault] = []
         while self._done < len(range(turn, shards.first_step, workers)):
             faults += next(self)[1]

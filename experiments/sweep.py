@@ -49,6 +49,7 @@ from audio_mamba.training.report import ReportError, read_run
 
 STUDIES = "configs.studies."
 TABLE = "sweep"
+SAVING_SECONDS = 600  # that torchrun leaves a run to save before it kills it; its own 30 may not be enough
 LONGEST_NAME = 255  # bytes of the name of a folder
 COLUMNS = {  # of the table, and their titles in Markdown
     "name": "run",
@@ -265,7 +266,8 @@ def sweep(planned: Sequence[Planned], runs: Path, train_options: list[str], proc
     """Train what is not finished, until `runner` is stopped; failed runs have a `problem` then."""
     program = ["-m", "audio_mamba.train"]
     if processes > 1:
-        program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *program]
+        patience = f"--shutdown-timeout={SAVING_SECONDS}"
+        program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", patience, *program]
     for number, run in enumerate(planned, start=1):
         if runner.stopped_by:
             return

@@ -13,7 +13,6 @@ from audio_mamba.external_sources.task_check import check_task
 from audio_mamba.external_sources.task_files import TaskError
 from audio_mamba.published_names import import_named, stored_name
 from audio_mamba.schema import LAYOUTS, POOLINGS
-from audio_mamba.system.folder_lock import FolderInUseError
 from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import given_path, quiet_exit
 
@@ -115,7 +114,7 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, cache: Path
                     ],
                     standalone_mode=False,
                 )
-            except (TaskError, FolderInUseError) as error:
+            except TaskError as error:
                 failures.append(f"{results} on {source.name}: {error}")
             except Exception as error:  # a damaged task must not stop the others
                 traceback.print_exc()
@@ -249,14 +248,16 @@ def main(argv: list[str] | None = None, prog: str = "extract_features.sh") -> No
             f"TASKS_DIR: {args.tasks_dir} is a task itself; give the folder above it, {task.parent}, "
             f"with TASKS={task.name}"
         )
-    cache = args.cache or sources.default_cache(args.tasks_dir)
-    tasks = sources.find_tasks(args.tasks_dir, args.tasks, cache, args.hidden)
-
     try:
         share = Share.of_process(args.share)
     except ValueError as error:
         raise SystemExit(f"SHARE: {error}") from None
-    tasks = list(share.every(tasks))
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(share.gpu(torch.cuda.device_count()))  # the kit moves models to "cuda"
+    cache = args.cache or sources.default_cache(args.tasks_dir)
+    tasks = sources.find_tasks(args.tasks_dir, args.tasks, cache, args.hidden, share)
 
     embeddings_dir = args.output_dir / layout.EMBEDDINGS
     origins = [find_origin(module, args.model, args.layout, args.pooling, args.overlap) for module in modules]

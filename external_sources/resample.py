@@ -1,6 +1,7 @@
 """Resamples the audio of a HEAR task once, into a folder with the kit's layout and file names."""
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -35,7 +36,6 @@ def at_rate(task: Path, sample_rate: int, cache: Path) -> Path:
 
     Raises:
         TaskError: a file of the task is missing, or the cache has other audio in that place.
-        folder_lock.FolderInUseError: another process is resampling this task.
     """
     rate = task_files.source_rate(task, sample_rate)
     if rate == sample_rate:
@@ -43,7 +43,7 @@ def at_rate(task: Path, sample_rate: int, cache: Path) -> Path:
     folder = cache / task.name
     audio = folder / str(sample_rate)
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder):
+    with exclusive_lock(folder, patience=math.inf):
         if not folder.samefile(task) and task_files.sample_rates(folder):
             raise TaskError(f"{folder} has audio that was not resampled from {task}; choose another CACHE")
         noted = task_files.read_note(audio)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout, unpack
 from audio_mamba.external_sources.task_files import TaskError
-from audio_mamba.system.folder_lock import FolderInUseError
+from audio_mamba.system.shares import Share
 
 Task = TypeVar("Task")  # whatever stands for one
 
@@ -47,10 +47,14 @@ def choose(tasks: dict[str, Task], patterns: str) -> dict[str, Task]:
     }
 
 
-def find_tasks(tasks_dir: Path, patterns: str, cache: Path, hidden: bool = False) -> list[Path]:
+def find_tasks(
+    tasks_dir: Path, patterns: str, cache: Path, hidden: bool = False, share: Share | None = None
+) -> list[Path]:
     """The folders of the chosen tasks; archives are unpacked into `cache`, unless that has been done already.
 
-    hidden: take tasks of hidden, trash or system names too; otherwise a line on stderr counts them.
+    Args:
+        hidden: take tasks of hidden, trash or system names too; otherwise a line on stderr counts them.
+        share: of the chosen tasks; None for all.
 
     Raises:
         SystemExit: there is no task, none matches, or an archive cannot be unpacked.
@@ -73,12 +77,12 @@ def find_tasks(tasks_dir: Path, patterns: str, cache: Path, hidden: bool = False
                     f"skipped {entry}: not a folder with {layout.METADATA}, nor needed as an archive", file=sys.stderr
                 )
         tasks = []
-        for source in chosen.values():
+        for source in (share or Share()).every(list(chosen.values())):
             if source.is_dir():
                 tasks.append(source)
             else:
                 print(f"unpacking {source} into {cache}, if it is new")
                 tasks.append(unpack.unpack(source, cache))
         return tasks
-    except (TaskError, FolderInUseError) as error:
+    except TaskError as error:
         raise SystemExit(f"TASKS_DIR: {error}") from None

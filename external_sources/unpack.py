@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import secrets
 import shutil
@@ -54,14 +55,13 @@ def unpack(archive: Path, directory: Path) -> Path:
 
     Raises:
         TaskError: the archive is damaged, or has no task or several; the folder was not unpacked by this function.
-        folder_lock.FolderInUseError: another process is unpacking into `directory`.
     """
     name = task_name(archive)
     if name is None:
         raise TaskError(f"{archive} has no HEAR task in it")
     task = directory / name
     directory.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(directory):
+    with exclusive_lock(directory, patience=math.inf):
         noted = _read_note(task)
         status = archive.stat()
         present = {"archive": archive.name, "size": status.st_size, "time": status.st_mtime_ns}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from audio_mamba.data.audio import CHANNELS_OR_EACH, AudioFileError
@@ -140,8 +141,10 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
 
 
 def _own_device(device: str, share: Share) -> str:
-    """The GPU of a process, if several on a machine were told to use "cuda"."""
-    return f"cuda:{share.local_number}" if device == "cuda" and share.local_count > 1 else device
+    """The GPU of a process, if several were told to use "cuda"."""
+    if device == "cuda" and share.count > 1 and torch.cuda.is_available():
+        return f"cuda:{share.gpu(torch.cuda.device_count())}"
+    return device
 
 
 def _say_share(output: Output, share: Share, parts: list[list[Source]]) -> None:

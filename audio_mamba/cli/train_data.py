@@ -16,10 +16,10 @@ from audio_mamba.cli.train_arguments import FAKE_SAMPLES
 from audio_mamba.data.contents import Contents, stated_checksums
 from audio_mamba.data.loader import (
     EpochBatches,
+    common_options,
     make_loader,
     make_remote_loader,
     make_validation_loader,
-    own_generator,
 )
 from audio_mamba.data.remote import RemoteShards, is_remote
 from audio_mamba.data.samples import ArchiveError
@@ -116,7 +116,7 @@ def build_loaders(
             num_workers=args.num_workers,
             pin_memory=options["pin_memory"],
             worker_init_fn=leave_signals_to_the_trainer,
-            generator=own_generator(),
+            **common_options(args.num_workers),
         )
         return Loaders(loader, val_loader)
     directories = config.data.train_dirs

@@ -31,7 +31,8 @@ def exclusive_lock(folder: str | Path, shared: bool = False, patience: float | N
     Args:
         folder: the folder to lock.
         shared: lock out only those who ask for an exclusive lock; other shared locks are compatible with this one.
-        patience: seconds to wait for the lock; None for PATIENCE.
+        patience: seconds to wait for the lock; None for PATIENCE. A warning says after PATIENCE seconds that a process
+            waits longer.
 
     Raises:
         FolderInUseError: the folder is still locked after `patience` seconds.
@@ -53,16 +54,19 @@ def exclusive_lock(folder: str | Path, shared: bool = False, patience: float | N
 
 def _lock(descriptor: int, folder: str | Path, kind: int, patience: float) -> bool:
     """Whether the folder is locked now; False if its file system has no locks."""
-    end = time.monotonic() + patience
+    start, said = time.monotonic(), False
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return True
         except BlockingIOError as error:
-            if time.monotonic() > end:
+            if time.monotonic() > start + patience:
                 raise FolderInUseError(
                     f"{folder}: another process is using this folder; wait until it has ended, or choose another folder"
                 ) from error
+            if not said and time.monotonic() > start + PATIENCE:
+                logger.warning("%s: waiting for another process that is using this folder", folder)
+                said = True
         except OSError as error:
             logger.info("%s: this file system does not support locks (%s)", folder, error.strerror)
             return False

@@ -55,6 +55,10 @@ class Share:
                 return cls(int(number), int(count), int(local_number or 0), here)
         return cls()
 
+    def gpu(self, count: int) -> int:
+        """Which of the `count` GPUs that it sees is this process's own, counted from 0."""
+        return self.local_number % count
+
     def __str__(self) -> str:
         return f"{self.number + 1} of {self.count}"
 

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -219,3 +220,19 @@ def test_too_few_samples_and_no_folders_are_refused_with_the_numbers(archive):
         make(archive, batch_size=8, rank=2, world_size=2)
     with pytest.raises(ArchiveError, match="no archive folder"):
         make([], batch_size=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have their own defaults")
+def test_workers_are_forked_and_do_not_get_the_data_set_pickled(archive):
+    """Whatever the platform's default is; Python 3.14 has another one."""
+
+    class Unpicklable:
+        def __call__(self, rng):
+            return np.zeros(3, np.float32)
+
+        def __reduce__(self):
+            raise AssertionError("pickled")
+
+    loader = make(archive, batch_size=4, draw_mask=Unpicklable(), num_workers=1)
+    assert loader.multiprocessing_context.get_start_method() == "fork"
+    assert next(iter(loader))["mask"].shape == (4, 3)

@@ -131,6 +131,16 @@ def test_an_epoch_can_begin_at_any_step(archive, num_workers):
     assert same(epoch_of(loader, 2), expected)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_that_is_read_is_not_read_again(archive, tmp_path, num_workers):
+    """As in a run that was stopped during validation."""
+    urls = [f"pipe:cat {archive}/shard-{i}.tar; echo {i} >> {tmp_path}/read" for i in range(SHARDS)]
+    loader = make(urls, num_workers=num_workers)
+    set_epoch(loader, 2, len(loader))
+    assert list(loader) == [] and not (tmp_path / "read").exists()
+    assert len(epoch_of(loader, 3)) == len(loader) and (tmp_path / "read").exists()
+
+
 def test_too_few_shards_for_the_readers_or_samples_for_a_batch_are_refused(archive):
     with pytest.raises(ValueError, match=r"6 shards are too few for 8 readers \(4 process\(es\) with 2 worker"):
         make([str(archive / "shard-{0..5}.tar")], num_workers=2, world_size=4)
@@ -291,6 +301,15 @@ def test_addresses_are_distinguished_from_folders_and_the_first_samples_can_be_s
     firsts = [zlib.crc32(f"{urls[0]} s0c{i:03d}".encode()) for i in range(3)]
     assert shown["index"].tolist() == firsts
     assert torch.equal(shown["index"], make(urls, samples=2, batch_size=1).dataset.first(3)["index"])
+
+
+def test_a_sample_is_named_by_its_checksum(archive):
+    urls = [str(archive / f"shard-{i}.tar") for i in range(SHARDS)]
+    loader = make(urls)
+    index = epoch_of(loader, 0)[0]["index"][0].item()
+    names = [f"{url} s{shard}c{i:03d}" for shard, url in enumerate(urls) for i in range(CLIPS)]
+    assert [zlib.crc32(name.encode()) for name in names].count(index) == 1
+    assert loader.dataset.name(index) == f"the sample whose 'URL KEY' has the CRC-32 {index}"
 
 
 def test_a_folder_with_a_colon_in_its_name_is_a_folder(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ import soxr
 
 from audio_mamba.external_sources import embeddings, layout, resample, sources, task_files, unpack
 from audio_mamba.external_sources.task_files import TaskError
+from audio_mamba.system import folder_lock
+from audio_mamba.system.shares import Share
 from tests.conftest import ROOT
 from tests.evaluation.conftest import LABELS, PITCHES
 
@@ -248,6 +251,34 @@ def test_an_archive_without_a_task_is_skipped_by_name(release, tmp_path, capsys)
     release.write_bytes(b"not an archive")
     with pytest.raises(SystemExit, match="TASKS_DIR: .*-48000.tar.gz cannot be unpacked, it is damaged or cut off"):
         sources.find_tasks(release.parent, "*", tmp_path / "cache")
+
+
+def test_a_share_unpacks_its_own_archives_alone(release, tmp_path):
+    other = write_release(tmp_path / "hisses-v1.0-full")
+    pack(other, release.with_name("hisses.tar.gz"))
+    cache = tmp_path / "cache"
+    assert sources.find_tasks(release.parent, "*", cache, share=Share(1, 2)) == [cache / "tones-v1.0-full"]
+    assert [path.name for path in cache.iterdir()] == ["tones-v1.0-full"]
+    assert sources.find_tasks(release.parent, "*", cache, share=Share(0, 2)) == [cache / "hisses-v1.0-full"]
+    assert sources.find_tasks(release.parent, "*", cache, share=Share(2, 3)) == []
+
+
+def test_another_process_that_unpacks_or_resamples_is_waited_for(release, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.2)
+    cache = tmp_path / "cache"
+    steps = [
+        (cache, lambda: unpack.unpack(release, cache)),
+        (cache / "tones-v1.0-full", lambda: resample.at_rate(cache / "tones-v1.0-full", 16000, cache)),
+    ]
+    for folder, step in steps:
+        folder.mkdir(exist_ok=True)
+        with ThreadPoolExecutor(1) as pool:
+            with folder_lock.exclusive_lock(folder):
+                waiting = pool.submit(step)
+                with pytest.raises(TimeoutError):
+                    waiting.result(timeout=0.6)
+            assert waiting.result() == cache / "tones-v1.0-full"
+        assert f"{folder}: waiting for another process that is using this folder" in caplog.text
 
 
 def test_a_folder_of_the_user_is_not_replaced_by_an_archive(release, tmp_path):

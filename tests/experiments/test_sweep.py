@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from audio_mamba import train
 from audio_mamba.configs.studies import sizes
@@ -291,6 +292,24 @@ def test_a_signal_stops_the_run_in_progress_and_no_further_one_starts(number, tm
         sweep.sweep([None], tmp_path, [], 1, runner)  # returns before it looks at the run
         assert runner.run([sys.executable, "-c", "import time; time.sleep(600)"]) == -signal.SIGTERM
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
+
+
+def test_torchrun_waits_for_a_run_that_saves(tmp_path):
+    """It kills after 30 s otherwise."""
+    commands = []
+
+    class Started(Runner):
+        def run(self, command):
+            commands.append(command)
+            return 0
+
+    with Started() as runner:
+        sweep.sweep(sweep.plan(read_list("sizes")[:1], tmp_path, []), tmp_path, ["--no-wandb"], 2, runner)
+    [(python, _, module, *arguments)] = commands
+    torchrun = get_args_parser().parse_args(arguments)
+    assert (python, module) == (sys.executable, "torch.distributed.run")
+    assert (torchrun.nproc_per_node, torchrun.shutdown_timeout) == ("2", 600)
+    assert (torchrun.training_script, torchrun.module) == ("audio_mamba.train", True)
 
 
 @pytest.mark.slow

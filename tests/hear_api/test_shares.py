@@ -12,8 +12,10 @@ import time
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from audio_mamba.hear_api import clips
+from audio_mamba.external_sources import embeddings
+from audio_mamba.hear_api import clips, embed
 from audio_mamba.hear_api.embed import main
 from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal
 from audio_mamba.hear_api.output import Output
@@ -298,3 +300,26 @@ def test_joined_journals_read_like_one(tmp_path, monkeypatch):
     blocks = list(joined.read_rows())
     assert list(map(len, blocks)) == [3, 3, 3, 1]
     np.testing.assert_array_equal(np.concatenate(blocks), rows)
+
+
+@pytest.mark.parametrize("seen, number, expected", [(4, 3, "cuda:3"), (1, 3, "cuda:0"), (2, 3, "cuda:1")])
+def test_each_process_takes_a_gpu_that_it_sees(monkeypatch, seen, number, expected):
+    """srun may show each of its processes one GPU only, which is then number 0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    share = Share(number, 8, local_number=number)
+    assert embed._own_device("cuda", share) == expected
+    assert embed._own_device("cpu", share) == "cpu" and embed._own_device("cuda:1", share) == "cuda:1"
+    assert embed._own_device("cuda", Share()) == "cuda"
+
+
+def test_extraction_runs_on_the_gpu_of_the_process(monkeypatch, tmp_path):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="contains no HEAR task"):
+        embeddings.main([str(tmp_path), str(tmp_path / "out")])
+    assert chosen == [1]
