@@ -19,6 +19,7 @@ import math
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,9 +163,9 @@ def save_after_epoch(run: Run, epoch: int, monitor: Monitor) -> None:
     checkpoint.save_checkpoint(checkpoint.checkpoint_path(folder, epoch), epoch=epoch, **state)
     if run.kept is not None and run.kept.epoch in (epoch, BEFORE_TRAINING):
         write_classifier(run, run.kept)
-    for _, path in resume.checkpoints(run.workdir)[EPOCHS_KEPT:]:
-        if path.parent == folder:
-            path.unlink()
+    after_epochs = [path for _, path in resume.checkpoints(run.workdir) if path.parent == folder]
+    for path in after_epochs[EPOCHS_KEPT:]:
+        path.unlink()
 
 
 def write_classifier(run: Run, kept: Kept) -> None:
@@ -193,6 +194,7 @@ def finish(run: Run, interruption: Interruption) -> None:
     part, metric = "test" if run.test_loader else "validation", run.experiment.metric
     results = {"fold": run.fold, "epoch": kept.epoch + 1, "metric": metric, "temperature": kept.temperature}
     results |= {"validation": kept.metrics} | ({"test": metrics, "test_loss": loss} if run.test_loader else {})
+    results |= {"trained_with": trained_with(run)}
     write_classifier(run, kept)
     write_predictions(run, kept, *outputs)
     write_json(run.workdir / "results.json", results)
@@ -217,7 +219,8 @@ def summarise(experiment: Experiment) -> None:
     folds = [json.loads((experiment.workdir(fold) / "results.json").read_bytes()) for fold in experiment.splits]
     scores = {name: [fold["test"][name] for fold in folds] for name in folds[0]["test"]}
     scores = {name: [np.nan if value is None else value for value in values] for name, values in scores.items()}
-    mean, deviation = ({name: float(of(values)) for name, values in scores.items()} for of in (np.mean, np.std))
+    mean = {name: float(np.mean(values)) for name, values in scores.items()}
+    deviation = {name: float(np.std(values, ddof=1)) if len(values) > 1 else np.nan for name, values in scores.items()}
     metric, workdir = experiment.metric, experiment.args.workdir
     write_json(
         Path(workdir) / "results.json",
@@ -263,19 +266,49 @@ def finetune(args: argparse.Namespace, resources: ExitStack) -> None:
                 break
             with setting_up("finetune.py"):
                 run = start_run(experiment, fold)
-            if not (args.folds and is_finished(run)):
+                finished = bool(args.folds) and is_finished(run)
+            if not finished:
                 train(run, interruption)
         if args.folds and not interruption.stop_now and distributed.is_main():
             summarise(experiment)
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run has all its epochs and its results; the same answer in every process.
+    """Whether a fold has all its epochs and its results; the same answer in every process.
 
-    Without epochs there is no checkpoint that says what the results are of, so such a run is made again.
+    Without epochs there is no checkpoint that says what the results are of, so such a fold is trained again.
+
+    Raises:
+        ValueError: it was trained with something else than the other folds will be.
     """
-    done = 0 < run.config.num_epochs <= run.start.progress.epoch and (run.workdir / "results.json").exists()
-    return distributed.gather(done)[0]
+    results = run.workdir / "results.json"
+    done = 0 < run.config.num_epochs <= run.start.progress.epoch and results.exists()
+    done, problem = distributed.gather((done, difference_to(run, results) if done else None))[0]
+    if problem:
+        raise ValueError(
+            f"{run.workdir} was trained with another {problem}: remove it to train the fold again, or choose another "
+            "--workdir"
+        )
+    return done
+
+
+def difference_to(run: Run, results: Path) -> str | None:
+    """What the run that wrote `results` was trained with, and this one is not."""
+    now = trained_with(run)
+    then = now | json.loads(results.read_bytes()).get("trained_with", {})  # earlier versions did not note it
+    return next((f"{name} ({then[name]}, now {now[name]})" for name in now if then[name] != now[name]), None)
+
+
+def trained_with(run: Run) -> dict[str, Any]:
+    """What the scores of a fold depend on, beside the keys of the config that its checkpoints hold fast."""
+    config = run.experiment.config
+    return {
+        "num_epochs": config.num_epochs,
+        "clips per step": config.batch_size * config.opt.grad_accum_steps * distributed.world_size(),
+        "precision": run.args.precision,
+        "encoder": run.experiment.encoder_digest,
+        **{name: contents.digest()[:16] for name, contents in run.contents.items()},
+    }
 
 
 if __name__ == "__main__":

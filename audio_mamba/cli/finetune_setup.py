@@ -31,6 +31,7 @@ from audio_mamba.models.classifier import Classifier
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.precision import check_precision
 from audio_mamba.published_names import stored_name
+from audio_mamba.system.atomic_files import sha256
 from audio_mamba.training import checkpoint, distributed, optim, resume
 from audio_mamba.training.interruption import leave_signals_to_the_trainer
 from audio_mamba.training.metrics import SINGLE_LABEL
@@ -57,6 +58,7 @@ class Experiment:
     config: ConfigDict
     device: torch.device
     source: ModelSource
+    encoder_digest: str  # of its weights
     clips: LabelledClips
     splits: dict[str, Split]
     loss: str
@@ -148,7 +150,8 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Experiment:
     splits = find_splits(clips, config, args)
     for fold, split in splits.items():
         check_clips(clips, split, loss, f"fold {fold}" if fold else str(config.data.train_dirs[0]), metric)
-    return Experiment(args, config, device, source, clips, splits, loss, metric)
+    digest = UNTRAINED if source.weights is None else f"SHA-256 {sha256(source.weights)[:16]}"
+    return Experiment(args, config, device, source, digest, clips, splits, loss, metric)
 
 
 def build_encoder(source: ModelSource, num_frames: int | None) -> MaskedSpectrogramEncoder:

@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -29,13 +30,17 @@ from audio_mamba.data.prepare import prepare
 from audio_mamba.data.prepare_job import Settings
 from audio_mamba.data.synthetic import KINDS, make_clip, write_scene_task
 from audio_mamba.front_end import PUBLISHED
+from audio_mamba.hear_api.pretrained import save_pretrained
+from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.published_names import experiments
+from audio_mamba.training import resume
 from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.records import read_log, read_steps
 from audio_mamba.training.report import write_report
 from audio_mamba.training.resume import load_newest
 from tests.conftest import ROOT
+from tests.hear_api.small_config import get_config
 from tests.training.runs import STANDALONE, finish, kill
 
 ENCODER = "tests.hear_api.small_config"
@@ -363,6 +368,7 @@ def test_all_folds_and_their_mean(tmp_path, archive, caplog):
     assert [fold["fold"] for fold in summary["folds"]] == ["1", "2", "3"]
     accuracies = [fold["test"]["accuracy"] for fold in summary["folds"]]
     assert summary["test_mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["test_standard_deviation"]["accuracy"] == pytest.approx(statistics.stdev(accuracies))
     tested = [row["clip"] for fold in "123" for row in predictions(tmp_path / f"fold-{fold}")]
     assert len(tested) == len(set(tested)) == 60
     (tmp_path / "fold-2" / "results.json").unlink()
@@ -718,6 +724,53 @@ def test_results_of_fewer_epochs_are_not_those_of_a_run_that_goes_on(tmp_path, a
             tune(tmp_path / "run", archive, *options, changes=["num_epochs=2", "keep=last"])
         tune(tmp_path / "run", archive, *options, changes=["num_epochs=2", "keep=last"])
     assert json.loads((run / "results.json").read_text())["epoch"] == 2
+
+
+def test_folds_of_different_runs_are_not_averaged(tmp_path, archive, capsys, monkeypatch):
+    """Some are finished and others are not, as after a kill; here the only one is finished."""
+    monkeypatch.setattr(finetune_setup, "find_splits", only_fold_2)
+    encoder, data, source = tmp_path / "encoder", tmp_path / "archive", archive.parent
+    options = "--folds", "all", "--model", str(encoder), "--init", "pretrained", "--freeze"
+    run = tmp_path / "run"
+
+    def save_encoder(mask_token):
+        runtime = RuntimeSSAST(get_config(), None)
+        runtime.model.mask_token.data.fill_(mask_token)
+        save_pretrained(runtime, encoder)
+
+    def prepare_data(swapped):
+        shutil.rmtree(data, ignore_errors=True)
+        table = (source / "labels.csv").read_text()
+        if swapped:
+            table = table.replace("00.wav,tone", "00.wav,siren")
+        (tmp_path / "labels.csv").write_text(table)
+        prepare(source / "audio", data, tmp_path / "labels.csv", settings=Settings("float32"), fold_column="fold")
+
+    save_encoder(0)
+    prepare_data(swapped=False)
+    tune(run, data, *options)
+    results = (run / "fold-2/results.json").read_bytes()
+    tune(run, data, *options, changes=["log_every_steps=3"])
+    assert (run / "fold-2/results.json").read_bytes() == results
+    begin = f"{run / 'fold-2'} was trained with another "
+    changes = {"num_epochs=1": "num_epochs (2, now 1)", "batch_size=4": "clips per step (8, now 4)"}
+    for change, difference in changes.items():
+        assert f"{begin}{difference}: remove it" in refused(capsys, run, data, *options, changes=[change])
+    save_encoder(1)
+    assert f"{begin}encoder (SHA-256 " in refused(capsys, run, data, *options)
+    save_encoder(0)
+    prepare_data(swapped=True)
+    assert f"{begin}training data (" in refused(capsys, run, data, *options)
+    prepare_data(swapped=False)
+    tune(run, data, *options)
+
+
+def test_step_checkpoints_do_not_count_among_those_of_whole_epochs(tmp_path, archive, monkeypatch):
+    """The last two stay, in case that one is damaged."""
+    monkeypatch.setattr(resume, "remove_stale", lambda *args, **kwargs: None)
+    tune(tmp_path, archive, "--fold", "1", "--checkpoint-minutes", "1e-6", changes=["num_epochs=3"])
+    assert len(list((tmp_path / "resume").glob("*.pth"))) >= 2
+    assert {path.name for path in (tmp_path / "checkpoints").glob("*.pth")} == {"checkpoint-1.pth", "checkpoint-2.pth"}
 
 
 def only_fold_2(*arguments):
