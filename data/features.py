@@ -86,8 +86,9 @@ class LogMelStream:
         self.front_end = front_end
         self.frames = 0  # returned so far
         self._half_window = front_end.n_fft // 2
-        # Frames before the next one whose samples are kept, so that the window of the next one needs no reflection.
-        self._frames_kept = -(-self._half_window // front_end.hop_length)
+        # Frames before the next one whose samples are kept, so that the window of the next one needs no reflection. Two
+        # at least: then `finish` has a sample more than half a window, which the reflection at the end needs.
+        self._frames_kept = max(2, -(-self._half_window // front_end.hop_length))
         self._held = torch.zeros(0)
         self._held_frame = 0  # on which the held samples begin
 

@@ -6,7 +6,7 @@ import torch
 
 from audio_mamba.data.features import LogMelStream, _constants, log_mel, mel_filter_bank
 from audio_mamba.data.normalisation import clip_statistics, normalise
-from audio_mamba.front_end import PUBLISHED
+from audio_mamba.front_end import PUBLISHED, FrontEnd
 
 LENGTHS = (8000, 16000, 31840, 32000, 50001, 80000)
 
@@ -97,6 +97,18 @@ def test_pieces_of_any_length_give_the_frames_of_the_whole(samples, piece):
     stream = LogMelStream()
     frames = torch.cat([*(stream.feed(part) for part in audio.split(piece)), stream.finish()])
     torch.testing.assert_close(frames, log_mel(audio), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_fft, hop", [(512, 256), (400, 320), (400, 201), (400, 133)])
+def test_pieces_give_the_frames_of_the_whole_at_any_hop(n_fft, hop):
+    front_end = FrontEnd(n_fft=n_fft, hop_length=hop)
+    audio = torch.from_numpy(np.random.default_rng(0).standard_normal(5 * n_fft).astype(np.float32))
+    last_windows_end = [n_fft // 2 + n * hop for n in range(1, 7)]  # with the last sample, just before, and just after
+    for samples in [front_end.min_samples, *(end + more for end in last_windows_end for more in (-1, 0, 1))]:
+        for piece in (60, hop, 700):
+            stream = LogMelStream(front_end)
+            frames = torch.cat([*(stream.feed(part) for part in audio[:samples].split(piece)), stream.finish()])
+            torch.testing.assert_close(frames, log_mel(audio[:samples], front_end), rtol=0, atol=1e-5)
 
 
 def test_a_frame_comes_with_the_last_sample_of_its_window_and_memory_stays_small():
