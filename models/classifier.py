@@ -106,6 +106,8 @@ class Classifier(nn.Module):
             left = steps - segment * per_segment
             clips = (left > 0).nonzero()[:, 0]
             most = min(per_segment, int(left.max()))
+            if most <= 0:
+                break  # the rest is padding of all clips
             rows = self.encoder.forward_features(self.encoder.from_time_first(x[clips, :, segment]), "bands", most)
             parts.append((clips, rows.float(), torch.arange(most, device=x.device) < left[clips, None]))
 

@@ -48,6 +48,16 @@ def test_clips_of_several_lengths_are_pooled_over_their_own_steps(arch, pooling,
 
 
 @pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+def test_padding_far_beyond_the_longest_clip_changes_nothing(pooling):
+    classifier = Classifier(encoder_of("mamba_ssast_tiny"), 3, pooling).eval()
+    batch, frames = padded(clips_of(45, 23)), torch.tensor([45, 23])
+    with torch.no_grad():
+        expected = classifier.embed(batch, frames)
+        for more in (30, 35, 36, 200):  # the third segment begins after 35
+            assert torch.equal(classifier.embed(F.pad(batch, (0, 0, 0, more)), frames), expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
 @pytest.mark.parametrize("frames", [40, 41, 100])
 def test_full_clips_need_no_lengths(pooling, frames):
     classifier = Classifier(encoder_of("mamba_ssast_tiny"), 3, pooling).eval()
