@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ _ROWS = 502  # of the input: the tokens
 _ROUNDS = 5  # after one to warm up
 
 _choice: str | None = None
+_choosing = threading.Lock()
 
 
 def linear_choice() -> str:
@@ -42,7 +44,9 @@ def linear_choice() -> str:
     """
     global _choice
     if _choice is None:
-        _choice = _of_environment() or _of_machine()
+        with _choosing:  # two measurements at once would disturb each other, and might not agree
+            if _choice is None:
+                _choice = _of_environment() or _of_machine()
     return _choice
 
 

@@ -1,6 +1,9 @@
 """The linear layer by both libraries, and how one is chosen."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -170,6 +173,23 @@ class TestChoice:
         kept.write_text("gibberish")
         monkeypatch.setattr(choosing, "_choice", None)
         assert choosing.linear_choice() == "onednn" and len(measured) == 2
+
+    def test_threads_that_ask_at_once_share_one_measurement(self, nothing_chosen, monkeypatch):
+        together, measured = Barrier(4), []
+
+        def measure():
+            measured.append(1)
+            time.sleep(0.2)
+            return choosing.CHOICES[len(measured) % 2]
+
+        def ask(_):
+            together.wait()
+            return choosing.linear_choice()
+
+        monkeypatch.setattr(choosing, "_measure", measure)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(4))) == ["onednn"] * 4
+        assert len(measured) == 1
 
     def test_without_a_folder_each_process_measures(self, nothing_chosen, monkeypatch):
         nothing_chosen.write_text("a file where the folder should be")
