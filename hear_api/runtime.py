@@ -284,7 +284,9 @@ class RuntimeSSAST(nn.Module):
             for segment, row in zip(batch, rows):
                 results[segment.clip][segment.first : segment.end] = row[segment.first - segment.start : segment.needed]
 
-        run_batches(encode_batch, list(batch_segments(segments, device.type)), device, self.autocast)
+        precision = self.working_precision  # may be measured, so not in several threads at once
+        batches = list(batch_segments(segments, device.type))
+        run_batches(encode_batch, batches, device, lambda: autocast(device, precision))
         return results
 
     def spectrogram(self, audio: Tensor) -> Tensor:

@@ -1,5 +1,9 @@
 """Batching the segments of all clips and skipping padding gives the numbers of each clip alone."""
 
+import contextlib
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,8 +14,9 @@ import torch
 
 from audio_mamba.data.normalisation import Statistics
 from audio_mamba.front_end import PUBLISHED
-from audio_mamba.hear_api import RuntimeSSAST, clips
+from audio_mamba.hear_api import RuntimeSSAST, batches, clips
 from audio_mamba.hear_api.segments import TOKENS_PER_BATCH, Cut, batch_segments, plan_segments
+from audio_mamba.models import precision as precisions
 from audio_mamba.models.ops import linear_choice
 from audio_mamba.models.ops.private_torch import has_onednn_linear
 from tests.golden_weights import fill_by_rule
@@ -209,3 +214,65 @@ def test_an_error_in_one_batch_is_raised_and_stops_the_others(runtime, threads, 
     with pytest.raises(RuntimeError, match="out of something"):
         runtime.encode([torch.zeros(200, 80)] * 40, "bands")
     assert len(calls) < 10 and torch.get_num_threads() == 2
+
+
+def test_inference_mode_of_the_caller(runtime, threads, tmp_path, monkeypatch):
+    """It holds in one thread alone, and its tensors cannot be filled outside of it."""
+    threads(2)
+    monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 600)
+    soundfile.write(tmp_path / "long.wav", CLIPS[-1], 16000, subtype="FLOAT")
+    inputs, audio = [*CLIPS[:5], tmp_path / "long.wav"], torch.from_numpy(CLIPS[-1])
+    monkeypatch.setattr(clips, "LONG_SECONDS", 3)
+    expected, scene = runtime.embed(inputs), runtime.get_scene_embeddings(audio)
+    with torch.inference_mode():
+        found = runtime.embed(inputs)
+        assert torch.equal(runtime.get_scene_embeddings(audio), scene)
+    np.testing.assert_array_equal(found, expected)
+    assert not torch.is_inference_mode_enabled()
+
+
+def in_new_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_a_thread_that_starts_during_a_call_has_all_of_torch_threads(threads, monkeypatch):
+    threads(3)
+    monkeypatch.setattr(batches, "_idle", [])
+    seen = []
+
+    def encode(_):
+        seen.append((torch.get_num_threads(), in_new_thread(torch.get_num_threads)))
+
+    for _ in range(2):  # with new workers, and with those of the first call
+        batches.run_batches(encode, range(6), torch.device("cpu"), contextlib.nullcontext)
+    assert seen == [(1, 3)] * 12
+    assert torch.get_num_threads() == in_new_thread(torch.get_num_threads) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_has_workers_of_its_own(threads):
+    threads(2)
+    call = [[].append, range(4), torch.device("cpu"), contextlib.nullcontext]
+    batches.run_batches(*call)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # ends it if it waits for the parent's threads
+        try:
+            batches.run_batches(*call)
+        finally:
+            os._exit(0 if call[0].__self__ == [*range(4)] * 2 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.usefixtures("slow_precisions_give_way")
+def test_a_precision_is_measured_once_before_the_batches(runtime, threads, monkeypatch):
+    threads(2)
+    monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 600)
+    monkeypatch.setattr(runtime, "precision", "bfloat16")
+    measured = []
+    monkeypatch.setattr(precisions, "_seconds", lambda _: time.sleep(0.2) or measured.append(1) or [20.0, 1.0])
+    runtime.encode([torch.zeros(200, 80)] * 8, "bands")
+    assert len(measured) == 1
