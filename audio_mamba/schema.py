@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
         "type": "ssast",  # not read
         "num_classes": 1000,  # not read
         "model_args": {},  # the arguments of the encoder's constructor
-        "backend": "auto",  # of SSAM's kernels, see `models.ops.dispatch`; AUDIO_MAMBA_BACKEND, if set, wins
+        "backend": "auto",  # of SSAM's kernels in train.py, see `models.ops.dispatch`; AUDIO_MAMBA_BACKEND wins
         "patch_embed_args": {},  # not read
     },
     "opt": {

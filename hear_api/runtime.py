@@ -329,10 +329,13 @@ def pick_device(device: str | torch.device | None = None) -> str | torch.device:
 
 
 def build_model(config: ConfigDict) -> MaskedSpectrogramEncoder:
-    """The untrained encoder of a config, with the same weights each time. ValueError if it cannot be built."""
+    """The untrained encoder of a config, with the same weights each time. ValueError if it cannot be built.
+
+    The config's `model.backend` does not count: training may have been on another device, which had those kernels.
+    """
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it is
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs, too
-        return models.build(config.model.arch, config.model.model_args.to_dict(), config.model.get("backend", "auto"))
+        return models.build(config.model.arch, config.model.model_args.to_dict())
 
 
 def _log_mel_by_blocks(audio: Tensor, front_end: FrontEnd) -> Tensor:

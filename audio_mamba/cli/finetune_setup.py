@@ -162,12 +162,13 @@ def build_encoder(source: ModelSource, num_frames: int | None) -> MaskedSpectrog
     """
     section = source.config.model
     arguments = section.model_args.to_dict()
-    encoder = models.build(section.arch, arguments, section.backend)
+    section.backend = "auto"  # pretraining may have been on another device, which had its kernels
+    encoder = models.build(section.arch, arguments)
     if num_frames not in (None, encoder.num_frames):
         mels = encoder.n_mels
         arguments["img_size"] = (mels, num_frames) if encoder.frequency_first else (num_frames, mels)
         try:
-            encoder = models.build(section.arch, arguments, section.backend)
+            encoder = models.build(section.arch, arguments)
         except ValueError as error:
             raise ValueError(f"data.num_frames is {num_frames}: {error}") from error
     section.model_args = ConfigDict(arguments)

@@ -134,6 +134,16 @@ def test_untrained_weights_are_the_same_each_time_and_do_not_touch_the_generator
     assert torch.equal(first.pred[0].weight, second.pred[0].weight)
 
 
+def test_the_back_end_of_a_training_run_is_not_a_property_of_its_weights(monkeypatch):
+    config = config_of("ssam_tiny_200_16x4", depth=1)
+    config.model.backend = "triton"
+    runtime = RuntimeSSAST(config, None)
+    assert runtime.model.blocks[0].mixer.backend == "auto"
+    assert runtime.get_scene_embeddings(golden_audio(8000)).isfinite().all()
+    monkeypatch.setenv("AUDIO_MAMBA_BACKEND", "reference")
+    assert RuntimeSSAST(config, None).model.blocks[0].mixer.backend == "reference"
+
+
 def test_unknown_names_are_refused(golden):
     with pytest.raises(ValueError, match="unknown precision 'fp16'"):
         RuntimeSSAST(config_of("ssam_tiny_200_16x4"), None, precision="fp16")

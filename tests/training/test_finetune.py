@@ -410,6 +410,17 @@ def test_the_test_fold_has_no_influence_on_what_is_chosen(tmp_path, archive, mon
     assert right[1][0] != wrong[1][0]
 
 
+def test_an_encoder_starts_with_kernels_of_this_machine(monkeypatch):
+    """Whichever its pretraining asked for; the user's switch counts."""
+    source = finetune_setup.find_encoder(ENCODER, random=True)
+    for wanted, switch in (("auto", None), ("reference", "reference")):
+        if switch:
+            monkeypatch.setenv("AUDIO_MAMBA_BACKEND", switch)
+        source.config.model.backend = "triton"
+        encoder = finetune_setup.build_encoder(source, None)
+        assert encoder.blocks[0].mixer.backend == wanted and source.config.model.backend == "auto"
+
+
 def test_frozen_encoders_keep_their_weights(tmp_path, archive):
     tune(tmp_path, archive, "--fold", "1", "--freeze")
     config = json.loads((tmp_path / "config.json").read_text())
