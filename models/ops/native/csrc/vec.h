@@ -103,22 +103,23 @@ INLINE hvec to_float16(vec v) { return (hvec)_mm512_cvtps_ph((__m512)v, _MM_FROU
 INLINE vec from_float16(hvec halves) { return (vec)_mm256_cvtph_ps((__m128i)halves); }
 INLINE hvec to_float16(vec v) { return (hvec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
 #else
-static vec from_float16(hvec halves) {
-    vec v;
-    for (int i = 0; i < W; i++) {
-        _Float16 half;
-        memcpy(&half, (char *)&halves + 2 * i, 2);
-        v[i] = half;
-    }
-    return v;
+/* By arithmetic on the bits: not every compiler has a type for float16. */
+INLINE vec from_float16(hvec halves) {
+    uvec bits = __builtin_convertvector(halves, uvec), size = bits & 0x7fff;
+    vec v = (vec)((size << 13) + (112 << 23)); /* the exponents' biases differ by 112 */
+    v = choose(size < 0x400, __builtin_convertvector((ivec)size, vec) * 0x1p-24f, v); /* subnormal */
+    v = choose(size >= 0x7c00, (vec)(size << 13 | 0x7f800000), v);                    /* infinite or NaN */
+    return (vec)((uvec)v | (bits & 0x8000) << 16);
 }
-static hvec to_float16(vec v) {
-    hvec halves;
-    for (int i = 0; i < W; i++) {
-        _Float16 half = v[i];
-        memcpy((char *)&halves + 2 * i, &half, 2);
-    }
-    return halves;
+/* Rounded to nearest, ties to even. */
+INLINE hvec to_float16(vec v) {
+    const uvec limit = (uvec){0} + 0x47800000; /* 2^16, and 0x7c00 below: infinite */
+    uvec bits = (uvec)v, size = (uvec)least((vec)limit, absolute(v));
+    uvec half = ((size + 0xfff + (size >> 13 & 1)) >> 13) - (112 << 10);
+    uvec subnormal = (uvec)((vec)size + 0.5f) - 0x3f000000; /* the sum is rounded to a multiple of 2^-24 */
+    half = (uvec)choose(size < 0x38800000, (vec)subnormal, (vec)half);
+    half = (uvec)choose(v != v, (vec)((uvec){0} + 0x7e00), (vec)half);
+    return __builtin_convertvector(half | (bits >> 16 & 0x8000), hvec);
 }
 #endif
 
