@@ -53,7 +53,7 @@ def selective_scan(
         y, state = _Scan.apply(
             x.reshape(grouped),
             steps.reshape(grouped),
-            A.float().reshape(*grouped[2:], -1),
+            A.float().reshape(*grouped[2:], A.shape[1]),
             _time_first(B, groups),
             _time_first(C, groups),
         )
@@ -64,7 +64,7 @@ def selective_scan(
         if z is not None:
             y = y * F.silu(z.float())
     y = y.to(u.dtype).flip(-1) if reverse else y.to(u.dtype)
-    return (y, state.reshape(batch, channels, -1)) if return_last_state else y
+    return (y, state.reshape(batch, channels, A.shape[1])) if return_last_state else y
 
 
 def _time_first(matrix: Tensor, groups: int) -> Tensor:

@@ -36,6 +36,14 @@ def test_different_numbers_of_groups(back_end):
     check_against_float64(back_end, inputs)
 
 
+@pytest.mark.parametrize("batch, channels, length", [(0, 6, 5), (2, 6, 0), (2, 0, 5)])
+def test_empty_inputs(back_end, batch, channels, length):
+    for inputs in (make_inputs(batch, channels, length, 2), make_inputs(batch, channels, length, 2, optional=False)):
+        y, last = back_end.selective_scan(**inputs, return_last_state=True)
+        assert y.shape == (batch, channels, length)
+        assert last.shape == (batch, channels, 2) and (last == 0).all()
+
+
 @pytest.mark.parametrize("missing", ["D", "z", "delta_bias"])
 def test_each_optional_input(back_end, missing):
     inputs = make_inputs(2, 20, 40, 6)
