@@ -8,6 +8,9 @@ which says in a sentence why the module does not support a call (see `calls`), o
 may also define AUTO_DEVICES, the types of devices on which "auto" considers it (default: all). To add a back end, write
 such a module and add it to the operator's BACKENDS, and to NAMES if its name is new.
 
+Derivatives in forward mode (`torch.func.jvp`) are left to "reference": the others have none, and torch would take those
+of their operators for zero.
+
 The user's switch is the environment variable AUDIO_MAMBA_BACKEND, or the config key `model.backend`; the variable wins.
 An operator that has no back end of that name chooses by itself, as under "auto".
 """
@@ -19,7 +22,7 @@ from types import ModuleType
 
 from audio_mamba.models.ops.calls import Call
 from audio_mamba.models.ops.measured_order import measured_order, reordered
-from audio_mamba.models.ops.private_torch import constant_when_traced
+from audio_mamba.models.ops.private_torch import constant_when_traced, forward_mode
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +78,12 @@ class Operator:
         """
         name = requested_backend(backend)
         if name in self.backends:
-            if reason := self.backends[name].unsupported_reason(call):
+            if reason := self.unsupported_reason(name, call):
                 raise RuntimeError(f"{self.name}: back end {name!r} does not support this call: {reason}")
         elif (first := self.first_that_supports(call)) is not None:
             name = first
         else:
-            reasons = [f"{other}: {module.unsupported_reason(call)}" for other, module in self.backends.items()]
+            reasons = [f"{other}: {self.unsupported_reason(other, call)}" for other in self.backends]
             raise RuntimeError(f"{self.name}: no back end supports this call: {'; '.join(reasons)}")
         announce(self.name, call.device_type, name)
         return self.backends[name]
@@ -89,11 +92,16 @@ class Operator:
         """The name of the back end that "auto" takes for a call."""
         device_type = call.device_type
         for name in reordered(list(self.backends), measured_order(self.name, call)):
-            module = self.backends[name]
-            devices = getattr(module, "AUTO_DEVICES", None)
-            if (devices is None or device_type in devices) and module.unsupported_reason(call) is None:
+            devices = getattr(self.backends[name], "AUTO_DEVICES", None)
+            if (devices is None or device_type in devices) and self.unsupported_reason(name, call) is None:
                 return name
         return None
+
+    def unsupported_reason(self, name: str, call: Call) -> str | None:
+        """Why the back end of that name does not support a call, as a sentence."""
+        if name != "reference" and forward_mode():
+            return "it has no derivatives in forward mode"
+        return self.backends[name].unsupported_reason(call)
 
 
 @constant_when_traced  # so that torch.compile does not trace the log

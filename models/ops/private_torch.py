@@ -1,5 +1,6 @@
 """The private parts of torch that the operators use, each with a public fall-back for a torch without it."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -38,7 +40,7 @@ def untraced(*tensors: Tensor | None) -> bool:
         if (
             torch._C._len_torch_dispatch_stack()
             or torch._C._functorch.peek_interpreter_stack()
-            or torch.autograd.forward_ad._current_level >= 0
+            or forward_ad._current_level >= 0
         ):
             return False
     except AttributeError:
@@ -55,6 +57,18 @@ def unwatched(*tensors: Tensor | None) -> bool:
     """
     grad = torch.is_grad_enabled()
     return untraced(*tensors) and not (grad and any(t is not None and t.requires_grad for t in tensors))
+
+
+@constant_when_traced
+def forward_mode() -> bool:
+    """Whether derivatives are being computed in forward mode, as in `torch.func.jvp`."""
+    try:
+        return forward_ad._current_level >= 0
+    except AttributeError:
+        with contextlib.suppress(RuntimeError):  # outside of forward mode
+            forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+            return True
+        return False
 
 
 def has_onednn_linear() -> bool:

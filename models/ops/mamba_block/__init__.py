@@ -31,7 +31,7 @@ def choose_fused(call: BlockCall, backend: str = "auto") -> ModuleType | None:
     if name == "auto":
         operators_first = measured_order("mamba_block", call)[:1] == ("triton",)
         name = None if operators_first else _operator.first_that_supports(call)
-    elif name not in BACKENDS or BACKENDS[name].unsupported_reason(call):
+    elif name not in BACKENDS or _operator.unsupported_reason(name, call):
         name = None
     if name is None:
         return None

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from audio_mamba.models.mamba import Mamba
@@ -200,3 +201,24 @@ class TestTransformations:
             y = block(x)
         assert y.dtype == torch.bfloat16
         torch.testing.assert_close(y.float(), block(x), rtol=0.05, atol=0.05 * block(x).abs().max().item())
+
+    def test_forward_mode(self, block):
+        """The product of tangent and dy is that of v and the gradient."""
+        x, v, dy = torch.randn(3, 2, 19, 16).unbind()
+        leaf = x.clone().requires_grad_()
+        expected = (torch.autograd.grad(block(leaf), leaf, dy)[0] * v).sum()
+        _, tangent = torch.func.jvp(block, (x,), (v,))
+        torch.testing.assert_close((tangent * dy).sum(), expected)
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(block(forward_ad.make_dual(x, v))).tangent
+        torch.testing.assert_close((tangent * dy).sum(), expected)
+        block.backend = "cpu"
+        with pytest.raises(RuntimeError, match="'cpu' does not support this call: it has no derivatives in forward"):
+            torch.func.jvp(block, (x,), (v,))
+
+    def test_a_compiled_block_notices_forward_mode(self, block):
+        x, v = torch.randn(2, 2, 19, 16).unbind()
+        compiled = torch.compile(block, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), block(x))
+        expected = torch.func.jvp(block, (x,), (v,))[1]
+        torch.testing.assert_close(torch.func.jvp(compiled, (x,), (v,))[1], expected)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ml_collections import ConfigDict
+from torch.autograd import forward_ad
 
 from audio_mamba import models
 from audio_mamba.cli.train_config import check_same_experiment
@@ -53,6 +54,16 @@ def test_a_named_back_end_that_does_not_support_the_call_is_an_error():
     operator = Operator("double", {"triton": back_end("it is too large"), "reference": back_end()})
     with pytest.raises(RuntimeError, match="double: back end 'triton' does not support this call: it is too large"):
         operator.choose(CALL, "triton")
+
+
+def test_derivatives_in_forward_mode_are_left_to_the_reference():
+    by_kernel, reference = back_end(), back_end()
+    operator = Operator("double", {"cpu": by_kernel, "reference": reference})
+    with forward_ad.dual_level():
+        assert operator.choose(CALL) is operator.choose(CALL, "reference") is reference
+        with pytest.raises(RuntimeError, match="double: back end 'cpu' .*: it has no derivatives in forward mode"):
+            operator.choose(CALL, "cpu")
+    assert operator.choose(CALL) is by_kernel
 
 
 def test_an_error_without_any_back_end_gives_all_reasons():

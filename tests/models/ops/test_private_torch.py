@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from audio_mamba.models.ops import native, private_torch
 from audio_mamba.models.ops.linear import linear
-from audio_mamba.models.ops.private_torch import constant_when_traced, unwatched
+from audio_mamba.models.ops.private_torch import constant_when_traced, forward_mode, unwatched
 from audio_mamba.models.ops.selective_scan import cpu, selective_scan
 from tests.conftest import ROOT
 from tests.models.ops.scan_cases import make_inputs
@@ -95,6 +95,29 @@ def test_a_torch_that_cannot_tell_counts_as_watched(monkeypatch, owner, name):
     with monkeypatch.context() as missing:
         missing.delattr(owner, name)
         assert not unwatched(torch.zeros(2))
+
+
+@pytest.mark.parametrize("way", ["private", "public"])
+def test_forward_mode_is_noticed(monkeypatch, way):
+    seen = []
+
+    def look(x):
+        seen.append(forward_mode())
+        return x.sum()
+
+    if way == "public":
+        monkeypatch.setattr(private_torch, "forward_ad", SimpleNamespace(make_dual=forward_ad.make_dual))
+    x = torch.zeros(3, 2)
+    look(x)
+    torch.func.vmap(torch.func.grad(look))(x)
+    torch.func.jacrev(look)(x)
+    assert not any(seen)
+    seen.clear()
+    torch.func.jvp(look, (x,), (x,))
+    torch.func.hessian(look)(x)
+    with forward_ad.dual_level():
+        look(x)
+    assert len(seen) == 3 and all(seen)
 
 
 @pytest.mark.skipif(native.unsupported_reason() is not None, reason="no compiled kernels on this machine")
