@@ -1,4 +1,7 @@
-"""The causal convolution by the compiled kernels of native/csrc, registered as a torch operator."""
+"""The causal convolution by the compiled kernels of native/csrc, registered as a torch operator.
+
+An exported program may run where the kernels cannot; there the operator computes in plain PyTorch.
+"""
 
 import ctypes
 
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from audio_mamba.models.ops import native
 from audio_mamba.models.ops.calls import ConvCall
+from audio_mamba.models.ops.causal_conv1d import reference
 from audio_mamba.models.ops.native import View, pointer, rows
 from audio_mamba.models.ops.private_torch import unwatched
 
@@ -54,7 +58,15 @@ def forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
     return y
 
 
-_forward = torch.library.custom_op("audio_mamba::causal_conv1d_cpu", forward_in_c, mutates_args=())
+def _in_pytorch(x, weight, bias, silu, reverse=False):
+    """`forward_in_c` without the kernels."""
+    y = reference.causal_conv1d(x.transpose(1, 2), weight, bias, "silu" if silu else None, reverse)
+    return y.transpose(1, 2).contiguous()
+
+
+_forward = torch.library.custom_op(
+    "audio_mamba::causal_conv1d_cpu", native.or_in_pytorch(forward_in_c, _in_pytorch), mutates_args=()
+)
 
 
 @_forward.register_fake
@@ -102,7 +114,7 @@ def backward_in_c(
     return d_weight.sum(0), d_bias.sum(0)
 
 
-@torch.library.custom_op("audio_mamba::causal_conv1d_cpu_backward", mutates_args=())
+@torch.library.custom_op("audio_mamba::causal_conv1d_cpu_backward", mutates_args=(), device_types="cpu")
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +135,13 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, dy):
     x, weight, bias = ctx.saved_tensors
-    dx, d_weight, d_bias = torch.ops.audio_mamba.causal_conv1d_cpu_backward(dy, x, weight, bias, ctx.silu, ctx.reverse)
+    if native.unsupported_reason(x, weight) is None:
+        operator = torch.ops.audio_mamba.causal_conv1d_cpu_backward
+        dx, d_weight, d_bias = operator(dy, x, weight, bias, ctx.silu, ctx.reverse)
+    else:
+        dx, d_weight, d_bias = native.gradients_in_pytorch(
+            lambda *tensors: (_in_pytorch(*tensors, ctx.silu, ctx.reverse),), (x, weight, bias), (dy,)
+        )
     return dx, d_weight, None if bias is None else d_bias, None, None
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +41,32 @@ def _library_or_reason() -> tuple[ctypes.CDLL | None, str | None]:
     except (RuntimeError, OSError, ImportError) as error:
         logger.warning("no compiled CPU kernels; plain PyTorch is used instead, which is slower: %s", error)
         return None, str(error)
+
+
+def or_in_pytorch(kernel: Callable, plain: Callable) -> Callable:
+    """`kernel`, but `plain` for tensors that the kernels do not support.
+
+    For operators: an exported program calls them on whatever device and machine it is loaded.
+    """
+
+    @functools.wraps(kernel)
+    def operator(*arguments):
+        reason = unsupported_reason(*(a for a in arguments if isinstance(a, Tensor)))
+        return (kernel if reason is None else plain)(*arguments)
+
+    return operator
+
+
+def gradients_in_pytorch(
+    plain: Callable, tensors: Sequence[Tensor | None], d_outputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of the tensors from those of the outputs of plain(*tensors)."""
+    leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
+    with torch.enable_grad():
+        outputs = plain(*leaves)
+    d_outputs = [torch.zeros_like(y) if dy is None else dy for y, dy in zip(outputs, d_outputs, strict=True)]
+    found = iter(torch.autograd.grad(outputs, [t for t in leaves if t is not None], d_outputs))
+    return [t if t is None else next(found) for t in leaves]
 
 
 def call(name: str, *arguments: ctypes.Structure | int) -> int:

@@ -1,8 +1,9 @@
 """The selective scan by the compiled kernels of native/csrc: forward and backward on CPU tensors.
 
 Registered as torch operators on channels-last tensors [B, L, D], the layout of the Mamba block, so that torch.compile,
-torch.export and torch.utils.checkpoint see one node. Training keeps the state before each chunk of CHUNK steps; the
-backward operator recomputes the states in between.
+torch.export and torch.utils.checkpoint see one node. An exported program may run where the kernels cannot; there the
+operators compute in plain PyTorch. Training keeps the state before each chunk of CHUNK steps; the backward operator
+recomputes the states in between.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from audio_mamba.models.ops import native
 from audio_mamba.models.ops.calls import ScanCall
 from audio_mamba.models.ops.native import View, pointer, rows
 from audio_mamba.models.ops.private_torch import unwatched
+from audio_mamba.models.ops.selective_scan import chunked, reference
 from audio_mamba.models.ops.selective_scan.groups import register_gradients, scan_by_group
 
 # As in csrc/selective_scan.c: steps per chunk, and channels per task of backward, which gives one partial dB and dC.
@@ -95,7 +97,17 @@ def _states(u, A, save):
     return A.new_empty(batch, state, channels), A.new_empty(batch, chunks, state, channels)
 
 
-_forward = torch.library.custom_op("audio_mamba::selective_scan_cpu", forward_in_c, mutates_args=())
+def _in_pytorch(u, delta, A, B, C, D, z, delta_bias, softplus, save, reverse=False):
+    """`forward_in_c` without the kernels; it keeps nothing for backward."""
+    module = reference if u.dtype == torch.float64 else chunked
+    x, delta, B, C, z = (t if t is None else t.transpose(1, 2) for t in (u, delta, B, C, z))
+    y, last = module.selective_scan(x, delta, A, B, C, D, z, delta_bias, softplus, True, reverse)
+    return y.transpose(1, 2).contiguous(), last.transpose(1, 2).contiguous(), _states(u, A, save)[1]
+
+
+_forward = torch.library.custom_op(
+    "audio_mamba::selective_scan_cpu", native.or_in_pytorch(forward_in_c, _in_pytorch), mutates_args=()
+)
 
 
 @_forward.register_fake
@@ -136,7 +148,7 @@ def backward_in_c(
     return du, d_delta, dA.sum(0), d_matrices.sum(1), dD.sum(0), d_bias.sum(0)
 
 
-@torch.library.custom_op("audio_mamba::selective_scan_cpu_backward", mutates_args=())
+@torch.library.custom_op("audio_mamba::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
 def _backward(
     dy: Tensor,
     d_last: Tensor | None,
@@ -176,7 +188,16 @@ def _(dy, d_last, starts, u, delta, A, B, C, D, z, delta_bias, softplus, reverse
     )
 
 
-register_gradients(_forward, torch.ops.audio_mamba.selective_scan_cpu_backward)
+def _gradients(dy, d_last, starts, *arguments):
+    *tensors, softplus, reverse = arguments
+    if native.unsupported_reason(*(t for t in tensors if t is not None)) is None:
+        return torch.ops.audio_mamba.selective_scan_cpu_backward(dy, d_last, starts, *arguments)
+    return native.gradients_in_pytorch(
+        lambda *tensors: _in_pytorch(*tensors, softplus, False, reverse)[:2], tensors, (dy, d_last)
+    )
+
+
+register_gradients(_forward, _gradients)
 
 
 class _Problem(ctypes.Structure):

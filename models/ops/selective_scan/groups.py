@@ -66,7 +66,7 @@ def register_gradients(forward: torch.library.CustomOpDef, backward: Callable[..
     """
 
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.softplus, _, ctx.reverse = inputs
+        *tensors, ctx.softplus, ctx.saved, ctx.reverse = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[2], *tensors)
 
@@ -74,6 +74,8 @@ def register_gradients(forward: torch.library.CustomOpDef, backward: Callable[..
         kept, *tensors = ctx.saved_tensors
         if dy is None:
             dy = torch.zeros_like(tensors[0])
+        if not ctx.saved:  # in a program that was exported without gradients
+            kept = forward(*tensors, ctx.softplus, True, ctx.reverse)[2]
         grads = backward(dy, d_last, kept, *tensors, ctx.softplus, ctx.reverse)
         return *(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None, None
 

@@ -189,6 +189,21 @@ class TestTransformations:
         assert any("selective_scan_cpu" in str(node.target) for node in exported.graph.nodes)
         torch.testing.assert_close(exported.module()(x), block(x))
 
+    @pytest.mark.parametrize("kernels", [True, False])
+    @pytest.mark.parametrize("grad", [True, False])
+    def test_an_exported_program_with_and_without_kernels(self, block, monkeypatch, kernels, grad):
+        """It has gradients, too, even if it was exported without, as `audio-mamba export` does."""
+        x = torch.randn(2, 19, 16, requires_grad=True)
+        expected = [block(x), *gradients(block, block, x)]
+        with torch.set_grad_enabled(grad):
+            program = torch.export.export(block, (x.detach(),)).module()
+        if not kernels:
+            monkeypatch.setattr(native, "_library_or_reason", lambda: (None, "no compiler"))
+        parameters = dict(program.named_parameters())
+        inputs = [x, *(parameters[name] for name, _ in block.named_parameters())]
+        y = program(x)
+        torch.testing.assert_close([y, *torch.autograd.grad(y.square().sum(), inputs)], expected)
+
     def test_checkpoint(self, block):
         x = torch.randn(2, 19, 16, requires_grad=True)
         checkpointed = gradients(lambda x: checkpoint(block, x, use_reentrant=False), block, x)
