@@ -217,6 +217,7 @@ class TestTransformations:
         assert y.dtype == torch.bfloat16
         torch.testing.assert_close(y.float(), block(x), rtol=0.05, atol=0.05 * block(x).abs().max().item())
 
+    @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch itself uses it here
     def test_forward_mode(self, block):
         """The product of tangent and dy is that of v and the gradient."""
         x, v, dy = torch.randn(3, 2, 19, 16).unbind()
@@ -231,6 +232,7 @@ class TestTransformations:
         with pytest.raises(RuntimeError, match="'cpu' does not support this call: it has no derivatives in forward"):
             torch.func.jvp(block, (x,), (v,))
 
+    @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch itself uses it here
     def test_a_compiled_block_notices_forward_mode(self, block):
         x, v = torch.randn(2, 2, 19, 16).unbind()
         compiled = torch.compile(block, backend="aot_eager")
