@@ -133,12 +133,18 @@ class Classifier(nn.Module):
         return padded.unflatten(2, (segments, length))
 
     def layer_of(self, name: str) -> int:
-        """The depth of a parameter: 0 for patches and class token, i + 1 for block i, depth + 1 for what follows."""
+        """The layer of a parameter: 0 for patches and class token, i + 1 for the encoder's layer i of blocks, and
+        `last_layer` for what follows."""
         parts = name.split(".")
         if parts[0] == "encoder" and parts[1] == "blocks":
-            return int(parts[2]) + 1
+            return int(parts[2]) // self.encoder.blocks_per_layer + 1
         after = parts[0] == "head" or parts[1] == "encoder_norm"
-        return self.encoder.depth + 1 if after else 0
+        return self.last_layer if after else 0
+
+    @property
+    def last_layer(self) -> int:
+        """The layer of the norm after the blocks and of the head."""
+        return self.encoder.depth // self.encoder.blocks_per_layer + 1
 
     def parameter_groups(self, weight_decay: float, layer_decay: float, head_rate: float = 1.0) -> list[dict]:
         """The trainable parameters for AdamW, with the factor of each group's learning rate as "scale".
@@ -153,7 +159,7 @@ class Classifier(nn.Module):
             if parameter.requires_grad:
                 decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else weight_decay
                 head = head_rate if name.startswith("head.") else 1.0
-                scale = head * layer_decay ** (self.encoder.depth + 1 - self.layer_of(name))
+                scale = head * layer_decay ** (self.last_layer - self.layer_of(name))
                 groups.setdefault((scale, decay), []).append(parameter)
         return [
             {"params": parameters, "weight_decay": decay, "scale": scale}

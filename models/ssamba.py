@@ -21,6 +21,8 @@ class SSAMBA(MambaSSAST):
         ValueError: an odd depth.
     """
 
+    blocks_per_layer = 2
+
     def __init__(self, embed_dim: int = 768, depth: int = 24, direction: str = "both", **arguments: Any):
         check_whole("depth", depth)
         if depth % 2:

@@ -122,6 +122,14 @@ def test_rates_fall_by_a_factor_per_layer():
     assert len(scale_of) == len(named) == sum(p.requires_grad for p in classifier.parameters())
 
 
+def test_blocks_side_by_side_are_one_layer():
+    classifier = Classifier(encoder_of("ssamba_tiny", depth=4), 3)
+    rates = {id(p): group["scale"] for group in classifier.parameter_groups(0.1, 0.5) for p in group["params"]}
+    assert [rates[id(block.mixer.out_proj.weight)] for block in classifier.encoder.blocks] == [0.25, 0.25, 0.5, 0.5]
+    assert rates[id(classifier.encoder.patch_embed.proj.weight)] == 0.125
+    assert rates[id(classifier.encoder.encoder_norm.weight)] == rates[id(classifier.head[1].weight)] == 1
+
+
 def test_losses_by_their_formulas():
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
     labels = torch.tensor([0, 2, 4, 2])
