@@ -133,6 +133,15 @@ def work_folders(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def draws_pictures(config: dict[str, Any]) -> bool:
+    """Whether a run is known to draw pictures: not one of fine-tuning, nor one whose objective predicts no patches."""
+    flat = flattened(config)
+    objective = flat.get("opt.objective", "reconstruction")  # old runs do not say
+    if objective == "teacher":
+        return bool(flat.get("opt.objective_args.reconstruction_weight"))
+    return "head" not in config and objective in ("reconstruction", "joint")
+
+
 def read_run(folder: Path) -> Run:
     """Read a work folder. Raises ReportError if `folder` is not one."""
     if not folder.is_dir():
@@ -165,14 +174,15 @@ def read_run(folder: Path) -> Run:
             raise ValueError("not a PNG file")
         return data
 
+    config = read(CONFIG_NAME, read_config, {})
     written = [(folder / name).stat().st_mtime for name in (LOG_NAME, STEPS_NAME) if (folder / name).is_file()]
     return Run(
         folder,
         folder.resolve().name,
-        read(CONFIG_NAME, read_config, {}),
+        config,
         read(LOG_NAME, lambda path: read_log(path, lambda bad: notes.append(f"cannot read {LOG_NAME}: {bad}")), []),
         read(STEPS_NAME, read_steps, []),
-        read(PICTURE_NAME, read_picture, None),
+        read(PICTURE_NAME, read_picture, None) if draws_pictures(config) or (folder / PICTURE_NAME).exists() else None,
         datetime.fromtimestamp(max(written), UTC) if written else None,
         notes,
     )
@@ -220,8 +230,8 @@ def make_charts(runs: Sequence[Run]) -> list[Chart]:
     metrics = [
         Curve(number, f"{run.name} {label}", run.by_epoch("epoch") + 1, run.by_epoch(key))
         for number, run in enumerate(runs)
-        for key, label in (("val_accuracy", "accuracy"), ("val_mAP", "mAP"))
-        if np.isfinite(run.by_epoch(key)).any()
+        for label in dict.fromkeys(("accuracy", "mAP", str(run.config.get("metric"))))  # by default the first or second
+        if np.isfinite(run.by_epoch(key := f"val_{label}")).any()
     ]
     numbers = sorted({name for run in runs for row in run.steps[:1] for name in row} - {*STEP_COLUMNS})
     return [

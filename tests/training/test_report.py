@@ -213,6 +213,37 @@ def test_new_runs_and_runs_with_missing_files_are_shown_with_notes(runs, tmp_pat
     assert rows[4][0] == "new no log.txt yet no steps.csv yet no reconstructions.png yet"
 
 
+@pytest.mark.parametrize(
+    "config, drawn",
+    [
+        ({"opt": {"objective": "joint"}}, True),
+        ({"opt": {"objective": "teacher", "objective_args": {"reconstruction_weight": 0.5}}}, True),
+        ({"opt": {"objective": "teacher", "objective_args": {"decay": 0.99}}}, False),
+        ({"opt": {"objective": "mypackage.own:Objective"}}, False),
+        ({"head": {"loss": None}}, False),
+    ],
+)
+def test_a_picture_is_missed_only_in_runs_that_draw_one(tmp_path, config, drawn):
+    folder = write_run(tmp_path / "run", picture=False, **config)
+    assert page([folder], tmp_path).rows[1][0] == ("run no reconstructions.png yet" if drawn else "run")
+    write_run(tmp_path / "drawn", **config)
+    assert "img" in {tag for tag, _ in page([tmp_path / "drawn"], tmp_path).tags}
+
+
+@pytest.mark.parametrize(
+    "metric, shown",
+    [(None, ["accuracy", "mAP"]), ("mAP", ["accuracy", "mAP"]), ("d_prime", ["accuracy", "mAP", "d_prime"])],
+)
+def test_the_metric_that_chose_the_epoch_is_shown(tmp_path, metric, shown):
+    folder = write_run(tmp_path / "run", head={"loss": "single"}, metric=metric)
+    values = {"accuracy": 0.25, "balanced_accuracy": 0.125, "mAP": 0.5, "AUC": 0.75, "d_prime": 1.5}
+    log = [{"epoch": epoch, **{f"val_{name}": value for name, value in values.items()}} for epoch in (0, 1)]
+    write_log(folder / "log.txt", log)
+    charts = [attributes.get("aria-label", "") for _, attributes in page([folder], tmp_path).tags]
+    chart = next(chart for chart in charts if chart.startswith("Validation metrics by epoch. "))
+    assert re.findall(r"run (\w+) goes from ([\d.]+) to", chart) == [(name, f"{values[name]:g}") for name in shown]
+
+
 def test_odd_names_and_files_are_shown_as_well_as_they_can_be(tmp_path):
     folder = tmp_path / os.fsdecode(b"run\xff")
     folder.mkdir()
