@@ -52,19 +52,16 @@ def check_versions(runs: Sequence[Path]) -> None:
     Raises:
         ValueError: names the first two such runs and the file that differs.
     """
-    first: dict[str, tuple[Path, dict[str, str]]] = {}  # a run and the SHA-256 of each file, by task
+    first: dict[str, tuple[Path, task_files.TaskFiles]] = {}  # a run and its files, by task
     for run in {(run / task_files.NOTE).resolve(): run for run in runs}.values():  # once for all seeds
         if (noted := task_files.read_note(run)) is None:
             continue
-        files = {name: state.sha256 for name, state in noted.files.items()}
-        other, files_of_other = first.setdefault(run.name, (run, files))
-        labels = {name for name in {*files, *files_of_other} if "/" not in name}  # audio is in folders
-        for name in sorted(labels | (files.keys() & files_of_other.keys())):
-            if files.get(name) != files_of_other.get(name):
-                raise ValueError(
-                    f"TASKS_DIR: {other} and {run} are of different versions of the task, {name} differs; run "
-                    "extract_features.sh and downstream_experiments.sh with REDO=1 on one version"
-                )
+        other, files_of_other = first.setdefault(run.name, (run, noted))
+        if name := task_files.differing_file(noted, files_of_other):
+            raise ValueError(
+                f"TASKS_DIR: {other} and {run} are of different versions of the task, {name} differs; run "
+                "extract_features.sh and downstream_experiments.sh with REDO=1 on one version"
+            )
 
 
 def check_grids(runs: Sequence[Path]) -> None:

@@ -139,6 +139,18 @@ def read_note(folder: Path) -> TaskFiles | None:
     )
 
 
+def differing_file(noted: TaskFiles, other: TaskFiles) -> str | None:
+    """The first file, by name, that shows that two notes are of different versions of a task; None if none does.
+
+    Metadata, vocabulary, labels and archives must be the same files. Audio, which is in folders, is compared where both
+    have it, since models may read different rates.
+    """
+    files, others = ({name: state.sha256 for name, state in found.files.items()} for found in (noted, other))
+    labels = {name for name in {*files, *others} if "/" not in name}
+    compared = labels | (files.keys() & others.keys())
+    return min((name for name in compared if files.get(name) != others.get(name)), default=None)
+
+
 def copied_labels(folder: Path) -> TaskFiles | None:
     """The label files that the kit copied beside embeddings of earlier versions, which have no note; None if absent."""
     try:

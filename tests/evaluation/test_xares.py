@@ -382,3 +382,55 @@ def test_the_table_leaves_out_averages_over_different_tasks(tmp_path):
     (tmp_path / "y" / "checkpoints" / "bEncoder" / "mlp_score.txt").write_text("0.")
     table = xares_table.write_table(tmp_path)
     assert "| a | MLP | 50.0 | 100.0 | 87.5 |" in table and "| b | MLP | 25.0 | - | - |" in table
+
+
+def write_result(output, task, model, score, weight=10, **files):
+    """Scores of a model, and a note of its files by their hashes; none, as earlier versions, without `files`."""
+    folder = output / task / "checkpoints" / f"{model}Encoder"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("mlp", "knn"):
+        (folder / f"{kind}_score.txt").write_text(f"{score}\n{weight}")
+    if files:
+        state = {name: [1, 0, digest] for name, digest in files.items()}
+        (folder / "task-files.json").write_text(json.dumps({"task": "/gone", "sample_rate": 0, "files": state}))
+
+
+def test_tasks_of_different_versions_are_left_out_by_name(tmp_path, caplog):
+    write_result(tmp_path, "esc50", "a", 0.5, **{"one.tar": "1", "two.tar": "2"})
+    write_result(tmp_path, "esc50", "b", 0.25, **{"one.tar": "1", "two.tar": "2"})
+    write_result(tmp_path, "esc50", "earlier", 0.75)
+    write_result(tmp_path, "gtzan", "a", 1.0, weight=30, **{"one.tar": "another task"})
+    table = xares_table.write_table(tmp_path)
+    for line in ("| a | MLP | 50.0 | 100.0 | 87.5 |", "| b | kNN | 25.0 | - | - |", "| earlier | MLP | 75.0 | - | - |"):
+        assert line in table
+    assert not caplog.messages
+
+    changes = (
+        ({"one.tar": "1", "two.tar": "x"}, 10, "two.tar differs"),
+        ({"one.tar": "1"}, 10, "two.tar differs"),
+        ({"one.tar": "1", "two.tar": "2", "three.tar": "3"}, 10, "three.tar differs"),
+        ({"one.tar": "1", "two.tar": "2"}, 4, "it has 10 and 4 test clips"),
+    )
+    folder = f"{tmp_path}/esc50/checkpoints"
+    for files, weight, why in changes:
+        caplog.clear()
+        write_result(tmp_path, "esc50", "b", 0.25, weight, **files)
+        assert xares_table.write_table(tmp_path).splitlines()[2:] == [
+            f"| a | {kind} | 100.0 | 100.0 |" for kind in ("MLP", "kNN")
+        ]
+        assert set(scores(tmp_path).index) == {("a", "gtzan", "MLP"), ("a", "gtzan", "kNN")}
+        assert caplog.messages == [
+            f"esc50 is left out of the table: {folder}/aEncoder and {folder}/bEncoder are of different versions of it, "
+            f"{why}; evaluate it with REDO=1 on one version"
+        ]
+    shutil.rmtree(tmp_path / "gtzan")
+    assert xares_table.write_table(tmp_path) is None and scores(tmp_path).empty
+
+
+def test_audio_of_two_rates_is_not_another_version(tmp_path):
+    labels = {"task_metadata.json": "m", "test.json": "t"}
+    for model, rate, digest in (("a", 48000, "1"), ("b", 16000, "2"), ("c", 16000, "2")):
+        write_result(tmp_path, "scene", model, 0.5, **labels, **{f"{rate}/test/a.wav": digest})
+    assert "| c | MLP | 50.0 |" in xares_table.write_table(tmp_path)
+    write_result(tmp_path, "scene", "c", 0.5, **labels, **{"16000/test/a.wav": "3"})
+    assert xares_table.write_table(tmp_path) is None
