@@ -167,15 +167,22 @@ class Journal(_Rows):
         self.drop()
 
     def mark_complete(self) -> None:
-        """Note that nothing is missing, for `JoinedJournal`."""
+        """Note that nothing is missing, for `JoinedJournal`, and close the files."""
+        self.close_files()
         (self.folder / COMPLETE).touch()
 
     def close(self) -> None:
         """Close the files and let other processes open the journal."""
         self._open.close()
 
+    def close_files(self) -> None:
+        """Close the files alone; NFS cannot remove the folder of an open file. Nothing more can be added."""
+        self._rows.close()
+        self._lines.close()
+
     def remove(self) -> None:
         """Delete the journal of a complete run."""
+        self.close_files()
         shutil.rmtree(self.folder)
         self.close()
 

@@ -104,6 +104,7 @@ class Output:
 
         step_seconds: from one embedding of a file to the next.
         """
+        journal.close_files()
         return self._finish(journal, step_seconds)
 
     def finish_share(

@@ -1,6 +1,7 @@
 """Several processes embed one list of files into the bytes that one process writes."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +75,24 @@ def test_shares_give_the_bytes_of_one_process(audio, tmp_path, suffix, kind, mon
     )
     assert run(audio, shared, "--kind", kind, "--share", "1/3", "--resume") == 3
     assert "is complete already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shares", [[[]], [["--share", "1/2"], ["--share", "2/2"]]])
+def test_no_file_is_open_when_its_folder_is_removed(audio, tmp_path, monkeypatch, shares):
+    """NFS would keep the file under another name, and so the folder."""
+    remove, removed, still_open = shutil.rmtree, [], []
+
+    def watched(folder, *arguments, **options):
+        removed.append(folder)
+        processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+        links = [link for pid in processes for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_file()]
+        still_open.extend(path for link in links if (path := link.readlink()).is_relative_to(folder))
+        remove(folder, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    out = tmp_path / "out.npz"
+    assert [run(audio, out, *share) for share in shares][-1] == 3
+    assert removed == [tmp_path / "out.npz.partial"] and not still_open
 
 
 def test_channels_of_one_file_stay_in_one_share(tmp_path):
