@@ -9,17 +9,15 @@ the process that ends last: where it is, the archive is complete.
 """
 
 import argparse
-import hashlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from audio_mamba.data.audio import CHANNELS_OR_EACH, printable
+from audio_mamba.data.audio import CHANNELS_OR_EACH
 from audio_mamba.data.features import mel_filter_bank
-from audio_mamba.data.labels import find_labelled, folds_and_groups
 from audio_mamba.data.manifest import MANIFEST_NAME
+from audio_mamba.data.prepare_inputs import Listed, held_out, list_inputs
 from audio_mamba.data.prepare_job import (
     CLIP_SECONDS,
     DTYPES,
@@ -51,7 +49,6 @@ def prepare(
     settings: Settings = Settings(),
     classes_csv: str | Path | None = None,
     share: Share = Share(),
-    keep: Callable[[list[str]], set[int]] | None = None,
     hidden: bool = False,
     fold_column: str | None = None,
     group_column: str | None = None,
@@ -65,8 +62,6 @@ def prepare(
         workers: number of processes; the result is the same for any.
         share: the part of this process among several that share both folders. One alone keeps all others out; those
             that share let each other in, so that a second start of the same share is not noticed.
-        keep: which of the files, given by their paths below audio_dir (or by their groups, if there is a
-            group_column), go into the archive; None takes all. The labels are those of all files.
         hidden: take hidden, trash and system files and folders too.
         fold_column, group_column: where the fold of each file is, and the group (speaker, recording) that it shares
             with others (see `data.labels.column_of`). The manifest keeps them as "folds" and "groups".
@@ -78,21 +73,21 @@ def prepare(
     Raises:
         ValueError: no audio, no usable file, bad labels or settings, or an out_dir that holds something else.
     """
+    _check_place(Path(out_dir), workers)
+    listed = list_inputs(audio_dir, labels_csv, settings, classes_csv, hidden, fold_column, group_column)
+    return _make_archive(listed, Path(out_dir), workers, settings, share)
+
+
+def _check_place(out_dir: Path, workers: int) -> None:
     if workers < 1:
         raise PrepareError(f"workers must be at least 1, got {workers}")
-    audio_dir, out_dir = Path(audio_dir), Path(out_dir)
     for folder in (out_dir, *out_dir.parents):
         if folder.exists() and not folder.is_dir():
             raise PrepareError(f"{folder} is a file; name a folder for the archive")
-    paths, labels, vocabulary = find_labelled(
-        audio_dir, labels_csv, classes_csv, settings.front_end.sample_rate, hidden
-    )
-    table = None if labels_csv is None else Path(labels_csv)
-    columns = folds_and_groups(paths, audio_dir, table, fold_column, group_column)
-    if keep is not None:
-        kept = sorted(keep(columns.get("groups") or [printable(path.relative_to(audio_dir)) for path in paths]))
-        paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
-        columns = {name: [values[i] for i in kept] for name, values in columns.items()}
+
+
+def _make_archive(listed: Listed, out_dir: Path, workers: int, settings: Settings, share: Share) -> dict | None:
+    audio_dir, paths, labels, vocabulary, columns = listed
     id_of = {label: i for i, label in enumerate(vocabulary)}
     files = [AudioFile(i, path, tuple(id_of[label] for label in labels[i])) for i, path in enumerate(paths)]
     described = describe(settings, files, labels, vocabulary, audio_dir, columns)
@@ -117,35 +112,6 @@ def prepare(
             f"the first: {skipped['file']}: {skipped['reason']}"
         )
     return manifest
-
-
-def held_out(names: list[str], fraction: float) -> set[int]:
-    """The numbers of the files that `fraction` of them, at least one, leaves for validation.
-
-    Args:
-        names: of the files, or of their groups: files of one name stay together.
-        fraction: of the files, above 0 and below 1.
-
-    The hashes of the names choose, so that the same names give the same files anywhere. A group that would bring the
-    number of files further from the share is passed over; where all would, the smallest is held out. PrepareError where
-    nothing would be left on one side.
-    """
-    count = max(1, round(fraction * len(names))) if 0 < fraction < 1 else len(names)
-    members: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        members.setdefault(name, []).append(number)
-    if count >= len(names) or len(members) < 2:
-        raise PrepareError(
-            f"--validation {fraction:g} of {len(names)} files leaves nothing on one side; give a "
-            "share between 0 and 1, and at least two files (or groups of files)"
-        )
-    chosen: set[int] = set()
-    order = sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest())
-    for name in order:
-        reached = len(chosen) + len(members[name])
-        if reached - count <= count - len(chosen) and reached < len(names):
-            chosen.update(members[name])
-    return chosen or set(members[min(order, key=lambda name: len(members[name]))])
 
 
 # ---------------------------------------------------------------- the command
@@ -242,21 +208,17 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         front_end = parse_settings(args.front_end)
         settings = Settings(args.dtype, args.clip_seconds, args.shard_size, args.format, front_end, args.channel)
         _warn_of_empty_bands(front_end)
-        for out_dir, keep in _archives(args.out_dir, args.validation):
+        workers = max(1, usable_cores() // share.local_count) if args.workers is None else args.workers
+        folders = _folders(args.out_dir, args.validation)
+        for folder in folders:
+            _check_place(folder, workers)
+        listed = list_inputs(  # once, so that no file is in both archives
+            args.audio_dir, args.labels, settings, args.classes, args.hidden, args.fold_column, args.group_column
+        )
+        parts = [listed] if args.validation is None else _divided(listed, args.validation)
+        for out_dir, part in zip(folders, parts):
             existed = (out_dir / MANIFEST_NAME).exists()
-            manifest = prepare(
-                args.audio_dir,
-                out_dir,
-                labels_csv=args.labels,
-                workers=max(1, usable_cores() // share.local_count) if args.workers is None else args.workers,
-                settings=settings,
-                classes_csv=args.classes,
-                share=share,
-                keep=keep,
-                hidden=args.hidden,
-                fold_column=args.fold_column,
-                group_column=args.group_column,
-            )
+            manifest = _make_archive(part, out_dir, workers, settings, share)
             _print_result(out_dir, manifest, existed, share)
     except KeyboardInterrupt:
         print("prepare: interrupted; rerun the same command to resume", file=sys.stderr)
@@ -285,22 +247,24 @@ def _warn_of_empty_bands(front_end: FrontEnd) -> None:
         )
 
 
-def _archives(out_dir: Path, validation: float | None) -> Iterator[tuple[Path, Callable | None]]:
-    """The folders to make, and which files go into each.
+def _folders(out_dir: Path, validation: float | None) -> list[Path]:
+    """The folders of the archives to make.
 
     Raises:
         ValueError: an archive made without `validation` would stand around those made with it, or they inside it.
     """
-    train, held = out_dir / "train", out_dir / "validation"
-    others, how = ([train, held], "with") if validation is None else ([out_dir], "without")
+    whole, parts = [out_dir], [out_dir / "train", out_dir / "validation"]
+    others, how = (parts, "with") if validation is None else (whole, "without")
     for other in others:
         if any(other.glob("*.tar")):
             raise ValueError(f"{other} holds an archive made {how} --validation; choose another OUT_DIR")
-    if validation is None:
-        yield out_dir, None
-    else:
-        yield train, lambda names: set(range(len(names))) - _held_out_with_warning(names, validation)
-        yield held, lambda names: held_out(names, validation)
+    return whole if validation is None else parts
+
+
+def _divided(listed: Listed, validation: float) -> list[Listed]:
+    """The files to train on, and those held out."""
+    held = _held_out_with_warning(listed.names, validation)
+    return [listed.part(set(range(len(listed.paths))) - held), listed.part(held)]
 
 
 def _held_out_with_warning(names: list[str], validation: float) -> set[int]:

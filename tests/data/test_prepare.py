@@ -16,11 +16,13 @@ import soundfile
 import torch
 import webdataset
 
+from audio_mamba.data import prepare as prepare_module
 from audio_mamba.data.archives import read_shard, shard_indices
 from audio_mamba.data.audio import AudioError, load_audio
 from audio_mamba.data.decoding import parts_of
 from audio_mamba.data.features import log_mel
-from audio_mamba.data.prepare import held_out, main, prepare
+from audio_mamba.data.prepare import main, prepare
+from audio_mamba.data.prepare_inputs import held_out
 from audio_mamba.data.prepare_job import PrepareError, Settings, start_or_go_on
 from audio_mamba.data.prepare_shards import cut_clips, make_shards
 from audio_mamba.data.samples import ArchiveError
@@ -188,6 +190,26 @@ def test_a_share_of_the_files_is_kept_for_validation(tree, tmp_path, capsys):
     with pytest.raises(SystemExit, match="out/train holds an archive made with --validation; choose another"):
         main(arguments[:-2])
     assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_files_that_arrive_between_the_two_archives_are_in_neither(tmp_path, monkeypatch):
+    for number in range(4):
+        write_audio(tmp_path / "audio" / "a" / f"{number}.wav", 0.1)
+    make, before = prepare_module.make_shards, sorted((tmp_path / "audio").rglob("*.wav"))
+
+    def others_arrive(*arguments):
+        make(*arguments)
+        for number in range(30):
+            write_audio(tmp_path / "audio" / "0" / f"later{number}.wav", 0.1)
+
+    monkeypatch.setattr(prepare_module, "make_shards", others_arrive)
+    main([str(tmp_path / "audio"), str(tmp_path / "out"), "--workers", "1", "--validation", "0.5"])
+    manifests = [
+        json.loads((tmp_path / "out" / part / "manifest.json").read_text()) for part in ("train", "validation")
+    ]
+    assert [(manifest["files"], manifest["labels"]) for manifest in manifests] == [(2, ["a"])] * 2
+    kept = [sample.key[-1] for part in ("train", "validation") for sample in all_samples(tmp_path / "out" / part)]
+    assert sorted(kept) == [path.stem for path in before]
 
 
 def test_the_files_for_validation_depend_on_their_paths_alone():
