@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import itertools
 import logging
 import math
@@ -18,8 +19,10 @@ import soxr
 from audio_mamba.data.audio_files import (
     AUDIO_SUFFIXES,
     OTHER_SUFFIXES,
+    STORAGE_ERRORS,
     AudioError,
     AudioFileError,
+    StorageError,
     UnexpectedAudioError,
     find_audio,
     fingerprint,
@@ -34,6 +37,7 @@ __all__ = [
     "OTHER_SUFFIXES",
     "AudioError",
     "AudioFileError",
+    "StorageError",
     "UnexpectedAudioError",
     "channel_count",
     "estimated_seconds",
@@ -68,7 +72,8 @@ def load_audio(
         float32 [n] at `sample_rate` Hz, n >= `min_samples` (a front end's; 201 at 16 kHz).
 
     Raises:
-        AudioError: the file is missing, unreadable, empty, damaged, cut off, too short, or holds NaN or Inf.
+        AudioError: the file is missing, unreadable, empty, damaged, cut off, too short, or holds NaN or Inf; a
+            StorageError where the storage or the machine fails.
         UnexpectedAudioError: anything else goes wrong, as by a mistake in a decoder.
     """
     audio = np.concatenate(list(stream_audio(path, sample_rate, channel)))
@@ -156,7 +161,8 @@ def _blocks(path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
     except DamageError as error:
         raise AudioFileError(path, str(error)) from error
     except OSError as error:
-        raise AudioFileError(path, f"cannot be read as audio ({error.strerror or error})") from error
+        kind = StorageError if errno.errorcode.get(error.errno or 0) in STORAGE_ERRORS else AudioFileError
+        raise kind(path, f"cannot be read as audio ({error.strerror or error})") from error
 
 
 def _why_absent(path: Path) -> str:

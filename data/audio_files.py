@@ -31,6 +31,11 @@ OTHER_SUFFIXES = {
     ".tak",
     ".ts",
 }
+# Of an OSError: what is wrong with the storage, the network or the machine, not with a file.
+STORAGE_ERRORS = {
+    *("EIO", "ESTALE", "ENODEV", "ENXIO", "EREMOTEIO", "EMFILE", "ENFILE", "ENOMEM", "ETIMEDOUT", "ENOTCONN"),
+    *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ECONNRESET", "ECONNABORTED"),
+}
 SYSTEM_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle"}
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
@@ -48,6 +53,10 @@ class AudioFileError(AudioError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class StorageError(AudioFileError):
+    """An audio file that cannot be read since the storage or the machine fails; the file itself may be whole."""
 
 
 class UnexpectedAudioError(ValueError):

@@ -14,7 +14,7 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from audio_mamba.data.audio import CHANNELS_OR_EACH
+from audio_mamba.data.audio import CHANNELS_OR_EACH, StorageError
 from audio_mamba.data.features import mel_filter_bank
 from audio_mamba.data.manifest import MANIFEST_NAME
 from audio_mamba.data.prepare_inputs import Listed, held_out, list_inputs
@@ -228,12 +228,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
             "prepare: a worker process was killed, probably for lack of memory; rerun the same command with fewer "
             "--workers to resume"
         )
-    except (ValueError, FolderInUseError) as error:
-        raise SystemExit(f"prepare: {error}")
     except BrokenPipeError:  # the reader of the output went away; quiet_exit ends the command
         raise
-    except OSError as error:
-        raise SystemExit(f"prepare: {error}; once its cause is removed, the same command resumes {args.out_dir}")
+    except (OSError, StorageError) as error:
+        advice = f"; once its cause is removed, the same command resumes {args.out_dir}"
+        raise SystemExit(f"prepare: {error}{'' if isinstance(error, FolderInUseError) else advice}")
+    except ValueError as error:
+        raise SystemExit(f"prepare: {error}")
 
 
 def _warn_of_empty_bands(front_end: FrontEnd) -> None:

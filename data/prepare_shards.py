@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from audio_mamba.data.archives import write_shard
-from audio_mamba.data.audio import AudioError, channel_count, printable, stream_audio
+from audio_mamba.data.audio import AudioError, StorageError, channel_count, printable, stream_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare_job import AudioFile, Job, Settings, ShardReport, versions_of, write_report
 from audio_mamba.data.samples import Sample
@@ -107,6 +107,8 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
                 raise AudioError(
                     f"{file.path}: too short, fewer than {front_end.min_samples} samples at {front_end.sample_rate} Hz"
                 )
+        except StorageError:
+            raise
         except AudioError as error:
             reason = str(error).removeprefix(f"{file.path}: ")
             name = printable(file.path.relative_to(audio_dir))
@@ -129,6 +131,8 @@ def _clips(path: Path, settings: Settings) -> Iterator[tuple[str, np.ndarray]]:
         try:
             for i, clip in enumerate(cut_clips(path, settings.clip_samples, settings.front_end, channel)):
                 yield f"{prefix}{i:05d}", clip
+        except StorageError:
+            raise
         except AudioError as error:
             fault = fault or error
     if fault:

@@ -9,6 +9,8 @@ import soundfile
 
 from audio_mamba.data.decoding.parts import DamageError, Part, Window, check_rate, file_size
 
+READ_BYTES = 1 << 20
+
 
 def blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
     """See `decoding.decoded`."""
@@ -18,6 +20,7 @@ def blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, np
             begun = True
             yield block
     except soundfile.SoundFileError as error:
+        _check_storage(file)
         reason = (getattr(error, "error_string", None) or str(error)).strip(" .")
         if "lost sync" in reason or begun:
             raise DamageError(f"damaged or cut off ({reason})") from error
@@ -41,9 +44,17 @@ def _blocks(file: BinaryIO, part: Part, seconds: float) -> Iterator[tuple[int, n
             if window and window.error:
                 raise window.error
             if len(block) == 0:
+                _check_storage(file)
                 raise DamageError(f"cut off, {place} of {frames} samples could be read")
             place += len(block)
             yield opened.samplerate, block
+
+
+def _check_storage(file: BinaryIO) -> None:
+    """OSError if the file cannot be read to its end, which libsndfile takes for damage."""
+    file.seek(0)
+    while file.read(READ_BYTES):
+        pass
 
 
 def _raw(part: Part) -> dict:

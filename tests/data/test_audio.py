@@ -16,6 +16,7 @@ from audio_mamba.data.audio import (
     AUDIO_SUFFIXES,
     OTHER_SUFFIXES,
     AudioError,
+    StorageError,
     UnexpectedAudioError,
     channel_count,
     estimated_seconds,
@@ -310,6 +311,37 @@ def test_an_mp3_whose_disk_fails_in_the_middle_is_refused(tmp_path, monkeypatch)
     )
     with pytest.raises(AudioError, match="a.mp3: cannot be read as audio .*[Ii]nput/output error"):
         load_audio(tmp_path / "a.mp3")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.m4a"])
+@pytest.mark.parametrize(
+    "number, of_storage", [(errno.EIO, True), (errno.ESTALE, True), (errno.EMFILE, True), (errno.EACCES, False)]
+)
+def test_an_error_of_the_storage_is_told_from_one_of_the_file(tmp_path, monkeypatch, name, number, of_storage):
+    def fails(path, *mode, **options):
+        raise OSError(number, os.strerror(number), path)
+
+    (tmp_path / name).touch()
+    monkeypatch.setattr("builtins.open", fails)
+    with pytest.raises(AudioError, match=os.strerror(number)) as found:
+        load_audio(tmp_path / name)
+    assert isinstance(found.value, StorageError) == of_storage
+
+
+def test_a_read_that_fails_within_libsndfile_is_of_the_storage(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", sines(16000), 16000)
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer):
+            if self.tell() >= 50_000:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(memoryview(buffer)[: 50_000 - self.tell()])
+
+    monkeypatch.setattr("builtins.open", lambda path, *_, **__: io.BufferedReader(Failing(path)))
+    # libsndfile, which reads by number, takes a failed read for the end.
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: np.zeros((0, 1), np.float32))
+    with pytest.raises(StorageError, match="a.wav: cannot be read as audio .*[Ii]nput/output error"):
+        load_audio(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("name", [b"not utf-8 \xe9.wav", b"new\nline.wav", b"named.raw"])

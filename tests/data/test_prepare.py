@@ -1,5 +1,6 @@
 """The prepare command on real files: what it keeps, what it skips, and what it leaves behind when stopped."""
 
+import errno
 import json
 import os
 import pickle
@@ -446,6 +447,28 @@ def test_a_file_at_which_a_decoder_itself_fails_is_named_and_ends_the_run(tree, 
     with pytest.raises(SystemExit, match=r"^prepare: .*dogs/rest.flac: reading it failed unexpectedly"):
         main([str(tree), str(tmp_path / "out"), "--workers", "1"])
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("channel", ["mix", "each"])
+def test_a_failing_storage_ends_the_run_which_then_resumes(tree, tmp_path, monkeypatch, channel):
+    arguments = ["--workers", "1", "--shard-size", "2", "--clip-seconds", "1", "--channel", channel]
+    main([str(tree), str(tmp_path / "whole"), *arguments])
+    arguments = [str(tree), str(tmp_path / "out"), *arguments]
+
+    def fails_at_one(file):
+        if file.name.endswith("rest.flac"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return parts_of(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("audio_mamba.data.audio.parts_of", fails_at_one)
+        with pytest.raises(
+            SystemExit, match=r"^prepare: .*dogs/rest.flac: .*Input/output error.*; once its cause .* resumes .*out$"
+        ):
+            main(arguments)
+    assert not (tmp_path / "out" / "manifest.json").exists() and list((tmp_path / "out").glob("*.tar"))
+    main(arguments)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_fails_only_if_there_is_no_audio_or_all_of_it_is_bad(tmp_path):
