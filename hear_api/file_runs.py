@@ -1,12 +1,15 @@
 """What the commands embed and predict share: runs over a list of files that keep a journal."""
 
 import hashlib
+import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,19 +23,33 @@ from audio_mamba.hear_api.sources import Source, count_unchanged
 
 FAILED_STATUS = 3
 FILES_AHEAD = 8  # per worker
+SECONDS_TO_END = 1.0  # of workers after an exception; a file at hand may take minutes
 
 Decoder = Callable[[Sequence[Source]], Iterator[Clip | Failure]]
 
 
 @contextmanager
 def decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that run `decode`."""
+    """Processes that run `decode`. After an exception in the block they are killed if they do not end soon."""
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
         pool.submit(int).result()  # starts the workers now, before the threads of the model exist
         yield pool
-    finally:
+    except BaseException:
+        own = set(multiprocessing.active_children()) - others
+        # Not at once: the pool has to drop what is cancelled before it notices, or its thread fails.
+        killer = threading.Timer(SECONDS_TO_END, _kill, [own])
+        killer.start()
         pool.shutdown(wait=True, cancel_futures=True)
+        killer.cancel()
+        raise
+    pool.shutdown(cancel_futures=True)
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def list_digest(files: list[Path]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -20,6 +21,7 @@ import torch
 
 from audio_mamba.hear_api import RuntimeSSAST, clips, journal
 from audio_mamba.hear_api.embed import main
+from audio_mamba.hear_api.file_runs import decoding_pool
 from audio_mamba.hear_api.journal import Entry, Journal, JournalError
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.runtime import build_runtime
@@ -399,6 +401,19 @@ def test_a_long_file_that_fails_when_read_again_is_listed(audio, tmp_path, monke
     rows = result["embedding"].reshape(2, -1, result["embedding"].shape[-1])  # two identical files
     np.testing.assert_array_equal(rows[0], rows[1])
     assert [name[-5:] for name in result["path"]] == ["1.wav", "3.wav"]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_ctrl_c_does_not_wait_for_the_files_at_hand(capfd, cancelled):
+    others, begin = multiprocessing.active_children(), time.monotonic()
+    with pytest.raises(KeyboardInterrupt), decoding_pool(2) as pool:
+        results = clips.prefetch(pool, time.sleep, [(0,), *[(60,)] * 20], 16)
+        next(results)
+        if cancelled:
+            results.close()
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 30 and multiprocessing.active_children() == others
+    assert capfd.readouterr() == ("", "")
 
 
 def test_two_runs_cannot_write_the_same_journal(tmp_path, monkeypatch):
