@@ -143,7 +143,7 @@ def _matches(pattern: str, hidden: bool) -> list[Path]:
         files = [path for path in files if not any(map(goes_round, path.parents[: len(path.parts) - 1 - depth]))]
     left_out = [path for path in files if any(is_hidden(part) and part not in named for part in path.parts)]
     if left_out and not hidden:
-        files = [path for path in files if path not in set(left_out)]
+        files = sorted(set(files) - set(left_out))
         logger.warning(
             "left out hidden or system files: %d, the first is %s; --hidden takes them",
             len(left_out),
