@@ -168,8 +168,7 @@ def _index_archive(directory: Path, workers: int) -> int:
         print(f"{directory}: all of its {total} shards have an index already")
         return 0
     with exclusive_lock(directory):
-        for shard in missing:
-            remove_partials(index_path(shard))
+        remove_partials(*map(index_path, missing))
         shards, samples, whole = index_shards(missing, workers, tell)
     print(
         f"{directory}: {shards} of {total} shards indexed, {samples} samples"

@@ -98,14 +98,15 @@ class Job:
     def unfinished(self, share: Share) -> list[int]:
         """The shards of one share that are still to be made; whatever is left of an attempt at them is removed."""
         own = share.every(range(len(self.plan)))
-        changed = {i for i in own if _report_path(self.path(i)).exists() and self._has_changed(i)}
+        checked = tqdm(own, desc="checking", unit="shard", delay=2, leave=False)
+        changed = {i for i in checked if _report_path(self.path(i)).exists() and self._has_changed(i)}
         if changed:
             logger.warning("%d finished shards are made again, since some of their files have changed", len(changed))
         shards = [i for i in own if i in changed or not _report_path(self.path(i)).exists()]
-        for shard in shards:
-            for path in (self.path(shard), index_path(self.path(shard)), _report_path(self.path(shard))):
-                remove_partials(path)
-                path.unlink(missing_ok=True)
+        left = [path for shard in map(self.path, shards) for path in (shard, index_path(shard), _report_path(shard))]
+        remove_partials(*left)
+        for path in left:
+            path.unlink(missing_ok=True)
         return shards
 
     def _report(self, shard: int) -> ShardReport:
@@ -172,8 +173,7 @@ def remove_scaffold(out_dir: Path) -> None:
     """Remove what only an unfinished archive needs."""
     for path in [*out_dir.glob("shard-*.report.json"), out_dir / UNFINISHED_NAME]:
         path.unlink(missing_ok=True)
-    for name in (UNFINISHED_NAME, MANIFEST_NAME):
-        remove_partials(out_dir / name)
+    remove_partials(out_dir / UNFINISHED_NAME, out_dir / MANIFEST_NAME)
 
 
 def _report_path(shard: Path) -> Path:

@@ -7,7 +7,6 @@ survives a power failure. Concurrent writers, also on several machines, do not m
 
 import contextlib
 import errno
-import glob
 import hashlib
 import io
 import os
@@ -70,20 +69,25 @@ def atomic_text(path: str | Path) -> Iterator[TextIO]:
         text.detach()
 
 
-def remove_partials(path: str | Path) -> None:
-    """Remove the partial files that killed writers of `path` left. No other process may be writing it now."""
-    path = Path(path)
-    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
-        # Not those of a longer name, such as `<name>.npz`, nor folders.
-        if PARTIAL_ENDING.fullmatch(partial.name[len(path.name) :]) and not partial.is_dir():
-            partial.unlink(missing_ok=True)
+def remove_partials(*paths: str | Path) -> None:
+    """Remove the partial files that killed writers of `paths` left, listing each folder once. No other process may be
+    writing them now."""
+    written = set(map(Path, paths))
+    for folder in {path.parent for path in written}:
+        for partial in _partials(folder):
+            if folder / PARTIAL_ENDING.sub("", partial.name) in written:
+                partial.unlink(missing_ok=True)
 
 
 def remove_all_partials(folder: str | Path) -> None:
     """Remove the partial files that killed writers left in a folder. No other process may be writing there now."""
-    for path in Path(folder).glob(f"*{PARTIAL_SUFFIX}"):
-        if PARTIAL_ENDING.search(path.name) and not path.is_dir():
-            path.unlink(missing_ok=True)
+    for partial in _partials(Path(folder)):
+        partial.unlink(missing_ok=True)
+
+
+def _partials(folder: Path) -> list[Path]:
+    found = folder.glob(f"*{PARTIAL_SUFFIX}")
+    return [path for path in found if PARTIAL_ENDING.search(path.name) and not path.is_dir()]
 
 
 def sha256(path: str | Path) -> str:

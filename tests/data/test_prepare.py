@@ -24,7 +24,7 @@ from audio_mamba.data.decoding import parts_of
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare import main, prepare
 from audio_mamba.data.prepare_inputs import held_out
-from audio_mamba.data.prepare_job import PrepareError, Settings, start_or_go_on
+from audio_mamba.data.prepare_job import AudioFile, Job, PrepareError, Settings, start_or_go_on
 from audio_mamba.data.prepare_shards import cut_clips, make_shards
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.verify import verify_archive
@@ -353,6 +353,23 @@ def test_files_that_change_before_a_restart_are_read_again(tree, tmp_path, monke
     assert "1 finished shards are made again, since some of their files have changed" in caplog.text
     prepare(tree, tmp_path / "fresh", settings=SMALL)
     assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_what_a_kill_has_left_is_found_with_one_look_at_the_folder(tree, tmp_path, monkeypatch):
+    files = [AudioFile(number, path, ()) for number, path in enumerate(sorted(tree.rglob("*.wav")))]
+    job, looks, list_folder = Job(tmp_path, {}, [[file] for file in files]), [], os.scandir
+    left = ["shard-000000.tar.0123abcd.partial", "shard-000002.index.npz.0123abcd.partial", "shard-000001.tar"]
+    kept = ["shard-000077.tar.0123abcd.partial", "shard-000077.tar"]
+    for name in (*left, *kept):
+        (tmp_path / name).touch()
+
+    def counting(folder):
+        looks.append(folder)
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "scandir", counting)
+    assert job.unfinished(Share()) == list(range(len(files))) and len(looks) == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(kept)
 
 
 def test_another_channel_is_another_archive_and_those_of_versions_that_noted_none_are_known_again(tree, tmp_path):
