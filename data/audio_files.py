@@ -10,9 +10,9 @@ from typing import NamedTuple
 logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = {
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc"),
+    *(".wav", ".wave", ".bwf", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc"),
     *(".m4a", ".m4b", ".aac", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".wma", ".wmv", ".avi", ".amr", ".caf"),
-    *(".au", ".snd", ".w64", ".ape", ".wv", ".ac3", ".sph"),
+    *(".au", ".snd", ".w64", ".ape", ".wv", ".tta", ".mpc", ".ac3", ".eac3", ".dts", ".awb", ".voc", ".sph"),
 }
 # Of recordings that neither decoder reads, or that are not sound alone.
 OTHER_SUFFIXES = {

@@ -30,6 +30,9 @@ from tests.data.recordings import CODECS
 # How soundfile writes each of the accepted suffixes, and by how much a codec may change two sines.
 FORMATS = {
     "wav": ({}, 1e-3),
+    "wave": ({"format": "WAV"}, 1e-3),
+    "bwf": ({"format": "WAV", "subtype": "PCM_24"}, 1e-3),
+    "rf64": ({"format": "RF64"}, 1e-3),
     "flac": ({}, 1e-3),
     "ogg": ({}, 0.05),
     "mp3": ({}, 0.07),
@@ -41,8 +44,11 @@ FORMATS = {
 }
 
 
-# Of what PyAV reads, of which test_recordings.py tests the kinds. A listing does not pick up voc.
-OF_PYAV = {*(Path(f"a.{suffix}").suffix for suffix in CODECS), ".m4b", ".wmv", ".snd", ".ape", ".sph"} - {".voc"}
+# Of what PyAV reads, of which test_recordings.py tests the kinds that PyAV also writes.
+OF_PYAV = {
+    *(Path(f"a.{suffix}").suffix for suffix in CODECS),
+    *(".m4b", ".wmv", ".snd", ".ape", ".sph", ".mpc", ".dts", ".awb"),
+}
 
 
 def sines(rate: int, seconds: float = 3.0) -> np.ndarray:
