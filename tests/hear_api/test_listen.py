@@ -1,17 +1,20 @@
 """The listen command, on a file and on stdin."""
 
 import io
+import itertools
 import re
 import signal
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from audio_mamba.hear_api import listen as listen_module
 from audio_mamba.hear_api.listen import Novelty, main
 from tests.conftest import ROOT
 
@@ -127,6 +130,25 @@ def test_ctrl_c_ends_live_audio_and_prints_the_measurements(monkeypatch, capsys,
     monkeypatch.setattr("audio_mamba.hear_api.listen.read_pieces", pieces)
     main(["-", *MODEL])
     assert re.search(r"\n24 steps of 40 ms.*real-time factor 0?[\d.]+\n", capsys.readouterr().out)
+
+
+def test_times_are_those_of_the_last_steps(monkeypatch, capsys):
+    """Live audio may go on for months; the times of all steps would fill the memory."""
+    monkeypatch.setattr(listen_module, "MEASURED_STEPS", 3)
+    times = iter([5.0] * 10 + [0.001, 0.002, 0.003, 0.0])  # the last call gives no step
+    clock = iter([0.0, *itertools.chain.from_iterable((total, total) for total in itertools.accumulate(times))])
+    monkeypatch.setattr(listen_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    runtime = SimpleNamespace(
+        steps_per_segment=1, step_ms=40, sample_rate=16000, cut=SimpleNamespace(place=lambda _: 0)
+    )
+    streaming = SimpleNamespace(
+        runtime=runtime,
+        feed=lambda _: (torch.ones(1, 4), torch.zeros(1)),
+        finish=lambda: (torch.ones(0, 4), torch.zeros(0)),
+    )
+    speed = listen_module.listen(streaming, iter(torch.zeros(13, 640)))
+    assert speed["steps"] == 13 and speed["median_ms"] == pytest.approx(2) and speed["p95_ms"] < 3.1
+    assert speed["real_time_factor"] == pytest.approx(50.006 / (13 * 0.04))
 
 
 def test_invalid_statistics_are_refused(capsys):
