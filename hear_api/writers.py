@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from audio_mamba.data.array_bytes import NPZ_ERRORS
-from audio_mamba.hear_api.journal import Entry, JoinedJournal, Journal
+from audio_mamba.hear_api.journal import READ_ROWS, Entry, JoinedJournal, Journal
 from audio_mamba.system.atomic_files import atomic_write, naming_full_disk
 
 NAME_BYTES = 200
@@ -98,20 +98,23 @@ def write_npz(out: Path, journal: Journal | JoinedJournal, step_seconds: float) 
     [rows, width] and start [rows], and the strings model, layout and settings (JSON). File i has the rows offset[i] to
     offset[i + 1]."""
     entries = _good(journal)
-    counts = np.array([entry.rows for entry in entries], np.int64)
-    small = {
+    offset = np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)
+    arrays: dict[str, np.ndarray | None] = {
         "path": np.array([entry.path for entry in entries], dtype=str),
         **({"channel": np.array([entry.channel for entry in entries], np.int64)} if has_channels(journal) else {}),
         "duration": np.array([entry.seconds for entry in entries], np.float64),
-        "offset": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "start": _starts(counts, step_seconds),
+        "offset": offset,
+        "start": None,  # written block by block, as it is as long as the embeddings
         **{name: np.array(journal.settings[name]) for name in ("model", "layout")},
         "settings": np.array(json.dumps(journal.settings)),
     }
     with atomic_write(out) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in small.items():
+        for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                if array is None:
+                    _write_npy(member, _starts(offset, step_seconds), (journal.count,), "<f8")
+                else:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         with archive.open(zipfile.ZipInfo("embedding.npy"), "w", force_zip64=True) as member:
             _write_npy(member, journal.read_rows(), (journal.count, journal.width))
 
@@ -207,10 +210,15 @@ def _good(journal: Journal | JoinedJournal) -> list[Entry]:
     return [entry for entry in journal.entries if entry.error is None]
 
 
-def _starts(counts: np.ndarray, step_seconds: float) -> np.ndarray:
-    """Start of each row in seconds, [rows]."""
-    firsts = np.repeat(np.cumsum(counts) - counts, counts)
-    return np.round((np.arange(counts.sum()) - firsts) * step_seconds, 6)
+def _starts(offset: np.ndarray, step_seconds: float) -> Iterator[np.ndarray]:
+    """Start of each row in seconds, in blocks [READ_ROWS] and a smaller one at the end.
+
+    offset: the first row of each file, and behind it the number of all rows.
+    """
+    for first in range(0, int(offset[-1]), READ_ROWS):
+        rows = np.arange(first, min(first + READ_ROWS, int(offset[-1])))
+        files = np.searchsorted(offset, rows, side="right") - 1
+        yield np.round((rows - offset[files]) * step_seconds, 6)
 
 
 def _lines(journal: Journal | JoinedJournal, step_seconds: float) -> Iterator[tuple[Entry, float]]:
@@ -220,7 +228,7 @@ def _lines(journal: Journal | JoinedJournal, step_seconds: float) -> Iterator[tu
             yield entry, round(row * step_seconds, 6)
 
 
-def _write_npy(file: IO[bytes], blocks: Iterator[np.ndarray], shape: tuple[int, int]) -> None:
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+def _write_npy(file: IO[bytes], blocks: Iterator[np.ndarray], shape: tuple[int, ...], descr: str = "<f4") -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
     for block in blocks:
         file.write(np.ascontiguousarray(block).data)

@@ -1,6 +1,7 @@
 """The embed command: same numbers as `RuntimeSSAST.embed`, resume after any kill, failures, bounded memory."""
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -11,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -25,7 +28,7 @@ from audio_mamba.hear_api.file_runs import decoding_pool
 from audio_mamba.hear_api.journal import Entry, Journal, JournalError
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.runtime import build_runtime
-from audio_mamba.hear_api.writers import read_settings
+from audio_mamba.hear_api.writers import read_settings, write_npz
 from audio_mamba.system import folder_lock
 from tests.conftest import ROOT
 from tests.hear_api import wide_config
@@ -464,6 +467,24 @@ def test_journal_drops_rows_without_an_entry(tmp_path):
     again.close()
     with pytest.raises(JournalError, match="--resume"):
         Journal(tmp_path / "j", {}, width=2, resume=False)
+
+
+def test_starts_are_written_with_the_bytes_of_numpy_in_little_memory(tmp_path):
+    counts = [3, 0, 500_000, 1, 0, 499_999, 8]
+    rows = Journal(tmp_path / "j", {"channel": "mix", "model": "m", "layout": "bands"}, width=1, resume=False)
+    rows.append(np.zeros((sum(counts), 1)))
+    entries = [Entry(f"{number}.wav", count) for number, count in enumerate(counts)]
+    rows.commit([*entries[:2], Entry("failed", error="bad"), *entries[2:]])
+    tracemalloc.start()
+    write_npz(tmp_path / "out.npz", rows, 0.04)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    rows.close()
+    expected = io.BytesIO()
+    np.save(expected, np.concatenate([np.round(np.arange(count) * 0.04, 6) for count in counts]))
+    with zipfile.ZipFile(tmp_path / "out.npz") as archive:
+        assert archive.read("start.npy") == expected.getvalue()
+    assert peak < 2**22  # 4 bytes for each row
 
 
 @pytest.mark.parametrize(
