@@ -466,8 +466,9 @@ def test_a_file_at_which_a_decoder_itself_fails_is_named_and_ends_the_run(tree, 
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("channel", ["mix", "each"])
-def test_a_failing_storage_ends_the_run_which_then_resumes(tree, tmp_path, monkeypatch, channel):
+@pytest.mark.parametrize("channel, lost", [("mix", False), ("mix", True), ("each", False)])
+def test_a_failing_storage_ends_the_run_which_then_resumes(tree, tmp_path, monkeypatch, channel, lost):
+    """Also with zeros in place of the file, if it is lost for good."""
     arguments = ["--workers", "1", "--shard-size", "2", "--clip-seconds", "1", "--channel", channel]
     main([str(tree), str(tmp_path / "whole"), *arguments])
     arguments = [str(tree), str(tmp_path / "out"), *arguments]
@@ -484,8 +485,15 @@ def test_a_failing_storage_ends_the_run_which_then_resumes(tree, tmp_path, monke
         ):
             main(arguments)
     assert not (tmp_path / "out" / "manifest.json").exists() and list((tmp_path / "out").glob("*.tar"))
+    if lost:
+        file = next(tree.rglob("rest.flac"))
+        file.write_bytes(bytes(file.stat().st_size))
     main(arguments)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    if lost:
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        assert "dogs/rest.flac" in [entry["file"] for entry in manifest["skipped"]]
+    else:
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_fails_only_if_there_is_no_audio_or_all_of_it_is_bad(tmp_path):
