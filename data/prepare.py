@@ -134,7 +134,8 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         metavar="CSV",
         type=given_path,
         help="table with the columns file,label (several labels of a file between , or ; in quotes), or as AudioSet, "
-        "FSD50K and ESC-50 have it. Without it the first folder level below AUDIO_DIR is the label",
+        "FSD50K, ESC-50, UrbanSound8K or audio-mamba predict have it. Without it the first folder level below "
+        "AUDIO_DIR is the label",
     )
     add(
         "--classes",

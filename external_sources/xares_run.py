@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import shutil
+import sys
 import traceback
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from audio_mamba.external_sources import layout, sources, task_files, xares_kit, xares_table, xares_tasks
+from audio_mamba.external_sources import layout, sources, task_files, unpack, xares_kit, xares_table, xares_tasks
 from audio_mamba.external_sources.downstream import requested_threads
 from audio_mamba.external_sources.embeddings import plain_name, resolve_module
 from audio_mamba.external_sources.origin import Origin, difference_of, find_origin, origin_in
@@ -307,6 +308,8 @@ def evaluate_all(encoder: xares_kit.HearEncoder, origin: Origin, args: argparse.
             if not args.tasks_dir.is_dir():
                 raise SystemExit(f"TASKS: {args.tasks} matches no task of X-ARES that can be downloaded")
         found = xares_tasks.find_tasks(args.tasks_dir, encoder)
+    for archive in unpack.archives(args.tasks_dir):
+        print(f"skipped {archive}: HEAR tasks must be unpacked, as extract_features.sh does in CACHE", file=sys.stderr)
     if not found:
         raise SystemExit(f"TASKS_DIR: {args.tasks_dir} has no folder with the name of an X-ARES task, and no HEAR task")
     chosen = sources.choose(found, args.tasks)

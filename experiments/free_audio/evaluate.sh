@@ -13,10 +13,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tasks=$(realpath "${1:?TASKS_DIR is missing: the folder of HEAR tasks}")
 out=free_audio/hear
 of_kind() {
-    (cd "$tasks" && { grep -l "\"embedding_type\": \"$1\"" -- */task_metadata.json || true; }) | xargs -r -n 1 dirname | xargs
+    (cd "$tasks" && { grep -lE "\"embedding_type\": *\"$1\"" -- */task_metadata.json || true; }) | xargs -r -n 1 dirname | xargs
 }
 scenes=$(of_kind scene)
 events=$(of_kind event)
+if [ -z "$scenes$events" ]; then
+    echo "TASKS_DIR: $tasks has no unpacked HEAR task of scenes or events" >&2
+    exit 1
+fi
 
 # An empty TASKS would choose all tasks, so where there are none nothing is run.
 heads() {   # NAME SEEDS [EVENT_TASKS]

@@ -19,10 +19,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.data.audio_files import AUDIO_SUFFIXES
 from experiments.free_audio.packages import TABLE, add_tables_option, read_packages
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3"}  # of the files that the shipped weights were trained on
+MORE_SUFFIXES = {  # of other tables: of the files that the weights of eighteen hours were trained on
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc"),
+    *(".m4a", ".m4b", ".aac", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".wma", ".wmv", ".avi", ".amr", ".caf"),
+    *(".au", ".snd", ".w64", ".ape", ".wv", ".ac3", ".sph"),
+}
 ARCHIVES = {".love", ".pk3", ".wz", ".zip"}  # zip archives in which games keep their recordings
 
 
@@ -104,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
             if name in own:
                 fetch(name, args.out)
             else:
-                fetch(name, args.out, suffixes=AUDIO_SUFFIXES, archives=ARCHIVES)
+                fetch(name, args.out, suffixes=MORE_SUFFIXES, archives=ARCHIVES)
         except RuntimeError as error:
             failed.append(f"{name}: {error}")
     if failed:

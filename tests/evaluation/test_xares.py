@@ -290,6 +290,13 @@ def test_missing_and_damaged_archives_are_named(cremad, tmp_path):
             run(MODULE, *arguments, tmp_path / "out", "--tasks", "x*")
 
 
+def test_tasks_that_are_not_unpacked_are_named(tmp_path, capsys):
+    (tmp_path / "tones.tar.gz").touch()
+    with pytest.raises(SystemExit, match="and no HEAR task"):
+        run(MODULE, tmp_path, tmp_path / "out")
+    assert f"skipped {tmp_path / 'tones.tar.gz'}: HEAR tasks must be unpacked" in capsys.readouterr().err
+
+
 @pytest.mark.cuda
 def test_scores_on_a_gpu_are_those_of_the_cpu(cremad, tmp_path, monkeypatch):
     arguments = ("ssam_tiny_free_audio", cremad.parent)
