@@ -62,7 +62,8 @@ def draw(runs: dict[str, dict[str, np.ndarray]], path: Path) -> None:
             below.plot(step, columns[number] / columns[number][0], linewidth=0.6, label=number)
         below.axhline(0.1, color="0.5", linestyle=":")
         below.set(yscale="log", xlabel="step", ylabel="deviation over clips / first")
-        below.legend(frameon=False)
+        if set(DEVIATIONS) & columns.keys():
+            below.legend(frameon=False)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
