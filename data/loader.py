@@ -113,7 +113,7 @@ class ArchiveLoader(StatefulDataLoader):
     def __init__(self, dataset: Dataset, samples: int, allowed: int = 0, **options):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
-            super().__init__(dataset, collate_fn=_as_it_is, **common_options(options["num_workers"]) | options)
+            super().__init__(dataset, collate_fn=_as_it_is, **common_options(options.get("num_workers", 0)) | options)
         self.faults = Faults(samples, allowed)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
