@@ -110,10 +110,11 @@ class ArchiveLoader(StatefulDataLoader):
     `samples` is the number of samples per pass on this rank; `allowed` of them may be lost in any case.
     """
 
-    def __init__(self, dataset: Dataset, samples: int, allowed: int = 0, **options):
+    def __init__(self, dataset: Dataset, samples: int, allowed: int = 0, num_workers: int = 0, **options):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
-            super().__init__(dataset, collate_fn=_as_it_is, **common_options(options.get("num_workers", 0)) | options)
+            options = common_options(num_workers) | options
+            super().__init__(dataset, collate_fn=_as_it_is, num_workers=num_workers, **options)
         self.faults = Faults(samples, allowed)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -159,7 +160,6 @@ def make_loader(
     pin_memory: bool = False,
     strict: bool = False,
     fraction: float = 1.0,
-    multiprocessing_context: str | None = None,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> ArchiveLoader:
     """The batches of one rank; call `set_epoch` before each epoch.
@@ -176,7 +176,6 @@ def make_loader(
         pin_memory: put batches into page-locked memory, for fast copies to a GPU.
         strict: raise at the first bad shard or sample, instead of skipping up to 1% of them with warnings.
         fraction: share of the samples to use, in (0, 1]; their keys decide which, see `data.subset`.
-        multiprocessing_context: how workers start ("fork", "spawn", ...); None: see `common_options`.
         worker_init_fn: called in each worker with its number, at its start.
 
     Returns:
@@ -191,9 +190,6 @@ def make_loader(
     """
     dataset = LogMelDataset(directories, num_frames, front_end, seed, draw_mask, strict, fraction)
     batches = EpochBatches(len(dataset), batch_size, rank, world_size, seed)
-    context: dict[str, Any] = {}
-    if multiprocessing_context and num_workers:
-        context["multiprocessing_context"] = multiprocessing_context
     return ArchiveLoader(
         dataset,
         len(batches) * batch_size,
@@ -202,7 +198,6 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=worker_init_fn,
-        **context,
     )
 
 

@@ -47,14 +47,12 @@ def choose(tasks: dict[str, Task], patterns: str) -> dict[str, Task]:
     }
 
 
-def find_tasks(
-    tasks_dir: Path, patterns: str, cache: Path, hidden: bool = False, share: Share | None = None
-) -> list[Path]:
+def find_tasks(tasks_dir: Path, patterns: str, cache: Path, hidden: bool = False, share: Share = Share()) -> list[Path]:
     """The folders of the chosen tasks; archives are unpacked into `cache`, unless that has been done already.
 
     Args:
         hidden: take tasks of hidden, trash or system names too; otherwise a line on stderr counts them.
-        share: of the chosen tasks; None for all.
+        share: of the chosen tasks.
 
     Raises:
         SystemExit: there is no task, none matches, or an archive cannot be unpacked.
@@ -77,7 +75,7 @@ def find_tasks(
                     f"skipped {entry}: not a folder with {layout.METADATA}, nor needed as an archive", file=sys.stderr
                 )
         tasks = []
-        for source in (share or Share()).every(list(chosen.values())):
+        for source in share.every(list(chosen.values())):
             if source.is_dir():
                 tasks.append(source)
             else:

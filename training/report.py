@@ -133,15 +133,6 @@ def work_folders(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def draws_pictures(config: dict[str, Any]) -> bool:
-    """Whether a run is known to draw pictures: not one of fine-tuning, nor one whose objective predicts no patches."""
-    flat = flattened(config)
-    objective = flat.get("opt.objective", "reconstruction")  # old runs do not say
-    if objective == "teacher":
-        return bool(flat.get("opt.objective_args.reconstruction_weight"))
-    return "head" not in config and objective in ("reconstruction", "joint")
-
-
 def read_run(folder: Path) -> Run:
     """Read a work folder. Raises ReportError if `folder` is not one."""
     if not folder.is_dir():
@@ -174,15 +165,14 @@ def read_run(folder: Path) -> Run:
             raise ValueError("not a PNG file")
         return data
 
-    config = read(CONFIG_NAME, read_config, {})
     written = [(folder / name).stat().st_mtime for name in (LOG_NAME, STEPS_NAME) if (folder / name).is_file()]
     return Run(
         folder,
         folder.resolve().name,
-        config,
+        read(CONFIG_NAME, read_config, {}),
         read(LOG_NAME, lambda path: read_log(path, lambda bad: notes.append(f"cannot read {LOG_NAME}: {bad}")), []),
         read(STEPS_NAME, read_steps, []),
-        read(PICTURE_NAME, read_picture, None) if draws_pictures(config) or (folder / PICTURE_NAME).exists() else None,
+        read(PICTURE_NAME, read_picture, None) if (folder / PICTURE_NAME).exists() else None,  # many runs draw none
         datetime.fromtimestamp(max(written), UTC) if written else None,
         notes,
     )

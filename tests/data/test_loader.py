@@ -133,7 +133,8 @@ def test_epochs_and_seeds_differ_and_repeat(archive):
 @pytest.mark.parametrize("num_workers, context", [(1, "fork"), (2, "fork"), (2, "spawn")])
 def test_workers_change_nothing(archive, num_workers, context):
     alone = make(archive, batch_size=4)
-    helped = make(archive, batch_size=4, num_workers=num_workers, multiprocessing_context=context)
+    helped = make(archive, batch_size=4, num_workers=num_workers)
+    helped.multiprocessing_context = context
     for epoch in (0, 1):
         assert_same(epoch_of(helped, epoch), epoch_of(alone, epoch))
 
