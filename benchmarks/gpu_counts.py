@@ -25,7 +25,7 @@ MOST_WARPS = 16
 # Changes of the constants of models/ops/selective_scan/triton.py, or options of the compiler. The first is today's.
 VARIANTS: dict[str, list[dict[str, int]]] = {
     "forward": [{}, {"GROUP": 1}, {"GROUP": 2}, {"GROUP": 8}, {"BLOCK": 64}, {"PER_THREAD": 16}, {"maxnreg": 128}],
-    "backward": [{}, {"GROUP": 2}, {"GROUP": 8}, {"BLOCK": 64}, {"PER_THREAD": 16}, {"maxnreg": 168}],
+    "backward": [{}, {"GROUP": 2}, {"GROUP": 8}, {"BLOCK": 64}, {"PER_THREAD": 16}, {"maxnreg": 255}],
 }
 # Arguments in the dtype of the activations; other addresses are float32.
 LOW = {
@@ -159,6 +159,8 @@ def count(which: str, change: dict[str, int], target: int, dtype: str) -> str:
     from audio_mamba.models.ops.selective_scan import triton_kernels
 
     with changed(change) as cut:
+        if which == "backward":
+            cut = scan.backward_options(STATES) | cut
         options = {name: value for name, value in cut.items() if name in ("num_warps", "maxnreg")}
         tile = {name: value for name, value in cut.items() if name not in options}
         absent = {"forward": {"carry_ptr"}, "backward": {"d_carry_ptr"}}[which]

@@ -5,7 +5,7 @@ Symbols: B batch, L time, D channels (of the inner sequence, except in a whole b
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,20 @@ class Call:
     """The arguments of one call, by name."""
 
     @property
+    def values(self) -> list[Any]:
+        """The arguments in order. (`vars(self).values()` breaks the graphs of torch.compile in torch 2.11.)"""
+        names: tuple[str, ...] = self.__match_args__
+        return [getattr(self, name) for name in names]
+
+    @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments, without absent ones."""
-        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+        return [value for value in self.values if isinstance(value, Tensor)]
 
     @property
     def device_type(self) -> str:
         """Of the first argument, which is always a tensor: "cpu", "cuda" or another."""
-        return next(iter(vars(self).values())).device.type
+        return self.values[0].device.type
 
     @property
     def needs_gradient(self) -> bool:
