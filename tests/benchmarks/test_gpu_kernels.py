@@ -66,6 +66,25 @@ def test_a_variant_changes_the_scan_only_inside_its_block():
     assert (scan.tiles(24), scan.GROUP) == before
 
 
+def test_the_backward_pass_gets_fewer_registers_only_where_they_pay_and_can_be_limited(monkeypatch):
+    from audio_mamba.models.ops.selective_scan import triton_kernels
+
+    limits = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: limits.append(options.get("maxnreg"))
+
+    monkeypatch.setattr(triton_kernels, "backward", Kernel())
+    for states, hip in ((24, None), (25, None), (24, "7.1")):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        inputs = gpu_sweep.make_inputs(1, 8, 5, torch.float32, "cpu")
+        inputs[2], inputs[3], inputs[4] = (torch.ones(*t.shape[:-1], states) for t in inputs[2:5])
+        starts = torch.zeros(1, 1, scan.padded(states), 8)
+        torch.ops.audio_mamba.selective_scan_triton_backward(inputs[0], None, starts, *inputs, True)
+    assert limits == [168, None, None]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["forward", "backward"])
 def test_the_compiled_scan_is_counted(which, tmp_path):
@@ -81,6 +100,8 @@ def test_the_compiled_scan_is_counted(which, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()[2:]]
     assert len(rows) == len(gpu_counts.VARIANTS[which])
+    registers = {name.strip(): int(number) for _, name, number, _, _, _ in rows}
+    assert which == "forward" or registers["as it is"] == scan.BACKWARD_REGISTERS < registers["maxnreg 255"]
     slots = {name.strip(): int(number) for _, name, _, _, _, number in rows}
     assert min(slots.values()) > {"forward": 5, "backward": 15}[which] * 24
     assert slots["as it is"] < {"forward": 260, "backward": 1150}[which]  # 226 and 1029 with triton 3.7.1

@@ -316,7 +316,7 @@ def tiles(states: int) -> dict[str, int]:
 
 
 def backward_options(states: int) -> dict[str, int]:
-    """What the compiler is told of the backward kernel, besides `tiles`."""
+    """Compiler options of the backward kernel, for S states."""
     if states > MOST_STATES_WITH_FEW_REGISTERS or torch.version.hip:  # AMD's compiler has no such option
         return {}
     return {"maxnreg": BACKWARD_REGISTERS}

@@ -101,6 +101,16 @@ def test_auto_follows_the_measurement_of_its_gpu_shapes_and_pass(on_sm_90, call,
     assert Operator("selective_scan", modules).choose(call, "mamba_ssm") is modules["mamba_ssm"]
 
 
+@pytest.mark.parametrize(
+    "batch, trains, chosen",
+    [(256, True, "triton"), (256, False, "triton"), (1, True, "triton"), (1, False, "mamba_ssm")],
+)
+def test_on_an_h200_our_scan_comes_first_where_both_were_timed(on_sm_90, monkeypatch, batch, trains, chosen):
+    monkeypatch.setattr(measured_order, "ORDERS", parse(measured_order.TABLE))
+    modules = {name: SimpleNamespace(unsupported_reason=lambda call: None) for name in ("mamba_ssm", "triton")}
+    assert Operator("selective_scan", modules).choose(scan_call(batch, 576, trains)) is modules[chosen]
+
+
 def test_the_fastest_is_not_taken_where_it_does_not_support_the_call(on_sm_90):
     modules = {
         "mamba_ssm": SimpleNamespace(unsupported_reason=lambda call: None),
