@@ -39,7 +39,6 @@ from audio_mamba.system.atomic_files import atomic_text, atomic_write
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.train import checkpoint_state, save_in_epoch, start_monitor, train_epoch
 from audio_mamba.training import checkpoint, distributed, resume
-from audio_mamba.training.guards import StepGuard
 from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.metrics import evaluate
 from audio_mamba.training.monitor import Monitor
@@ -70,13 +69,12 @@ def train(run: Run, interruption: Interruption) -> None:
             for folder in (run.workdir, Path(run.args.workdir)):  # results, and their mean, of fewer epochs
                 (folder / "results.json").unlink(missing_ok=True)
     monitor = start_monitor(run)
-    guard = StepGuard(run.scaler.is_enabled(), name_sample=experiment.clips.name)
 
     if config.head.start == "probe" and run.kept is None:  # every checkpoint of such a run has a kept state
         start_from_probe(run, interruption)
     for epoch in range(first.epoch, config.num_epochs if not interruption.stop_now else 0):
         check_unchanged(run.loaders, run.contents)
-        steps = train_epoch(run, epoch, monitor, guard, interruption, loss_of)
+        steps = train_epoch(run, epoch, monitor, interruption, loss_of)
         outputs = None if interruption.stop_now else outputs_of(run, run.loaders.validation, interruption)
         if outputs is None:
             save_in_epoch(run, Progress(epoch, steps), monitor)
@@ -216,7 +214,7 @@ def write_predictions(run: Run, kept: Kept, clips: np.ndarray, logits: torch.Ten
 
 def summarise(experiment: Experiment) -> None:
     """Write results.json of all folds: each fold's test metrics, their mean and standard deviation."""
-    folds = [json.loads((experiment.workdir(fold) / "results.json").read_bytes()) for fold in experiment.splits]
+    folds = [read_results(experiment.workdir(fold) / "results.json") for fold in experiment.splits]
     scores = {name: [fold["test"][name] for fold in folds] for name in folds[0]["test"]}
     scores = {name: [np.nan if value is None else value for value in values] for name, values in scores.items()}
     mean = {name: float(np.mean(values)) for name, values in scores.items()}
@@ -234,6 +232,17 @@ def summarise(experiment: Experiment) -> None:
         len(folds),
         deviation[metric],
     )
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results of a fold. ValueError if the file is damaged."""
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it to judge the fold again") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} does not hold the results of a fold: remove it to judge the fold again")
+    return results
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -295,7 +304,7 @@ def is_finished(run: Run) -> bool:
 def difference_to(run: Run, results: Path) -> str | None:
     """What the run that wrote `results` was trained with, and this one is not."""
     now = trained_with(run)
-    then = now | json.loads(results.read_bytes()).get("trained_with", {})  # earlier versions did not note it
+    then = now | read_results(results).get("trained_with", {})  # earlier versions did not note it
     return next((f"{name} ({then[name]}, now {now[name]})" for name in now if then[name] != now[name]), None)
 
 

@@ -36,7 +36,7 @@ from audio_mamba.models.precision import autocast
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import quiet_exit
 from audio_mamba.training import checkpoint, distributed, figures, optim, resume, validation
-from audio_mamba.training.guards import NonFiniteError, StepGuard, spread_to_gradient, update_ratio
+from audio_mamba.training.guards import NonFiniteError, spread_to_gradient, update_ratio
 from audio_mamba.training.interruption import Interruption, Shielded
 from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.prefetch import prefetch
@@ -74,13 +74,12 @@ def train(run: Run, interruption: Interruption) -> None:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(json.dumps({"name": args.config, **config.to_dict()}, indent=2).encode())
     monitor = start_monitor(run)
-    guard = StepGuard(run.scaler.is_enabled(), name_sample=getattr(loader.dataset, "name", "sample {}".format))
 
     if first.epoch >= config.num_epochs:
         logger.info("nothing to do: all %d epochs are complete", config.num_epochs)
     for epoch in range(first.epoch, config.num_epochs):
         check_unchanged(run.loaders, run.contents)
-        steps = train_epoch(run, epoch, monitor, guard, interruption, loss_of)
+        steps = train_epoch(run, epoch, monitor, interruption, loss_of)
         val_loss = None if interruption.stop_now else validate(run, interruption)
         if interruption.stop_now:
             save_in_epoch(run, Progress(epoch, steps), monitor)
@@ -95,9 +94,7 @@ def train(run: Run, interruption: Interruption) -> None:
         resume.remove_stale(run.workdir, finished=True)
 
 
-def train_epoch(
-    run: Loop, epoch: int, monitor: Monitor, guard: StepGuard, interruption: Interruption, loss_of: LossOf
-) -> int:
+def train_epoch(run: Loop, epoch: int, monitor: Monitor, interruption: Interruption, loss_of: LossOf) -> int:
     """Train the rest of the epoch; return how many of its steps are complete. finetune.py trains its epochs here, too.
 
     An incomplete accumulation window at the end of the epoch is dropped. (In the published code its gradients leak into
@@ -139,7 +136,7 @@ def train_epoch(
         if window_ends:
             scaler.unscale_(optimizer)
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-            bad = guard.watch(epoch, step, torch.stack(window_losses).sum(), grad_norm, torch.cat(window_samples))
+            bad = run.guard.watch(epoch, step, torch.stack(window_losses).sum(), grad_norm, torch.cat(window_samples))
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             line_follows = any(map(monitor.line_due, range(step, step + accumulation)))
             before = [weight.detach().clone() for weight in weights] if line_follows else None
@@ -151,12 +148,12 @@ def train_epoch(
             run.after_step((epoch + (step + 1) / len(loader)) / config.num_epochs)
             measures = {"grad_norm": grad_norm}
             if before:
-                measures |= {"update_ratio": update_ratio(before, weights), "skipped": guard.skipped}
+                measures |= {"update_ratio": update_ratio(before, weights), "skipped": run.guard.skipped}
                 if scaler.is_enabled():
                     measures["loss_scale"] = scaler.get_scale()
         monitor.step(loss, rate, numbers=numbers, **measures)
         if run.device.type == "cpu" or monitor.line_due(step):
-            guard.review()
+            run.guard.review()
         if window_ends:
             if interruption.ask():
                 return step + 1
@@ -218,6 +215,7 @@ def checkpoint_state(run: Loop, monitor: Monitor) -> dict[str, object]:
         "processes": processes,
         "samples_per_step": run.samples_per_step,
         "global_step": monitor.global_step,
+        "skipped_steps": int(run.guard.skipped),
         "data": {name: data.state() for name, data in run.contents.items()},
         "linear_library": linear_choice() if run.device.type == "cpu" else None,
         "args": {**vars(run.args), "config": run.config.to_dict()},

@@ -41,16 +41,17 @@ class StepGuard:
         scaled: whether a GradScaler is enabled. It skips steps that overflow, which is normal and gets no warning
             unless the loss itself is NaN or Inf.
         name_sample: returns the name of a sample for its index.
+        skipped: steps of the run that were skipped before.
     """
 
-    def __init__(self, scaled: bool, name_sample: Callable[[int], str]):
+    def __init__(self, scaled: bool, name_sample: Callable[[int], str], skipped: int = 0):
         self._scaled, self._name_sample = scaled, name_sample
         self._unread: list[_Step] = []
-        self._in_a_row = self._skipped = 0
+        self._in_a_row, self._skipped = 0, skipped
 
     @property
     def skipped(self) -> torch.Tensor | int:
-        """How many steps were skipped, those that were not yet reviewed included; of these a scalar on the device."""
+        """Skipped steps of the run. With those that were not reviewed yet, it is a scalar on the device."""
         unread = [step.bad for step in self._unread]
         return self._skipped + (torch.stack(unread).sum() if unread else 0)
 

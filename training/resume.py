@@ -38,10 +38,11 @@ class Start(NamedTuple):
     progress: Progress = Progress(0, 0)
     global_step: int = 0  # completed steps of the whole run
     monitor: dict[str, Any] | None = None  # state of this process's monitor in the middle of an epoch
+    skipped_steps: int = 0  # of the whole run, for a NaN or Inf
 
     def at_the_epoch(self) -> "Start":
         """Start the epoch again; its completed steps remain part of the run."""
-        return Start(Progress(self.progress.epoch, 0), self.global_step)
+        return self._replace(progress=Progress(self.progress.epoch, 0), monitor=None)
 
 
 def step_checkpoint_path(workdir: str | Path, progress: Progress) -> Path:
@@ -101,7 +102,7 @@ def restore_process(state: dict[str, Any], samples_per_step: int, accumulation: 
             lack them.
     """
     progress, processes = progress_of(state), state.get("processes")
-    global_step = state.get("global_step")
+    global_step, skipped = state.get("global_step"), state.get("skipped_steps", 0)
     if global_step is None:
         global_step = progress.epoch * steps_per_epoch + progress.step
     if processes is None:
@@ -110,7 +111,7 @@ def restore_process(state: dict[str, Any], samples_per_step: int, accumulation: 
     if same_processes:
         set_random_states(processes[distributed.rank()]["random"])
     if progress.step == 0:
-        return Start(progress, global_step)
+        return Start(progress, global_step, skipped_steps=skipped)
     before = state["samples_per_step"]
     samples = progress.step * before
     step = samples // samples_per_step
@@ -124,7 +125,7 @@ def restore_process(state: dict[str, Any], samples_per_step: int, accumulation: 
         logger.warning("%d samples of epoch %d are trained again: %s", again, progress.epoch + 1, why)
     monitors = [process["monitor"] for process in processes]
     monitor = monitors[distributed.rank()] if same_processes else _mean_of(monitors)
-    return Start(Progress(progress.epoch, step), global_step, monitor)
+    return Start(Progress(progress.epoch, step), global_step, monitor, skipped)
 
 
 def _mean_of(states: list[dict[str, float]]) -> dict[str, float]:

@@ -33,6 +33,7 @@ from audio_mamba.models.precision import check_precision
 from audio_mamba.published_names import stored_name
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.training import checkpoint, distributed, optim, resume
+from audio_mamba.training.guards import StepGuard
 from audio_mamba.training.interruption import leave_signals_to_the_trainer
 from audio_mamba.training.metrics import SINGLE_LABEL
 
@@ -226,6 +227,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
         contents=contents,
         peak_rate=optim.peak_learning_rate(config.opt.learning_rate, global_batch),
         start=start,
+        guard=StepGuard(scaler.is_enabled(), clips.name, start.skipped_steps),
         experiment=experiment,
         fold=fold,
         test_loader=test_loader,

@@ -24,6 +24,7 @@ from audio_mamba.published_names import stored_name
 from audio_mamba.system.folder_lock import exclusive_lock
 from audio_mamba.system.terminal import OutputHandler
 from audio_mamba.training import distributed, optim, resume
+from audio_mamba.training.guards import StepGuard
 from audio_mamba.training.resume import Start
 
 
@@ -43,6 +44,7 @@ class Loop:
     contents: dict[str, Contents]  # of the data, when the run started
     peak_rate: float
     start: Start
+    guard: StepGuard
 
     @property
     def samples_per_step(self) -> int:
@@ -115,6 +117,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     compiled = cast(nn.Module, torch.compile(objective.module)) if args.compile else objective.module
     parallel_model = distributed.parallel(compiled, device)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
+    name_clip = getattr(loaders.train.dataset, "name", "sample {}".format)  # remote clips have no names
     return Run(
         args=args,
         config=config,
@@ -128,6 +131,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
         contents=contents,
         peak_rate=optim.peak_learning_rate(config.opt.learning_rate, global_batch),
         start=start,
+        guard=StepGuard(scaler.is_enabled(), name_clip, start.skipped_steps),
         objective=objective,
         fixed_clips=clips_to_show(loaders.train),
     )

@@ -776,6 +776,20 @@ def test_folds_of_different_runs_are_not_averaged(tmp_path, archive, capsys, mon
     tune(run, data, *options)
 
 
+def test_damaged_results_of_a_fold_are_named_and_can_be_made_again(tmp_path, archive, capsys, monkeypatch):
+    monkeypatch.setattr(finetune_setup, "find_splits", only_fold_2)
+    tune(tmp_path, archive, "--folds", "all")
+    path = tmp_path / "fold-2/results.json"
+    results = path.read_bytes()
+    for damaged in (results[: len(results) // 2], b"[]"):
+        path.write_bytes(damaged)
+        message = refused(capsys, tmp_path, archive, "--folds", "all")
+        assert str(path) in message and "remove it to judge the fold again" in message
+    path.unlink()
+    tune(tmp_path, archive, "--folds", "all")
+    assert path.read_bytes() == results
+
+
 def test_step_checkpoints_do_not_count_among_those_of_whole_epochs(tmp_path, archive, monkeypatch):
     """The last two stay, in case that one is damaged."""
     monkeypatch.setattr(resume, "remove_stale", lambda *args, **kwargs: None)

@@ -78,11 +78,13 @@ def test_random_states_survive_a_checkpoint(tmp_path):
     np.random.seed(2)
     torch.manual_seed(3)
     np.random.normal()
-    save(tmp_path, Progress(0, 1), processes=[{"random": resume.random_states(), "monitor": {}}], samples_per_step=8)
+    processes = [{"random": resume.random_states(), "monitor": {}}]
+    save(tmp_path, Progress(0, 1), processes=processes, samples_per_step=8, skipped_steps=2)
     expected = random.random(), np.random.normal(), torch.randn(2).tolist()
     _, state = resume.load_newest(tmp_path)
     start = resume.restore_process(state, samples_per_step=8, accumulation=1, steps_per_epoch=5)
-    assert start == (Progress(0, 1), 1, {})
+    assert start == (Progress(0, 1), 1, {}, 2)
+    assert start.at_the_epoch() == (Progress(0, 0), 1, None, 2)
     assert (random.random(), np.random.normal(), torch.randn(2).tolist()) == expected
 
 

@@ -201,6 +201,13 @@ def test_a_nan_step_is_skipped_and_reported(tmp_path, synthetic_archive, monkeyp
     assert [(row["step"], row["skipped"]) for row in read_steps(tmp_path / "steps.csv")] == [(2, 1), (4, 1)]
 
 
+def test_a_resumed_run_goes_on_counting_skipped_steps(tmp_path, synthetic_archive, monkeypatch):
+    spoil(monkeypatch, lambda loss, number: loss * math.nan if number in (2, 6) else loss)
+    for epochs in (1, 2, 3):
+        run(tmp_path, synthetic_archive, num_epochs=epochs)
+    assert [row["skipped"] for row in read_steps(tmp_path / "steps.csv")] == [1, 1, 2, 2, 2, 2]
+
+
 def test_ten_bad_steps_in_a_row_end_the_run_with_an_intact_checkpoint(tmp_path, synthetic_archive, monkeypatch):
     run(tmp_path / "one", synthetic_archive, num_epochs=1)
     spoil(monkeypatch, lambda loss, number: loss * math.inf if number > 4 else loss)
@@ -300,7 +307,7 @@ def test_a_published_checkpoint_resumes_with_the_moments_of_each_parameter(tmp_p
     optimizer = optim.make_optimizer(fresh, weight_decay=0.05)
     scaler = torch.amp.GradScaler(enabled=False)
     start = train_resume.load_state(args, settings, tmp_path, fresh, optimizer, scaler, steps_per_epoch=4, contents={})
-    assert start == ((42, 0), 168, None)
+    assert start == ((42, 0), 168, None, 0)
     parameters = dict(fresh.named_parameters())
     for index, name in enumerate(names):
         moments = optimizer.state[parameters[name]]
