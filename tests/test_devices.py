@@ -99,6 +99,7 @@ def test_masks_drawn_by_the_encoder():
     [
         ("reconstruction", {}),
         ("reconstruction", {"decoder_layers": 1}),
+        ("reconstruction", {"visible_weight": 1.0}),
         ("joint", {}),
         ("teacher", {"last_blocks": 1, "reconstruction_weight": 1.0}),
         ("teacher", {"last_blocks": 1, "target_norm": "instance", "beta": 1.0}),

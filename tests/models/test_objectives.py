@@ -97,6 +97,23 @@ class TestReconstruction:
         np.testing.assert_allclose(predicted.numpy(), expected, rtol=0, atol=1e-5)
         assert torch.equal(model.unpatchify(target), clips["spectrogram"]) and torch.equal(mask, clips["mask"])
 
+    def test_visible_patches_are_compared_with_their_own_values(self):
+        model, clips = encoder(), batch()
+        clips["mask"][0, :25] = 1.0  # not as many masked patches as visible ones
+        objective = build(model, norm_pix_loss=True, masked_only_loss=True, visible_weight=0.3)
+        with torch.no_grad():
+            loss, numbers = objective.loss(model, clips)
+            pictured, *_ = objective.picture(clips)
+            raw, target, mask = map(float64, model(*clips.values()))
+        mean, deviation = target.mean(-1, keepdims=True), np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
+        masked = np.square(raw - (target - mean) / deviation)[mask == 1].mean()
+        visible = np.square(raw - target)[mask == 0].mean()
+        np.testing.assert_allclose(loss.item(), masked + 0.3 * visible, rtol=1e-6)
+        found = [numbers["masked_loss"].item(), numbers["visible_loss"].item()]
+        np.testing.assert_allclose(found, [masked, visible], rtol=1e-6)
+        expected = np.where(mask[..., None] == 1, raw * deviation + mean, raw)
+        np.testing.assert_allclose(pictured.numpy(), expected, rtol=0, atol=1e-5)
+
 
 class TestDecoder:
     @pytest.mark.parametrize("arch", ARCHS)
@@ -455,6 +472,8 @@ def test_the_deviation_over_clips_tells_a_collapse():
     "name, args, message",
     [
         ("reconstruction", {"decoder_layers": -1}, "decoder_layers must be a whole number of at least 0, got -1"),
+        ("reconstruction", {"masked_only_loss": True, "visible_weight": -1}, "visible_weight must be a finite number"),
+        ("reconstruction", {"visible_weight": 1.0}, "opt.objective_args.visible_weight needs opt.masked_only_loss=Tr"),
         ("teacher", {"last_blocks": 2, "target_norm": "batch"}, "target_norm must be one of layer, instance"),
         ("reconstruction", {"decoder_layers": 1.5}, "decoder_layers must be a whole number of at least 0, got 1.5"),
         ("teacher", {"last_blocks": 0}, "last_blocks must be a whole number from 1 to 3, the blocks .* encoder, got 0"),
