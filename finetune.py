@@ -238,10 +238,10 @@ def read_results(path: Path) -> dict[str, Any]:
     """The results of a fold. ValueError if the file is damaged."""
     try:
         results = json.loads(path.read_bytes())
+        if not isinstance(results, dict):
+            raise ValueError("no JSON object")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it to judge the fold again") from error
-    if not isinstance(results, dict):
-        raise ValueError(f"{path} does not hold the results of a fold: remove it to judge the fold again")
     return results
 
 
