@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def lower_precisions_on_any_processor():
     from audio_mamba.models import precision
 
     precision.TOO_SLOW = float("inf")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """torch.compile remembers the functions that it gave up on, in whichever test of the process that was."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -266,7 +266,6 @@ def test_gradient_checkpointing_changes_no_bit(args):
 @pytest.mark.slow
 def test_under_torch_compile(args):
     loss, gradients = loss_and_gradients(small(**args))
-    torch._dynamo.reset()
     compiled = loss_and_gradients(torch.compile(small(**args), backend="aot_eager", fullgraph=True))
     torch.testing.assert_close(compiled[0], loss)
     for name, gradient in gradients.items():
