@@ -107,8 +107,9 @@ def list_audio(inputs: Iterable[str], hidden: bool = False) -> list[Path]:
 
     Args:
         inputs: each a file, a folder (all audio below it, sorted), a glob ("takes/**/*.wav", sorted), or a `.csv` list.
-            The paths of a list are in its column `path`, `file` or `filename`, or else in its first column, and are
-            relative to the list's folder.
+            The paths of a list are in its column `path`, `file` or `filename`, or else in its first column. They are
+            relative to the list's folder or, for files that are not there, to the current folder, as in the lists that
+            the commands write.
         hidden: take hidden, trash and system files and folders too. Those that an input itself names are always taken.
 
     Raises:
@@ -177,7 +178,13 @@ def _read_list(path: Path) -> list[Path]:
                 "quotes"
             )
         names.append(name)
-    return [path.parent / name for name in names]
+    return [_found_from(path.parent, name) for name in names]
+
+
+def _found_from(folder: Path, name: str) -> Path:
+    """A path relative to the folder, or as it is if only that exists."""
+    path = folder / name
+    return Path(name) if os.path.lexists(name) and not os.path.lexists(path) else path
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

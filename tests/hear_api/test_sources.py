@@ -304,6 +304,23 @@ def test_a_damaged_file_is_listed_with_each_of_its_channels_and_told_once(record
     assert len(np.load(tmp_path / "out.npz")["embedding"]) == 6
 
 
+def test_lists_that_commands_write_are_inputs(tmp_path, monkeypatch):
+    """Their paths are those of the command line, relative to the current folder, not to theirs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a.wav", "in/c.wav"):
+        write(tmp_path / name, noise(0))
+    (tmp_path / "in" / "b.wav").write_text("not audio")
+    embed("in", "--out", "out/all", status=3)
+    write(tmp_path / "in" / "b.wav", noise(1))
+    assert list_audio(["out/all.failed.csv"]) == [Path("in/b.wav")]
+    assert list_audio(["out/all/index.csv"]) == [Path("in/a.wav"), Path("in/c.wav")]
+    embed("out/all.failed.csv", "--out", "out/rest.npz")
+    assert list(np.load("out/rest.npz")["path"]) == ["in/b.wav"]
+    # What is in the folder of the list comes first.
+    write(tmp_path / "out" / "in" / "b.wav", noise(2))
+    assert list_audio(["out/all.failed.csv"]) == [Path("out/in/b.wav")]
+
+
 def interrupt(monkeypatch, group: int) -> list[tuple]:
     """Ctrl-C, once, before this group of clips, counted from 1; each clip is a group of its own. Returns the groups."""
     monkeypatch.setattr(clips, "GROUP_FRAMES", 1)
