@@ -33,7 +33,7 @@ class MaskedSpectrogramEncoder(nn.Module):
         patch_size: likewise.
         in_chans: channels of the spectrogram.
         mask_ratio: share of patches that `random_masking` hides, in [0, 1).
-        masking_mode: "unstructured" or "timestep", see `models.masking`.
+        masking_mode: "unstructured", "timestep" or "cluster", see `models.masking`.
         use_cls_token: put a learned token, which is never masked, before the patches.
         frequency_first: inputs are [B, C, M, T] instead of [B, C, T, M]. Tokens, positions, masks and features are the
             same as in a time-first model on the transposed input. See `from_time_first`.

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from audio_mamba import models
@@ -125,7 +126,8 @@ def test_masks_keep_the_published_number_of_patches_at_every_ratio(grid):
     rng = np.random.default_rng(0)
     for ratio in [number / 500 for number in range(500)]:
         published = int(steps * bands * (100 - 100 * ratio) / 100)
-        assert (masking.draw_mask(rng, grid, ratio, "unstructured") == 0).sum() == published, ratio
+        for mode in ("unstructured", "cluster"):
+            assert (masking.draw_mask(rng, grid, ratio, mode) == 0).sum() == published, ratio
         by_step = masking.draw_mask(rng, grid, ratio, "timestep").reshape(grid)
         assert (by_step == by_step[:, :1]).all() and (by_step == 0).sum() == published // bands * bands, ratio
 
@@ -143,6 +145,27 @@ def test_encoders_keep_the_published_number_of_patches(arch, mode, ratio, visibl
 def test_timestep_masks_hide_whole_time_steps():
     mask = masking.draw_mask(np.random.default_rng(0), (50, 5), 0.5, "timestep").reshape(50, 5)
     assert (mask == mask[:, :1]).all() and mask[:, 0].sum() == 25
+
+
+def test_clusters_are_squares_of_one_side():
+    """An opening by a square of k patches keeps what squares of at least that side cover."""
+    rng = np.random.default_rng(0)
+    made_of = dict.fromkeys((3, 4, 5, 6), 0)  # side: masks
+    for _ in range(300):
+        mask = masking.draw_mask(rng, (60, 40), 0.2, "cluster").reshape(60, 40)
+        assert mask.sum() == 480
+        around = np.pad(mask, 6, mode="edge")  # edges cut squares
+        for side in made_of:
+            opened = ndimage.binary_opening(around, np.ones((side, side)))[6:-6, 6:-6]
+            made_of[side] += bool(mask.sum() - opened.sum() < 25)  # the last square may be a part
+    assert made_of[3] == 300 and made_of[4] == pytest.approx(200, abs=30) and made_of[5] == pytest.approx(100, abs=30)
+    assert made_of[6] == 0
+
+
+def test_clusters_may_hide_any_patch_of_the_published_grid():
+    rng = np.random.default_rng(0)
+    hidden = np.mean([masking.draw_mask(rng, (50, 5), 0.5, "cluster") for _ in range(1000)], axis=0)
+    assert hidden.mean() == pytest.approx(0.5) and hidden.min() > 0.25 and hidden.max() < 0.75
 
 
 def test_random_masking_replaces_masked_tokens_by_the_mask_token_alone():
