@@ -243,32 +243,32 @@ def main(argv: list[str] | None = None, prog: str = "downstream_experiments.sh")
     parser.add_argument(
         "--seeds",
         default="10",
-        help="number of seeds, or a list with commas (environment: SEEDS); default: %(default)s",
+        help="number of seeds, or a list with commas (in the script: SEEDS=); default: %(default)s",
     )
     parser.add_argument(
         "--grid",
         default="published",
         help="published; small, for tasks of fewer than about a thousand training clips; a grid of heareval (default, "
         "fast, faster); or JSON, in a file or inline, whose lists replace "
-        "those of the published grid (environment: GRID); default: %(default)s",
+        "those of the published grid (in the script: GRID=); default: %(default)s",
     )
     parser.add_argument(
         "--jobs",
         type=int,
-        help="runs in parallel (environment: JOBS); default: as many as cores and memory allow, and at most "
+        help="runs in parallel (in the script: JOBS=); default: as many as cores and memory allow, and at most "
         f"{PROCESSES_PER_GPU} on each GPU",
     )
     parser.add_argument(
         "--tasks",
         default="*",
         metavar="PATTERNS",
-        help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
+        help="only tasks with matching names, such as 'drum* guitar*' (in the script: TASKS=)",
     )
     parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
     parser.add_argument(
         "--redo",
         action="store_true",
-        help="train again the heads whose embeddings have been replaced (environment: REDO=1); default: refuse them",
+        help="train again the heads whose embeddings have been replaced (in the script: REDO=1); default: refuse them",
     )
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:

@@ -180,56 +180,56 @@ def _parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="argument of load_model: a checkpoint, or whatever the module accepts (environment: MODEL); default: "
+        help="argument of load_model: a checkpoint, or whatever the module accepts (in the script: MODEL=); default: "
         "none, for which a config uses $PT_MAMBA_MODEL_DIR or the weights that come with the project",
     )
     parser.add_argument(
         "--name",
         type=plain_name,
         help="name of the results, for a single CONFIG; keeps several weights or poolings of it apart "
-        "(environment: NAME); default: the module's name",
+        "(in the script: NAME=); default: the module's name",
     )
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
-        help="token layout of scene embeddings (environment: LAYOUT); default: the config's",
+        help="token layout of scene embeddings (in the script: LAYOUT=); default: the config's",
     )
     parser.add_argument(
         "--pooling",
         choices=list(POOLINGS),
-        help="how scene embeddings are pooled over time (environment: POOLING); default: the config's",
+        help="how scene embeddings are pooled over time (in the script: POOLING=); default: the config's",
     )
     parser.add_argument(
         "--overlap",
         type=float,
         metavar="PART",
-        help="share of each segment that is only read as context; layout bands only (environment: OVERLAP); "
+        help="share of each segment that is only read as context; layout bands only (in the script: OVERLAP=); "
         "default: the config's",
     )
     parser.add_argument(
         "--tasks",
         default="*",
         metavar="PATTERNS",
-        help="only tasks with matching names, such as 'drum* guitar*' (environment: TASKS)",
+        help="only tasks with matching names, such as 'drum* guitar*' (in the script: TASKS=)",
     )
     parser.add_argument(
         "--share",
         metavar="I/N",
-        help="embed the I-th of N parts of the tasks, for N machines that see the same folders (environment: SHARE); "
-        "torchrun and srun set this by themselves",
+        help="embed the I-th of N parts of the tasks, for N machines that see the same folders "
+        "(in the script: SHARE=); torchrun and srun set this by themselves",
     )
     parser.add_argument("--hidden", action="store_true", help="take tasks of hidden, trash and system names too")
     parser.add_argument(
         "--cache",
         type=given_path,
         metavar="DIR",
-        help="folder for tasks that are unpacked from archives or resampled (environment: CACHE); "
+        help="folder for tasks that are unpacked from archives or resampled (in the script: CACHE=); "
         "default: TASKS_DIR.16k, beside TASKS_DIR",
     )
     parser.add_argument(
         "--redo",
         action="store_true",
-        help="embed again the tasks whose files have changed (environment: REDO=1); default: refuse them",
+        help="embed again the tasks whose files have changed (in the script: REDO=1); default: refuse them",
     )
     return parser.parse_args(argv)
 

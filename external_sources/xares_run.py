@@ -262,21 +262,21 @@ def main(argv: list[str] | None = None, prog: str = "evaluate_xares.sh") -> None
     parser.add_argument(
         "output_dir", metavar="OUTPUT_DIR", type=given_path, help="folder for embeddings, heads and scores"
     )
-    parser.add_argument("--model", metavar="PATH", help="argument of load_model (environment: MODEL)")
-    parser.add_argument("--name", type=plain_name, help="name of the results (environment: NAME); default: CONFIG")
+    parser.add_argument("--model", metavar="PATH", help="argument of load_model (in the script: MODEL=)")
+    parser.add_argument("--name", type=plain_name, help="name of the results (in the script: NAME=); default: CONFIG")
     parser.add_argument(
         "--tasks",
         default=ALL_TASKS,
         metavar="PATTERNS",
-        help="only tasks with matching names, such as 'esc50 gtzan*' (environment: TASKS)",
+        help="only tasks with matching names, such as 'esc50 gtzan*' (in the script: TASKS=)",
     )
     parser.add_argument(
         "--download",
         action="store_true",
-        help="download the archives of the tasks in TASKS that TASKS_DIR lacks (environment: DOWNLOAD=1)",
+        help="download the archives of the tasks in TASKS that TASKS_DIR lacks (in the script: DOWNLOAD=1)",
     )
     parser.add_argument(
-        "--redo", action="store_true", help="replace results of other weights or files (environment: REDO=1)"
+        "--redo", action="store_true", help="replace results of other weights or files (in the script: REDO=1)"
     )
     args = parser.parse_args(argv)
     if importlib.util.find_spec("xares") is None:

@@ -29,7 +29,7 @@ def load_model(
 
     Args:
         model: one of `list_models()`, the name of a config, or the path of weights: a work folder of train.py, a saved
-            model, or a checkpoint file with its config.json beside it. Default: "ssam_tiny_free_audio".
+            model, or a checkpoint file of this project. Default: "ssam_tiny_free_audio".
         weights: in place of the model's own: a path as above, or "untrained" for random weights.
         device: torch device; default: a GPU if there is one, else the CPU.
         precision: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, float32 elsewhere.

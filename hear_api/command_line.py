@@ -32,8 +32,8 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="NAME",
         type=not_empty,
-        help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: the config.json in "
-        f"the folder of the weights; without --weights, {DEFAULT_MODEL})",
+        help="experiment, e.g. ssam_tiny_200_16x4, or a module with get_config() (default: the one that "
+        f"the weights were trained with; without --weights, {DEFAULT_MODEL})",
     )
     add(
         "--weights",
@@ -41,7 +41,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         type=not_empty,
         help="checkpoint file, work folder of train.py, folder of a saved model, name of a model that comes with the "
         'project, or "untrained" (default: the published ones in $PT_MAMBA_MODEL_DIR, or in $PT_AXLSTM_MODEL_DIR for '
-        "AxLSTM, or else those that come with it)",
+        "AxLSTM, or else those that come with the project)",
     )
 
 

@@ -4,8 +4,9 @@
     arecord -t raw -f S16_LE -r 16000 -c 1 | audio-mamba listen - --config NAME --weights PATH
     ffmpeg -i URL -f wav - | audio-mamba listen - --config NAME --weights PATH
 
-Novelty is the distance of an embedding from the average of the last second. It uses one CPU core. The state of the
-encoder is reset every second, and then reads a second of context again (--overlap).
+Novelty is the distance of an embedding from the average of the last second. The command uses one CPU core.
+By default (--overlap 0.5, segments of 2 s) the encoder starts anew every second and reads the last second again as
+context.
 """
 
 import argparse

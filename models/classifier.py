@@ -194,8 +194,8 @@ def fit_temperature(logits: Tensor, target: Tensor, loss: str) -> float:
     """The temperature that makes the probabilities of held-out clips most likely (Guo et al. 2017), 0.05 to 20.
 
     logits, target: [n, K]. The loss is convex in 1 / temperature; golden-section search on its logarithm finds it.
-    One more clip that says nothing counts with the n (Platt 1999 smooths targets likewise): a few clips that are all
-    right would make anything certain.
+    One more clip counts with the n, whose labels are equally likely (Platt 1999 smooths targets likewise): otherwise a
+    few clips without an error would make everything certain.
     """
     logits, target = logits.double(), target.double()
     nothing = 1 / target.shape[1] if loss == "single" else 0.5

@@ -106,7 +106,7 @@ def load_hear(command: str) -> Main:
 
 
 def hear(arguments: list[str], prog: str) -> None:
-    """HEAR evaluation, with the same code as the three published scripts, X-ARES, and hear-validator."""
+    """HEAR evaluation by the code of the three published scripts; X-ARES and hear-validator."""
     command, rest = choose(HEAR_COMMANDS, prog, str(hear.__doc__), arguments)
     load_hear(command)(rest, f"{prog} {command}")
 

@@ -3,7 +3,8 @@
     python -m audio_mamba.hear_api.probe SOURCE --model ssam_tiny_free_audio --model logmel --out probe
 
 SOURCE is an audio folder (labels from --labels, or from its first folder level), a HEAR task of scenes, or an archive
-of prepare. Nothing is trained but the classifiers; splits are those of the task, or five folds of the folder.
+of prepare. Nothing is trained but the classifiers; splits are those of the task or archive, or of
+--fold-column; otherwise five folds are made.
 """
 
 import argparse
