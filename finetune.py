@@ -192,7 +192,8 @@ def finish(run: Run, interruption: Interruption) -> None:
     part, metric = "test" if run.test_loader else "validation", run.experiment.metric
     results = {"fold": run.fold, "epoch": kept.epoch + 1, "metric": metric, "temperature": kept.temperature}
     results |= {"validation": kept.metrics} | ({"test": metrics, "test_loss": loss} if run.test_loader else {})
-    results |= {"trained_with": trained_with(run)}
+    trains_nothing = run.trained_before and run.start.progress.epoch >= run.config.num_epochs
+    results |= {"trained_with": run.trained_before if trains_nothing else run.trained_with()}
     write_classifier(run, kept)
     write_predictions(run, kept, *outputs)
     write_json(run.workdir / "results.json", results)
@@ -288,11 +289,15 @@ def is_finished(run: Run) -> bool:
     Without epochs there is no checkpoint that says what the results are of, so such a fold is trained again.
 
     Raises:
-        ValueError: it was trained with something else than the other folds will be.
+        ValueError: it was trained, or begun, with something else than the other folds will be.
     """
     results = run.workdir / "results.json"
-    done = 0 < run.config.num_epochs <= run.start.progress.epoch and results.exists()
-    done, problem = distributed.gather((done, difference_to(run, results) if done else None))[0]
+    trained = 0 < run.config.num_epochs <= run.start.progress.epoch
+    done = trained and results.exists()
+    then = read_results(results).get("trained_with", {}) if done else run.trained_before
+    if not trained:  # more epochs may follow, and --data-changed has accepted other data
+        then = {name: then[name] for name in ("clips per step", "precision", "encoder") if name in then}
+    done, problem = distributed.gather((done, difference_to(run, then)))[0]
     if problem:
         raise ValueError(
             f"{run.workdir} was trained with another {problem}: remove it to train the fold again, or choose another "
@@ -301,23 +306,11 @@ def is_finished(run: Run) -> bool:
     return done
 
 
-def difference_to(run: Run, results: Path) -> str | None:
-    """What the run that wrote `results` was trained with, and this one is not."""
-    now = trained_with(run)
-    then = now | read_results(results).get("trained_with", {})  # earlier versions did not note it
+def difference_to(run: Run, then: dict[str, Any]) -> str | None:
+    """What differs in `then`, a `trained_with` (of earlier versions empty), from what the run is trained with."""
+    now = run.trained_with()
+    then = now | then
     return next((f"{name} ({then[name]}, now {now[name]})" for name in now if then[name] != now[name]), None)
-
-
-def trained_with(run: Run) -> dict[str, Any]:
-    """What the scores of a fold depend on, beside the keys of the config that its checkpoints hold fast."""
-    config = run.experiment.config
-    return {
-        "num_epochs": config.num_epochs,
-        "clips per step": config.batch_size * config.opt.grad_accum_steps * distributed.world_size(),
-        "precision": run.args.precision,
-        "encoder": run.experiment.encoder_digest,
-        **{name: contents.digest()[:16] for name, contents in run.contents.items()},
-    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from audio_mamba.data.faults import Fault, Faults
 from audio_mamba.data.normalisation import STD_OFFSET, Statistics, fixed_statistics, normalise
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.shard_files import ShardFiles
-from audio_mamba.data.shard_index import ShardIndex, index_from_headers, saved_index
+from audio_mamba.data.shard_index import ShardIndex, fitting_index, index_from_headers
 from audio_mamba.data.subset import in_subset
 from audio_mamba.front_end import PUBLISHED, FrontEnd
 
@@ -216,8 +216,7 @@ class LogMelDataset(Dataset):
         shard = self._shard(index)
         path, number = self._paths[shard], index - self._first[shard]
         try:
-            saved = saved_index(path)
-            keys = (saved or index_from_headers(path, report=lambda problem: None)).keys
+            keys = (fitting_index(path) or index_from_headers(path, report=lambda problem: None)).keys
             key = keys[in_subset(keys, self._fraction)][number]
             return f"{path}, sample {key.decode(errors='replace')}"
         except (ArchiveError, IndexError):  # the index, or a shard without one, is gone as well

@@ -142,6 +142,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     if args.clips < 1:
         raise SystemExit(f"inspect: --clips must be at least 1, got {args.clips}")
+    if args.seed < 0:
+        raise SystemExit(f"inspect: --seed must not be negative, got {args.seed}")
     try:
         archive = Archive(args.archive_dir)
         rng = np.random.default_rng(args.seed)

@@ -103,6 +103,8 @@ class Job:
         if changed:
             logger.warning("%d finished shards are made again, since some of their files have changed", len(changed))
         shards = [i for i in own if i in changed or not _report_path(self.path(i)).exists()]
+        if shards and read_manifest(self.out_dir) is not None:
+            return []  # another process has completed the archive meanwhile; the reports are gone, the shards are not
         left = [path for shard in map(self.path, shards) for path in (shard, index_path(shard), _report_path(shard))]
         remove_partials(*left)
         for path in left:

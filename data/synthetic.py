@@ -222,6 +222,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     if not args.minutes > 0:
         raise SystemExit(f"synthetic: --minutes is {args.minutes}; it must be above 0")
+    if args.seed < 0:
+        raise SystemExit(f"synthetic: --seed must not be negative, got {args.seed}")
     try:
         clips = write_audio(args.out_dir / "audio", args.minutes, args.seed)
         task = write_scene_task(args.out_dir / "tasks", seed=args.seed)

@@ -58,7 +58,9 @@ def parse_arguments(
     add("--freeze", action="store_true", help="train the head alone (linear probing)")
     add("--loss", choices=["single", "multi"], help="one label per clip, or several (default: the clips decide)")
     folds = parser.add_mutually_exclusive_group()
-    folds.add_argument("--fold", metavar="NAME", help="fold that tests, such as 3; the next one validates")
+    folds.add_argument(
+        "--fold", metavar="NAME", type=not_empty, help="fold that tests, such as 3; the next one validates"
+    )
     folds.add_argument(
         "--folds", choices=[ALL_FOLDS], help="one run for each fold, in WORKDIR/fold-NAME, and their mean"
     )

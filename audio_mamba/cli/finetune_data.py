@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import logging
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,11 @@ def _make(folder: Path, archive: Path, front_end: FrontEnd) -> None:
             prepare(folder, archive, workers=usable_cores(), settings=settings, fold_column="split")
         except (ValueError, OSError) as error:
             problem = str(error)
+        except BrokenProcessPool:
+            problem = (
+                f"a process that prepared {folder} was killed, probably for lack of memory; finish its archive with "
+                f"audio-mamba prepare {folder} ARCHIVE --fold-column split and fewer --workers, and give --data ARCHIVE"
+            )
     if problem := distributed.gather(problem)[0]:
         raise ValueError(problem)
 

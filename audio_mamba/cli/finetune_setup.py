@@ -80,6 +80,17 @@ class Run(Loop):
     fold: str
     test_loader: StatefulDataLoader | None
     kept: Kept | None
+    trained_before: dict[str, Any]  # `trained_with` of the checkpoint that it resumes from; empty if there is none
+
+    def trained_with(self) -> dict[str, Any]:
+        """What scores depend on, beside the keys of the config that checkpoints hold fast."""
+        return {
+            "num_epochs": self.config.num_epochs,
+            "clips per step": self.config.batch_size * self.config.opt.grad_accum_steps * distributed.world_size(),
+            "precision": self.args.precision,
+            "encoder": self.experiment.encoder_digest,
+            **{name: contents.digest()[:16] for name, contents in self.contents.items()},
+        }
 
     def more_state(self) -> dict[str, Any]:
         """What a fine-tuned checkpoint has beside those of train.py."""
@@ -91,6 +102,7 @@ class Run(Loop):
                 self.experiment.clips, self.experiment.splits[self.fold], self.contents["training data"].shards
             ),
             "kept": None if self.kept is None else vars(self.kept),
+            "trained_with": self.trained_with(),
         }
 
 
@@ -200,7 +212,9 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     check_same_experiment(workdir, config, finetune_schema.DEFAULTS | FOUND)
     if distributed.is_main():
         resume.remove_stale(workdir)
-    resume.check_space(workdir, sum(p.numel() for p in model.parameters()))
+    parameters = list(model.parameters())
+    every, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    resume.check_space(workdir, trained, more_values=2 * every - trained)  # the model, and the one that is kept
     # A small data set still fills one batch on each process.
     config.batch_size = min(config.batch_size, max(1, len(split.train) // distributed.world_size()))
     loaders, test_loader = build_loaders(experiment, config, split, encoder.num_frames)
@@ -210,7 +224,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     groups = model.parameter_groups(config.opt.weight_decay, config.opt.layer_decay, config.opt.head_rate)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
-    kept = check_checkpoint(experiment, config, workdir, contents)
+    kept, trained_before = check_checkpoint(experiment, config, workdir, contents)
     distributed.seed_apart(args.seed)
     start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
@@ -232,13 +246,14 @@ def start_run(experiment: Experiment, fold: str) -> Run:
         fold=fold,
         test_loader=test_loader,
         kept=kept,
+        trained_before=trained_before,
     )
 
 
 def check_checkpoint(
     experiment: Experiment, config: ConfigDict, workdir: Path, contents: Mapping[str, Contents]
-) -> Kept | None:
-    """The kept state in the checkpoint that the run of `config` resumes from; None if it starts or nothing is kept.
+) -> tuple[Kept | None, dict[str, Any]]:
+    """`Run.kept` and `Run.trained_before`, from the checkpoint that the run of `config` resumes from.
 
     Changed shards in the same folders are left to `load_state`, which refuses them or is told to accept them.
 
@@ -247,7 +262,7 @@ def check_checkpoint(
     """
     path, state = find_state(experiment.args.resume, workdir)
     if path is None or state is None:
-        return None
+        return None, {}
     classes, advice = experiment.clips.classes, "choose another --workdir, or start from its encoder with --model"
     if state.get("classes") != classes:
         theirs = state.get("classes")
@@ -277,7 +292,7 @@ def check_checkpoint(
                     f"the {part} clips have the same names as those of {path}, but other content: choose another "
                     "--workdir, or, if they are the same recordings, add --data-changed restart-epoch"
                 )
-    return None if state["kept"] is None else Kept(**state["kept"])
+    return None if state["kept"] is None else Kept(**state["kept"]), state.get("trained_with", {})
 
 
 def _folders_of(data: Mapping) -> list[str]:

@@ -248,6 +248,34 @@ def check_since_checkpoint(
     return True
 
 
+def dealt_out_anew(
+    args: argparse.Namespace,
+    config: ConfigDict,
+    state: Mapping[str, Any],
+    path: str | Path,
+    progress: Progress,
+    steps_per_epoch: int,
+) -> bool:
+    """Whether the epoch must start again since it reads shards at URLs, which are dealt out to readers: others would
+    skip some of its clips and repeat others. The arguments are those of `check_since_checkpoint`."""
+    if not 0 < progress.step < steps_per_epoch or not any(map(is_remote, config.data.train_dirs)):
+        return False
+    before = len(state["processes"]), state["args"]["num_workers"], state["samples_per_step"]
+    world_size = distributed.world_size()
+    now = world_size, args.num_workers, world_size * config.batch_size
+    if [max(1, number) for number in before] == [max(1, number) for number in now]:  # no worker reads like one
+        return False
+    words = "{} process(es) with {} worker(s) each and {} samples per step"
+    _tell(
+        "shards at URLs are dealt out to all workers, which have changed since %s (%s, now %s); epoch %d starts again",
+        path,
+        words.format(*before),
+        words.format(*now),
+        progress.epoch + 1,
+    )
+    return True
+
+
 def _tell(message: str, *values: object) -> None:
     if distributed.is_main():
         logger.warning(message, *values)

@@ -120,6 +120,11 @@ def test_a_wrong_manifest_gives_one_sentence_from_every_command(audio, archive, 
     assert (archive / "manifest.json").read_bytes() == before
 
 
+def test_inspect_names_a_seed_that_cannot_be(archive):
+    with pytest.raises(SystemExit, match="inspect: --seed must not be negative, got -1"):
+        inspect_command([str(archive), "--seed", "-1"])
+
+
 def test_a_wrong_setting_is_named_by_every_command_that_needs_it(archive, tmp_path):
     change_manifest(archive, lambda manifest: manifest["settings"].update(n_mels="80"))
     problem = "manifest.json: front_end.n_mels must be a whole number of at least 1, got '80'"

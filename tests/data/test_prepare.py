@@ -18,6 +18,7 @@ import torch
 import webdataset
 
 from audio_mamba.data import prepare as prepare_module
+from audio_mamba.data import prepare_job
 from audio_mamba.data.archives import read_shard, shard_indices
 from audio_mamba.data.audio import AudioError, load_audio
 from audio_mamba.data.decoding import parts_of
@@ -130,6 +131,24 @@ def test_several_processes_share_the_work_and_the_last_one_merges(tree, tmp_path
     manifest = prepare(tree, tmp_path / "out", settings=SMALL, share=Share(1, 3))
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
     assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 3)) == manifest
+
+
+def test_a_process_that_is_still_checking_when_another_completes_the_archive_removes_nothing(
+    tree, tmp_path, monkeypatch
+):
+    prepare(tree, tmp_path / "alone", settings=SMALL)
+    assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(1, 2)) is None
+    versions_of = prepare_job.versions_of
+
+    def other_completes(files):
+        monkeypatch.setattr(prepare_job, "versions_of", versions_of)
+        assert prepare(tree, tmp_path / "out", settings=SMALL, share=Share(0, 2)) is not None
+        return versions_of(files)
+
+    monkeypatch.setattr(prepare_job, "versions_of", other_completes)
+    manifest = prepare(tree, tmp_path / "out", settings=SMALL, share=Share(1, 2))
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    assert manifest == prepare(tree, tmp_path / "alone", settings=SMALL)
 
 
 def test_no_process_waits_for_one_that_has_failed(tree, tmp_path, monkeypatch):

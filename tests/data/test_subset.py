@@ -10,6 +10,7 @@ from audio_mamba.data.archives import write_shard
 from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.data.loader import make_loader, make_remote_loader, set_epoch
 from audio_mamba.data.samples import ArchiveError, Sample
+from audio_mamba.data.shard_index import index_path
 from audio_mamba.data.subset import in_subset, place
 
 KEYS = [f"speaker{number % 7}/clip_{number:05d}" for number in range(60)]
@@ -107,6 +108,13 @@ def test_remote_shards_give_the_same_clips(archive):
     found = keys_of(loader)
     assert len(found) == 30 and set(found) <= set(expected)
     assert len(set(found)) == min(30, len(expected))  # none twice before all were seen once
+
+
+def test_names_are_not_those_of_an_outdated_index(tmp_path):
+    old, new = write(tmp_path / "old", [KEYS[:25]]), write(tmp_path / "new", [KEYS[30:40]])
+    index_path(old / "shard-0.tar").replace(index_path(new / "shard-0.tar"))
+    dataset = LogMelDataset([new], FRAMES)
+    assert [dataset.name(number).split("sample ")[1] for number in range(len(dataset))] == KEYS[30:40]
 
 
 def test_names_and_contents_are_those_of_the_share(archive):

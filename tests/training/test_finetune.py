@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from audio_mamba import finetune, load_classifier, load_model
-from audio_mamba.cli import finetune_setup
+from audio_mamba.cli import finetune_data, finetune_setup
 from audio_mamba.cli.finetune_data import check_clips, find_splits
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledDataset, read_labelled
@@ -774,6 +775,53 @@ def test_folds_of_different_runs_are_not_averaged(tmp_path, archive, capsys, mon
     assert f"{begin}training data (" in refused(capsys, run, data, *options)
     prepare_data(swapped=False)
     tune(run, data, *options)
+
+
+def test_an_unfinished_fold_goes_on_with_its_own_values_alone(tmp_path, archive, capsys, monkeypatch):
+    monkeypatch.setattr(finetune_setup, "find_splits", only_fold_2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruption, "ask", lambda self: setattr(self, "stop_now", True) or True)
+        tune(tmp_path, archive, "--folds", "all")
+    message = refused(capsys, tmp_path, archive, "--folds", "all", changes=["batch_size=4"])
+    assert f"{tmp_path / 'fold-2'} was trained with another clips per step (8, now 4): remove it" in message
+    tune(tmp_path, archive, "--folds", "all")
+
+
+def test_results_say_what_the_weights_were_trained_with(tmp_path, archive):
+    """And not what a later start was given, which trained nothing."""
+    tune(tmp_path, archive, "--fold", "1")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["trained_with"]["num_epochs"] == 2 and results["trained_with"]["clips per step"] == 8
+    tune(tmp_path, archive, "--fold", "1", changes=["num_epochs=1", "batch_size=4"])
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    tune(tmp_path, archive, "--fold", "1", changes=["num_epochs=3", "batch_size=4"])
+    assert json.loads((tmp_path / "results.json").read_text())["trained_with"]["clips per step"] == 4
+
+
+@pytest.mark.parametrize("options", [(), ("--freeze",)])
+def test_the_space_of_a_checkpoint_is_known_beforehand(tmp_path, archive, monkeypatch, options):
+    asked = []
+    monkeypatch.setattr(resume, "check_space", lambda folder, count, more_values: asked.append(3 * count + more_values))
+    tune(tmp_path, archive, "--fold", "1", *options, changes=["num_epochs=1"])
+    state = torch.load(tmp_path / "checkpoints" / "checkpoint-0.pth", weights_only=True)
+    moments = [moment for entry in state["optimizer"]["state"].values() for moment in entry.values()]
+    held = [*state["model"].values(), *state["kept"]["model"].values(), *moments]
+    assert asked[0] == pytest.approx(sum(tensor.numel() for tensor in held), rel=0.02)
+
+
+def test_an_empty_name_of_a_fold_is_refused(tmp_path, archive, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tune(tmp_path, archive, "--fold", "")
+    assert ended.value.code == 2 and "argument --fold: " in capsys.readouterr().err
+
+
+def test_a_killed_process_that_prepares_the_task_is_reported(tmp_path, task, capsys, monkeypatch):
+    def killed(*arguments, **options):
+        raise BrokenProcessPool("terminated abruptly")
+
+    monkeypatch.setattr(finetune_data, "prepare", killed)
+    message = refused(capsys, tmp_path, task)
+    assert f"a process that prepared {task} was killed, probably for lack of memory; finish its archive" in message
 
 
 def test_damaged_results_of_a_fold_are_named_and_can_be_made_again(tmp_path, archive, capsys, monkeypatch):

@@ -20,7 +20,7 @@ from audio_mamba.models.loss import reconstruction_loss
 from audio_mamba.system import folder_lock
 from audio_mamba.training import checkpoint, optim, resume, validation
 from audio_mamba.training.records import read_log, read_steps
-from tests.training.runs import arguments, losses
+from tests.training.runs import arguments, losses, write_archive
 
 STEPS = 4  # of an epoch: 16 samples in batches of 4
 
@@ -179,6 +179,25 @@ def test_a_run_can_resume_with_another_batch_size(tmp_path, synthetic_archive, m
         rest = spoil(patch, lambda loss, number: loss)
         run(tmp_path / "cut", synthetic_archive, num_epochs=1, batch_size=2)
     assert sum(rest, []) == sum(everything[2:], [])
+
+
+def test_shards_at_urls_are_begun_again_by_other_workers(tmp_path, monkeypatch, caplog):
+    """They are dealt out to the workers, so what the first ones have read says nothing of what is left for others."""
+    write_archive(tmp_path / "archive", [4] * 4)
+    shards, options = f"pipe:cat {tmp_path}/archive/shard-{{0..3}}.tar", {"num_epochs": 1}
+    options["data__train_samples"] = "[16]"
+    for name, again in ("same", []), ("other", ["--num-workers", "2"]):
+        with monkeypatch.context() as patch:
+            begun = stop_at(patch, 2)
+            run(tmp_path / name, shards, **options)
+        with monkeypatch.context() as patch:
+            steps = spoil(patch, lambda loss, number: loss)
+            run(tmp_path / name, shards, *again, **options)
+        trained = sum(steps if again else begun + steps, [])
+        assert len(trained) == len(set(trained)) == 16
+        message = "(1 process(es) with 0 worker(s) each and 4 samples per step, now 1 process(es) with 2 worker(s) "
+        assert (message in caplog.text) == bool(again)
+    assert "epoch 1 starts again" in caplog.text
 
 
 def test_the_timer_saves_within_an_epoch(tmp_path, synthetic_archive, monkeypatch):
