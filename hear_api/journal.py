@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -12,12 +13,14 @@ from typing import IO
 
 import numpy as np
 
-from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.system.atomic_files import PARTIAL_ENDING, atomic_write
 from audio_mamba.system.folder_lock import exclusive_lock
 
 # Settings that earlier versions did not write, with the only values they had.
 EARLIER_SETTINGS = {"channel": "mix", "pooling": "mean", "overlap": 0.0}
 ROWS, ENTRIES, SETTINGS, COMPLETE = "rows.f32", "files.jsonl", "settings.json", "complete"  # in a journal's folder
+RESULT = "result"  # a folder of `writers`, while it is filled
+SHARE_FOLDER = re.compile(r"share-\d+-of-\d+")
 READ_ROWS = 8192  # rows in memory at once when they are read back
 
 
@@ -46,6 +49,18 @@ def check_settings_of(folder: Path, settings: dict) -> None:
     """JournalError if the journal in a folder was started with other settings than these; nothing without one."""
     with suppress(FileNotFoundError):
         check_settings(f"{folder} was started", _read_settings(folder / SETTINGS), settings)
+
+
+def check_is_ours(folder: Path) -> None:
+    """JournalError if a folder, which is removed at the end, holds anything that a journal or its shares do not."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        name = PARTIAL_ENDING.sub("", path.name)
+        known = name in (ROWS, ENTRIES, SETTINGS, COMPLETE, RESULT) or SHARE_FOLDER.fullmatch(name)
+        if not known and not name.startswith(".nfs"):  # NFS: a file that was removed and is still open
+            raise JournalError(
+                f"{folder} holds {path.name}, which no interrupted run wrote, and is removed when a run ends; choose "
+                "another name for the result"
+            )
 
 
 def _read_settings(path: Path) -> dict:

@@ -14,6 +14,7 @@ from audio_mamba.hear_api.journal import (
     JoinedJournal,
     Journal,
     JournalError,
+    check_is_ours,
     check_settings,
     check_settings_of,
     is_complete,
@@ -39,7 +40,8 @@ class Output:
         format: of the result; None lets the suffix of `path` choose one of `writers`.
 
     Raises:
-        ValueError: unknown format, a path without a name, or a result is already there and `resume` is not set.
+        ValueError: unknown format, a path without a name, a result is already there and `resume` is not set, or there
+            is another folder in the place of the journal.
     """
 
     def __init__(self, path: Path, resume: bool, format: Format | None = None):
@@ -52,6 +54,7 @@ class Output:
             raise ValueError(f"{path} is a dangling link; remove it or choose another name")
         if path.exists() and not resume:
             raise ValueError(f"{path} exists already; remove it or choose another name")
+        check_is_ours(self._journal_folder)
 
     @property
     def failures_path(self) -> Path:

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from audio_mamba.data.array_bytes import NPZ_ERRORS
-from audio_mamba.hear_api.journal import READ_ROWS, Entry, JoinedJournal, Journal
+from audio_mamba.hear_api.journal import READ_ROWS, RESULT, Entry, JoinedJournal, Journal
 from audio_mamba.system.atomic_files import atomic_write, naming_full_disk
 
 NAME_BYTES = 200
@@ -174,7 +174,7 @@ def write_npy_folder(out: Path, journal: Journal | JoinedJournal, step_seconds: 
 @contextmanager
 def whole_folder(out: Path, journal: Journal | JoinedJournal) -> Iterator[Path]:
     """An empty folder to fill, which becomes the result `out` at the end."""
-    unfinished = journal.folder / "result"
+    unfinished = journal.folder / RESULT
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed while writing
     unfinished.mkdir()
     with naming_full_disk(out):

@@ -31,7 +31,8 @@ def probe(args: argparse.Namespace) -> tuple[str, list[str]]:
     check_folder(args.out)
     models = find_models(args.model or DEFAULT_MODELS, **feature_choices(args))
     columns = {"fold_column": args.fold_column, "group_column": args.group_column}
-    clips = read_clips(args.source, args.labels, args.channel, args.hidden, **columns)
+    rate = max(model.sample_rate for model in models)  # the others resample
+    clips = read_clips(args.source, args.labels, args.channel, args.hidden, **columns, sample_rate=rate)
     rounds = clips.rounds()
     (args.out / "embeddings").mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     results = []

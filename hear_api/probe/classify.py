@@ -174,18 +174,32 @@ def class_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     )
 
 
-def bootstrap(all_scores: list[np.ndarray], targets: np.ndarray, multi_label: bool, seed: int = 0) -> np.ndarray:
-    """The metric of several results on the same resamples of the tested clips, [resamples, results]."""
+def bootstrap(
+    all_scores: list[np.ndarray],
+    targets: np.ndarray,
+    multi_label: bool,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """The metric of several results on the same resamples of the tested clips, [resamples, results].
+
+    groups: of each clip. Clips of one group are alike, so whole groups are drawn. Default: each clip is its own.
+    """
     rng, n = np.random.default_rng(seed), len(targets)
+    numbers = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
     values = np.empty((RESAMPLES_MULTI_LABEL if multi_label else RESAMPLES, len(all_scores)))
     right = None
     if not multi_label:  # which clips are right does not change, so each resample is a mean
         right = np.stack([scores.argmax(axis=1) == targets.argmax(axis=1) for scores in all_scores], axis=1)
+        right = np.stack([right[clips].sum(axis=0) for clips in members])  # [groups, results]
+    sizes = np.array([len(clips) for clips in members])
     for row in values:
-        drawn = rng.integers(n, size=n)
+        drawn = rng.integers(len(members), size=len(members))
         if right is not None:
-            row[:] = right[drawn].mean(axis=0)
+            row[:] = right[drawn].sum(axis=0) / sizes[drawn].sum()
         else:
+            drawn = np.concatenate([members[group] for group in drawn])
             row[:] = [metric(scores[drawn], targets[drawn], True) for scores in all_scores]
     return values
 

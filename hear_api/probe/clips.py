@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from audio_mamba.data.audio import printable
 from audio_mamba.data.folds import FoldError, Split, deal, file_numbers, fold_names, split_by_fold, split_by_name
 from audio_mamba.data.labels import HEAR_METADATA, find_labelled, folds_and_groups, hear_metadata
 from audio_mamba.data.manifest import MANIFEST_NAME, read_manifest, values_by_file
-from audio_mamba.front_end import FrontEnd
+from audio_mamba.front_end import PUBLISHED, FrontEnd
+
+logger = logging.getLogger(__name__)
 
 
 class ProbeError(ValueError):
@@ -34,6 +37,7 @@ class Clips:
         vocabulary: all labels in the order of their ids.
         splits: for each clip the split or fold it belongs to.
         channel: of audio files, see `data.audio.stream_audio`.
+        groups: what clips share (speaker, recording); None if each is on its own.
     """
 
     source: Path
@@ -43,6 +47,7 @@ class Clips:
     vocabulary: list[str]
     splits: list[str]
     channel: str = "mix"
+    groups: list[str] | None = None
 
     @property
     def multi_label(self) -> bool:
@@ -111,6 +116,7 @@ def read_clips(
     hidden: bool = False,
     fold_column: str | None = None,
     group_column: str | None = None,
+    sample_rate: int = PUBLISHED.sample_rate,
 ) -> Clips:
     """The labelled clips of an audio folder (labels from a table, or the first folder level), a HEAR task of scenes, or
     an archive made by `data.prepare`.
@@ -122,6 +128,7 @@ def read_clips(
         hidden: take hidden, trash and system files and folders too.
         fold_column, group_column: of the table, for an audio folder (see `data.labels.column_of`). An archive has its
             own.
+        sample_rate: in Hz; of the rates that a HEAR task may have, the nearest is taken.
 
     Raises:
         ProbeError: no labels, or too few clips of them. LabelError, AudioError, ArchiveError: the source is faulty.
@@ -139,7 +146,7 @@ def read_clips(
             kind = hear_metadata(source).get("embedding_type")
             if kind != "scene":
                 raise ProbeError(f"{source} is a task of {kind} embeddings; the probe judges whole clips (scene tasks)")
-        paths, labels, vocabulary = find_labelled(source, table, hidden=hidden)
+        paths, labels, vocabulary = find_labelled(source, table, sample_rate=sample_rate, hidden=hidden)
         names = [printable(path.relative_to(source)) for path in paths]
         columns = folds_and_groups(paths, source, table, fold_column, group_column)
         if "folds" in columns:
@@ -148,7 +155,7 @@ def read_clips(
             splits = [path.parent.name for path in paths]
         else:
             splits = deal(names, labels, columns.get("groups"))
-        clips = Clips(source, names, paths, labels, vocabulary, splits, channel)
+        clips = Clips(source, names, paths, labels, vocabulary, splits, channel, columns.get("groups"))
     return _labelled_only(clips)
 
 
@@ -162,11 +169,10 @@ def _of_archive(source: Path) -> Clips:
             labels.append(tuple(vocabulary[label] for label in sample.labels.tolist()))
             keys.append(sample.key)
     numbers = file_numbers(keys)
-    splits = values_by_file(source, manifest, "folds", numbers)
-    if splits is None:
-        groups = values_by_file(source, manifest, "groups", numbers) or list(map(str, numbers))
-        splits = deal(names, labels, groups)
-    return Clips(source, names, None, labels, vocabulary, splits)
+    groups = values_by_file(source, manifest, "groups", numbers) or list(map(str, numbers))
+    splits = values_by_file(source, manifest, "folds", numbers) or deal(names, labels, groups)
+    alone = len(set(groups)) == len(names)
+    return Clips(source, names, None, labels, vocabulary, splits, groups=None if alone else groups)
 
 
 def _labelled_only(clips: Clips) -> Clips:
@@ -176,6 +182,15 @@ def _labelled_only(clips: Clips) -> Clips:
         raise ProbeError(
             f"{clips.source}: {len(unlabelled)} of {len(clips.names)} clips have no label, the first {unlabelled[0]}; "
             "give each a label, or leave them out"
+        )
+    if unlabelled:
+        logger.warning(
+            "%s: %d of %d clips have no label, the first %s; they count as clips without any of the labels, so leave "
+            "them out if nobody has labelled them",
+            clips.source,
+            len(unlabelled),
+            len(clips.names),
+            unlabelled[0],
         )
     counts = Counter(label for labels in clips.labels for label in labels)
     if len(counts) < 2:

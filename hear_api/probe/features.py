@@ -15,6 +15,7 @@ from audio_mamba.data.array_bytes import NPZ_ERRORS
 from audio_mamba.data.audio import load_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.normalisation import normalise, statistics_of
+from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.hear_api.pooling import pool
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, names_a_path, resolve
@@ -33,6 +34,11 @@ class Model:
 
     name: str
     source: ModelSource | None
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz, of the audio that it reads."""
+        return (PUBLISHED if self.source is None else FrontEnd.from_settings(self.source.config.front_end)).sample_rate
 
     def fingerprint(self) -> str:
         """What its embeddings follow from, in hex."""

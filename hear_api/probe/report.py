@@ -11,7 +11,8 @@ from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.probe.features import as_file_name
 from audio_mamba.system.atomic_files import atomic_write
 
-PER_CLASS, PREDICTIONS = "per_class.csv", "predictions.csv"
+RESULTS, TABLE, PER_CLASS, PREDICTIONS = "results.md", "results.csv", "per_class.csv", "predictions.csv"
+CONFUSION = "confusion-{}.png"
 MAX_DRAWN = 60  # classes of a confusion matrix
 
 
@@ -30,12 +31,13 @@ class Row:
 
 
 def compare(results: list[tuple[str, Result]], clips: Clips) -> list[Row]:
-    """Scores over all tested clips with 95% bootstrap intervals over clips (classifiers are not trained again), paired
-    for the differences."""
+    """Scores over all tested clips with 95% bootstrap intervals over clips, or over the groups that they are in
+    (classifiers are not trained again), paired for the differences."""
     tested = ~np.isnan(results[0][1].scores[:, 0])
     targets, multi = clips.targets()[tested], clips.multi_label
     scores = [result.scores[tested] for _, result in results]
-    values = bootstrap(scores, targets, multi)
+    groups = None if clips.groups is None else np.array(clips.groups)[tested]
+    values = bootstrap(scores, targets, multi, groups)
     first: dict[str, int] = {}  # of each classifier, the result that others are compared with
     rows = []
     for number, (model, result) in enumerate(results):
@@ -70,14 +72,20 @@ def markdown(rows: list[Row], clips: Clips) -> str:
         )
     splits = ", ".join(f"{name} {clips.splits.count(name)}" for name in sorted(set(clips.splits)))
     lines += ["", f"{len(clips.names)} clips, {len(clips.vocabulary)} labels; clips per split: {splits}."]
-    lines += ["Intervals: bootstrap over tested clips; differences are paired."]
+    unlabelled = clips.labels.count(())
+    if unlabelled:
+        lines += [f"{unlabelled} clips have no label; they count as clips without any of the labels."]
+    drawn = "tested clips" if clips.groups is None else "groups of tested clips"
+    lines += [f"Intervals: bootstrap over {drawn}; differences are paired."]
     return "\n".join(lines) + "\n"
 
 
 def check_folder(folder: Path) -> None:
     """ValueError if a folder for results has a file under the name of one that no probe wrote."""
-    if (folder / PREDICTIONS).exists() and not (folder / PER_CLASS).exists():
-        raise ValueError(f"{folder / PREDICTIONS} exists already and no probe wrote it; choose another --out")
+    found = [path for path in (folder / RESULTS, folder / TABLE, folder / PREDICTIONS) if path.exists()]
+    found += sorted(folder.glob(CONFUSION.format("*")))
+    if found and not (folder / PER_CLASS).exists():
+        raise ValueError(f"{found[0]} exists already and no probe wrote it; choose another --out")
 
 
 def write(folder: Path, rows: list[Row], results: list[tuple[str, Result]], clips: Clips) -> list[str]:
@@ -88,19 +96,23 @@ def write(folder: Path, rows: list[Row], results: list[tuple[str, Result]], clip
     import pandas as pd
 
     folder.mkdir(parents=True, exist_ok=True)
-    for earlier in (folder / PREDICTIONS, *folder.glob("confusion-*.png")):  # which not every probe writes
+    for earlier in (folder / PREDICTIONS, *folder.glob(CONFUSION.format("*"))):  # which not every probe writes
         earlier.unlink(missing_ok=True)
-    tables = {"results.csv": pd.DataFrame(rows), PER_CLASS: _per_class(results, clips)}
+    tables = {TABLE: pd.DataFrame(rows), PER_CLASS: _per_class(results, clips)}
     if not clips.multi_label:
         tables[PREDICTIONS] = _predictions(results, clips)
     for name, table in tables.items():
         _write_text(folder / name, table.to_csv(index=False))
-    _write_text(folder / "results.md", markdown(rows, clips))
-    written = ["results.md", *tables]
+    _write_text(folder / RESULTS, markdown(rows, clips))
+    written = [RESULTS, *tables]
     if not clips.multi_label and len(clips.vocabulary) <= MAX_DRAWN:
         for model in dict.fromkeys(model for model, _ in results):
             result = next(result for name, result in results if name == model)
-            written.append(_draw_confusion(folder, model, result, clips))
+            name = CONFUSION.format(as_file_name(model))
+            if name in written:  # of a/b and a:b
+                name = CONFUSION.format(f"{as_file_name(model)}-{len(written)}")
+            _draw_confusion(folder / name, model, result, clips)
+            written.append(name)
     return written
 
 
@@ -140,7 +152,7 @@ def _predictions(results: list[tuple[str, Result]], clips: Clips):
     return pd.DataFrame(table)
 
 
-def _draw_confusion(folder: Path, model: str, result: Result, clips: Clips) -> str:
+def _draw_confusion(path: Path, model: str, result: Result, clips: Clips) -> None:
     from matplotlib.figure import Figure
 
     tested = ~np.isnan(result.scores[:, 0])
@@ -160,10 +172,8 @@ def _draw_confusion(folder: Path, model: str, result: Result, clips: Clips) -> s
     axes.set_ylabel("true")
     axes.set_title(f"{model}, {result.classifier}", fontsize=9, **as_given)
     figure.colorbar(image, shrink=0.7, label="percent of the true label")
-    name = f"confusion-{as_file_name(model)}.png"
-    with atomic_write(folder / name) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
-    return name
 
 
 def _write_text(path: Path, text: str) -> None:

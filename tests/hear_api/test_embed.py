@@ -520,6 +520,16 @@ def test_a_result_needs_a_name(audio, tmp_path, monkeypatch, out):
             main([str(audio), *MODEL, "--out", out, *more])
 
 
+def test_a_folder_in_the_place_of_the_journal_is_not_touched(audio, tmp_path):
+    """A journal is removed with all that is in it; a browser names unfinished downloads likewise."""
+    folder = shutil.copytree(audio, tmp_path / "recordings.partial")
+    before = sorted(path.name for path in folder.rglob("*"))
+    for more in ([], ["--resume"], ["--share", "1/2"]):
+        with pytest.raises(SystemExit, match=f"embed: {folder} holds .*, which no interrupted run wrote"):
+            main([str(folder), *MODEL, "--out", str(tmp_path / "recordings"), *more])
+    assert sorted(path.name for path in folder.rglob("*")) == before and not (tmp_path / "recordings").exists()
+
+
 @pytest.mark.parametrize("name", ["out.npz", "out"])
 def test_a_dangling_link_is_refused_as_a_result(audio, tmp_path, name):
     (tmp_path / name).symlink_to("nowhere")

@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score
 
 from audio_mamba.data.folds import Split
 from audio_mamba.data.prepare import main as prepare
+from audio_mamba.data.synthetic import write_scene_task
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.probe import report
@@ -25,6 +26,7 @@ from audio_mamba.hear_api.probe.classify import Result, bootstrap, classify, int
 from audio_mamba.hear_api.probe.clips import Clips, deal, read_clips
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST
+from tests.hear_api import wide_config
 
 MODELS = ["--model", "ssast_tiny_200_16x4:untrained", "--model", "logmel"]
 KINDS = {"low": 200, "middle": 700, "high": 2500}
@@ -206,6 +208,7 @@ def test_clips_of_one_recording_of_an_archive_are_in_one_fold(tmp_path):
     clips = read_clips(tmp_path / "archive")
     files = [name.split("/")[1].split("_")[0] for name in clips.names]
     assert len(clips.names) == 36 and len(set(zip(files, clips.splits))) == 12
+    assert len(set(zip(files, clips.groups))) == len(set(clips.groups)) == 12
 
 
 def test_an_archive_of_another_front_end_is_refused(tmp_path, folder):
@@ -321,6 +324,22 @@ def test_predictions_of_somebody_else_are_not_removed(folder, tmp_path):
     assert (tmp_path / "predictions.csv").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["results.md", "results.csv", "confusion-mine.png"])
+def test_files_that_no_probe_wrote_are_not_replaced(folder, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit, match=f"{name} exists already and no probe wrote it; choose another --out"):
+        main([str(folder), "--model", "logmel", "--out", str(tmp_path)])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_models_whose_names_differ_in_signs_alone_have_pictures_of_their_own(tmp_path):
+    clips = Clips(tmp_path, list("abcd"), None, [("x",), ("y",)] * 2, ["x", "y"], ["s"] * 4)
+    result = Result("k-NN", np.eye(2)[[0, 1, 0, 1]], np.eye(2)[[0, 1, 0, 1]], [1.0])
+    results = [(name, result) for name in ("a/b", "a:b")]
+    written = report.write(tmp_path, report.compare(results, clips), results, clips)
+    assert len(set(written)) == len(written) and set(written) == {path.name for path in tmp_path.iterdir()}
+
+
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_embedded(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("audio_mamba.hear_api.probe.features._rows", lambda *_: pytest.fail("embeds"))
     (tmp_path / "file").touch()
@@ -344,6 +363,57 @@ def test_intervals_hold_the_true_accuracy_about_as_often_as_they_say():
         values = bootstrap([np.where(right[:, None], [1.0, 0.0], [0.0, 1.0])], targets, False, seed=number)[:, 0]
         hits += np.percentile(values, 2.5) <= 0.7 <= np.percentile(values, 97.5)
     assert 88 <= hits <= 100
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_clips_of_one_group_say_no_more_than_one_of_them(multi_label):
+    """Three copies of each clip, in any order, have the resamples of the clips alone."""
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((40, 2)), np.eye(2, dtype=bool)[rng.integers(2, size=40)]
+    alone = bootstrap([scores], targets, multi_label)
+    order = rng.permutation(np.repeat(np.arange(40), 3))
+    together = bootstrap([scores[order]], targets[order], multi_label, groups=order)
+    np.testing.assert_allclose(together, alone)
+    separate = bootstrap([scores[order]], targets[order], multi_label)
+    assert separate.std() < 0.7 * together.std()
+
+
+def test_larger_groups_count_more_in_a_resample():
+    right = np.array([True] * 9 + [False])
+    scores = np.stack([right, ~right], axis=1).astype(float)
+    targets = np.eye(2, dtype=bool)[np.zeros(10, int)]
+    values = bootstrap([scores], targets, False, groups=np.array([0] * 9 + [1]))
+    np.testing.assert_array_equal(np.unique(values), [0.0, 0.9, 1.0])
+
+
+def test_groups_and_clips_without_a_label_are_named_in_the_table(folder, tmp_path, caplog):
+    names = [(kind, number) for kind in KINDS for number in range(10)]
+    rows = [f'{kind}/{n}.wav,"{kind},{"even" if n % 2 else "odd"}",{kind}{n // 2}' for kind, n in names if n]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,speaker", *rows]) + "\n")
+    table = "--labels", str(tmp_path / "labels.csv"), "--group-column", "speaker"
+    (tmp_path / "labels.csv").write_text(
+        (tmp_path / "labels.csv").read_text() + "".join(f"{kind}/0.wav,,{kind}0\n" for kind in KINDS)
+    )
+    main([str(folder), "--model", "logmel", *table, "--out", str(tmp_path / "out")])
+    said = (tmp_path / "out" / "results.md").read_text()
+    assert "3 clips have no label; they count as clips without any of the labels." in said
+    assert "Intervals: bootstrap over groups of tested clips" in said
+    assert "3 of 30 clips have no label, the first " in caplog.text
+
+
+def test_a_task_is_read_at_the_highest_rate_of_the_models(tmp_path, monkeypatch):
+    task = write_scene_task(tmp_path, clips={"train": 2, "valid": 1, "test": 1}, seconds=0.5)
+    for path in sorted((task / "16000").rglob("*.wav")):
+        (task / "32000" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        soundfile.write(task / "32000" / path.parent.name / path.name, np.repeat(soundfile.read(path)[0], 3), 48000)
+    wide = RuntimeSSAST(wide_config.get_config(), None)
+    save_pretrained(wide, tmp_path / "wide")
+    read = []
+    monkeypatch.setattr("audio_mamba.hear_api.probe.features._rows", lambda _, clips: read.append(clips.paths) or [])
+    for models, rate in ((["logmel"], 16000), (["logmel", str(tmp_path / "wide")], 32000)):
+        with pytest.raises((ValueError, SystemExit)):  # there are no embeddings
+            main([str(task), *(part for name in models for part in ("--model", name)), "--out", str(tmp_path / "out")])
+        assert {path.parts[-3] for path in read.pop()} == {str(rate)}
 
 
 def test_what_a_classifier_never_saw_gets_no_chance_and_no_crash():
