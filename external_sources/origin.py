@@ -1,6 +1,7 @@
 """What embeddings and heads were made from, noted beside them so that they are not mistaken for others."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Origin(NamedTuple):
     scene_layout: str | None  # None: the module's own
     scene_pooling: str | None = None
     overlap: float | None = None
+    encoder: dict | None = None  # `trained_config.described_encoder` of a config of this project
 
     def weights(self) -> str:
         """The weights in words, for messages."""
@@ -50,8 +52,11 @@ def find_origin(
         SystemExit: invalid config of this project. Missing weights are not reported here but by `load_model`.
     """
     own = import_named(module).load_model.__module__ == hear_functions.__module__
+    encoder = None
     if own:
-        from audio_mamba.hear_api.resolve import load_config, weights_file  # torch, which other modules may not need
+        # They import torch, which other modules may not need.
+        from audio_mamba.hear_api.resolve import load_config, resolve, weights_file
+        from audio_mamba.hear_api.trained_config import described_encoder
 
         try:
             config = load_config(module)
@@ -59,12 +64,15 @@ def find_origin(
             raise SystemExit(f"CONFIG: {error}") from None
         scene_layout, scene_pooling = scene_layout or config.scene_layout, scene_pooling or config.scene_pooling
         overlap = config.overlap if overlap is None else overlap
+        with suppress(ValueError, OSError):  # which `load_model` reports
+            encoder = described_encoder(resolve(module, model).config)
     try:
         file = weights_file(module, model) if own else Path(model) if model and Path(model).is_file() else None
         digest = sha256(file) if file else None
     except OSError:
         file = digest = None
-    return Origin(module, model, str(file.absolute()) if file else None, digest, scene_layout, scene_pooling, overlap)
+    path = str(file.absolute()) if file else None
+    return Origin(module, model, path, digest, scene_layout, scene_pooling, overlap, encoder)
 
 
 def note_origin(task: Path, origin: Origin, task_sha256: str | None = None) -> None:
@@ -144,6 +152,10 @@ def difference_of(then: Origin, now: Origin) -> tuple[str, str, str] | None:
     known = then.sha256 and now.sha256
     if then.sha256 != now.sha256 if known else then.model != now.model:
         return "MODEL", then.weights(), now.weights()
+    encoders = then.encoder or {}, now.encoder or {}
+    for key in sorted(encoders[0].keys() & encoders[1].keys()):  # other versions may know other keys
+        if encoders[0][key] != encoders[1][key]:
+            return "CONFIG", f"{key} {encoders[0][key]}", f"{key} {encoders[1][key]}"
     if then.scene_layout != now.scene_layout:
         before, after = (f"layout {origin.scene_layout or 'of the module'}" for origin in (then, now))
         return "LAYOUT", before, after

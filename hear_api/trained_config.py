@@ -73,6 +73,19 @@ def check_same_encoder(config: ConfigDict, theirs: Any, names: str) -> None:
         raise ValueError(f"{names} differ in model.model_args.{key}: {there!r} there, {here!r} here")
 
 
+def described_encoder(config: ConfigDict) -> dict[str, Any]:
+    """What embeddings depend on beside the weights, as JSON has it: arch, arguments of the encoder, front end."""
+    section = config.model.to_dict()
+    arguments = argument_defaults(models.known_archs()[section["arch"]]) | dict(_arguments(section))
+    described = {"arch": section["arch"]}
+    free = set(FREE_ARGUMENTS) - {"img_size"}  # recordings are cut into inputs of that length
+    described |= {f"model_args.{key}": value for key, value in arguments.items() if key not in free}
+    front_end = FrontEnd.from_settings(config.front_end).settings()
+    return json.loads(
+        json.dumps(described | {f"front_end.{key}": value for key, value in front_end.items()}, default=str)
+    )
+
+
 def _different_argument(theirs: dict, ours: dict) -> tuple[str, Any, Any] | None:
     """The first argument that differs between `model` sections of one arch, and its values; None if they agree."""
     known = models.known_archs()

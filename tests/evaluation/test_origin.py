@@ -1,8 +1,10 @@
 """The note beside embeddings distinguishes those of other weights, layouts or models."""
 
+import importlib
 import json
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -48,6 +50,45 @@ def test_embeddings_of_random_weights_are_not_used_for_trained_ones(embeddings, 
     sentence = str(refused.value)
     assert sentence.startswith(f"MODEL: {folder / 'event'} was embedded with untrained, not with {run}/checkpoints")
     assert "\n" not in sentence and f"OUTPUT_DIR or NAME=..., or remove {folder} and its runs" in sentence
+
+
+def test_a_config_that_was_edited_is_another_model(embeddings, tmp_path, monkeypatch):
+    """Random weights, and checkpoints that say nothing of their config, would not show it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # edits within a second look alike
+    text = """
+from audio_mamba.configs.base import ssam_config
+from audio_mamba.front_end import FrontEnd
+from audio_mamba.hear_api.api import hear_functions
+
+
+def get_config():
+    config = ssam_config("tiny")
+    config.model.model_args.depth = DEPTH
+    config.front_end = FrontEnd(mean=MEAN, std=5.0).settings()
+    return config
+
+
+load_model, get_scene_embeddings, get_timestamp_embeddings = hear_functions(__name__)
+"""
+
+    def origin(depth, mean):
+        (tmp_path / "edited_config.py").write_text(text.replace("DEPTH", str(depth)).replace("MEAN", str(mean)))
+        sys.modules.pop("edited_config", None)
+        importlib.invalidate_caches()
+        return find_origin("edited_config", "untrained", None)
+
+    folder = embeddings(origin(12, -4.0))
+    check_origin(folder, origin(12, -4.0))
+    with pytest.raises(SystemExit, match="CONFIG: .*/event was embedded with model_args.depth 12, not with .*depth 3 "):
+        check_origin(folder, origin(3, -4.0))
+    with pytest.raises(SystemExit, match="CONFIG: .* embedded with front_end.mean -4.0, not with front_end.mean -8"):
+        check_origin(folder, origin(12, -8.0))
+    for task in ("scene", "event"):  # a note of an earlier version
+        note = json.loads((folder / task / SETTINGS).read_text())
+        del note["encoder"]
+        (folder / task / SETTINGS).write_text(json.dumps(note))
+    check_origin(folder, origin(3, -4.0))
 
 
 def test_newer_and_rewritten_checkpoints_are_other_models(embeddings, tmp_path):
