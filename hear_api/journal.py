@@ -52,8 +52,12 @@ def check_settings_of(folder: Path, settings: dict) -> None:
 
 
 def check_is_ours(folder: Path) -> None:
-    """JournalError if a folder, which is removed at the end, holds anything that a journal or its shares do not."""
-    for path in folder.iterdir() if folder.is_dir() else ():
+    """JournalError if the folder of a journal, which is removed at the end, holds anything that no journal does."""
+    try:
+        found = sorted(folder.iterdir())
+    except FileNotFoundError:  # as it should be at the start, or since another process has just completed the run
+        return
+    for path in found:
         name = PARTIAL_ENDING.sub("", path.name)
         known = name in (ROWS, ENTRIES, SETTINGS, COMPLETE, RESULT) or SHARE_FOLDER.fullmatch(name)
         if not known and not name.startswith(".nfs"):  # NFS: a file that was removed and is still open

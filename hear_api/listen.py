@@ -4,9 +4,9 @@
     arecord -t raw -f S16_LE -r 16000 -c 1 | audio-mamba listen - --config NAME --weights PATH
     ffmpeg -i URL -f wav - | audio-mamba listen - --config NAME --weights PATH
 
-Novelty is the distance of an embedding from the average of the last second. The command uses one CPU core.
-By default (--overlap 0.5, segments of 2 s) the encoder starts anew every second and reads the last second again as
-context.
+Novelty is the distance of an embedding from the average of the last second. The command uses one CPU core. With the
+default --overlap 0.5 and segments of 2 s, each segment begins one second after the one before it, and its first second
+only gives context.
 """
 
 import argparse

@@ -45,7 +45,7 @@ def _mask(rng: np.random.Generator, length: int, visible: int) -> np.ndarray:
 
 
 def _clusters(rng: np.random.Generator, grid_size: tuple[int, int], visible: int) -> np.ndarray:
-    mask = np.zeros(grid_size, dtype=np.float32)
+    mask = np.zeros(grid_size, dtype=np.float32)  # [T', M']
     side = int(rng.integers(*CLUSTER_SIDES, endpoint=True))
     left = mask.size - visible  # patches to hide
     for centre in rng.permutation(mask.size).tolist():

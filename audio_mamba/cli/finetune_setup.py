@@ -84,9 +84,10 @@ class Run(Loop):
 
     def trained_with(self) -> dict[str, Any]:
         """What scores depend on, beside the keys of the config that checkpoints hold fast."""
+        config = self.experiment.config  # a fold of few clips may have smaller batches
         return {
-            "num_epochs": self.config.num_epochs,
-            "clips per step": self.config.batch_size * self.config.opt.grad_accum_steps * distributed.world_size(),
+            "num_epochs": config.num_epochs,
+            "clips per step": config.batch_size * config.opt.grad_accum_steps * distributed.world_size(),
             "precision": self.args.precision,
             "encoder": self.experiment.encoder_digest,
             **{name: contents.digest()[:16] for name, contents in self.contents.items()},

@@ -214,7 +214,7 @@ def check_since_checkpoint(
         progress: where training would resume.
 
     Returns:
-        whether the epoch must start again, since its order of samples no longer holds.
+        whether the epoch must start again, since its order of samples no longer holds; a warning says why.
 
     Raises:
         ValueError: the training data have changed, and --data-changed is "refuse".
@@ -229,8 +229,14 @@ def check_since_checkpoint(
     difference = differences.get("training data")
     if not difference and progress.step > steps_per_epoch:
         difference = f"an epoch has {steps_per_epoch} steps, and {progress.step} of this one are complete"
-    if not difference or progress.epoch >= config.num_epochs:
+    if progress.epoch >= config.num_epochs:
         return False
+    if not difference:
+        readers = _other_readers(args, config, state) if 0 < progress.step < steps_per_epoch else None
+        if readers:
+            number = progress.epoch + 1
+            _tell("other readers share the shards since %s (%s); epoch %d starts again", path, readers, number)
+        return bool(readers)
     problem = f"the training data have changed since {path}: {difference}"
     trained_on = state["args"]["config"]["data"]["train_dirs"]
     if progress.step == 0 and list(trained_on) != list(config.data.train_dirs):
@@ -248,32 +254,17 @@ def check_since_checkpoint(
     return True
 
 
-def dealt_out_anew(
-    args: argparse.Namespace,
-    config: ConfigDict,
-    state: Mapping[str, Any],
-    path: str | Path,
-    progress: Progress,
-    steps_per_epoch: int,
-) -> bool:
-    """Whether the epoch must start again since it reads shards at URLs, which are dealt out to readers: others would
-    skip some of its clips and repeat others. The arguments are those of `check_since_checkpoint`."""
-    if not 0 < progress.step < steps_per_epoch or not any(map(is_remote, config.data.train_dirs)):
-        return False
+def _other_readers(args: argparse.Namespace, config: ConfigDict, state: Mapping[str, Any]) -> str | None:
+    """In words, the readers of shards at URLs if they are not those of the checkpoint with this content. Shards are
+    dealt out to readers, so in the middle of an epoch others would skip some of its clips and repeat others."""
+    if not any(map(is_remote, config.data.train_dirs)):
+        return None
     before = len(state["processes"]), state["args"]["num_workers"], state["samples_per_step"]
-    world_size = distributed.world_size()
-    now = world_size, args.num_workers, world_size * config.batch_size
+    now = distributed.world_size(), args.num_workers, distributed.world_size() * config.batch_size
     if [max(1, number) for number in before] == [max(1, number) for number in now]:  # no worker reads like one
-        return False
+        return None
     words = "{} process(es) with {} worker(s) each and {} samples per step"
-    _tell(
-        "shards at URLs are dealt out to all workers, which have changed since %s (%s, now %s); epoch %d starts again",
-        path,
-        words.format(*before),
-        words.format(*now),
-        progress.epoch + 1,
-    )
-    return True
+    return f"{words.format(*before)}, now {words.format(*now)}"
 
 
 def _tell(message: str, *values: object) -> None:

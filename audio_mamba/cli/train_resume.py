@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from audio_mamba.cli.train_config import check_same_config, check_same_objective, check_same_options
-from audio_mamba.cli.train_data import check_since_checkpoint, dealt_out_anew
+from audio_mamba.cli.train_data import check_since_checkpoint
 from audio_mamba.data.contents import Contents
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api.trained_config import trained_front_end
@@ -107,8 +107,7 @@ def load_state(
         scaler.load_state_dict(state["scaler"])
     samples_per_step = config.batch_size * distributed.world_size()
     start = resume.restore_process(state, samples_per_step, config.opt.grad_accum_steps, steps_per_epoch)
-    again = check_since_checkpoint(args, config, state, path, start.progress, steps_per_epoch, contents)
-    if again or dealt_out_anew(args, config, state, path, start.progress, steps_per_epoch):
+    if check_since_checkpoint(args, config, state, path, start.progress, steps_per_epoch, contents):
         start = start.at_the_epoch()
     epoch, step = start.progress
     steps = f" and {step} steps" if step else ""
