@@ -7,11 +7,12 @@ writes a checkpoint and exits with status 0. All processes do so at the same ste
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 from audio_mamba.training import distributed
 
@@ -118,7 +119,7 @@ def is_lost_worker(error: RuntimeError) -> bool:
 class Shielded:
     """The batches of a DataLoader whose workers are started with SIGTERM blocked in all their threads.
 
-    `leave_signals_to_the_trainer` alone is too late for threads that a worker starts before it: torch's intra-op pool,
+    `begin_worker` alone is too late for threads that a worker starts before it: torch's intra-op pool,
     once the trainer has called `torch.set_num_threads`. A SIGTERM delivered to one of those would end the worker.
     """
 
@@ -133,16 +134,26 @@ class Shielded:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """Make a data-loading worker ignore the signals that only the trainer should handle; a `worker_init_fn`.
+def begin_worker(worker_id: int) -> None:
+    """Leave signals, and the report of failures, to the trainer; the `worker_init_fn` of data-loading workers.
 
     Schedulers and terminals send signals to all processes, but the trainer still needs its workers until it stops. A
-    worker ends by SIGTERM only if the trainer itself sent it.
+    worker ends by SIGTERM only if the trainer itself sent it. Errors of the data reach the trainer with the batches.
     """
+    sys.excepthook = _report_unless_disconnected
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_wait_for_the_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print no traceback when the trainer, in trouble of its own, hangs up while a worker hands it a batch.
+
+    The thread of `multiprocessing` that serves shared memory gives such errors to `sys.excepthook`.
+    """
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _wait_for_the_trainer(trainer: int) -> None:

@@ -15,7 +15,7 @@ from audio_mamba.cli.finetune_setup import Run
 from audio_mamba.data.labelled import LabelledDataset, whole_clip_loader
 from audio_mamba.models.precision import autocast
 from audio_mamba.training import distributed
-from audio_mamba.training.interruption import Interruption, leave_signals_to_the_trainer
+from audio_mamba.training.interruption import Interruption, begin_worker
 from audio_mamba.training.metrics import evaluate
 from audio_mamba.training.validation import gather_outputs, read_through
 
@@ -61,7 +61,7 @@ def _features(run: Run, dataset: LabelledDataset, interruption: Interruption) ->
     """Normalised features float64 [n, width] and targets bool [n, classes] of whole clips, the same in all processes;
     empty if a signal came."""
     place = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    options = {"num_workers": run.args.num_workers, "worker_init_fn": leave_signals_to_the_trainer}
+    options = {"num_workers": run.args.num_workers, "worker_init_fn": begin_worker}
     loader = whole_clip_loader(dataset, run.config.batch_size, **place, **options)
 
     def normalised(batch: dict[str, Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ from audio_mamba.published_names import stored_name
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.training import checkpoint, distributed, optim, resume
 from audio_mamba.training.guards import StepGuard
-from audio_mamba.training.interruption import leave_signals_to_the_trainer
+from audio_mamba.training.interruption import begin_worker
 from audio_mamba.training.metrics import SINGLE_LABEL
 
 # Keys of a run's config.json that follow from others, beside those of `finetune_schema`.
@@ -310,7 +310,7 @@ def build_loaders(
     options = {
         "num_workers": args.num_workers,
         "pin_memory": experiment.device.type == "cuda",
-        "worker_init_fn": leave_signals_to_the_trainer,
+        "worker_init_fn": begin_worker,
     }
     augmentation = Augmentation(**config.augment.to_dict())
     training = LabelledDataset(clips, split.train, crop_frames, augmentation, args.seed, args.strict_data)

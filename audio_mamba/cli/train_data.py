@@ -27,7 +27,7 @@ from audio_mamba.front_end import FrontEnd
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.training import distributed
 from audio_mamba.training.fake_data import RandomSpectrograms
-from audio_mamba.training.interruption import leave_signals_to_the_trainer
+from audio_mamba.training.interruption import begin_worker
 from audio_mamba.training.resume import Progress
 
 CLIPS_SHOWN = 3
@@ -98,7 +98,7 @@ def build_loaders(
         "draw_mask": model.draw_mask,
         "pin_memory": device.type == "cuda",
         "strict": args.strict_data,
-        "worker_init_fn": leave_signals_to_the_trainer,
+        "worker_init_fn": begin_worker,
     }
     val_dir = config.data.val_dir
     if val_dir and not Path(val_dir).is_dir():
@@ -115,7 +115,7 @@ def build_loaders(
             batch_sampler=batches,
             num_workers=args.num_workers,
             pin_memory=options["pin_memory"],
-            worker_init_fn=leave_signals_to_the_trainer,
+            worker_init_fn=begin_worker,
             **common_options(args.num_workers),
         )
         return Loaders(loader, val_loader)

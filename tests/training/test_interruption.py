@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import current_process, resource_sharer
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from audio_mamba.training import interruption
-from audio_mamba.training.interruption import SIGNALS, Interruption, Shielded, leave_signals_to_the_trainer
+from audio_mamba.training.interruption import SIGNALS, Interruption, Shielded, begin_worker
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -85,9 +87,7 @@ def threads_open_to_sigterm(pid):
 
 def send_to_a_worker(number):
     """The signal comes from another process, as from a scheduler; the worker must do the rest of its work."""
-    loader = DataLoader(
-        Numbers(), batch_size=1, num_workers=1, persistent_workers=True, worker_init_fn=leave_signals_to_the_trainer
-    )
+    loader = DataLoader(Numbers(), batch_size=1, num_workers=1, persistent_workers=True, worker_init_fn=begin_worker)
     batches = iter(Shielded(loader))
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # the trainer itself still gets it
     seen = [next(batches).item()]
@@ -121,9 +121,9 @@ def test_workers_end_when_the_trainer_ends_them(system):
         + """
 from torch.utils.data import DataLoader
 from tests.training.test_interruption import Numbers
-from audio_mamba.training.interruption import Shielded, leave_signals_to_the_trainer
+from audio_mamba.training.interruption import Shielded, begin_worker
 batches = iter(Shielded(DataLoader(Numbers(), num_workers=2, persistent_workers=True,
-                                   worker_init_fn=leave_signals_to_the_trainer)))
+                                   worker_init_fn=begin_worker)))
 next(batches)
 for worker in batches._workers:
     worker.terminate()
@@ -132,3 +132,29 @@ for worker in batches._workers:
 """
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+class Offered(Dataset):
+    """Where a worker waits to hand over a file, as it does for the shared memory of every batch."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return resource_sharer.DupFd(0)._id
+
+
+def test_a_worker_says_nothing_when_the_trainer_hangs_up(capfd):
+    batches = iter(DataLoader(Offered(), batch_size=None, num_workers=1, worker_init_fn=begin_worker))
+    address, _ = next(batches)
+    Client(address, authkey=current_process().authkey).close()
+    with Client(address, authkey=current_process().authkey) as call:
+        call.send(("no such key", os.getpid()))
+        with pytest.raises(EOFError):
+            call.recv()
+    errors, deadline = "", time.monotonic() + 20
+    while "no such key" not in errors and time.monotonic() < deadline:
+        time.sleep(0.01)
+        errors += capfd.readouterr().err
+    assert "KeyError: 'no such key'" in errors  # still serving after the first call, and other errors are told
+    assert "EOFError" not in errors and "ConnectionResetError" not in errors
