@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from audio_mamba.system.atomic_files import atomic_write, remove_partials
-from audio_mamba.training.interruption import is_lost_worker
 
 LAST_EPOCHS_KEPT = 5
 
@@ -51,8 +50,6 @@ def save_checkpoint(path: str | Path, **state: Any) -> None:
         with atomic_write(path) as file:
             torch.save(state, file)
     except RuntimeError as error:  # torch.save raises it when a write fails
-        if is_lost_worker(error):
-            raise
         free = shutil.disk_usage(Path(path).parent).free
         raise OSError(f"cannot write {path}; {free / 2**20:.0f} MiB are free on its disk") from error
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
@@ -18,6 +18,7 @@ from audio_mamba.training import distributed
 
 logger = logging.getLogger(__name__)
 
+SECONDS_TO_DIE = 0.2  # between the closing of a killed process's files and its end
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -93,35 +94,20 @@ class LostWorkerError(RuntimeError):
     """A data-loading worker was killed."""
 
 
-@contextmanager
-def reporting_lost_workers() -> Iterator[None]:
-    """Say what the loss of a data-loading worker usually means, instead of where the trainer was at that moment.
-
-    Raises:
-        LostWorkerError: a worker was killed inside the block.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_lost_worker(error):
-            raise
-        raise LostWorkerError(
-            f"a data-loading process was lost ({str(error).splitlines()[0].strip(' .')}), probably for lack of memory; "
-            "use fewer --num-workers"
-        ) from error
-
-
-def is_lost_worker(error: RuntimeError) -> bool:
-    """Whether a DataLoader raised this because a worker was killed. It may do so anywhere in the main thread."""
-    return "DataLoader worker (pid" in str(error)
-
-
 class Shielded:
-    """The batches of a DataLoader whose workers are started with SIGTERM blocked in all their threads.
+    """The batches of a DataLoader whose workers are left alone by SIGTERM, and leave the trainer alone when they die.
 
-    `begin_worker` alone is too late for threads that a worker starts before it: torch's intra-op pool,
-    once the trainer has called `torch.set_num_threads`. A SIGTERM delivered to one of those would end the worker.
+    Iterating raises LostWorkerError when a worker was killed.
+
+    Workers are started with SIGTERM blocked in all their threads. `begin_worker` alone is too late for threads that a
+    worker starts before it: torch's intra-op pool, once the trainer has called `torch.set_num_threads`. A SIGTERM
+    delivered to one of those would end the worker.
+
+    A lost worker is reported where the next batch is asked for. torch by itself raises an error wherever the main
+    thread is when it hears of it, such as in the middle of writing a checkpoint.
     """
+
+    _raise_if_lost: Callable[[int, None], None] | None = None  # torch's handler of SIGCHLD, one for all loaders
 
     def __init__(self, loader: Iterable):
         self._loader = loader
@@ -129,9 +115,47 @@ class Shielded:
     def __iter__(self) -> Iterator:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a new process inherits it
         try:
-            return iter(self._loader)
+            with _reporting_lost_workers():
+                batches = iter(self._loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and str(handler.__module__).startswith("torch.utils.data."):
+            Shielded._raise_if_lost = staticmethod(handler)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return self._checked(batches)
+
+    def _checked(self, batches: Iterator) -> Iterator:
+        while True:
+            with _reporting_lost_workers():
+                self._check()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except Exception:  # perhaps of the connection to a worker that is about to be dead
+                    time.sleep(SECONDS_TO_DIE)
+                    self._check()
+                    raise
+            yield batch
+
+    def _check(self) -> None:
+        if self._raise_if_lost is not None:
+            self._raise_if_lost(signal.SIGCHLD, None)
+
+
+@contextmanager
+def _reporting_lost_workers() -> Iterator[None]:
+    """Around what asks a DataLoader for something: say what the loss of a worker usually means."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise LostWorkerError(
+            f"a data-loading process was lost ({str(error).splitlines()[0].strip(' .')}), probably for lack of memory; "
+            "use fewer --num-workers"
+        ) from error
 
 
 def begin_worker(worker_id: int) -> None:
@@ -159,7 +183,7 @@ def _report_unless_disconnected(kind: type[BaseException], error: BaseException,
 def _wait_for_the_trainer(trainer: int) -> None:
     if hasattr(signal, "sigwaitinfo"):
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-            pass
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     else:  # macOS does not tell who sent a signal, so a SIGTERM to all processes ends the workers as well
         signal.sigwait({signal.SIGTERM})
     os._exit(0)

@@ -10,7 +10,7 @@ import torch
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.training import distributed
 from audio_mamba.training.guards import NonFiniteError
-from audio_mamba.training.interruption import Interruption, LostWorkerError, reporting_lost_workers
+from audio_mamba.training.interruption import Interruption, LostWorkerError
 
 
 @contextmanager
@@ -37,7 +37,6 @@ def running(program: str, args: argparse.Namespace) -> Iterator[Interruption]:
         with (
             Interruption(args.checkpoint_minutes) as interruption,
             distributed.reporting_lost_processes(),
-            reporting_lost_workers(),
             torch.autograd.set_detect_anomaly(args.detect_anomaly),
         ):
             yield interruption

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import current_process, resource_sharer
+from multiprocessing import active_children, current_process, resource_sharer
 from multiprocessing.connection import Client
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from audio_mamba.training import interruption
-from audio_mamba.training.interruption import SIGNALS, Interruption, Shielded, begin_worker
+from audio_mamba.training.interruption import SIGNALS, Interruption, LostWorkerError, Shielded, begin_worker
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -91,7 +91,7 @@ def send_to_a_worker(number):
     batches = iter(Shielded(loader))
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # the trainer itself still gets it
     seen = [next(batches).item()]
-    (worker,) = batches._workers
+    (worker,) = active_children()
     assert threads_open_to_sigterm(worker.pid) <= 1, "a thread beside the waiting one may end the worker"
     subprocess.run(["/bin/sh", "-c", f"kill -{number} {worker.pid}"], check=True)
     time.sleep(0.1)
@@ -119,13 +119,14 @@ def test_workers_end_when_the_trainer_ends_them(system):
     script = (
         system
         + """
+from multiprocessing import active_children
 from torch.utils.data import DataLoader
 from tests.training.test_interruption import Numbers
 from audio_mamba.training.interruption import Shielded, begin_worker
 batches = iter(Shielded(DataLoader(Numbers(), num_workers=2, persistent_workers=True,
                                    worker_init_fn=begin_worker)))
 next(batches)
-for worker in batches._workers:
+for worker in active_children():
     worker.terminate()
     worker.join(20)
     assert not worker.is_alive()
@@ -158,3 +159,40 @@ def test_a_worker_says_nothing_when_the_trainer_hangs_up(capfd):
         errors += capfd.readouterr().err
     assert "KeyError: 'no such key'" in errors  # still serving after the first call, and other errors are told
     assert "EOFError" not in errors and "ConnectionResetError" not in errors
+
+
+def kill_a_worker():
+    worker = active_children()[0]
+    worker.kill()
+    return worker
+
+
+def test_a_lost_worker_is_reported_with_the_next_batch_and_not_before(tmp_path):
+    """The main thread may be in the middle of a checkpoint when it hears of it."""
+    for _ in range(2):  # torch has set its handler of SIGCHLD before the second loader
+        batches = iter(Shielded(DataLoader(Numbers(), num_workers=2, worker_init_fn=begin_worker)))
+        assert next(batches) == 0
+        worker = kill_a_worker()
+        deadline = time.monotonic() + 20
+        while worker.is_alive() and time.monotonic() < deadline:
+            torch.save({"weight": torch.zeros(1000)}, tmp_path / "checkpoint.pth")
+        for _ in range(20):
+            torch.save({"weight": torch.zeros(1000)}, tmp_path / "checkpoint.pth")
+        with pytest.raises(LostWorkerError, match=rf"a data-loading process was lost .*{worker.pid}"):
+            next(batches)
+        del batches
+
+
+def test_a_broken_connection_to_a_dying_worker_is_a_lost_worker():
+    """The kernel closes the files of a killed process first."""
+    others = iter(DataLoader(Numbers(), num_workers=1, worker_init_fn=begin_worker))
+
+    def batches():
+        yield next(others)
+        kill_a_worker()
+        raise EOFError
+
+    received = iter(Shielded(batches()))
+    assert next(received) == 0
+    with pytest.raises(LostWorkerError):
+        next(received)
