@@ -41,7 +41,7 @@ def probe(args: argparse.Namespace) -> tuple[str, list[str]]:
         results += [(model.name, result) for result in classify(features, clips.targets(), rounds, clips.multi_label)]
     rows = compare(results, clips)
     written = write(args.out, rows, results, clips)
-    return markdown(rows, clips), written
+    return markdown(rows, results, clips), written
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.probe") -> None:

@@ -13,6 +13,7 @@ from audio_mamba.system.atomic_files import atomic_write
 
 RESULTS, TABLE, PER_CLASS, PREDICTIONS = "results.md", "results.csv", "per_class.csv", "predictions.csv"
 CONFUSION = "confusion-{}.png"
+FEW = 10  # clips or groups: a bootstrap over so few is too narrow
 MAX_DRAWN = 60  # classes of a confusion matrix
 
 
@@ -56,7 +57,7 @@ def compare(results: list[tuple[str, Result]], clips: Clips) -> list[Row]:
     return rows
 
 
-def markdown(rows: list[Row], clips: Clips) -> str:
+def markdown(rows: list[Row], results: list[tuple[str, Result]], clips: Clips) -> str:
     """The table in percent."""
     name = "mAP" if clips.multi_label else "accuracy"
     lines = [f"| model | classifier | {name} | 95% interval | difference to {rows[0].model} |", "|---" * 5 + "|"]
@@ -75,8 +76,14 @@ def markdown(rows: list[Row], clips: Clips) -> str:
     unlabelled = clips.labels.count(())
     if unlabelled:
         lines += [f"{unlabelled} clips have no label; they count as clips without any of the labels."]
-    drawn = "tested clips" if clips.groups is None else "groups of tested clips"
-    lines += [f"Intervals: bootstrap over {drawn}; differences are paired."]
+    tested = np.flatnonzero(~np.isnan(results[0][1].scores[:, 0]))
+    if clips.groups is None:
+        drawn, count = "tested clips", len(tested)
+    else:
+        drawn, count = "groups of tested clips", len({clips.groups[clip] for clip in tested})
+    lines += [f"Intervals: bootstrap over {count} {drawn}; differences are paired."]
+    if count < FEW:
+        lines += [f"With fewer than {FEW} the true intervals are wider."]
     return "\n".join(lines) + "\n"
 
 
@@ -103,7 +110,7 @@ def write(folder: Path, rows: list[Row], results: list[tuple[str, Result]], clip
         tables[PREDICTIONS] = _predictions(results, clips)
     for name, table in tables.items():
         _write_text(folder / name, table.to_csv(index=False))
-    _write_text(folder / RESULTS, markdown(rows, clips))
+    _write_text(folder / RESULTS, markdown(rows, results, clips))
     written = [RESULTS, *tables]
     if not clips.multi_label and len(clips.vocabulary) <= MAX_DRAWN:
         for model in dict.fromkeys(model for model, _ in results):

@@ -397,8 +397,18 @@ def test_groups_and_clips_without_a_label_are_named_in_the_table(folder, tmp_pat
     main([str(folder), "--model", "logmel", *table, "--out", str(tmp_path / "out")])
     said = (tmp_path / "out" / "results.md").read_text()
     assert "3 clips have no label; they count as clips without any of the labels." in said
-    assert "Intervals: bootstrap over groups of tested clips" in said
+    assert "Intervals: bootstrap over 15 groups of tested clips; differences are paired.\n" in said
+    assert "wider" not in said
     assert "3 of 30 clips have no label, the first " in caplog.text
+
+
+def test_intervals_over_few_groups_are_said_to_be_narrow(folder, tmp_path):
+    rows = [f"{kind}/{number}.wav,{kind},{number % 4}" for kind in KINDS for number in range(10)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,speaker", *rows]) + "\n")
+    table = "--labels", str(tmp_path / "labels.csv"), "--group-column", "speaker"
+    main([str(folder), "--model", "logmel", *table, "--out", str(tmp_path / "out")])
+    said = (tmp_path / "out" / "results.md").read_text()
+    assert "bootstrap over 4 groups of tested clips; differences are paired.\nWith fewer than 10 the true inter" in said
 
 
 def test_a_task_is_read_at_the_highest_rate_of_the_models(tmp_path, monkeypatch):
