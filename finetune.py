@@ -43,7 +43,7 @@ from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.metrics import evaluate
 from audio_mamba.training.monitor import Monitor
 from audio_mamba.training.resume import Progress
-from audio_mamba.training.validation import gather_outputs, read_through
+from audio_mamba.training.validation import Outputs, gather_outputs, read_through
 
 BEFORE_TRAINING = -1  # the epoch of a fitted head
 EPOCHS_KEPT = 2  # checkpoints of whole epochs; the kept weights are in each of them
@@ -60,7 +60,7 @@ def train(run: Run, interruption: Interruption) -> None:
             run.args.config,
             f", fold {run.fold}" if run.fold else "",
             len(experiment.clips.classes),
-            experiment.loss,
+            experiment.label_mode,
             *map(len, experiment.splits[run.fold]),
             len(run.loaders.train),
         )
@@ -79,9 +79,9 @@ def train(run: Run, interruption: Interruption) -> None:
         if outputs is None:
             save_in_epoch(run, Progress(epoch, steps), monitor)
             break
-        loss, metrics = judge(run, *outputs)
+        loss, metrics = loss_and_metrics(run, outputs)
         monitor.end_epoch(loss, metrics)
-        keep(run, epoch, metrics, *outputs)
+        keep(run, epoch, metrics, outputs)
         save_after_epoch(run, epoch, monitor)
     monitor.close()
     if not interruption.stop_now:
@@ -92,15 +92,15 @@ def start_from_probe(run: Run, interruption: Interruption) -> None:
     """Fit the head; the classifier is then as good as a probe, and is kept until an epoch is better."""
     fit_head(run, interruption)
     if not interruption.stop_now and (outputs := outputs_of(run, run.loaders.validation, interruption)) is not None:
-        _, metrics = judge(run, *outputs)
-        keep(run, BEFORE_TRAINING, metrics, *outputs)
+        _, metrics = loss_and_metrics(run, outputs)
+        keep(run, BEFORE_TRAINING, metrics, outputs)
 
 
 def loss_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> Losses:
     """The mean loss of a training batch; `model` is the run's model or its parallel wrapper."""
     logits = logits_of(run, model, batch)
     target = batch["target"].to(run.device, non_blocking=True)
-    return classification_loss(logits, target, run.experiment.loss, run.config.opt.label_smoothing), {}
+    return classification_loss(logits, target, run.experiment.label_mode, run.config.opt.label_smoothing), {}
 
 
 def logits_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -110,13 +110,8 @@ def logits_of(run: Run, model: nn.Module, batch: dict[str, torch.Tensor]) -> tor
         return model(spectrogram, frames)
 
 
-def outputs_of(
-    run: Run, loader: StatefulDataLoader, interruption: Interruption
-) -> tuple[np.ndarray, torch.Tensor, torch.Tensor] | None:
-    """Numbers [n] of the whole clips of all processes, in order, their logits and targets [n, classes], float32.
-
-    None, and `interruption.stop_now` set, if a signal came.
-    """
+def outputs_of(run: Run, loader: StatefulDataLoader, interruption: Interruption) -> Outputs | None:
+    """For the whole clips of all processes, logits float32; None, and `interruption.stop_now` set, if a signal came."""
     run.model.eval()
     outputs = gather_outputs(
         read_through(loader, run.device, "evaluating"),
@@ -128,23 +123,22 @@ def outputs_of(
     return outputs
 
 
-def judge(run: Run, clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor) -> tuple[float, dict[str, float]]:
+def loss_and_metrics(run: Run, outputs: Outputs) -> tuple[float, dict[str, float]]:
     """Mean loss and all metrics of clips, the same in every process."""
-    loss = run.experiment.loss
-    scores = probabilities(logits, loss)
-    return classification_loss(logits, target, loss).item(), evaluate(scores.numpy(), target.numpy() > 0.5, loss)
+    mode, (_, logits, target) = run.experiment.label_mode, outputs
+    scores = probabilities(logits, mode)
+    return classification_loss(logits, target, mode).item(), evaluate(scores.numpy(), target.numpy() > 0.5, mode)
 
 
-def keep(
-    run: Run, epoch: int, metrics: dict[str, float], clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor
-) -> None:
+def keep(run: Run, epoch: int, metrics: dict[str, float], outputs: Outputs) -> None:
     """Keep the weights of this epoch: by `config.keep` always, or if the validation metric is higher than after every
     earlier epoch; the first of equals stays."""
     metric = run.experiment.metric
     better = run.kept is None or _rank(metrics[metric]) > _rank(run.kept.metrics[metric])
     if run.config.keep == "last" or better:
         state = {key: value.detach().cpu().clone() for key, value in run.model.state_dict().items()}
-        run.kept = Kept(epoch, metrics, fit_temperature(logits, target, run.experiment.loss), state)
+        temperature = fit_temperature(outputs.logits, outputs.target, run.experiment.label_mode)
+        run.kept = Kept(epoch, metrics, temperature, state)
 
 
 def _rank(value: float) -> float:
@@ -172,21 +166,21 @@ def write_classifier(run: Run, kept: Kept) -> None:
         kept.model,
         run.config,
         classes=run.experiment.clips.classes,
-        loss=run.experiment.loss,
+        loss=run.experiment.label_mode,
         temperature=kept.temperature,
         notes=without_infinities({"epoch": kept.epoch + 1, "validation": kept.metrics}),
     )
 
 
 def finish(run: Run, interruption: Interruption) -> None:
-    """Judge the kept weights on the test clips (else on the validation clips), and write the results."""
+    """Evaluate the kept weights on the test clips (else on the validation clips), and write the results."""
     kept, loader = run.kept, run.test_loader or run.loaders.validation
     assert kept is not None and loader is not None
     run.model.load_state_dict(kept.model)
     outputs = outputs_of(run, loader, interruption)
     if outputs is None:
         return
-    loss, metrics = judge(run, *outputs)
+    loss, metrics = loss_and_metrics(run, outputs)
     if not distributed.is_main():
         return
     part, metric = "test" if run.test_loader else "validation", run.experiment.metric
@@ -195,20 +189,20 @@ def finish(run: Run, interruption: Interruption) -> None:
     trains_nothing = run.trained_before and run.start.progress.epoch >= run.config.num_epochs
     results |= {"trained_with": run.trained_before if trains_nothing else run.trained_with()}
     write_classifier(run, kept)
-    write_predictions(run, kept, *outputs)
+    write_predictions(run, kept, outputs)
     write_json(run.workdir / "results.json", results)
     resume.remove_stale(run.workdir, finished=True)
     logger.info("weights after epoch %d: %s %.4f on the %s clips", kept.epoch + 1, metric, metrics[metric], part)
 
 
-def write_predictions(run: Run, kept: Kept, clips: np.ndarray, logits: torch.Tensor, target: torch.Tensor) -> None:
+def write_predictions(run: Run, kept: Kept, outputs: Outputs) -> None:
     """A row per clip in predictions.csv: its name, its labels, and the calibrated probability of every class."""
     classes = run.experiment.clips.classes
-    likely = probabilities(logits, run.experiment.loss, kept.temperature).numpy()
+    likely = probabilities(outputs.logits, run.experiment.label_mode, kept.temperature).numpy()
     with atomic_text(run.workdir / "predictions.csv") as file:
         table = csv.writer(file)
         table.writerow(["clip", "labels", *classes])
-        for clip, row in zip(clips, likely):
+        for clip, row in zip(outputs.clips, likely):
             labels = [classes[label] for label in run.experiment.clips.labels[clip]]
             table.writerow([run.experiment.clips.keys[clip], ";".join(labels), *(f"{value:.6g}" for value in row)])
 
@@ -242,7 +236,7 @@ def read_results(path: Path) -> dict[str, Any]:
         if not isinstance(results, dict):
             raise ValueError("no JSON object")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it to judge the fold again") from error
+        raise ValueError(f"{path} is damaged ({error}): remove it to evaluate the fold again") from error
     return results
 
 

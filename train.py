@@ -114,7 +114,7 @@ def train_epoch(run: Loop, epoch: int, monitor: Monitor, interruption: Interrupt
 
     for step, batch in monitor.epoch(epoch, prefetch(Shielded(loader), run.device), first_step):
         window_begins, window_ends = step % accumulation == 0, (step + 1) % accumulation == 0
-        measures: dict[str, torch.Tensor | float] = {}
+        latest: dict[str, torch.Tensor | float] = {}
         if window_begins:
             rate = optim.learning_rate_at(
                 epoch + step / len(loader),
@@ -128,7 +128,7 @@ def train_epoch(run: Loop, epoch: int, monitor: Monitor, interruption: Interrupt
             window_losses, window_samples = [], []
 
         with nullcontext() if window_ends else distributed.no_sync(model):
-            loss, numbers = loss_of(run, model, batch)
+            loss, averaged = loss_of(run, model, batch)
             scaler.scale(spread_to_gradient(loss) / accumulation).backward()
         window_losses.append(loss.detach())
         window_samples.append(batch["index"])
@@ -146,16 +146,16 @@ def train_epoch(run: Loop, epoch: int, monitor: Monitor, interruption: Interrupt
             scaler.update()
             optimizer.zero_grad()
             run.after_step((epoch + (step + 1) / len(loader)) / config.num_epochs)
-            measures = {"grad_norm": grad_norm}
+            latest = {"grad_norm": grad_norm}
             if before:
-                measures |= {"update_ratio": update_ratio(before, weights), "skipped": run.guard.skipped}
+                latest |= {"update_ratio": update_ratio(before, weights), "skipped": run.guard.skipped}
                 if scaler.is_enabled():
-                    measures["loss_scale"] = scaler.get_scale()
-        monitor.step(loss, rate, numbers=numbers, **measures)
+                    latest["loss_scale"] = scaler.get_scale()
+        monitor.step(loss, rate, averaged=averaged, **latest)
         if run.device.type == "cpu" or monitor.line_due(step):
             run.guard.review()
         if window_ends:
-            if interruption.ask():
+            if interruption.poll():
                 return step + 1
             if interruption.save_now:
                 save_in_epoch(run, Progress(epoch, step + 1), monitor)

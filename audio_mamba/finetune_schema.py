@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from audio_mamba.schema import POOLINGS, check_numbers, check_texts, merge
+from audio_mamba.schema import POOLINGS, check_numbers, check_strings, merge
 
 DEFAULTS: dict[str, Any] = {
     "encoder": {
@@ -70,7 +70,7 @@ NUMBERS = (
     "opt.head_rate",
     "opt.label_smoothing",
 )
-TEXTS = ("encoder.name", "precision")
+STRINGS = ("encoder.name", "precision")
 FOLDERS = ("data.val_dir", "data.test_dir")  # "" or None: there is none
 
 
@@ -87,7 +87,7 @@ def check_finetune_config(config: ConfigDict, source: str) -> ConfigDict:
     checked = ConfigDict(DEFAULTS, convert_dict=True)
     merge(checked, config, prefix="", source=source)
     check_numbers(checked, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source, whole_from_0=("num_epochs",))
-    check_texts(checked, TEXTS, FOLDERS, source)
+    check_strings(checked, STRINGS, FOLDERS, source)
     for key, highest in (("layer_decay", 1), ("label_smoothing", 0.99)):
         if checked.opt[key] > highest:
             raise ValueError(f"{source}: opt.{key} must be at most {highest}, got {checked.opt[key]}")

@@ -75,7 +75,7 @@ NUMBERS = (  # 0 or more
     "opt.decay_epochs",
     "opt.clip_grad_value",
 )
-TEXTS = ("opt.optimizer", "opt.schedule", "precision")
+STRINGS = ("opt.optimizer", "opt.schedule", "precision")
 FOLDERS = ("data.val_dir",)  # "" or None: there is none
 LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
 POOLINGS = {"mean": 1, "mean_std": 2}  # of scene features, and the width of the result; see `hear_api.pooling`
@@ -196,15 +196,15 @@ def check_numbers(
             raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
 
 
-def check_texts(config: ConfigDict, texts: Sequence[str], folders: Sequence[str], source: str) -> None:
-    """Raise ValueError unless `texts` are texts, `folders` texts or None, and data.train_dirs is a list of texts."""
-    for name in (*texts, *folders):
+def check_strings(config: ConfigDict, strings: Sequence[str], folders: Sequence[str], source: str) -> None:
+    """Raise ValueError unless `strings` are strings, `folders` strings or None, and data.train_dirs a list of them."""
+    for name in (*strings, *folders):
         value = _value(config, name)
         if not isinstance(value, str) and not (value is None and name in folders):
-            raise ValueError(f"{source}: {name} must be a text, got {value!r}")
+            raise ValueError(f"{source}: {name} must be a string, got {value!r}")
     directories = config.data.train_dirs
     if not isinstance(directories, list | tuple) or not all(isinstance(directory, str) for directory in directories):
-        raise ValueError(f"{source}: data.train_dirs must be a list of texts, got {directories!r}")
+        raise ValueError(f"{source}: data.train_dirs must be a list of strings, got {directories!r}")
 
 
 def _value(config: ConfigDict, name: str) -> Any:
@@ -215,7 +215,7 @@ def _value(config: ConfigDict, name: str) -> Any:
 
 def _check_values(config: ConfigDict, source: str) -> None:
     check_numbers(config, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source)
-    check_texts(config, TEXTS, FOLDERS, source)
+    check_strings(config, STRINGS, FOLDERS, source)
     samples = config.data.train_samples
     if not isinstance(samples, list | tuple) or not all(isinstance(count, numbers.Integral) for count in samples):
         raise ValueError(f"{source}: data.train_samples must be a list of whole numbers, got {samples!r}")
@@ -279,7 +279,7 @@ def as_builtins(value: Any, name: str, source: str) -> Any:
         return type(value)(as_builtins(entry, name, source) for entry in value)
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise ValueError(f"{source}: {name} must be a number, a text, None or a list of them, got {value!r}")
+    raise ValueError(f"{source}: {name} must be a number, a string, None or a list of them, got {value!r}")
 
 
 def _unknown_key(name: str, valid: list[str], source: str) -> ValueError:

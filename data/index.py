@@ -24,7 +24,7 @@ from audio_mamba.data.archives import expected_shards, unfinished
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.shard_index import UNKNOWN, fitting_index, index_path, save_index
 from audio_mamba.system.atomic_files import remove_partials
-from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.folder_lock import FolderInUseError, lock_folder
 from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.terminal import given_path, quiet_exit
 from audio_mamba.system.workers import exit_with_parent
@@ -167,7 +167,7 @@ def _index_archive(directory: Path, workers: int) -> int:
     if not missing:
         print(f"{directory}: all of its {total} shards have an index already")
         return 0
-    with exclusive_lock(directory):
+    with lock_folder(directory):
         remove_partials(*map(index_path, missing))
         shards, samples, whole = index_shards(missing, workers, tell)
     print(

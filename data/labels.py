@@ -75,10 +75,11 @@ def labels_of(files: Sequence[Path], directory: Path, table: Path | None = None)
             the label, and files directly in it have none.
         table: csv file with the columns `file` (path below `directory`, or with it in front, or just the name; with or
             without suffix) and `label` (one label, or several in quotes, separated by , or ;), or with the column names
-            of AudioSet, FSD50K, ESC-50 or `predict`. Several rows of a file add up; one with the path of another file
-            is of that file alone, if this one has its own. An AudioSet YouTube id matches the files whose names begin
-            with it, with or without a Y in front. Files without a row and rows without a file are counted in the log,
-            and a warning counts the names without a path that fit files in several folders.
+            of AudioSet, FSD50K, ESC-50 or `predict`. The labels of several rows for one file are combined. A row
+            `a.wav` also fits `b/a.wav` by its name, unless there is a file `a.wav`, and `b/a.wav` has a row of its own.
+            An AudioSet YouTube id matches the files whose names begin with it, with or without a Y in front. Files
+            without a row and rows without a file are counted in the log, and a warning counts the names without a path
+            that fit files in several folders.
 
     Raises:
         LabelError: the table is missing or malformed, or labels none of the files.

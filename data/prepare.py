@@ -33,7 +33,7 @@ from audio_mamba.data.prepare_job import (
 )
 from audio_mamba.data.prepare_shards import make_shards
 from audio_mamba.front_end import FrontEnd, parse_settings
-from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.folder_lock import FolderInUseError, lock_folder
 from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import given_path, quiet_exit
@@ -97,7 +97,7 @@ def _make_archive(listed: Listed, out_dir: Path, workers: int, settings: Setting
         remove_scaffold(out_dir)  # left there if the last attempt was killed at its very end
         return finished
     out_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(out_dir, shared=share.count > 1):
+    with lock_folder(out_dir, shared=share.count > 1):
         job = start_or_go_on(out_dir, described, files, settings)
         if job is None:
             return finished_archive(out_dir, described)

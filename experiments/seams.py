@@ -49,7 +49,7 @@ def clip(pieces: Iterator[np.ndarray], seconds: float) -> torch.Tensor:
 
 
 def novelties(runtime: audio_mamba.AudioEncoder, audio: torch.Tensor) -> list[np.ndarray]:
-    """Novelty of each step [t] with one usual value for all steps of a segment, and with one for each (as `listen`
+    """Novelty of each step [t] with one mean for all steps of a segment, and with one for each (as `listen`
     shows it); and whether a step is the first of a segment. The first segment is left out."""
     ((rows, _),) = runtime.embed(audio, kind="timestamps", output="torch")
     cut = runtime.cut
@@ -78,7 +78,7 @@ def interval(values: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -
 
 def measure(model: str, tasks: Path) -> Iterator[str]:
     """The lines of the table."""
-    yield "| sound | overlap | starts | steps that are starts | one usual value | one for each step of a segment |"
+    yield "| sound | overlap | starts | steps that are starts | one mean | a mean for each step of a segment |"
     yield "| --- | --- | --- | --- | --- | --- |"
     sounds = ["noise", *sorted(task.name for task in tasks.iterdir() if task.is_dir())]
     for sound, overlap in tqdm(list(product(sounds, OVERLAPS))):

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from audio_mamba.cli.train_arguments import at_least, parse_arguments
 from audio_mamba.cli.train_config import build_model, check_same_experiment, check_same_options, load_config
-from audio_mamba.cli.train_data import name_data
+from audio_mamba.cli.train_data import apply_data_options
 from audio_mamba.data.contents import Contents
 from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.front_end import FrontEnd
@@ -202,7 +202,7 @@ def plan(entries: Sequence[Entry], runs: Path, train_options: list[str]) -> list
             raise ValueError("the sweep chooses --config and --workdir itself: from LIST and --runs")
         try:
             config = load_config(entry.config, args.overrides)
-            name_data(config, args)
+            apply_data_options(config, args)
             args.precision = args.precision or config.precision
             with torch.device("meta"):
                 model = build_model(config)

@@ -1,17 +1,20 @@
 """Extract the HEAR embeddings of every task for a list of models (extract_features.sh)."""
 
 import argparse
+import functools
 import re
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from audio_mamba.external_sources import layout, sources, task_files
 from audio_mamba.external_sources.compat import patch_device_name, stand_ins
 from audio_mamba.external_sources.origin import Origin, check_origin, find_origin, note_origin
 from audio_mamba.external_sources.resample import at_rate
 from audio_mamba.external_sources.task_check import check_task
-from audio_mamba.external_sources.task_files import TaskError
-from audio_mamba.published_names import import_named, stored_name
+from audio_mamba.external_sources.task_files import TaskError, TaskFiles
+from audio_mamba.published_names import import_named, is_missing, stored_name
 from audio_mamba.schema import LAYOUTS, POOLINGS
 from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import given_path, quiet_exit
@@ -29,8 +32,8 @@ def resolve_module(name: str) -> str:
     try:
         module = import_named(module_name)
     except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists, but something that it imports does not
+        if not is_missing(module_name, error):
+            raise
     else:
         if not hasattr(module, "load_model"):
             raise SystemExit(
@@ -85,15 +88,7 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, cache: Path
         except ValueError as error:
             return [f"{module}: {error}"]
     kits_own = kit.Embedding, kit.task_embeddings
-
-    def embed_and_note(embedding: NamedEmbedding, task: Path, folder: Path) -> None:
-        """The kit's function, then our notes. The kit marks the task as done after this, so a done task has them."""
-        kits_own[1](embedding, task, folder)
-        task_files.write_note(folder, files)
-        note_origin(folder, origin, files.digest())
-
     kit.Embedding = lambda *args: embedding  # load the model once, not for each task
-    kit.task_embeddings = embed_and_note
     failures = []
     try:
         for number, source in enumerate(pending, start=1):
@@ -101,6 +96,7 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, cache: Path
             try:
                 check_task(source, task_files.source_rate(source, embedding.sample_rate))
                 files = task_files.read_files(source, embedding.sample_rate)  # first: later changes are noticed
+                kit.task_embeddings = functools.partial(_embed_and_note, kits_own[1], origin, files)
                 task = at_rate(source, embedding.sample_rate, cache)
                 kit.runner(
                     [
@@ -122,6 +118,15 @@ def extract(origin: Origin, tasks: list[Path], embeddings_dir: Path, cache: Path
     finally:
         kit.Embedding, kit.task_embeddings = kits_own
     return failures
+
+
+def _embed_and_note(
+    kits_own: Callable[..., None], origin: Origin, files: TaskFiles, embedding: Any, task: Path, folder: Path
+) -> None:
+    """The kit's `task_embeddings`, then our notes, before the kit marks the task as done: a done task has them."""
+    kits_own(embedding, task, folder)
+    task_files.write_note(folder, files)
+    note_origin(folder, origin, files.digest())
 
 
 def check_tasks(tasks: list[Path], embeddings: Path, redo: bool) -> None:

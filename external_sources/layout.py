@@ -57,10 +57,13 @@ def task_folders(directory: Path, patterns: str = "*", hidden: bool = False) -> 
     return sorted(
         entry
         for entry in directory.iterdir()
-        if (entry / METADATA).is_file()
-        and (hidden or not is_hidden(entry.name))
-        and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns.split())
+        if (entry / METADATA).is_file() and (hidden or not is_hidden(entry.name)) and matches(entry.name, patterns)
     )
+
+
+def matches(name: str, patterns: str) -> bool:
+    """Whether a name matches one of the patterns, which are separated by spaces."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split())
 
 
 def hidden_note(directories: Iterable[Path]) -> str | None:

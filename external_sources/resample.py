@@ -16,7 +16,7 @@ from audio_mamba.external_sources import task_files
 from audio_mamba.external_sources.task_files import RESAMPLED, TaskError
 from audio_mamba.system import machine
 from audio_mamba.system.atomic_files import PARTIAL_SUFFIX, atomic_write
-from audio_mamba.system.folder_lock import exclusive_lock
+from audio_mamba.system.folder_lock import lock_folder
 
 QUALITY = "HQ"  # of soxr
 
@@ -43,7 +43,7 @@ def at_rate(task: Path, sample_rate: int, cache: Path) -> Path:
     folder = cache / task.name
     audio = folder / str(sample_rate)
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder, patience=math.inf):
+    with lock_folder(folder, patience=math.inf):
         if not folder.samefile(task) and task_files.sample_rates(folder):
             raise TaskError(f"{folder} has audio that was not resampled from {task}; choose another CACHE")
         noted = task_files.read_note(audio)

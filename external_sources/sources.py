@@ -1,6 +1,5 @@
 """The HEAR tasks in TASKS_DIR: folders, and the archives in which tasks are released."""
 
-import fnmatch
 import os
 import sys
 from pathlib import Path
@@ -40,11 +39,7 @@ def find_sources(tasks_dir: Path, hidden: bool = False) -> dict[str, Path]:
 
 def choose(tasks: dict[str, Task], patterns: str) -> dict[str, Task]:
     """The tasks whose names match one of the patterns, which are separated by spaces."""
-    return {
-        name: task
-        for name, task in tasks.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split())
-    }
+    return {name: task for name, task in tasks.items() if layout.matches(name, patterns)}
 
 
 def find_tasks(tasks_dir: Path, patterns: str, cache: Path, hidden: bool = False, share: Share = Share()) -> list[Path]:

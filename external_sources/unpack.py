@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.task_files import VOCABULARY, TaskError, read_json
 from audio_mamba.system.atomic_files import PARTIAL_SUFFIX, atomic_write, sha256
-from audio_mamba.system.folder_lock import exclusive_lock
+from audio_mamba.system.folder_lock import lock_folder
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar")
 NOTE = ".unpacked.json"  # in the folder of a task: name, size, time and SHA-256 of its archive
@@ -61,7 +61,7 @@ def unpack(archive: Path, directory: Path) -> Path:
         raise TaskError(f"{archive} has no HEAR task in it")
     task = directory / name
     directory.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(directory, patience=math.inf):
+    with lock_folder(directory, patience=math.inf):
         noted = _read_note(task)
         status = archive.stat()
         present = {"archive": archive.name, "size": status.st_size, "time": status.st_mtime_ns}

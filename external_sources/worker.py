@@ -8,7 +8,7 @@ from pathlib import Path
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.origin import HEAD_SETTINGS, read_note
 from audio_mamba.system.atomic_files import atomic_write
-from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.folder_lock import FolderInUseError, lock_folder
 from audio_mamba.system.workers import exit_with_parent
 
 # In the folder of each task:
@@ -28,7 +28,7 @@ def run(task: Path, seed: int, grid: str | dict[str, list], threads: int, gpu: i
     # Ctrl-C would stop pytorch-lightning's training early, and the kit would continue with a half-trained head.
     exit_with_parent()
     try:
-        with exclusive_lock(task, patience=PATIENCE):
+        with lock_folder(task, patience=PATIENCE):
             if not layout.is_done(task):
                 _train(task, seed, grid, threads, gpu)
     except FolderInUseError:

@@ -24,7 +24,7 @@ from audio_mamba.external_sources.task_files import TaskError, TaskFiles
 from audio_mamba.published_names import import_named
 from audio_mamba.system import machine
 from audio_mamba.system.atomic_files import PARTIAL_SUFFIX, atomic_write
-from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.folder_lock import FolderInUseError, lock_folder
 from audio_mamba.system.terminal import given_path, quiet_exit
 
 SETTINGS = "xares-settings.json"  # beside the scores: the origin of the embeddings
@@ -89,7 +89,7 @@ def evaluate(config: Any, source: Path, place: Place, origin: Origin, redo: bool
         raise TaskError(f"OUTPUT_DIR: {place.task} has the archives themselves; choose a folder other than TASKS_DIR")
     for folder in (place.embeddings, place.results):
         folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(place.task):
+    with lock_folder(place.task):
         if why := _why_stale(config, source, place, origin):
             if not redo:
                 raise TaskError(f"{why}; REDO=1 evaluates it again, or choose another OUTPUT_DIR or NAME=...")
@@ -176,7 +176,8 @@ def _run(config: Any, source: Path, place: Place, origin: Origin) -> None:
 def _link_archives(config: Any, source: Path, directory: Path) -> TaskFiles:
     """Link the archives of a task into the folder where xares looks for them, and return their state."""
     archives = [archive for found in xares_tasks.archives(config, source).values() for archive in found]
-    files = dict(zip(names := [path.name for path in archives], task_files.file_states(source, names)))
+    names = [path.name for path in archives]
+    files = dict(zip(names, task_files.file_states(source, names), strict=True))
     for archive in archives:
         (directory / archive.name).symlink_to(archive.absolute())
     return TaskFiles(str(source.absolute()), 0, files)
@@ -226,7 +227,7 @@ def download(tasks_dir: Path, patterns: str, encoder: Any) -> None:
         return
     tasks_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with exclusive_lock(tasks_dir):
+        with lock_folder(tasks_dir):
             for name, config in wanted.items():
                 if (tasks_dir / name).is_dir():
                     continue

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import torch
 from tqdm import tqdm
 
+from audio_mamba.data.audio import CHANNELS, CHANNELS_OR_EACH
 from audio_mamba.hear_api.resolve import DEFAULT_MODEL
+from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.schema import LAYOUTS, POOLINGS
 from audio_mamba.system.terminal import not_empty
 
@@ -42,6 +44,41 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint file, work folder of train.py, folder of a saved model, name of a model that comes with the "
         'project, or "untrained" (default: the published ones in $PT_MAMBA_MODEL_DIR, or in $PT_AXLSTM_MODEL_DIR for '
         "AxLSTM, or else those that come with the project)",
+    )
+
+
+def add_channel_argument(parser: argparse.ArgumentParser, each: str = "") -> None:
+    """Add --channel; `each` says what is made of every channel, for commands that can take all of them."""
+    parser.add_argument(
+        "--channel",
+        choices=CHANNELS_OR_EACH if each else CHANNELS,
+        default="mix",
+        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one"
+        + (f"; each: {each}, with its number, counted from 0" if each else ""),
+    )
+
+
+def add_file_run_arguments(parser: argparse.ArgumentParser, done: str, workers: str) -> None:
+    """Add --hidden, --workers (None if it is not given), --resume and --strict.
+
+    Args:
+        done: what is done to a file, such as "embedded".
+        workers: the default in words.
+    """
+    add = parser.add_argument
+    add_hidden_argument(parser)
+    add("--workers", type=int, help=f"processes that decode files (default: {workers})")
+    add("--resume", action="store_true", help=f"continue an interrupted run; files that have changed are {done} again")
+    add("--strict", action="store_true", help="stop at the first file that fails")
+
+
+def add_precision_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, for models that compute embeddings."""
+    parser.add_argument(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="default: auto, float16 on CUDA and float32 elsewhere",
     )
 
 

@@ -16,13 +16,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from audio_mamba.data.audio import CHANNELS_OR_EACH, AudioFileError
+from audio_mamba.data.audio import AudioFileError
 from audio_mamba.hear_api.clips import Failure, group_clips
 from audio_mamba.hear_api.command_line import (
+    add_channel_argument,
     add_device_argument,
     add_feature_arguments,
-    add_hidden_argument,
+    add_file_run_arguments,
     add_inputs_argument,
+    add_precision_argument,
     add_weights_arguments,
     ending_in_one_line,
     feature_choices,
@@ -45,7 +47,6 @@ from audio_mamba.hear_api.output import Output
 from audio_mamba.hear_api.resolve import ModelSource, resolve
 from audio_mamba.hear_api.runtime import KINDS, RuntimeSSAST, build_runtime
 from audio_mamba.hear_api.sources import Source, by_share, digest_of_versions, list_audio, list_sources
-from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.shares import Share
@@ -60,12 +61,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     add_inputs_argument(parser)
     add_weights_arguments(parser)
     add_device_argument(parser)
-    add(
-        "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        help="default: auto, float16 on CUDA and float32 elsewhere",
-    )
+    add_precision_argument(parser)
     add(
         "--out",
         default=Path("embeddings.npz"),
@@ -80,23 +76,14 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help="one embedding per file (default), or one per patch step (40 ms with the paper's configs)",
     )
     add_feature_arguments(parser)
-    add(
-        "--channel",
-        choices=CHANNELS_OR_EACH,
-        default="mix",
-        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one; "
-        "each: every channel separately, with its number, counted from 0",
-    )
-    add_hidden_argument(parser)
-    add("--workers", type=int, help="processes that decode files (default: as many as cores)")
+    add_channel_argument(parser, each="every channel separately")
     add(
         "--share",
         metavar="I/N",
         help="embed part I of N, for N machines that see the same folders; the process that completes the last part "
         "writes the whole result (torchrun and srun set this by themselves)",
     )
-    add("--resume", action="store_true", help="continue an interrupted run; files that have changed are embedded again")
-    add("--strict", action="store_true", help="stop at the first file that fails")
+    add_file_run_arguments(parser, done="embedded", workers="as many as cores")
     args = parser.parse_args(arguments)
     try:
         args.share = Share.of_process(args.share)

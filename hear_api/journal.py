@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 
 from audio_mamba.system.atomic_files import PARTIAL_ENDING, atomic_write
-from audio_mamba.system.folder_lock import exclusive_lock
+from audio_mamba.system.folder_lock import lock_folder
 
 # Settings that earlier versions did not write, with the only values they had.
 EARLIER_SETTINGS = {"channel": "mix", "pooling": "mean", "overlap": 0.0}
@@ -149,7 +149,7 @@ class Journal(_Rows):
         self._paths = [self._rows_path]
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(exclusive_lock(folder))
+            stack.enter_context(lock_folder(folder))
             if not folder.exists():
                 raise JournalError(f"{folder}: another run has just completed it")
             self._check_settings(resume)

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_mamba.data.audio import CHANNELS, stream_audio
+from audio_mamba.data.audio import stream_audio
 from audio_mamba.data.pcm_stream import stream_pcm
 from audio_mamba.front_end import FrontEnd
-from audio_mamba.hear_api.command_line import add_device_argument, add_weights_arguments
+from audio_mamba.hear_api.command_line import add_channel_argument, add_device_argument, add_weights_arguments
 from audio_mamba.hear_api.inputs import InputError, fault_in_values
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import build_runtime
@@ -42,8 +42,8 @@ MEASURED_STEPS = 90_000  # the last ones, of which times are kept: an hour with 
 class Novelty:
     """1 - cosine between an embedding and the average of the recent ones, both relative to the long-term average.
 
-    An embedding also says at which step of its segment it is. What is usual at each step is averaged over segments, and
-    its distance from what is usual at all steps is taken off first; otherwise novelty peaks where segments start.
+    An embedding also depends on its step of the segment. The mean embedding at each step is tracked over segments, and
+    its offset from the mean over all steps is subtracted first; otherwise novelty peaks where segments start.
 
     Args:
         steps_per_segment: number of different steps.
@@ -51,13 +51,13 @@ class Novelty:
 
     def __init__(self, steps_per_segment: int):
         self._counts = [0] * steps_per_segment  # segments averaged at each step
-        self._usual = self._mean = self._recent = torch.empty(0)
+        self._step_means = self._mean = self._recent = torch.empty(0)
 
     def __call__(self, embedding: Tensor, step: int) -> float:
         """The novelty of the next embedding [width], at a step of its segment: from 0 to 2; 0 for the first."""
         if not any(self._counts):
             self._mean, self._recent = embedding.clone(), torch.zeros_like(embedding)
-            self._usual = embedding.expand(len(self._counts), -1).clone()
+            self._step_means = embedding.expand(len(self._counts), -1).clone()
         embedding = embedding - self._offset(embedding, step)
         self._mean += (embedding - self._mean) / LONG_TERM_STEPS
         centred = embedding - self._mean
@@ -66,12 +66,13 @@ class Novelty:
         return novelty
 
     def _offset(self, embedding: Tensor, step: int) -> Tensor:
-        """How far what is usual at a step is from what is usual; 0 before two segments have shown it. Takes in the
-        embedding."""
+        """The mean embedding at a step minus that over all steps; 0 before the second segment. Updates the mean with
+        this embedding."""
         seen, count = torch.tensor([count > 0 for count in self._counts]), self._counts[step]
-        offset = self._usual[step] - self._usual[seen].mean(dim=0) if count > 1 else torch.zeros_like(embedding)
+        means = self._step_means
+        offset = means[step] - means[seen].mean(dim=0) if count > 1 else torch.zeros_like(embedding)
         self._counts[step] = min(count + 1, LONG_TERM_SEGMENTS)
-        self._usual[step] += (embedding - self._usual[step]) / self._counts[step]
+        means[step] += (embedding - means[step]) / self._counts[step]
         return offset
 
 
@@ -177,12 +178,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     )
     add_weights_arguments(parser)
     add_device_argument(parser)
-    parser.add_argument(
-        "--channel",
-        choices=CHANNELS,
-        default="mix",
-        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
-    )
+    add_channel_argument(parser)
     parser.add_argument(
         "--overlap",
         type=float,

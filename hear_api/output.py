@@ -23,7 +23,7 @@ from audio_mamba.hear_api.journal import (
 from audio_mamba.hear_api.sources import Source, count_unchanged, digest_of_versions
 from audio_mamba.hear_api.writers import Format, format_of, has_channels, read_settings
 from audio_mamba.system.atomic_files import atomic_text, naming_full_disk, remove_partials
-from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.folder_lock import FolderInUseError, lock_folder
 from audio_mamba.system.shares import Share
 
 ALL = Share()
@@ -127,7 +127,7 @@ class Output:
             return None
         with ExitStack() as stack:
             try:  # others may see at the same time that all is there
-                stack.enter_context(exclusive_lock(self._journal_folder, patience=math.inf))
+                stack.enter_context(lock_folder(self._journal_folder, patience=math.inf))
             except FileNotFoundError:  # another process has removed it, after writing the result
                 return None
             if self.path.exists() or not all(self._is_complete_and_unchanged(other, parts) for other in share.all()):
@@ -144,7 +144,7 @@ class Output:
             folder = self._folder_of(other)
             try:
                 if not self._is_complete_and_unchanged(other, parts):
-                    with exclusive_lock(folder, patience=0):
+                    with lock_folder(folder, patience=0):
                         missing.append(other)
             except FolderInUseError:
                 pass

@@ -14,13 +14,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_mamba.data.audio import CHANNELS_OR_EACH, AudioFileError
+from audio_mamba.data.audio import AudioFileError
 from audio_mamba.hear_api.classifier import AudioClassifier, load_classifier
 from audio_mamba.hear_api.clips import Failure, group_clips
 from audio_mamba.hear_api.command_line import (
+    add_channel_argument,
     add_device_argument,
-    add_hidden_argument,
+    add_file_run_arguments,
     add_inputs_argument,
+    add_precision_argument,
     ending_in_one_line,
 )
 from audio_mamba.hear_api.file_runs import (
@@ -41,7 +43,6 @@ from audio_mamba.hear_api.output import Output
 from audio_mamba.hear_api.runtime import pick_device
 from audio_mamba.hear_api.sources import Source, digest_of_versions, list_audio, list_sources
 from audio_mamba.hear_api.weights import WEIGHTS_NAME
-from audio_mamba.models.precision import PRECISIONS
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
@@ -59,12 +60,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help="work folder of finetune.py, or its folder classifier",
     )
     add_device_argument(parser)
-    add(
-        "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        help="default: auto, float16 on CUDA and float32 elsewhere",
-    )
+    add_precision_argument(parser)
     add("--window", type=float, metavar="SECONDS", help="label windows of this length (default: whole files)")
     add("--hop", type=float, metavar="SECONDS", help="from one window to the next (default: the window)")
     add(
@@ -87,18 +83,11 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help=".csv, .jsonl, or with --format audacity or raven a folder (default: %(default)s)",
     )
     add("--format", choices=FORMATS, help="default: that of the suffix of --out")
-    add(
-        "--channel",
-        choices=CHANNELS_OR_EACH,
-        default="mix",
-        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one; "
-        "each: labels of every channel, with its number, counted from 0",
-    )
-    add_hidden_argument(parser)
-    add("--workers", type=int, default=usable_cores(), help="processes that decode files (default: %(default)s)")
-    add("--resume", action="store_true", help="continue an interrupted run; files that have changed are labelled again")
-    add("--strict", action="store_true", help="stop at the first file that fails")
+    add_channel_argument(parser, each="labels of every channel")
+    add_file_run_arguments(parser, done="labelled", workers="as many as cores")
     args = parser.parse_args(arguments)
+    if args.workers is None:
+        args.workers = usable_cores()
     if args.workers < 1:
         raise SystemExit(f"predict: --workers must be at least 1, got {args.workers}")
     if args.hop is not None and args.window is None:

@@ -25,14 +25,14 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def check_finite(name: str, value: Any) -> None:
+def check_not_negative(name: str, value: Any) -> None:
     """Raise ValueError unless it is a finite number of at least 0."""
     if not (is_finite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Raise ValueError unless it is True or False: a text such as "false" would count as True."""
+    """Raise ValueError unless it is True or False: a string such as "false" would count as True."""
     if value not in (True, False):
         raise ValueError(f"{name} must be True or False, got {value!r}")
 

@@ -167,30 +167,30 @@ class Classifier(nn.Module):
         ]
 
 
-def classification_loss(logits: Tensor, target: Tensor, loss: str, smoothing: float = 0.0) -> Tensor:
+def classification_loss(logits: Tensor, target: Tensor, label_mode: str, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy for one label per clip ("single"), or the mean over classes of binary cross-entropy ("multi").
 
     Args:
         logits: [B, K].
         target: float [B, K], 1 for the labels of a clip; in a mixture of clips, their shares.
-        loss: "single" or "multi".
+        label_mode: "single" or "multi".
         smoothing: label smoothing (Szegedy et al. 2016), in [0, 1): moves this share of each target to all classes, or
             for several labels to 0.5.
     """
     logits = logits.float()
-    if loss == "single":
+    if label_mode == "single":
         return F.cross_entropy(logits, target, label_smoothing=smoothing)
     smooth = target * (1 - smoothing) + smoothing / 2
     return F.binary_cross_entropy_with_logits(logits, smooth)
 
 
-def probabilities(logits: Tensor, loss: str, temperature: float = 1.0) -> Tensor:
+def probabilities(logits: Tensor, label_mode: str, temperature: float = 1.0) -> Tensor:
     """Logits [..., K] -> probabilities: they add up to 1 ("single"), or each is by itself ("multi")."""
     scaled = logits.float() / temperature
-    return scaled.softmax(dim=-1) if loss == "single" else scaled.sigmoid()
+    return scaled.softmax(dim=-1) if label_mode == "single" else scaled.sigmoid()
 
 
-def fit_temperature(logits: Tensor, target: Tensor, loss: str) -> float:
+def fit_temperature(logits: Tensor, target: Tensor, label_mode: str) -> float:
     """The temperature that makes the probabilities of held-out clips most likely (Guo et al. 2017), 0.05 to 20.
 
     logits, target: [n, K]. The loss is convex in 1 / temperature; golden-section search on its logarithm finds it.
@@ -198,12 +198,12 @@ def fit_temperature(logits: Tensor, target: Tensor, loss: str) -> float:
     few clips without an error would make everything certain.
     """
     logits, target = logits.double(), target.double()
-    nothing = 1 / target.shape[1] if loss == "single" else 0.5
+    nothing = 1 / target.shape[1] if label_mode == "single" else 0.5
     target = (len(target) * target + nothing) / (len(target) + 1)
 
     def at(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
-        if loss == "single":
+        if label_mode == "single":
             return float(F.cross_entropy(scaled, target))
         return float(F.binary_cross_entropy_with_logits(scaled, target))
 

@@ -1,6 +1,6 @@
 """The Mamba-1 block (Gu and Dao 2023, figure 3; parameters as in section 3.6 and the appendix), in either direction.
 
-Symbols: B batch, L tokens, D channels of the model, E = expand * D inner channels, N state size, R rank of the step.
+Symbols: B batch, L tokens, D channels of the model, E = expand * D inner channels, N state size, R rank of delta.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audio_mamba.models.checks import check_finite, check_switch, check_whole, is_finite, is_whole
+from audio_mamba.models.checks import check_not_negative, check_switch, check_whole, is_finite, is_whole
 from audio_mamba.models.ops.calls import BlockCall, MambaPath
 from audio_mamba.models.ops.causal_conv1d import causal_conv1d
 from audio_mamba.models.ops.linear import linear
@@ -68,7 +68,7 @@ class Mamba(nn.Module):
                 "dt_min and dt_max must be finite numbers above 0, the first at most the second, "
                 f"got {dt_min!r} and {dt_max!r}"
             )
-        check_finite("dt_init_floor", dt_init_floor)
+        check_not_negative("dt_init_floor", dt_init_floor)
         check_switch("conv_bias", conv_bias)
         check_switch("bias", bias)
         self.d_inner, self.d_state, self.direction = expand * d_model, d_state, direction
@@ -154,8 +154,8 @@ class Mamba(nn.Module):
         """Continues a sequence: further tokens [B, L, D] after those in `state` (None: the first ones) -> their
         outputs, and the new state.
 
-        The scan starts at zero. It is linear in its state, so what remains of an earlier state at each step,
-        exp(A sum of the steps so far) h, is added to its results.
+        The scan starts at zero. It is linear in its state, so the decayed earlier state, exp(A cumsum(delta)) h, is
+        added at each token.
 
         Raises:
             ValueError: the block walks backward, so its first output depends on the last token.
@@ -184,8 +184,8 @@ class Mamba(nn.Module):
             backend=self.backend,
         )
         if state is not None:
-            steps = F.softplus(delta.transpose(1, 2).float() + path.dt_proj.bias.float()).cumsum(1)  # [B, L, E]
-            remains = torch.exp_(steps[..., None] * A).mul_(state.ssm_state[:, None])  # [B, L, E, N]
+            elapsed = F.softplus(delta.transpose(1, 2).float() + path.dt_proj.bias.float()).cumsum(1)  # [B, L, E]
+            remains = torch.exp_(elapsed[..., None] * A).mul_(state.ssm_state[:, None])  # [B, L, E, N]
             y = y + (remains @ C.float().transpose(1, 2)[..., None]).squeeze(-1).transpose(1, 2)
             last = last + remains[:, -1]
         y = (y * F.silu(z)).to(hidden.dtype)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from audio_mamba.models.checks import check_finite, check_names, check_switch
+from audio_mamba.models.checks import check_names, check_not_negative, check_switch
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.mamba import Mamba, MambaState, SharedMamba
 from audio_mamba.models.ops.add_norm import add_norm
@@ -91,7 +91,7 @@ class MambaSSAST(MaskedSpectrogramEncoder):
             raise ValueError(f"unknown token_order {token_order!r}; choose from {', '.join(TOKEN_ORDERS)}")
         if ssm_kwargs is not None and not isinstance(ssm_kwargs, Mapping):
             raise ValueError(f"ssm_kwargs must be a section with arguments of Mamba, got {ssm_kwargs!r}")
-        check_finite("norm_epsilon", norm_epsilon)
+        check_not_negative("norm_epsilon", norm_epsilon)
         check_switch("rms_norm", rms_norm)
         check_switch("fused_add_norm", fused_add_norm)
         check_switch("residual_in_fp32", residual_in_fp32)

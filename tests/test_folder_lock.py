@@ -10,13 +10,13 @@ import time
 import pytest
 
 from audio_mamba.system import folder_lock
-from audio_mamba.system.folder_lock import FolderInUseError, exclusive_lock
+from audio_mamba.system.folder_lock import FolderInUseError, lock_folder
 from tests.conftest import ROOT
 
 HOLD = """
 import multiprocessing, sys, time
-from audio_mamba.system.folder_lock import exclusive_lock
-with exclusive_lock(sys.argv[1], shared=sys.argv[2] == "shared"):
+from audio_mamba.system.folder_lock import lock_folder
+with lock_folder(sys.argv[1], shared=sys.argv[2] == "shared"):
     if sys.argv[2] == "helper":
         multiprocessing.get_context("fork").Process(target=time.sleep, args=(1.5,), daemon=True).start()
     print("held", flush=True)
@@ -49,24 +49,24 @@ def test_a_folder_in_use_is_refused_by_name(tmp_path, hold, monkeypatch, theirs,
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.3)
     hold(theirs)
     with pytest.raises(FolderInUseError, match=f"{tmp_path}: another process is using this folder"):  # noqa: SIM117
-        with exclusive_lock(tmp_path, shared=ours):
+        with lock_folder(tmp_path, shared=ours):
             raise AssertionError("both are inside")
     assert not list(tmp_path.iterdir())
 
 
 def test_shared_locks_are_compatible(tmp_path, hold):
     hold("shared")
-    with exclusive_lock(tmp_path, shared=True):
+    with lock_folder(tmp_path, shared=True):
         pass
 
 
 def test_the_lock_is_released_after_the_block_an_error_and_a_kill(tmp_path, hold):
-    with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path):
         raise ZeroDivisionError
     process = hold()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with exclusive_lock(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -74,17 +74,17 @@ def test_children_that_outlive_a_killed_process_are_waited_for(tmp_path, hold):
     process = hold("helper")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with exclusive_lock(tmp_path):  # the child ends within two seconds
+    with lock_folder(tmp_path):  # the child ends within two seconds
         pass
 
 
 def test_children_that_outlive_the_block_do_not_hold_the_lock(tmp_path):
-    with exclusive_lock(tmp_path):
+    with lock_folder(tmp_path):
         helper = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
         helper.start()
     try:
         begin = time.monotonic()
-        with exclusive_lock(tmp_path):
+        with lock_folder(tmp_path):
             assert time.monotonic() - begin < folder_lock.PATIENCE / 2
     finally:
         helper.kill()
@@ -96,5 +96,5 @@ def test_a_file_system_without_locks_locks_nobody_out(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with exclusive_lock(tmp_path):
+    with lock_folder(tmp_path):
         pass

@@ -65,8 +65,11 @@ class Interruption:
         """Whether this process got a signal to stop. The other processes may not know yet."""
         return self._signal is not None
 
-    def ask(self) -> bool:
-        """Update `save_now` and `stop_now`; return `stop_now`. Every process must call this after the same steps."""
+    def poll(self) -> bool:
+        """Agree with the other processes on `save_now` and `stop_now`; return `stop_now`.
+
+        Every process must call this after the same steps.
+        """
         asked = self.requested  # read once: a signal that comes later is announced, and voted on, after the next step
         if asked:
             self._announce()

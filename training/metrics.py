@@ -1,4 +1,7 @@
-"""Metrics of classification, by the definitions that scikit-learn and the AudioSet papers use."""
+"""Metrics of classification, by the definitions that scikit-learn and the AudioSet papers use.
+
+scores: float [n, classes], higher for more likely; targets: bool [n, classes].
+"""
 
 from collections.abc import Callable
 
@@ -53,16 +56,16 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 SINGLE_LABEL = ("accuracy", "balanced_accuracy")  # these need one label per clip
 
 
-def evaluate(scores: np.ndarray, targets: np.ndarray, loss: str) -> dict[str, float]:
+def evaluate(scores: np.ndarray, targets: np.ndarray, label_mode: str) -> dict[str, float]:
     """All metrics by name.
 
     Args:
         scores: [n, classes], higher for more likely; logits or probabilities.
         targets: bool [n, classes].
-        loss: "single" for one label per clip, "multi" for several, which leaves out the two accuracies.
+        label_mode: "single" for one label per clip, "multi" for several, which leaves out the two accuracies.
     """
     scores, targets = np.asarray(scores, np.float64), np.asarray(targets, bool)
-    names = [name for name in METRICS if loss == "single" or name not in SINGLE_LABEL]
+    names = [name for name in METRICS if label_mode == "single" or name not in SINGLE_LABEL]
     return {name: METRICS[name](scores, targets) for name in names}
 
 

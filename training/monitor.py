@@ -20,7 +20,7 @@ from audio_mamba.training.totals import Totals, sum_by_name, with_prefix
 from audio_mamba.training.trackers import Tracker, Trackers
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-# Prefixes in a state dict: of the sums in this epoch's lines and since the previous line, and of measures.
+# Prefixes in a state dict: of the sums in this epoch's lines and since the previous line, and of the latest values.
 WRITTEN, SINCE, MEASURE = "written ", "since ", "measure "
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Monitor:
         self._start_step = self.global_step
         self._since, self._written = Totals(), Totals()  # since the previous line; in this epoch's lines
         self._rate = 0.0
-        self._measures: dict[str, torch.Tensor | float] = {}
+        self._latest: dict[str, torch.Tensor | float] = {}
         self._clock: float | None = None  # None between epochs
         self._main = distributed.is_main()
         if self._main:
@@ -114,8 +114,8 @@ class Monitor:
         loss: torch.Tensor,
         rate: float,
         grad_norm: torch.Tensor | float | None = None,
-        numbers: Mapping[str, torch.Tensor | float] | None = None,
-        **measures: torch.Tensor | float,
+        averaged: Mapping[str, torch.Tensor | float] | None = None,
+        **latest: torch.Tensor | float,
     ) -> None:
         """Record a step.
 
@@ -123,30 +123,30 @@ class Monitor:
             loss: of this process, a scalar on its device.
             rate: the learning rate.
             grad_norm: the gradient norm before clipping, the same in all processes.
-            numbers: what an objective gives beside its loss, by name, scalars of this process, on its device or as
+            averaged: what an objective gives beside its loss, by name, scalars of this process, on its device or as
                 floats. Lines and epochs show their means, as for the loss; steps.csv gets columns for them.
-            measures: other numbers by name, also the same in all processes. A line shows the latest value of each
+            latest: other numbers by name, also the same in all processes. A line shows the latest value of each
                 since the previous line.
         """
         loss = loss.detach().double()
         finite = loss.isfinite()
         self._since.loss = self._since.loss + torch.where(finite, loss, 0.0)
         self._since.finite = self._since.finite + finite
-        numbers = numbers or {}
-        if wrong := [name for name in numbers if name in TAKEN_NAMES or not name.isidentifier()]:
+        averaged = averaged or {}
+        if wrong := [name for name in averaged if name in TAKEN_NAMES or not name.isidentifier()]:
             raise ValueError(
                 f"an objective cannot give a number called {wrong[0]!r}: steps.csv and log.txt need a new name that is "
                 "one word"
             )
         scalars = {
             name: value.detach().double() if isinstance(value, torch.Tensor) else torch.full_like(loss, value)
-            for name, value in numbers.items()
+            for name, value in averaged.items()
         }
         counted = {name: torch.where(finite, scalar, 0.0) for name, scalar in scalars.items()}
         self._since.numbers = sum_by_name(self._since.numbers, counted)
         self._since.steps += 1
         self._rate = rate
-        self._measures |= measures if grad_norm is None else {"grad_norm": grad_norm, **measures}
+        self._latest |= latest if grad_norm is None else {"grad_norm": grad_norm, **latest}
         self._step += 1
         self.global_step += 1
         if self.line_due(self._step - 1):
@@ -158,7 +158,7 @@ class Monitor:
         self._tick()  # only now has the device finished the steps
         part, self._since = self._since, Totals()
         self._written += part
-        measures, self._measures = self._measures, {}
+        latest, self._latest = self._latest, {}
         if not self._main:
             return
         steps_per_second, data_wait = part.steps / part.seconds, waited / part.seconds
@@ -167,7 +167,7 @@ class Monitor:
             "train_loss": loss,
             "lr": self._rate,
             **numbers,
-            **{name: float(value) for name, value in measures.items()},
+            **{name: float(value) for name, value in latest.items()},
             "non_finite": non_finite,
             "steps_per_second": steps_per_second,
             "samples_per_second": steps_per_second * self._samples_per_step,
@@ -181,7 +181,7 @@ class Monitor:
         self._bar.set_postfix_str(f"loss {loss:.4f}  {speed}")
         if self._shows_lines:
             shown = "".join(
-                f"  {name.replace('_', ' ')} {float(value):.3g}" for name, value in {**numbers, **measures}.items()
+                f"  {name.replace('_', ' ')} {float(value):.3g}" for name, value in {**numbers, **latest}.items()
             )
             shown += f"  NaN or Inf losses {non_finite}" if non_finite else ""
             logger.info(
@@ -209,7 +209,7 @@ class Monitor:
         train_loss, numbers = means.loss, {f"train_{name}": value for name, value in means.numbers.items()}
         seconds, rate = self._written.seconds, self._rate
         self._since, self._written = Totals(), Totals()
-        self._rate, self._measures, self._clock = 0.0, {}, None
+        self._rate, self._latest, self._clock = 0.0, {}, None
         if not self._main:
             return
         validation = {} if val_loss is None else {"val_loss": val_loss}
@@ -249,7 +249,7 @@ class Monitor:
             **{WRITTEN + key: value for key, value in self._written.state_dict().items()},
             **{SINCE + key: value for key, value in self._since.state_dict().items()},
             "rate": self._rate,
-            **{MEASURE + name: float(value) for name, value in self._measures.items()},
+            **{MEASURE + name: float(value) for name, value in self._latest.items()},
         }
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
@@ -257,7 +257,7 @@ class Monitor:
         self._written = Totals.from_state(with_prefix(state, WRITTEN))
         self._since = Totals.from_state(with_prefix(state, SINCE))
         self._rate = state["rate"]
-        self._measures = with_prefix(state, MEASURE)
+        self._latest = with_prefix(state, MEASURE)
 
     def _tick(self) -> None:
         """Add the time since the previous call, within an epoch."""

@@ -1,6 +1,7 @@
 """The loss and the outputs on held-out samples, always with the same crops and masks."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,21 +54,26 @@ def mean_loss(
     return None if stopped else losses / samples
 
 
+class Outputs(NamedTuple):
+    """What a classifier gives for clips, on the CPU, in the order of the clips."""
+
+    clips: np.ndarray  # their index, ascending, int64 [n]
+    logits: torch.Tensor  # [n, classes]
+    target: torch.Tensor  # [n, classes]
+
+
 @torch.no_grad()
 def gather_outputs(
     batches: Iterable[dict[str, torch.Tensor]],
     logits_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[np.ndarray, torch.Tensor, torch.Tensor] | None:
-    """What a classifier gives for the clips of all processes. Every process must call this, and gets the same.
+) -> Outputs | None:
+    """The outputs for the clips of all processes. Every process must call this, and gets the same.
 
     Args:
         batches: of this process; "index" has one entry per clip, "target" is [B, classes].
         logits_of: returns [B, classes] of a batch.
         stop: asked before each batch of this process; if any process stops, all return None.
-
-    Returns:
-        The index of each clip, ascending, int64 [n]; logits and targets [n, classes], on the CPU.
     """
     found: list[tuple[torch.Tensor, ...]] = []
     stopped = False
@@ -81,4 +87,4 @@ def gather_outputs(
         return None
     index, logits, target = (torch.cat(parts) for parts in zip(*filter(None, gathered)))
     order = index.argsort()
-    return index[order].numpy(), logits[order], target[order]
+    return Outputs(index[order].numpy(), logits[order], target[order])

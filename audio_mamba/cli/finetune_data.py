@@ -44,7 +44,8 @@ def read_clips(config: ConfigDict, front_end: FrontEnd, cache: Path) -> Labelled
     """All clips of data.train_dirs, data.val_dir and data.test_dir, in this order. Every process must call this.
 
     Raises:
-        ValueError: a folder has no labelled clips, or another class list or front end; or one that judges is a copy.
+        ValueError: a folder has no labelled clips, or another class list or front end; or a validation or test
+            archive shares shards with an archive listed before it.
     """
     folders = [*config.data.train_dirs, *filter(None, (config.data.val_dir, config.data.test_dir))]
     if not config.data.train_dirs:
@@ -101,7 +102,7 @@ def _make(folder: Path, archive: Path, front_end: FrontEnd) -> None:
 
 
 def _refuse_copies(folders: Sequence[str], archives: Sequence[Path], trained: int) -> None:
-    """ValueError if an archive that judges, one behind the first `trained`, has shards of one before it."""
+    """ValueError if a validation or test archive (number `trained` or later) has shards of one before it."""
     holder: dict[str, str] = {}  # of each checksum
     for number, (folder, archive) in enumerate(zip(folders, archives)):
         checksums = set(filter(None, stated_checksums(archive).values()))
@@ -231,7 +232,7 @@ def _deal(clips: LabelledClips, chosen: Sequence[int] | np.ndarray) -> list[str]
     return deal(keys, labels, joined([clips.groups[clip] for clip in chosen], file_names(keys)))
 
 
-def check_clips(clips: LabelledClips, split: Split, loss: str, source: str, metric: str | None = None) -> None:
+def check_clips(clips: LabelledClips, split: Split, label_mode: str, source: str, metric: str | None = None) -> None:
     """Refuse clips that cannot be trained on or judged, and warn of few.
 
     Raises:
@@ -250,16 +251,16 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str, metr
             f"{source}: metric {metric} needs a class that some validation clips have and others lack; choose another "
             "metric or other validation clips"
         )
-    if (counts > 0).sum() < (2 if loss == "single" else 1):
+    if (counts > 0).sum() < (2 if label_mode == "single" else 1):
         raise ValueError(f"{source}: the training clips have {int((counts > 0).sum())} label(s); at least 2 are needed")
-    if loss == "single":
+    if label_mode == "single":
         for clip in np.concatenate(split):
             if (number := len(clips.labels[clip])) != 1:
                 advice = "use --loss multi" if number else "label it, or leave it out"
                 raise ValueError(f"{clips.name(clip)} has {number} labels, but --loss single needs one; {advice}")
     if single := [clips.classes[k] for k in np.flatnonzero(counts + in_valid + in_test == 1)]:
         message = f"{source}: one clip each for {_listed(single)}; training and validation need one each"
-        if loss == "single":
+        if label_mode == "single":
             raise ValueError(f"{message}; add clips, or leave the class out")
         _log(logging.WARNING, "%s", message)
     for part, found in (("validation", in_valid), ("test", in_test)):
@@ -267,7 +268,7 @@ def check_clips(clips: LabelledClips, split: Split, loss: str, source: str, metr
         if unseen.any():
             names = _listed([clips.classes[k] for k in np.flatnonzero(unseen)])
             message = f"{source}: {part} clips have labels that no training clip has: {names}"
-            if loss == "single":
+            if label_mode == "single":
                 raise ValueError(f"{message}; give training some of these clips, or leave them out")
             _log(logging.WARNING, "%s", message)
     few = [clips.classes[k] for k in np.flatnonzero((counts > 0) & (counts < FEW))]
@@ -284,7 +285,7 @@ def _log(level: int, message: str, *values: object) -> None:
 def judged_clips(clips: LabelledClips, split: Split, shards: Sequence[ShardContents] | None = None) -> dict[str, str]:
     """A digest of the validation clips and one of the test clips, for a checkpoint.
 
-    While both are the same, no clip that was trained on can have become one that judges, whatever else changes.
+    While both are the same, no training clip has become a validation or test clip, whatever else changes.
 
     Args:
         clips: all clips.

@@ -36,7 +36,7 @@ def fit_head(run: Run, interruption: Interruption) -> None:
     from audio_mamba.hear_api.probe.classify import REGULARISATION, best_choice, fit_linear
 
     experiment, split = run.experiment, run.experiment.splits[run.fold]
-    metric, loss = experiment.metric, experiment.loss
+    metric, label_mode = experiment.metric, experiment.label_mode
     train = LabelledDataset(experiment.clips, split.train, sys.maxsize, seed=run.args.seed, strict=run.args.strict_data)
     found = [
         _features(run, dataset, interruption) for dataset in (train, LabelledDataset(experiment.clips, split.valid))
@@ -45,8 +45,10 @@ def fit_head(run: Run, interruption: Interruption) -> None:
         return
     (x, targets), (unseen, expected) = found
     scaler = StandardScaler().fit(x)
-    maps = fit_linear(scaler.transform(x), targets, REGULARISATION, loss == "multi")
-    scores = [evaluate(each.scores(scaler.transform(unseen), loss == "multi"), expected, loss)[metric] for each in maps]
+    multi = label_mode == "multi"
+    maps = fit_linear(scaler.transform(x), targets, REGULARISATION, multi)
+    unseen = scaler.transform(unseen)
+    scores = [evaluate(each.scores(unseen, multi), expected, label_mode)[metric] for each in maps]
     best = best_choice(scores)
     chosen = maps[best]
     numbers = (scaler.mean_, scaler.scale_, chosen.weight, chosen.bias.clip(-MAX_BIAS, MAX_BIAS))

@@ -62,7 +62,7 @@ class Experiment:
     encoder_digest: str  # of its weights
     clips: LabelledClips
     splits: dict[str, Split]
-    loss: str
+    label_mode: str
     metric: str
 
     def workdir(self, fold: str) -> Path:
@@ -97,7 +97,7 @@ class Run(Loop):
         """What a fine-tuned checkpoint has beside those of train.py."""
         return {
             "classes": self.experiment.clips.classes,
-            "loss": self.experiment.loss,
+            "loss": self.experiment.label_mode,
             "judged": judged_clips(self.experiment.clips, self.experiment.splits[self.fold]),
             "judged_content": judged_clips(
                 self.experiment.clips, self.experiment.splits[self.fold], self.contents["training data"].shards
@@ -157,15 +157,15 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Experiment:
     workdir = open_workdir(Path(args.workdir), resources)
     front_end = FrontEnd.from_settings(source.config.front_end)
     clips = read_clips(config, front_end, workdir / "data")
-    loss = config.head.loss or ("multi" if clips.multi_label else "single")
-    metric = config.metric or ("accuracy" if loss == "single" else "mAP")
-    if loss == "multi" and metric in SINGLE_LABEL:
+    label_mode = config.head.loss or ("multi" if clips.multi_label else "single")
+    metric = config.metric or ("accuracy" if label_mode == "single" else "mAP")
+    if label_mode == "multi" and metric in SINGLE_LABEL:
         raise ValueError(f"metric {metric} needs one label per clip; for several choose mAP, AUC or d_prime")
     splits = find_splits(clips, config, args)
     for fold, split in splits.items():
-        check_clips(clips, split, loss, f"fold {fold}" if fold else str(config.data.train_dirs[0]), metric)
+        check_clips(clips, split, label_mode, f"fold {fold}" if fold else str(config.data.train_dirs[0]), metric)
     digest = UNTRAINED if source.weights is None else f"SHA-256 {sha256(source.weights)[:16]}"
-    return Experiment(args, config, device, source, digest, clips, splits, loss, metric)
+    return Experiment(args, config, device, source, digest, clips, splits, label_mode, metric)
 
 
 def build_encoder(source: ModelSource, num_frames: int | None) -> MaskedSpectrogramEncoder:
@@ -272,9 +272,9 @@ def check_checkpoint(
             f"{path} has {words}, but the data have {len(classes)} ({', '.join(classes[:3])} ...): {advice}"
         )
     check_same_config(path, state["args"]["config"], config, advice, finetune_schema.DEFAULTS | FOUND)
-    if (loss := state.get("loss", experiment.loss)) != experiment.loss:
+    if (loss := state.get("loss", experiment.label_mode)) != experiment.label_mode:
         raise ValueError(
-            f"{path} was trained with the loss {loss!r}, but these clips need {experiment.loss!r}: {advice}"
+            f"{path} was trained with the loss {loss!r}, but these clips need {experiment.label_mode!r}: {advice}"
         )
     clips, split = experiment.clips, experiment.splits[config.fold]
     judged = judged_clips(clips, split)

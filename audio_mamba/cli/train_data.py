@@ -50,7 +50,7 @@ class Loaders(NamedTuple):
         }
 
 
-def name_data(config: ConfigDict, args: argparse.Namespace) -> None:
+def apply_data_options(config: ConfigDict, args: argparse.Namespace) -> None:
     """Put the data of the command line into the config.
 
     Raises:
@@ -122,7 +122,7 @@ def build_loaders(
     directories = config.data.train_dirs
     if not directories:
         raise ValueError("no training data: pass archive folders with --data, or set data.train_dirs")
-    if is_remote(directories[0]):  # all of them are, see `name_data`
+    if is_remote(directories[0]):  # all of them are, see `apply_data_options`
         samples = sum(config.data.train_samples)
         return Loaders(make_remote_loader(directories, samples=samples, fraction=fraction, **options), val_loader)
     for directory in directories:

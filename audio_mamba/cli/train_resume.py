@@ -75,28 +75,8 @@ def load_state(
         )
     front_end = FrontEnd.from_settings(config.front_end)
     if path is None or state is None:
-        if args.init:
-            source = find_checkpoint(args.init)
-            front_end.check_same(trained_front_end(source), f"--init {source}")
-            logger.info("initial weights from %s", load_weights(model, args.init))
-        if objective is not None:
-            objective.start()
-        return Start()
-    if "processes" in state:  # a checkpoint of this project
-        check_same_options(args, state, path)
-    trained = (state.get("args") or {}).get("config")  # a dict in our checkpoints, a name in published ones
-    trained = trained if isinstance(trained, dict) else {}
-    front_end.check_same(FrontEnd.from_settings(trained.get("front_end", {})), str(path))
-    if objective is not None:
-        check_same_objective(config.opt.objective, trained, path)
-        if "processes" in state:
-            advice = "give the same values, or start a new run from its weights with --init"
-            check_same_config(path, trained, config, advice)
-    missing = [key for key in ("optimizer", "epoch") if key not in state]
-    if missing:
-        raise ValueError(
-            f"{path} has weights, but no {' and no '.join(missing)}: it cannot be resumed; start a new run with --init"
-        )
+        return _start_fresh(args.init, model, front_end, objective)
+    _check_belongs(args, config, state, path, front_end, objective)
     if state.get("linear_library") and "processes" in state:
         set_linear_choice(state["linear_library"])  # of the run so far, so that it continues with the same bits
     checkpoint.load_model_state(model, state["model"], source=path)
@@ -113,6 +93,45 @@ def load_state(
     steps = f" and {step} steps" if step else ""
     logger.info("resuming from %s: %d epoch(s)%s are complete", path, epoch, steps)
     return start
+
+
+def _start_fresh(init: str | None, model: nn.Module, front_end: FrontEnd, objective: Objective | None) -> Start:
+    """Load the weights of --init, if it is given, and start the objective."""
+    if init:
+        source = find_checkpoint(init)
+        front_end.check_same(trained_front_end(source), f"--init {source}")
+        logger.info("initial weights from %s", load_weights(model, init))
+    if objective is not None:
+        objective.start()
+    return Start()
+
+
+def _check_belongs(
+    args: argparse.Namespace,
+    config: ConfigDict,
+    state: Mapping[str, Any],
+    path: str | Path,
+    front_end: FrontEnd,
+    objective: Objective | None,
+) -> None:
+    """ValueError unless a checkpoint can be resumed, and was trained with the options, the config and the front end of
+    this run."""
+    ours = "processes" in state  # a checkpoint of this project
+    if ours:
+        check_same_options(args, state, path)
+    trained = (state.get("args") or {}).get("config")  # a dict in our checkpoints, a name in published ones
+    trained = trained if isinstance(trained, dict) else {}
+    front_end.check_same(FrontEnd.from_settings(trained.get("front_end", {})), str(path))
+    if objective is not None:
+        check_same_objective(config.opt.objective, trained, path)
+        if ours:
+            advice = "give the same values, or start a new run from its weights with --init"
+            check_same_config(path, trained, config, advice)
+    missing = [key for key in ("optimizer", "epoch") if key not in state]
+    if missing:
+        raise ValueError(
+            f"{path} has weights, but no {' and no '.join(missing)}: it cannot be resumed; start a new run with --init"
+        )
 
 
 def load_objective_state(objective: Objective, state: Mapping[str, Any], path: str | Path) -> None:

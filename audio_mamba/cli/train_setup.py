@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from audio_mamba.cli.train_config import build_model, check_same_experiment, check_schedule, load_config
-from audio_mamba.cli.train_data import Loaders, build_loaders_together, clips_to_show, name_data
+from audio_mamba.cli.train_data import Loaders, apply_data_options, build_loaders_together, clips_to_show
 from audio_mamba.cli.train_resume import load_state, tensors_of
 from audio_mamba.data.contents import Contents
 from audio_mamba.models import objectives
@@ -21,7 +21,7 @@ from audio_mamba.models.objectives import Objective
 from audio_mamba.models.ops.linear_choice import linear_choice, set_linear_choice
 from audio_mamba.models.precision import usable_precision
 from audio_mamba.published_names import stored_name
-from audio_mamba.system.folder_lock import exclusive_lock
+from audio_mamba.system.folder_lock import lock_folder
 from audio_mamba.system.terminal import OutputHandler
 from audio_mamba.training import distributed, optim, resume
 from audio_mamba.training.guards import StepGuard
@@ -88,7 +88,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     """
     args.config = stored_name(args.config)
     config = load_config(args.config, args.overrides)
-    name_data(config, args)
+    apply_data_options(config, args)
     device = join_processes(args, config)
     if args.init and args.resume:
         raise ValueError("--init and --resume cannot be combined: --init starts a new run, --resume continues one")
@@ -167,5 +167,5 @@ def open_workdir(workdir: Path, resources: ExitStack) -> Path:
         raise ValueError(f"--workdir {workdir} is a file; expected a folder")
     workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
-        resources.enter_context(exclusive_lock(workdir))
+        resources.enter_context(lock_folder(workdir))
     return workdir

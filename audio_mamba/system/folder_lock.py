@@ -1,6 +1,6 @@
 """A lock on a folder, so that two processes do not write into it at the same time.
 
-What it promises: while one process is inside `exclusive_lock(folder)`, every other process that asks for the same
+What it promises: while one process is inside `lock_folder(folder)`, every other process that asks for the same
 folder waits, and gets a `FolderInUseError` once its patience has run out. The lock is an advisory flock on the folder
 itself, so it creates no file, and the system releases it when the process ends, even by `kill -9`. It binds only those
 who ask for it, and protects nothing on file systems without flock (some network ones).
@@ -25,7 +25,7 @@ class FolderInUseError(OSError):
 
 
 @contextmanager
-def exclusive_lock(folder: str | Path, shared: bool = False, patience: float | None = None) -> Iterator[None]:
+def lock_folder(folder: str | Path, shared: bool = False, patience: float | None = None) -> Iterator[None]:
     """Hold the lock of an existing folder for the length of the block.
 
     Args:

@@ -12,8 +12,12 @@ import logging
 import sys
 from pathlib import Path
 
-from audio_mamba.data.audio import CHANNELS
-from audio_mamba.hear_api.command_line import add_feature_arguments, add_hidden_argument, feature_choices
+from audio_mamba.hear_api.command_line import (
+    add_channel_argument,
+    add_feature_arguments,
+    add_hidden_argument,
+    feature_choices,
+)
 from audio_mamba.system.terminal import given_path, not_empty, quiet_exit
 
 logger = logging.getLogger(__name__)
@@ -69,12 +73,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         metavar="NAME",
         help="column of --labels with what clips share (speaker, recording), or folder; a group stays in one fold",
     )
-    add(
-        "--channel",
-        choices=CHANNELS,
-        default="mix",
-        help="mix: the mean of all channels (default); left, right: the first and the second one, or the only one",
-    )
+    add_channel_argument(parser)
     add_hidden_argument(parser)
     add_feature_arguments(parser)
     add("--device", help="torch device (default: a GPU if there is one)")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from audio_mamba.data.folds import Split
+from audio_mamba.training.metrics import accuracy, mean_average_precision
 
 LOGISTIC_REGRESSION, NEAREST_NEIGHBOURS = "logistic regression", "k-NN"
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of logistic regression
@@ -157,21 +157,11 @@ _CLASSIFIERS: dict[str, tuple[Callable[..., list[np.ndarray]], tuple[float, ...]
 
 
 def metric(scores: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:
-    """Accuracy, or the mean over classes of average precision (classes without a positive clip are left out)."""
-    if not multi_label:
-        return float((scores.argmax(axis=1) == targets.argmax(axis=1)).mean())
-    precisions = class_precisions(scores, targets)
-    return float(np.nanmean(precisions)) if not np.isnan(precisions).all() else float("nan")
+    """Accuracy, or the mean over classes of average precision (classes without a positive clip are left out).
 
-
-def class_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Average precision of each class, NaN where no clip is positive."""
-    return np.array(
-        [
-            average_precision_score(targets[:, number], scores[:, number]) if targets[:, number].any() else np.nan
-            for number in range(targets.shape[1])
-        ]
-    )
+    scores: float [n, classes]; targets: bool [n, classes].
+    """
+    return mean_average_precision(scores, targets) if multi_label else accuracy(scores, targets)
 
 
 def bootstrap(

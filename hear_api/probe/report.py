@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from audio_mamba.hear_api.probe.classify import Result, bootstrap, class_precisions, interval, metric
+from audio_mamba.hear_api.probe.classify import Result, bootstrap, interval, metric
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.probe.features import as_file_name
 from audio_mamba.system.atomic_files import atomic_write
+from audio_mamba.training.metrics import average_precisions
 
 RESULTS, TABLE, PER_CLASS, PREDICTIONS = "results.md", "results.csv", "per_class.csv", "predictions.csv"
 CONFUSION = "confusion-{}.png"
@@ -130,7 +131,7 @@ def _per_class(results: list[tuple[str, Result]], clips: Clips):
     for model, result in results:
         tested = ~np.isnan(result.scores[:, 0])
         targets, scores = clips.targets()[tested], result.scores[tested]
-        precisions = class_precisions(scores, targets)
+        precisions = average_precisions(scores, targets)
         guesses = np.eye(targets.shape[1], dtype=bool)[scores.argmax(axis=1)]
         for number, label in enumerate(clips.vocabulary):
             line = {

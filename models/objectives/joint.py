@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from audio_mamba.models.checks import check_finite
+from audio_mamba.models.checks import check_not_negative
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.loss import info_nce, reconstruction_loss
 from audio_mamba.models.objectives.base import (
@@ -43,7 +43,7 @@ class Joint(Objective):
     def __init__(self, encoder: MaskedSpectrogramEncoder, opt: Any, generative_weight: float = 10.0):
         super().__init__(encoder, opt)
         check_masking(encoder, "joint")
-        check_finite("opt.objective_args.generative_weight", generative_weight)
+        check_not_negative("opt.objective_args.generative_weight", generative_weight)
         if opt.norm_pix_loss or opt.masked_only_loss:
             raise ValueError(
                 "opt.norm_pix_loss and opt.masked_only_loss do not apply to opt.objective 'joint': it compares true "
@@ -57,9 +57,9 @@ class Joint(Objective):
 
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         x, mask = batch["spectrogram"], batch["mask"]
-        tokens, told, predicted = model(x, mask)  # [B, L, D], [B, L, P], [B, L, P]
+        tokens, contrastive, predicted = model(x, mask)  # [B, L, D], [B, L, P], [B, L, P]
         patches = self.encoder.patchify(x)
-        discriminative, accuracy = info_nce(told, patches, mask)
+        discriminative, accuracy = info_nce(contrastive, patches, mask)
         generative = reconstruction_loss(predicted, patches, mask, masked_only=True)
         return discriminative + self.generative_weight * generative, {
             "discriminative_loss": discriminative.detach(),

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audio_mamba.models.checks import check_finite, check_whole
+from audio_mamba.models.checks import check_not_negative, check_whole
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.loss import reconstruction_loss, restore_patches
 from audio_mamba.models.objectives.base import Batch, EncoderWithHead, Losses, Objective, check_masking
@@ -35,7 +35,7 @@ class Reconstruction(Objective):
     ):
         super().__init__(encoder, opt)
         check_whole("opt.objective_args.decoder_layers", decoder_layers, least=0)
-        check_finite("opt.objective_args.visible_weight", visible_weight)
+        check_not_negative("opt.objective_args.visible_weight", visible_weight)
         self.normalise_patches, self.masked_only = opt.norm_pix_loss, opt.masked_only_loss
         self.visible_weight = visible_weight
         if self.masked_only:

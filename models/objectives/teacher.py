@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audio_mamba.models.checks import check_finite, is_finite, is_whole
+from audio_mamba.models.checks import check_not_negative, is_finite, is_whole
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.loss import mean_over_masked
 from audio_mamba.models.objectives.base import (
@@ -89,7 +89,7 @@ class Teacher(Objective):
             raise ValueError(
                 f"opt.objective_args.beta must be a finite number above 0, or None for a squared error, got {beta!r}"
             )
-        check_finite("opt.objective_args.reconstruction_weight", reconstruction_weight)
+        check_not_negative("opt.objective_args.reconstruction_weight", reconstruction_weight)
         if not reconstruction_weight and (opt.norm_pix_loss or opt.masked_only_loss):
             raise ValueError(
                 "opt.norm_pix_loss and opt.masked_only_loss need opt.objective_args.reconstruction_weight above 0 with "

@@ -65,7 +65,7 @@ def test_folders_that_set_names_stay_beside_data(tmp_path):
     for overrides, expected in ((["--set", "data.val_dir=V"], "V"), ([], "")):
         args = train_arguments.parse_arguments("", ["--config", "ssam_tiny_200_16x4", *NAMED, *overrides])
         config = train_config.load_config(args.config, args.overrides)
-        train_data.name_data(config, args)
+        train_data.apply_data_options(config, args)
         assert (config.data.train_dirs, config.data.val_dir) == (["A"], expected)
 
 

@@ -177,12 +177,12 @@ def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
         ),
         ({"scene_layout": "band"}, "scene_layout must be one of published, bands, got 'band'"),
         ({"scene_pooling": ["mean"]}, r"scene_pooling must be one of mean, mean_std, got \['mean'\]"),
-        ({"opt": {"schedule": None}}, "opt.schedule must be a text, got None"),
-        ({"opt": {"optimizer": 1}}, "opt.optimizer must be a text, got 1"),
-        ({"precision": None}, "precision must be a text, got None"),
-        ({"data": {"val_dir": 5}}, "data.val_dir must be a text, got 5"),
-        ({"data": {"train_dirs": [5]}}, r"data.train_dirs must be a list of texts, got \[5\]"),
-        ({"data": {"train_dirs": "a"}}, "data.train_dirs must be a list of texts, got 'a'"),
+        ({"opt": {"schedule": None}}, "opt.schedule must be a string, got None"),
+        ({"opt": {"optimizer": 1}}, "opt.optimizer must be a string, got 1"),
+        ({"precision": None}, "precision must be a string, got None"),
+        ({"data": {"val_dir": 5}}, "data.val_dir must be a string, got 5"),
+        ({"data": {"train_dirs": [5]}}, r"data.train_dirs must be a list of strings, got \[5\]"),
+        ({"data": {"train_dirs": "a"}}, "data.train_dirs must be a list of strings, got 'a'"),
         ({"data": {"train_samples": ["a"]}}, r"data.train_samples must be a list of whole numbers, got \['a'\]"),
         ({"data": {"train_samples": 5}}, "data.train_samples must be a list of whole numbers, got 5"),
         *(
@@ -192,8 +192,11 @@ def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
         ({"opt": {"masked_only_loss": np.float32(0.5)}}, "opt.masked_only_loss must be True or False, got 0.5"),
         ({"model": {"model_args": {"depth": np.ones(1)}}}, r"model_args.depth must be a number, .* got array\(\[1"),
         ({"model": {"model_args": {"ssm_kwargs": {"dt_rank": {3}}}}}, "model_args.ssm_kwargs.dt_rank must be a number"),
-        ({"opt": {"objective_args": {"norm": print}}}, "opt.objective_args.norm must be a number, a text, None or a l"),
-        ({"data": {"train_dirs": [types]}}, "data.train_dirs must be a number, a text, None or a list of them, got <m"),
+        ({"opt": {"objective_args": {"norm": print}}}, "opt.objective_args.norm must be a number, a string, None or a"),
+        (
+            {"data": {"train_dirs": [types]}},
+            "data.train_dirs must be a number, a string, None or a list of them, got <",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(changes, message):

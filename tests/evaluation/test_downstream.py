@@ -72,7 +72,7 @@ def run_worker(job):
 def test_a_head_that_another_process_trains_is_skipped(output_dir, monkeypatch):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
     monkeypatch.setattr(worker, "PATIENCE", 0.1)
-    with folder_lock.exclusive_lock(job.task):
+    with folder_lock.lock_folder(job.task):
         process = run_worker(job)
         process.join()
     assert process.exitcode == worker.IN_USE
@@ -84,7 +84,7 @@ def test_a_head_that_another_process_trains_is_skipped(output_dir, monkeypatch):
 
 def test_a_head_that_another_process_has_finished_is_kept(output_dir):
     job = downstream.find_jobs(output_dir, "ssam", [0])[0]
-    with folder_lock.exclusive_lock(job.task):
+    with folder_lock.lock_folder(job.task):
         process = run_worker(job)
         (job.task / layout.SCORES).write_text("{}")
         (job.task / layout.DONE_PREDICTIONS).write_text("{}")

@@ -273,7 +273,7 @@ def test_another_process_that_unpacks_or_resamples_is_waited_for(release, tmp_pa
     for folder, step in steps:
         folder.mkdir(exist_ok=True)
         with ThreadPoolExecutor(1) as pool:
-            with folder_lock.exclusive_lock(folder):
+            with folder_lock.lock_folder(folder):
                 waiting = pool.submit(step)
                 with pytest.raises(TimeoutError):
                     waiting.result(timeout=0.6)

@@ -188,7 +188,7 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path, archive, monkeypatch):
         "num_epochs=4",
     ]  # of two steps each
     tune(tmp_path / "whole", archive, *options, changes=changes)
-    asked = Interruption.ask
+    asked = Interruption.poll
     for stop_after in (0, 1, 1):
         steps = iter([False] * stop_after + [True])
 
@@ -197,10 +197,10 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path, archive, monkeypatch):
             self.stop_now = next(steps)
             return self.stop_now
 
-        monkeypatch.setattr(Interruption, "ask", ask)
+        monkeypatch.setattr(Interruption, "poll", ask)
         tune(tmp_path / "parts", archive, *options, changes=changes)
         assert not (tmp_path / "parts" / "results.json").exists()
-    monkeypatch.setattr(Interruption, "ask", asked)
+    monkeypatch.setattr(Interruption, "poll", asked)
     with monkeypatch.context() as patched:
         patched.setattr(Interruption, "requested", property(lambda self: True))  # asked during validation alone
         tune(tmp_path / "parts", archive, *options, changes=changes)
@@ -284,7 +284,7 @@ def test_a_run_resumed_in_its_first_epoch_keeps_the_trained_head(
     """Where it resumes at the epoch's start: one step of 8 is no step of 16, or the data have changed."""
     data = shutil.copytree(archive, tmp_path / "archive")
     with monkeypatch.context() as patched:
-        patched.setattr(Interruption, "ask", lambda self: setattr(self, "stop_now", True) or True)
+        patched.setattr(Interruption, "poll", lambda self: setattr(self, "stop_now", True) or True)
         tune(tmp_path / "run", data, "--fold", "1", changes=["head.start=probe"])
     path = tmp_path / "run" / "resume" / "checkpoint-0-1.pth"
     trained = torch.load(path, weights_only=True)["model"]["head.1.weight"]
@@ -666,8 +666,8 @@ def test_a_checkpoint_of_another_loss(tmp_path, capsys):
         (("--fold", "1"), ("num_epochs=-1",), "num_epochs must be a whole number of at least 0, got -1"),
         (("--fold", "1"), ("augment.mixup=2",), "augment.mixup must be a number from 0 to 1, got 2"),
         (("--fold", "1"), ("augment.gain=None",), "augment.gain must be a number from 0 to 100, got None"),
-        (("--fold", "1"), ("encoder.name=None",), "encoder.name must be a text, got None"),
-        (("--fold", "1"), ("data.test_dir=5",), "data.test_dir must be a text, got 5"),
+        (("--fold", "1"), ("encoder.name=None",), "encoder.name must be a string, got None"),
+        (("--fold", "1"), ("data.test_dir=5",), "data.test_dir must be a string, got 5"),
         (("--fold", "1"), ("opt={'learning_rate':0.1}",), ": set its entries, as opt.NAME=VALUE"),
         (("--fold", "1"), ("encoder.frozen=no",), "encoder.frozen must be True or False, got 'no'"),
         (("--fold", "1"), ("head.poling=mean",), "head.poling"),
@@ -780,7 +780,7 @@ def test_folds_of_different_runs_are_not_averaged(tmp_path, archive, capsys, mon
 def test_an_unfinished_fold_goes_on_with_its_own_values_alone(tmp_path, archive, capsys, monkeypatch):
     monkeypatch.setattr(finetune_setup, "find_splits", only_fold_2)
     with monkeypatch.context() as patched:
-        patched.setattr(Interruption, "ask", lambda self: setattr(self, "stop_now", True) or True)
+        patched.setattr(Interruption, "poll", lambda self: setattr(self, "stop_now", True) or True)
         tune(tmp_path, archive, "--folds", "all")
     message = refused(capsys, tmp_path, archive, "--folds", "all", changes=["batch_size=4"])
     assert f"{tmp_path / 'fold-2'} was trained with another clips per step (8, now 4): remove it" in message
@@ -832,7 +832,7 @@ def test_damaged_results_of_a_fold_are_named_and_can_be_made_again(tmp_path, arc
     for damaged in (results[: len(results) // 2], b"[]"):
         path.write_bytes(damaged)
         message = refused(capsys, tmp_path, archive, "--folds", "all")
-        assert str(path) in message and "remove it to judge the fold again" in message
+        assert str(path) in message and "remove it to evaluate the fold again" in message
     path.unlink()
     tune(tmp_path, archive, "--folds", "all")
     assert path.read_bytes() == results

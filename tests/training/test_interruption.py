@@ -20,10 +20,10 @@ from audio_mamba.training.interruption import SIGNALS, Interruption, LostWorkerE
 def test_a_signal_is_recorded_and_requests_a_stop(number, caplog):
     before = signal.getsignal(number)
     with Interruption(minutes=0) as watch:
-        assert not watch.ask() and not watch.requested
+        assert not watch.poll() and not watch.requested
         os.kill(os.getpid(), number)
         assert watch.requested
-        assert watch.ask() and watch.stop_now
+        assert watch.poll() and watch.stop_now
         assert signal.Signals(number).name in caplog.text
     assert signal.getsignal(number) is before
 
@@ -31,8 +31,8 @@ def test_a_signal_is_recorded_and_requests_a_stop(number, caplog):
 def test_a_stop_is_always_announced_even_if_the_signal_comes_at_the_end_of_a_step(monkeypatch, caplog):
     with Interruption(minutes=0) as watch:
         monkeypatch.setattr(interruption.distributed, "is_main", lambda: os.kill(os.getpid(), signal.SIGTERM) or True)
-        assert watch.ask() is bool(caplog.messages)  # none of both, or both
-        assert watch.ask() and caplog.messages == ["SIGTERM: saving a checkpoint and stopping"]
+        assert watch.poll() is bool(caplog.messages)  # none of both, or both
+        assert watch.poll() and caplog.messages == ["SIGTERM: saving a checkpoint and stopping"]
 
 
 def test_a_stop_outside_of_the_steps_is_announced_once(caplog):
@@ -56,15 +56,15 @@ def test_the_timer_requests_checkpoints(monkeypatch):
     monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
     watch, never = Interruption(minutes=2), Interruption(minutes=0)
     now[0] += 119
-    watch.ask()
+    watch.poll()
     assert not watch.save_now
     now[0] += 2
-    assert not watch.ask() and watch.save_now
+    assert not watch.poll() and watch.save_now
     watch.saved()
-    watch.ask()
+    watch.poll()
     assert not watch.save_now
     now[0] += 1e9
-    never.ask()
+    never.poll()
     assert not never.save_now
 
 

@@ -133,7 +133,7 @@ def test_nan_and_inf_losses_are_counted_and_left_out(tmp_path, lines, bad):
 def test_an_objective_may_give_its_numbers_as_floats(tmp_path):
     watcher = make(tmp_path, steps=3, print_freq=3)
     for step, loss in watcher.epoch(0, [torch.tensor(1.0), torch.tensor(math.inf), torch.tensor(1.0)]):
-        watcher.step(loss, 0.1, numbers={"float": 0.1 * step, "numpy": np.float32(step), "tensor": torch.tensor(step)})
+        watcher.step(loss, 0.1, averaged={"float": 0.1 * step, "numpy": np.float32(step), "tensor": torch.tensor(step)})
     (row,) = read_steps(tmp_path / "steps.csv")
     assert (row["float"], row["numpy"], row["tensor"]) == (0.1, 1.0, 1.0)  # without the infinite step
 
@@ -162,7 +162,7 @@ def test_numbers_of_an_objective_are_averaged_as_its_loss(tmp_path, lines):
     tracker = RecordingTracker()
     watcher = make(tmp_path, steps=4, trackers=[tracker])
     for step, loss in watcher.epoch(0, [1.0, math.nan, 3.0, 4.0]):
-        watcher.step(torch.tensor(loss), 0.1, numbers={"target_std": torch.tensor(float(10 * step))})
+        watcher.step(torch.tensor(loss), 0.1, averaged={"target_std": torch.tensor(float(10 * step))})
     watcher.end_epoch()
     assert [row["target_std"] for row in read_steps(tmp_path / "steps.csv")] == [0.0, 25.0]
     assert [values["target_std"] for values in tracker.logged if "train_loss" in values] == [0.0, 25.0]
@@ -175,7 +175,7 @@ def test_a_number_that_cannot_be_a_new_column_is_refused(tmp_path, name):
     watcher = make(tmp_path)
     for _ in watcher.epoch(0, [1.0]):
         with pytest.raises(ValueError, match=f"an objective cannot give a number called '{name}'"):
-            watcher.step(torch.tensor(1.0), 0.1, numbers={name: torch.tensor(1.0)})
+            watcher.step(torch.tensor(1.0), 0.1, averaged={name: torch.tensor(1.0)})
 
 
 def test_the_validation_loss_is_logged_everywhere(tmp_path, lines):
@@ -395,7 +395,7 @@ workdir.mkdir()
 losses = torch.tensor([[1.0, math.nan, 5.0], [2.0, 3.0, 6.0]][distributed.rank()], device=device)
 watcher = Monitor(workdir, first_epoch=0, num_epochs=1, steps_per_epoch=3, samples_per_step=8, print_freq=2)
 for step, loss in watcher.epoch(0, losses.unbind()):
-    watcher.step(loss, 0.1, numbers={"square": loss**2, "one": torch.ones(())})
+    watcher.step(loss, 0.1, averaged={"square": loss**2, "one": torch.ones(())})
 watcher.end_epoch()
 watcher.close()
 distributed.cleanup()

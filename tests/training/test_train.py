@@ -324,7 +324,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, synthetic_archive
     run(tmp_path, synthetic_archive, num_epochs=1)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
-    with folder_lock.exclusive_lock(tmp_path), pytest.raises(SystemExit, match=f"{tmp_path}: another process is using"):
+    with folder_lock.lock_folder(tmp_path), pytest.raises(SystemExit, match=f"{tmp_path}: another process is using"):
         run(tmp_path, synthetic_archive, num_epochs=2)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     run(tmp_path, synthetic_archive, num_epochs=2)

@@ -378,7 +378,7 @@ def test_partial_files_of_killed_runs_go_at_the_next_start_that_holds_the_lock(
     for path in (*strays, tmp_path / "mine.partial"):
         path.write_bytes(b"half")
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
-    with folder_lock.exclusive_lock(tmp_path), pytest.raises(SystemExit, match="another process is using"):
+    with folder_lock.lock_folder(tmp_path), pytest.raises(SystemExit, match="another process is using"):
         run(tmp_path, synthetic_archive, num_epochs=2)
     assert all(path.exists() for path in strays)
     run(tmp_path, synthetic_archive, num_epochs=2)

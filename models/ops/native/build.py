@@ -58,10 +58,10 @@ def build_library(directory: Path) -> Path:
     path = directory / f"kernels-{_fingerprint(compiler)}.so"
     if path.exists():
         return path
-    from audio_mamba.system.folder_lock import exclusive_lock  # imports fcntl, which Windows lacks, as it lacks `cc`
+    from audio_mamba.system.folder_lock import lock_folder  # imports fcntl, which Windows lacks, as it lacks `cc`
 
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with exclusive_lock(directory, patience=PATIENCE):
+    with lock_folder(directory, patience=PATIENCE):
         if not path.exists():
             remove_partials(path)
             logger.info("compiling the CPU kernels, once for this machine: %s", path)

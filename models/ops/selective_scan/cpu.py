@@ -138,7 +138,8 @@ def backward_in_c(
     du, d_delta = u.new_empty(u.shape), delta.new_empty(u.shape)
     (batch, length, channels), state = u.shape, A.shape[1]
     blocks = -(-channels // BACKWARD_BLOCK)
-    dB, dC = d_matrices = A.new_empty(2, blocks, batch, length, state)
+    d_matrices = A.new_empty(2, blocks, batch, length, state)
+    dB, dC = d_matrices
     dA, (dD, d_bias) = A.new_empty(batch, channels, state), A.new_empty(2, batch, channels)
     problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts, reverse, add)
     dy, d_last = rows(dy), d_last if d_last is None else d_last.contiguous()
