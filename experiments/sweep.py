@@ -60,7 +60,8 @@ COLUMNS = {  # of the table, and their titles in Markdown
     "samples_per_second": "samples/s",
     "peak_memory_mib": "peak memory, MiB",
 }
-# What may differ between a finished run and the command: nothing that changes its weights or its speed.
+ADVICE = "give the same values, or choose another --runs"
+# What may differ between a run in --runs and the command: nothing that changes its weights or its speed.
 FREE_KEYS = (
     "name",
     "log_every_steps",
@@ -72,6 +73,7 @@ FREE_KEYS = (
     "data.val_",
     "precision",  # one of OPTIONS
 )
+LENGTH = ("num_epochs", "opt.decay_epochs")  # a run may be made longer
 OPTIONS = (  # of train.py, compared likewise
     "seed",
     "precision",
@@ -112,20 +114,25 @@ class Planned:
     folder: Path
     parameters: int
     problem: str | None = None  # why it failed now
+    refused: bool = False  # the problem is that the work folder is of something else
 
     def is_finished(self) -> bool:
         """Whether the work folder has the checkpoint after the last epoch.
 
         Raises:
-            ValueError: it is of another config, other OPTIONS or other data.
+            ValueError: its checkpoints are of another config or other OPTIONS or, if it is finished, of other data.
         """
         found = resume.checkpoints(self.folder)
-        if not found or found[0][0].epoch < self.config.num_epochs:
+        if not found:
             return False
-        check_same_experiment(self.folder, self.config, free_keys=FREE_KEYS)
+        done = found[0][0].epoch >= self.config.num_epochs
+        free_keys = FREE_KEYS if done else FREE_KEYS + LENGTH
+        check_same_experiment(self.folder, self.config, free_keys=free_keys, advice=ADVICE)
         state = checkpoint.load_checkpoint(found[0][1], mmap=True)
         trained = state["args"] | {"precision": state["args"].get("asked_precision", state["args"]["precision"])}
         check_same_options(self.args, {"args": trained}, self.folder, OPTIONS)
+        if not done:
+            return False
         for name, data in self.contents().items():
             before = (state.get("data") or {}).get(name)
             if before and (difference := data.difference(Contents.from_state(before))):
@@ -263,7 +270,7 @@ class Runner:
 
 
 def sweep(planned: Sequence[Planned], runs: Path, train_options: list[str], processes: int, runner: Runner) -> None:
-    """Train what is not finished, until `runner` is stopped; failed runs have a `problem` then."""
+    """Train what is not finished, until `runner` is stopped; failed and refused runs have a `problem` then."""
     program = ["-m", "audio_mamba.train"]
     if processes > 1:
         patience = f"--shutdown-timeout={SAVING_SECONDS}"
@@ -276,6 +283,11 @@ def sweep(planned: Sequence[Planned], runs: Path, train_options: list[str], proc
             if run.is_finished():
                 print(f"{place}: is finished", flush=True)
                 continue
+        except (ValueError, OSError) as error:
+            run.problem, run.refused = f"refused: {error}", True
+            print(f"{place}: {run.problem}", file=sys.stderr, flush=True)
+            continue
+        try:
             print(f"{place}: training in {run.folder}", flush=True)
             status = runner.run([sys.executable, *program, *train_arguments(run.entry, runs, train_options)])
             if not runner.stopped_by and not run.is_finished():
@@ -368,6 +380,11 @@ def main(arguments: list[str] | None = None) -> None:
         args.runs.mkdir(parents=True, exist_ok=True)
         with Runner() as runner:
             sweep(share.part(planned), args.runs, train_options, int(args.processes), runner)
+            if refused := [run.entry.name for run in planned if run.refused]:
+                others = "" if len(refused) == 1 else f" and {len(refused) - 1} more, named above"
+                refusal = f"{refused[0]}{others}: trained with other values than the command says; {ADVICE}"
+                if len(refused) == len(planned):
+                    raise ValueError(refusal)
             table = write_table(planned, args.runs)
     except (ValueError, OSError) as error:
         raise SystemExit(f"sweep: {error}") from None
@@ -375,9 +392,10 @@ def main(arguments: list[str] | None = None) -> None:
     if runner.stopped_by:
         print(f"sweep: {signal.Signals(runner.stopped_by).name}: run the same command to continue", file=sys.stderr)
         raise SystemExit(128 + runner.stopped_by)
-    if failed := [run.entry.name for run in planned if run.problem]:
-        names = ", ".join(failed)
-        raise SystemExit(f"sweep: {len(failed)} run(s) did not finish: {names}; the same command continues them")
+    failed = [run.entry.name for run in planned if run.problem and not run.refused]
+    messages = [f"{len(failed)} run(s) did not finish: {', '.join(failed)}; the same command continues them"]
+    if messages := messages[: len(failed)] + ([refusal] if refused else []):
+        raise SystemExit("\n".join(f"sweep: {message}" for message in messages))
 
 
 if __name__ == "__main__":

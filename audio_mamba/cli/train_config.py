@@ -5,6 +5,7 @@ import ast
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from audio_mamba.hear_api import resolve
 from audio_mamba.models import objectives
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.precision import check_precision
-from audio_mamba.schema import DEFAULTS, check_config, check_objective, flattened
-from audio_mamba.training import optim, resume
+from audio_mamba.schema import DEFAULTS, argument_defaults, check_config, check_objective, flattened
+from audio_mamba.training import distributed, optim, resume
 
 # Keys, or their beginnings, that may change when a run is resumed: none of them changes the training objective.
 FREE_KEYS = (
@@ -106,13 +107,21 @@ def _is_section(config: ConfigDict, key: str) -> bool:
     return isinstance(value, ConfigDict)
 
 
-def check_schedule(config: ConfigDict, steps_per_epoch: int) -> None:
-    """Raise ValueError if an epoch is too short for a single step; warn if the learning rate never reaches its peak."""
+def check_schedule(config: ConfigDict, steps_per_epoch: int, min_lr: float) -> None:
+    """Raise ValueError if an epoch is too short for a single step, or the learning rate would fall to a higher one than
+    its peak; warn if it never reaches the peak."""
     accumulation, warmup, epochs = config.opt.grad_accum_steps, config.opt.warmup_epochs, config.num_epochs
     if accumulation > steps_per_epoch:
         raise ValueError(
             f"opt.grad_accum_steps is {accumulation}, but an epoch has only {steps_per_epoch} batches: "
             "the optimizer would never make a step"
+        )
+    global_batch = accumulation * config.batch_size * distributed.world_size()
+    peak = optim.peak_learning_rate(config.opt.learning_rate, global_batch)
+    if min_lr > peak:
+        raise ValueError(
+            f"--min-lr {min_lr:g} is above the peak of the learning rate, {peak:g} (opt.learning_rate x samples of a "
+            f"step / {optim.REFERENCE_BATCH})"
         )
     if 0 < epochs <= warmup:
         logger.info(
@@ -125,8 +134,10 @@ def check_same_experiment(
     config: ConfigDict,
     defaults: Mapping[str, Any] = DEFAULTS,
     free_keys: tuple[str, ...] = FREE_KEYS,
+    advice: str = "choose another --workdir",
 ) -> None:
-    """Raise ValueError if the checkpoints in `workdir` belong to a config that differs in more than `free_keys`.
+    """Raise ValueError, with `advice`, if the checkpoints in `workdir` are of a config that differs in more than
+    `free_keys`.
 
     `defaults` are the values of keys that are younger than the work folder.
     """
@@ -146,7 +157,7 @@ def check_same_experiment(
             workdir,
             ", ".join(theirs.get("data.train_dirs") or ["random spectrograms"]),
         )
-    check_same_config(workdir, theirs, config, "choose another --workdir", {}, free_keys)
+    check_same_config(workdir, theirs, config, advice, {}, free_keys)
 
 
 def check_same_config(
@@ -166,14 +177,28 @@ def check_same_config(
         defaults: the values of keys that are younger than `theirs`.
     """
     before, now = (json.loads(json.dumps(entries)) for entries in (theirs, config.to_dict()))  # tuples become lists
-    before, now = flattened(dict(defaults)) | flattened(before), flattened(now)
+    before, now = (_with_defaults(flattened(entries)) for entries in (before, now))
+    before = flattened(dict(defaults)) | before
     differences = [
-        f"{key} is {before.get(key)} there and {now.get(key)} here"
+        f"{key} is {before.get(key, 'not set')} there and {now.get(key, 'not set')} here"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key) and not key.startswith(free_keys)
     ]
     if differences:
         raise ValueError(f"{source} belongs to another config: {'; '.join(differences)}; {advice}")
+
+
+def _with_defaults(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat config with the default of every argument of the encoder and of the objective that it does not name."""
+    known, arch, objective = models.known_archs(), flat.get("model.arch"), flat.get("opt.objective")
+    defaults: dict[str, Any] = {}
+    if arch in known:
+        defaults |= {f"model.model_args.{key}": value for key, value in argument_defaults(known[arch]).items()}
+    if isinstance(objective, str):
+        with suppress(ValueError):  # a class of one's own that is gone
+            arguments = argument_defaults(objectives.find(objective))
+            defaults |= {f"opt.objective_args.{key}": value for key, value in arguments.items()}
+    return json.loads(json.dumps(defaults, default=str)) | flat
 
 
 def check_same_options(

@@ -203,7 +203,15 @@ def test_runs_are_trained_skipped_and_compared(tmp_path, archive, commands, capf
     assert len(losses(runs / "ssast_tiny_200_16x4_50_percent")) == 3
     unfinished = table_of(runs)["ssam_tiny_200_16x4"]
     assert unfinished["state"] == "2 of 3 epochs" and float(unfinished["train_loss"]) > 0
-    with pytest.raises(SystemExit, match="did not finish: ssam_tiny_200_16x4; "):  # finished, but with another rate
+    # One is finished and the other is not, but both had another rate, or another batch size.
+    for change in ("batch_size=3", "opt.learning_rate=1.0"):
+        commands.clear()
+        with pytest.raises(
+            SystemExit, match="sweep: ssam_tiny_200_16x4: trained with other values than the .* --runs$"
+        ):
+            sweep.main([*command, "num_epochs=3", change, "--share", "1/3"])
+        assert not commands, "nothing is trained"
+    with pytest.raises(SystemExit, match="ssam_tiny_200_16x4: trained with other values than"):
         sweep.main([*command, "opt.learning_rate=1.0", "--share", "1/3"])
     for name in ("ssam_tiny_200_16x4", "ssast_tiny_200_16x4_50_percent"):  # the second one is of another share
         refused = table_of(runs)[name]
@@ -236,20 +244,23 @@ def finished(tmp_path_factory, archive):
     ],
     ids=["seed", "precision", "min-lr", "bias-decay", "data", "val-data"],
 )
-def test_a_finished_run_of_other_options_is_refused(finished, archive, commands, tmp_path, more, message):
+def test_a_finished_run_of_other_options_is_refused(finished, archive, commands, tmp_path, more, message, capfd):
     other = write_archive(tmp_path / "other", [8], seed=1)
     more = [str(other) if word == "OTHER" else word for word in more]
     command = [str(finished / "list.txt"), "--runs", str(finished / "runs")]
-    with pytest.raises(SystemExit, match="1 run\\(s\\) did not finish: ssast_tiny_200_16x4; "):
-        sweep.main([*command, *options(archive, *more)])
-    refused = table_of(finished / "runs")["ssast_tiny_200_16x4"]
-    assert message in refused["state"] and not any(refused[key] for key in NUMBERS)
     sweep.main([*command, *options(archive)])
+    before = table_of(finished / "runs")
+    assert all(before["ssast_tiny_200_16x4"][key] for key in NUMBERS)
+    with pytest.raises(
+        SystemExit, match="^sweep: ssast_tiny_200_16x4: trained with other values than the command says"
+    ):
+        sweep.main([*command, *options(archive, *more)])
+    assert message in capfd.readouterr().err
+    assert table_of(finished / "runs") == before  # of no use with refused runs alone
     assert not commands, "nothing is trained"
-    assert all(table_of(finished / "runs")["ssast_tiny_200_16x4"][key] for key in NUMBERS)
 
 
-def test_a_run_that_took_float32_for_a_slow_precision_is_finished(archive, commands, tmp_path, monkeypatch):
+def test_a_run_that_took_float32_for_a_slow_precision_is_finished(archive, commands, tmp_path, monkeypatch, capfd):
     """Also for a sweep on a machine that is fast in it."""
     (tmp_path / "list.txt").write_text("ssast_tiny_200_16x4\n")
     entry, bfloat16 = Entry("configs.ssast_tiny_200_16x4"), options(archive, "--precision", "bfloat16")
@@ -264,7 +275,7 @@ def test_a_run_that_took_float32_for_a_slow_precision_is_finished(archive, comma
         assert not commands, "nothing is trained"
     with pytest.raises(SystemExit):
         sweep.main([str(tmp_path / "list.txt"), "--runs", str(tmp_path / "runs"), *options(archive)])
-    assert "with --precision bfloat16, not float32" in table_of(tmp_path / "runs")["ssast_tiny_200_16x4"]["state"]
+    assert "with --precision bfloat16, not float32" in capfd.readouterr().err
 
 
 SLEEPER = """
