@@ -227,20 +227,23 @@ class MaskedSpectrogramEncoder(nn.Module):
     def block_outputs(self, tokens: Tensor, last: int) -> list[Tensor]:
         """The outputs of the last blocks for patch tokens [B, L, D]: [B, L, D] each, not normalised.
 
-        If a block returns the residual stream apart from what it adds to it, its output is the sum of both.
+        If a block returns the residual stream apart from what it adds to it, its output is the sum of both. Blocks that
+        work side by side (`blocks_per_layer`) count as one, whose output is their sum.
         """
         outputs: list[Tensor] = []
+        together = self.blocks_per_layer
 
         def keep(block: nn.Module, inputs: tuple, output: Any) -> None:
             outputs.append(output if isinstance(output, Tensor) else output[0] + output[1])
 
-        hooks = [block.register_forward_hook(keep) for block in self.blocks[-last:]]
+        hooks = [block.register_forward_hook(keep) for block in self.blocks[-last * together :]]
         try:
             self.encode(tokens)
         finally:
             for hook in hooks:
                 hook.remove()
-        return [self._of_patches(output) for output in outputs]
+        layers = zip(*(outputs[number::together] for number in range(together)))  # of each, the blocks side by side
+        return [self._of_patches(torch.stack(layer).sum(dim=0) if together > 1 else layer[0]) for layer in layers]
 
     def run_block(self, block: nn.Module, *inputs: Tensor | None) -> Any:
         """The block's output. With `gradient_checkpointing`, its activations are not kept for the backward pass."""

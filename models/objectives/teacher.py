@@ -45,7 +45,7 @@ class Teacher(Objective):
 
     Args:
         encoder, opt: see `Objective`.
-        last_blocks: K; data2vec has 8 of 12 for speech.
+        last_blocks: K; data2vec has 8 of 12 for speech. Blocks that work in pairs count as one.
         decay: of the average at the start of the run.
         final_decay: at its end.
         target_norm: "layer" or "instance".
@@ -71,9 +71,10 @@ class Teacher(Objective):
     ):
         super().__init__(encoder, opt)
         check_masking(encoder, "teacher")
-        if not (is_whole(last_blocks) and last_blocks <= len(encoder.blocks)):
+        blocks = len(encoder.blocks) // encoder.blocks_per_layer
+        if not (is_whole(last_blocks) and last_blocks <= blocks):
             raise ValueError(
-                f"opt.objective_args.last_blocks must be a whole number from 1 to {len(encoder.blocks)}, the blocks of "
+                f"opt.objective_args.last_blocks must be a whole number from 1 to {blocks}, the blocks of "
                 f"the encoder, got {last_blocks!r}"
             )
         if target_norm not in TARGET_NORMS:

@@ -201,6 +201,16 @@ class TestEncoder:
             (output,) = model.block_outputs(tokens, 1)
             torch.testing.assert_close(model.encoder_norm(output), model.encode(tokens), rtol=0, atol=1e-6)
 
+    def test_a_pair_of_ssamba_counts_as_one_block_of_the_outputs(self):
+        torch.manual_seed(0)
+        model = models.build("ssamba_tiny", {"depth": 6, "embed_dim": 32, "img_size": (32, 20)}).eval()
+        tokens = torch.randn(2, model.pos_embed.shape[1] - 1, 32)
+        with torch.no_grad():
+            outputs = model.block_outputs(tokens, 2)
+            normed = model.encoder_norm(model.encoder_norm(outputs[-1]))
+            torch.testing.assert_close(normed, model.encode(tokens), rtol=0, atol=1e-5)
+        assert len(outputs) == 2 and len(model.block_outputs(tokens, 3)) == 3
+
     def test_unknown_values_and_combinations_are_refused(self):
         for args, message in (
             ({"direction": "backward"}, "unknown direction 'backward'; choose from forward, alternate, both"),
