@@ -132,5 +132,7 @@ def parse_settings(entries: list[str]) -> FrontEnd:
         try:
             settings[key] = int(text) if types[key] is int else float(text)
         except ValueError:
-            raise FrontEndError(f"front_end.{key} must be a number, got {text!r}") from None
+            raise FrontEndError(
+                f"front_end.{key} must be a {'whole ' if types[key] is int else ''}number, got {text!r}"
+            ) from None
     return FrontEnd(**settings)

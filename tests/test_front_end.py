@@ -83,7 +83,7 @@ def test_settings_of_the_published_front_end():
     "entries, message",
     [
         (["n_mel=3"], "unknown front-end setting 'n_mel'; accepted are sample_rate, n_fft, hop_length, n_mels"),
-        (["n_mels=many"], "front_end.n_mels must be a number, got 'many'"),
+        (["n_mels=many"], "front_end.n_mels must be a whole number, got 'many'"),
         (["n_mels=0"], "front_end.n_mels must be a whole number of at least 1, got 0"),
         (["n_fft=401"], "front_end.n_fft must be even, got 401"),
         (["mel_max_hz=9000"], "mel_max_hz <= sample_rate / 2 must hold, got 50, 9000 and a sample_rate of 16000"),

@@ -289,6 +289,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     )
     args = parser.parse_args(arguments)
     logging.basicConfig(format="report: %(message)s")
+    if Path(args.out).is_dir():
+        raise SystemExit(f"report: --out {args.out} is a folder; name a file for the page")
     try:
         count = write_report(args.workdirs, args.out)
     except (ReportError, OSError) as error:

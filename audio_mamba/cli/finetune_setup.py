@@ -221,7 +221,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     loaders, test_loader = build_loaders(experiment, config, split, encoder.num_frames)
     contents = loaders.contents()
     check_same_in_all_processes(contents)
-    check_schedule(config, len(loaders.train))
+    check_schedule(config, len(loaders.train), args.min_lr)
     groups = model.parameter_groups(config.opt.weight_decay, config.opt.layer_decay, config.opt.head_rate)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")

@@ -14,8 +14,9 @@ from audio_mamba.cli.train_config import check_same_config, check_same_objective
 from audio_mamba.cli.train_data import check_since_checkpoint
 from audio_mamba.data.contents import Contents
 from audio_mamba.front_end import FrontEnd
-from audio_mamba.hear_api.trained_config import trained_front_end
-from audio_mamba.hear_api.weights import find_checkpoint, load_weights
+from audio_mamba.hear_api.trained_config import check_same_encoder, read_config_of, trained_front_end
+from audio_mamba.hear_api.weights import find_checkpoint, read_weights
+from audio_mamba.models import MaskedSpectrogramEncoder
 from audio_mamba.models.objectives import Objective
 from audio_mamba.models.ops.linear_choice import set_linear_choice
 from audio_mamba.schema import flattened
@@ -75,7 +76,7 @@ def load_state(
         )
     front_end = FrontEnd.from_settings(config.front_end)
     if path is None or state is None:
-        return _start_fresh(args.init, model, front_end, objective)
+        return _start_fresh(args.init, config, model, objective)
     _check_belongs(args, config, state, path, front_end, objective)
     if state.get("linear_library") and "processes" in state:
         set_linear_choice(state["linear_library"])  # of the run so far, so that it continues with the same bits
@@ -95,12 +96,22 @@ def load_state(
     return start
 
 
-def _start_fresh(init: str | None, model: nn.Module, front_end: FrontEnd, objective: Objective | None) -> Start:
+def _start_fresh(init: str | None, config: ConfigDict, model: nn.Module, objective: Objective | None) -> Start:
     """Load the weights of --init, if it is given, and start the objective."""
     if init:
         source = find_checkpoint(init)
-        front_end.check_same(trained_front_end(source), f"--init {source}")
-        logger.info("initial weights from %s", load_weights(model, init))
+        FrontEnd.from_settings(config.front_end).check_same(trained_front_end(source), f"--init {source}")
+        try:
+            check_same_encoder(config, read_config_of(source)[1].get("model"), f"--init {source} and this run")
+        except ValueError as error:
+            logger.warning("%s; training begins with these weights all the same", error)
+        assert isinstance(model, MaskedSpectrogramEncoder)
+        try:
+            state = model.with_own_positions(read_weights(source))  # the length of crops may be another one
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"{source}: {error}") from error
+        checkpoint.load_model_state(model, state, source=source)
+        logger.info("initial weights from %s", source)
     if objective is not None:
         objective.start()
     return Start()

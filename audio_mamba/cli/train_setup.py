@@ -109,7 +109,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     )
     loaders = build_loaders_together(args, config, model, device)
     contents = loaders.contents()
-    check_schedule(config, len(loaders.train))
+    check_schedule(config, len(loaders.train), args.min_lr)
     optimizer = optim.make_optimizer(objective.module, config.opt.weight_decay, args.bias_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
     distributed.seed_apart(args.seed)

@@ -297,6 +297,11 @@ def test_where_no_run_is_left_nothing_is_written(tmp_path, names):
     assert not list(tmp_path.glob("report.html*"))
 
 
+def test_a_folder_is_no_page(runs, tmp_path):
+    with pytest.raises(SystemExit, match="is a folder; name a file for the page"):
+        report.main([str(runs[0]), "--out", str(tmp_path)])
+
+
 def test_a_failure_leaves_the_old_page(runs, tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("old")
     monkeypatch.setattr(report, "render", lambda runs: 1 / 0)

@@ -390,6 +390,7 @@ def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
         ),
         (["--resume", "absent.pth"], {}, "no checkpoint file at absent.pth"),
         (["--resume", "a.pth", "--init", "b.pth"], {}, "--init and --resume cannot be combined: "),
+        (["--min-lr", "1"], {}, "--min-lr 1 is above the peak of the learning rate, "),
         (["--init", "absent"], {}, "no checkpoint-<epoch>.pth or model.safetensors in absent"),
         (["--data", "http://host/a.tar"], {}, "--data mixes folders with URLs such as http://host/a.tar"),
         (["--val-data", "absent"], {}, "--val-data: absent is not a folder"),
@@ -499,6 +500,36 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, synthetic_arc
     torch.save({key: state[key] for key in ("model", "optimizer", "epoch")}, other)  # no config, as in a published one
     with pytest.raises(SystemExit, match="holds another architecture: no blocks.1.norm1.weight"):
         run(tmp_path / "b", synthetic_archive, "--resume", str(other), model__model_args__depth=2)
+
+
+def test_init_of_arguments_that_shapes_do_not_show_warns(tmp_path, synthetic_archive, caplog):
+    run(tmp_path / "a", synthetic_archive, num_epochs=1)
+    started = {"num_epochs": 1, "model__model_args__mask_ratio": 0.8}  # the weights are the same for any mask
+    run(tmp_path / "b", synthetic_archive, "--init", str(tmp_path / "a"), **started)
+    assert "training begins" not in caplog.text
+    run(tmp_path / "c", synthetic_archive, "--init", str(tmp_path / "a"), num_epochs=1, model__model_args__num_heads=2)
+    assert "this run differ in model.model_args.num_heads: 3 there, 2 here; training begins with" in caplog.text
+
+
+@pytest.mark.parametrize("frames", [100, 400])
+def test_init_continues_the_positions_of_crops_of_another_length(tmp_path, synthetic_archive, frames):
+    run(tmp_path / "a", synthetic_archive, num_epochs=1)
+    longer = {"model__model_args__img_size": (frames, 80), "data__num_frames": frames, "opt__learning_rate": 0.0}
+    run(tmp_path / "b", synthetic_archive, "--init", str(tmp_path / "a"), num_epochs=1, **longer)
+    before, after = (last_state(tmp_path / name)["model"] for name in "ab")
+    assert all(torch.equal(after[key], before[key]) for key in before if key != "pos_embed")
+    shared = min(200, frames) // 4 * 5 + 1  # patches of 4 frames x 16 of 80 bands, and the class token
+    assert after["pos_embed"].shape[1] == frames // 4 * 5 + 1
+    torch.testing.assert_close(after["pos_embed"][:, :shared], before["pos_embed"][:, :shared], rtol=0, atol=1e-6)
+
+
+def test_a_default_may_be_named_when_a_run_is_resumed(tmp_path, synthetic_archive):
+    run(tmp_path, synthetic_archive, num_epochs=1)
+    named = {"opt__objective_args__decoder_layers": 0, "model__model_args__masked_positions": False}
+    assert len(run(tmp_path, synthetic_archive, num_epochs=2, **named)) == 2
+    assert len(run(tmp_path, synthetic_archive, num_epochs=3)) == 3
+    with pytest.raises(SystemExit, match="opt.objective_args.decoder_layers is 0 there and 1 here; choose"):
+        run(tmp_path, synthetic_archive, num_epochs=4, opt__objective_args__decoder_layers=1)
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(tmp_path, synthetic_archive):

@@ -344,7 +344,7 @@ def test_other_parameter_groups_are_refused(tmp_path, synthetic_archive):
         run(tmp_path, synthetic_archive, "--bias_decay", num_epochs=2)
 
 
-@pytest.mark.parametrize("option, before, now", [("--seed", "0", "3"), ("--min-lr", "0.0", "0.001")])
+@pytest.mark.parametrize("option, before, now", [("--seed", "0", "3"), ("--min-lr", "0.0", "1e-07")])
 def test_another_value_of_an_option_beside_the_config_is_refused(tmp_path, synthetic_archive, option, before, now):
     run(tmp_path, synthetic_archive, num_epochs=1)
     with pytest.raises(SystemExit, match=f"was trained with {option} {before}, not {now}"):
