@@ -67,7 +67,7 @@ import pandas
 
 results = pandas.read_csv(sys.argv[1])
 rows = {
-    "plain_log_mels": ("plain log-mels", "mean and deviation over time of each mel band: no model, the score to beat"),
+    "plain_log_mels": ("plain log-mels", "mean and standard deviation over time of each mel band: no model, the score to beat"),
     "trained_here": ("trained here", f"SSAM-Tiny, pretrained for minutes on {sys.argv[2]} crops of 2 s: a demonstration"),
     "shipped": ("shipped", "SSAM-Tiny as it comes with the project, pretrained for an hour on 32,000 crops"),
 }
