@@ -82,6 +82,12 @@ def load_audio(
     return audio
 
 
+def check_channel(channel: str | int) -> None:
+    """ValueError unless it is a number, or one of CHANNELS."""
+    if channel not in CHANNELS and (isinstance(channel, bool) or not isinstance(channel, Integral)):
+        raise ValueError(f"channel must be a number or one of {', '.join(CHANNELS)}, got {channel!r}")
+
+
 def stream_audio(
     path: str | Path, sample_rate: int = PUBLISHED.sample_rate, channel: str | int = "mix"
 ) -> Iterator[np.ndarray]:
@@ -98,8 +104,7 @@ def stream_audio(
         float32 [n] blocks; their concatenation is the file. Raises AudioError as `load_audio`, at the faulty block or
         before, but leaves it to the caller what is too short.
     """
-    if channel not in CHANNELS and (isinstance(channel, bool) or not isinstance(channel, Integral)):
-        raise ValueError(f"channel must be a number or one of {', '.join(CHANNELS)}, got {channel!r}")
+    check_channel(channel)
     with _naming(path):
         blocks = one_channel(_blocks(path), path, channel)
         for rate, group in itertools.groupby(blocks, key=operator.itemgetter(0)):

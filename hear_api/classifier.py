@@ -27,6 +27,7 @@ from audio_mamba.hear_api.weights import (
     CLASSIFIER_FORMAT,
     CONFIG_NAME,
     WEIGHTS_NAME,
+    check_folder,
     read_safetensors,
     to_safetensors,
     write_saved,
@@ -101,10 +102,7 @@ def copy_classifier(folder: Path, out: Path) -> None:
     """Copy a classifier to another folder. ValueError if something else is there, or this one."""
     if out.exists() and out.samefile(folder):
         raise ValueError(f"{out} is the classifier itself; choose another folder for the copy")
-    if ((out / CONFIG_NAME).exists() and not is_classifier(out)) or (out / "checkpoints").exists():
-        raise ValueError(
-            f"{out} holds something else, such as a training run; choose another folder for the classifier"
-        )
+    check_folder(out, is_classifier)
     write_saved(out, (folder / WEIGHTS_NAME).read_bytes(), (folder / CONFIG_NAME).read_bytes())
 
 

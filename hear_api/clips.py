@@ -18,7 +18,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from audio_mamba.data.audio import AudioFileError, stream_audio
+from audio_mamba.data.audio import AudioFileError, check_channel, stream_audio
 from audio_mamba.data.features import LogMelStream, log_mel
 from audio_mamba.data.normalisation import RunningStats, Statistics, fixed_statistics, normalise, statistics_of
 from audio_mamba.front_end import FrontEnd
@@ -123,7 +123,9 @@ def load_clip(
     Raises:
         InputError: invalid array.
         AudioFileError: invalid file.
+        ValueError: no such channel can be.
     """
+    check_channel(channel)
     if isinstance(clip, (str, PathLike)):
         return read_file(Path(clip), front_end, channel)
     samples = as_samples(clip, name)

@@ -14,7 +14,9 @@ SSAM cannot be exported to it; SSAST and AxLSTM can.
 
 import argparse
 import io
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from audio_mamba.schema import LAYOUTS
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import given_path, quiet_exit
 
+OWN_OPERATORS = "audio_mamba."  # their namespace
 TOLERANCE = 1e-4  # of the check; features are of order 1
 
 
@@ -96,7 +99,18 @@ def _segments(model: MaskedSpectrogramEncoder, batch: int) -> Tensor:
 
 def _program(module: _Features | _Probabilities) -> torch.export.ExportedProgram:
     example = _segments(module.model, 2)
-    return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    with _naming_encoder(module):
+        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+
+
+@contextmanager
+def _naming_encoder(module: _Features | _Probabilities) -> Iterator[None]:
+    """Around torch's exporters, whose errors depend on the encoder: ExportError with its class and the first line."""
+    try:
+        yield
+    except Exception as error:
+        first = next(filter(None, str(error).splitlines()), type(error).__name__)
+        raise ExportError(f"torch cannot export {type(module.model).__name__}: {first}") from error
 
 
 @torch.no_grad()
@@ -118,9 +132,13 @@ def _onnx_bytes(module: _Features) -> bytes:
         from onnx.reference import ReferenceEvaluator
     except ImportError as error:
         raise ExportError(f"ONNX needs onnx and onnxscript, which the extra [export] has: {error}") from error
-    exported = torch.onnx.export(
-        _program(module), dynamo=True, verbose=False, input_names=["segments"], output_names=["features"]
-    )
+    program = _program(module)
+    if own := sorted({str(node.target) for node in program.graph.nodes if str(node.target).startswith(OWN_OPERATORS)}):
+        raise ExportError(f"ONNX has no operator for {own[0]}, which the encoder uses; export it as .pt2")
+    with _naming_encoder(module):
+        exported = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=["segments"], output_names=["features"]
+        )
     assert exported is not None  # with dynamo=True
     evaluator: Any = ReferenceEvaluator(exported.model_proto)
     _check(module, lambda segments: torch.from_numpy(evaluator.run(None, {"segments": segments.numpy()})[0]))
@@ -167,6 +185,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
     args = parser.parse_args(arguments)
     try:
         _refuse_choices(args)
+        if args.out.suffix:
+            print("export: tracing the encoder, which may take a minute", file=sys.stderr)
         if args.weights and is_classifier(args.weights):
             classifier = load_classifier(args.weights, "cpu", precision="float32")
             export_classifier(classifier, args.out)

@@ -17,6 +17,7 @@ from torch import Tensor
 from audio_mamba.front_end import FrontEnd
 
 ClipInput = np.ndarray | Tensor | str | PathLike
+LOWEST_RATE = 200  # Hz
 LOUDEST = 100.0  # larger samples are taken for integer PCM that was not scaled to [-1, 1]
 
 
@@ -57,9 +58,9 @@ def as_samples(audio: np.ndarray | Tensor, name: str) -> Tensor:
 
 
 def check_sample_rate(sample_rate: float) -> None:
-    """InputError unless the rate is a positive number."""
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or not 0 < sample_rate < math.inf:
-        raise InputError(f"sample_rate must be a positive number of Hz, got {sample_rate!r}")
+    """InputError unless the rate is a number of Hz; smaller ones than LOWEST_RATE are taken for kHz."""
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or not LOWEST_RATE <= sample_rate < math.inf:
+        raise InputError(f"sample_rate must be a number of Hz, {LOWEST_RATE} or more, got {sample_rate!r}")
 
 
 def check_samples(samples: Tensor, name: str, front_end: FrontEnd) -> Tensor:

@@ -11,6 +11,7 @@ from audio_mamba.hear_api.weights import (
     CONFIG_NAME,
     FORMAT,
     WEIGHTS_NAME,
+    check_folder,
     read_safetensors,
     to_safetensors,
     write_saved,
@@ -35,8 +36,7 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
     """
     check_precision(dtype)
     folder = Path(folder)
-    if (folder / "checkpoints").exists() or ((folder / CONFIG_NAME).exists() and not _is_saved_model(folder)):
-        raise ValueError(f"{folder} holds something else, such as a training run; choose another folder for the model")
+    check_folder(folder, _is_saved_model)
     state = {key: value.cpu().to(PRECISIONS[dtype]) for key, value in runtime.model.state_dict().items()}
     config = {
         "format": FORMAT,
@@ -52,7 +52,7 @@ def save_pretrained(runtime: RuntimeSSAST, folder: str | Path, dtype: str = "flo
 def _is_saved_model(folder: Path) -> bool:
     try:
         return json.loads((folder / CONFIG_NAME).read_bytes())["format"] == FORMAT
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -46,8 +46,8 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
             another module with `get_config()`; with a variant after a colon where `get_config` takes one. A study of
             `configs.studies` without a variant: the one that the weights were trained as. None: the config that the
             weights were trained with, or DEFAULT_MODEL if there are no weights either.
-        weights: a checkpoint file, a work folder of train.py, a saved model, or "untrained". Without a config also a
-            name of `available_models`, unless a file or folder has it. None: the published folder of the config in
+        weights: a checkpoint file, a work folder of train.py, a saved model, "untrained", or a name of
+            `available_models`, unless a file or folder has it. None: the published folder of the config in
             $PT_MAMBA_MODEL_DIR, or the weights that come with the project.
         features: `scene_layout`, `scene_pooling` and `overlap` in place of the config's; None keeps the config's.
 
@@ -58,8 +58,8 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
     path: Path | None
     if config_name == "" or weights == "":
         raise ValueError("the name of the model or of its weights is empty; is a shell variable unset?")
-    if config_name is None and weights in available_models() and not Path(weights).exists():
-        config_name, weights = str(weights), None
+    if weights is not None and weights in available_models() and not Path(weights).exists():
+        config_name, weights = config_name or str(weights), default_weights(str(weights))
     if config_name is None and weights and weights != UNTRAINED:
         path = find_checkpoint(weights)
         config, name = config_of(path)
@@ -68,7 +68,10 @@ def resolve(config_name: str | None, weights: str | Path | None, **features: str
         config = load_config(module)  # first, so that a typo is reported before missing weights
         path = weights_file(module, weights)
         config, name = _as_trained(config, module, path), short_name(module)
-    config.update({key: value for key, value in features.items() if value is not None})
+    try:
+        config.update({key: value for key, value in features.items() if value is not None})
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     config = check_config(config, models.known_archs(), source=name)
     return ModelSource(config, path, name)
 
@@ -152,14 +155,21 @@ def default_weights(name: str) -> Path:
 def available_models() -> list[str]:
     """Names of the models whose weights are on this machine, in the project and in $PT_MAMBA_MODEL_DIR or
     $PT_AXLSTM_MODEL_DIR."""
-    names = {folder.name for folder in SHIPPED_WEIGHTS.glob("*") if folder.is_dir()}
+    names = {folder.name for folder in SHIPPED_WEIGHTS.glob("*") if _has_weights(folder)}
     for variable in (WEIGHTS_VARIABLE, AXLSTM_WEIGHTS_VARIABLE):
         if model_dir := os.environ.get(variable):
-            folders = [folder for folder in Path(model_dir).glob(f"*{PUBLISHED_SUFFIX}") if folder.is_dir()]
+            folders = filter(_has_weights, Path(model_dir).glob(f"*{PUBLISHED_SUFFIX}"))
             found = {folder.name.removesuffix(PUBLISHED_SUFFIX) for folder in folders}
             known = {short_name(name) for name in experiments()}
             names |= {name for name in found & known if _variable_of(name) == variable}
     return sorted(names)
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and find_checkpoint(folder).is_file()
+    except OSError:
+        return False
 
 
 def _variable_of(name: str) -> str:

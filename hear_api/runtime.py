@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 
 class RuntimeSSAST(nn.Module):
-    """A pretrained encoder as an embedding model; `.cuda()` and `.to()` move it as any module.
+    """A pretrained encoder as an embedding model; `.cuda()` and `.to(device)` move it as any module.
 
     Args:
         config: of the experiment, e.g. `configs.ssam_tiny_200_16x4.get_config()`. Its `scene_layout` is "published"
@@ -272,6 +272,8 @@ class RuntimeSSAST(nn.Module):
     def encode(self, spectrograms: list[Tensor], layout: str) -> list[Tensor]:
         """Normalised log-mels [frames, mels] of any lengths -> float32 features of each, [t, width] with
         t = ceil(frames / frames_per_step), on the module's device."""
+        if (dtype := self.model.pos_embed.dtype) != torch.float32:
+            raise ValueError(f"the weights are {dtype}; keep them float32 and load the model with precision= instead")
         steps = [-(-len(spectrogram) // self.frames_per_step) for spectrogram in spectrograms]
         segments = plan_segments(steps, self.cut, lambda read: self.model.tokens_read(layout, read))
         device = self.model.pos_embed.device

@@ -40,7 +40,7 @@ def config_of(path: Path) -> tuple[ConfigDict, str]:
         elif {"encoder", "head"} <= entries.keys():  # a checkpoint of finetune.py
             entries = {"scene_layout": "bands", "front_end": entries["front_end"], "model": entries["model"]}
         if "model" not in entries:
-            raise ValueError(f"cannot tell which config {path} was trained with; pass --config")
+            raise ValueError(f"cannot tell which config {path} was trained with, if it holds weights; name the config")
         return check_config(ConfigDict(entries), models.known_archs(), source=str(found)), name
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{found}: does not describe a model ({error}); pass the --config of {path}") from error

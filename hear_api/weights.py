@@ -1,6 +1,7 @@
 """Weight files: find them in a folder, read them safely, load them into a model."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -72,6 +73,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path.parent} is not a saved model: it has no {path.name}") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: damaged, or not a saved model ({error})") from error
+
+
+def check_folder(folder: Path, is_ours: Callable[[Path], bool]) -> None:
+    """ValueError if a folder to be written holds something else than what `is_ours` knows: a training run, or weights
+    without its config."""
+    for name in ("checkpoints", CONFIG_NAME, WEIGHTS_NAME):
+        if (folder / name).exists() and (name == "checkpoints" or not is_ours(folder)):
+            raise ValueError(f"{folder} holds something else, {name}; choose another folder, or remove it")
 
 
 def write_saved(folder: Path, weights: bytes, config: bytes) -> None:

@@ -133,6 +133,19 @@ with torch.no_grad():
         out, states = runtime.model.step(tokens[:, first : first + 50], states)
         steps.append(out)
 torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-3, atol=1e-4)
+
+# Exported for any size of the batch, with one block, since tracing takes its time.
+import pathlib
+import tempfile
+from audio_mamba.hear_api.export import export
+source = resolve("mypackage.gated", "untrained")
+source.config.model.model_args.depth = 1
+runtime = build_runtime(source, device="cpu")
+with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    export(runtime, pathlib.Path(folder) / "gated.pt2")
+    program = torch.export.load(pathlib.Path(folder) / "gated.pt2").module()
+    segments = torch.randn(3, 1, *runtime.model.img_size)
+    torch.testing.assert_close(program(segments), runtime.model.forward_features(segments, "bands"))
 """,
     "front end": """
 import numpy as np

@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.
         metavar="NAME",
         type=not_empty,
         action="append",
-        help="a model of list_models(), a path of weights, NAME:untrained, or logmel (mean and standard deviation of log-mels); "
-        f"give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
+        help="a model of list_models(), a path of weights, NAME:untrained, or logmel (mean and standard deviation of "
+        f"log-mels); give it several times to compare (default: {' and '.join(DEFAULT_MODELS)})",
     )
     add("--labels", metavar="CSV", type=given_path, help="table of labels, as for prepare")
     add(

@@ -11,6 +11,8 @@ import torch
 from audio_mamba.hear_api import RuntimeSSAST
 from audio_mamba.hear_api.export import ExportError, export, main
 from audio_mamba.hear_api.pretrained import from_pretrained, save_pretrained
+from audio_mamba.models import SSAST
+from audio_mamba.models.ops.selective_scan import selective_scan
 from audio_mamba.training.checkpoint import CheckpointError
 from tests.golden_weights import fill_by_rule, golden_audio, golden_input
 from tests.hear_api.test_runtime import config_of
@@ -59,9 +61,11 @@ def test_the_folder_of_a_training_run_is_not_touched(runtime, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"name": "configs.mine"}')
-    for name in ("run", "other"):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").write_text("of another program")
+    for name in ("run", "other", "weights"):
         before = list((tmp_path / name).iterdir())
-        with pytest.raises(ValueError, match=f"{name} holds something else, such as a training run"):
+        with pytest.raises(ValueError, match=f"{name} holds something else, "):
             save_pretrained(runtime, tmp_path / name)
         assert list((tmp_path / name).iterdir()) == before
     save_pretrained(runtime, save_pretrained(runtime, tmp_path / "mine"))
@@ -125,7 +129,8 @@ def test_damaged_folders_are_refused_by_name(runtime, tmp_path):
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="its format is not"):
         from_pretrained(folder)
-    (folder / "config.json").unlink()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
     save_pretrained(runtime, folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -190,6 +195,37 @@ def test_onnx_of_ssast(tmp_path):
     ours = evaluator(str(tmp_path / "model.onnx")).run(None, {"segments": segments.numpy()})[0]
     with torch.no_grad():
         np.testing.assert_allclose(ours, runtime.model.forward_features(segments, "bands").numpy(), rtol=0, atol=1e-4)
+
+
+class Counting(SSAST):
+    """An encoder that torch cannot trace for any batch size."""
+
+    def forward_features(self, x, *arguments, **options):
+        return super().forward_features(x[: len(x)].reshape(int(len(x)), *x.shape[1:]), *arguments, **options)
+
+
+class Scanning(SSAST):
+    """An encoder with a scan of its own."""
+
+    def forward_features(self, x, *arguments, **options):
+        features = super().forward_features(x, *arguments, **options)  # [B, t, width]
+        u = features.mT.contiguous()  # [B, width, t]
+        ones = u.new_ones(u.shape[0], 1, u.shape[2])
+        return selective_scan(u, torch.ones_like(u), -u.new_ones(u.shape[1], 1), ones, ones).mT
+
+
+def test_an_encoder_that_cannot_be_traced_is_named(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = RuntimeSSAST(config_of("ssast_tiny_200_16x4", depth=1, embed_dim=48), None)
+    small = {"depth": 1, "embed_dim": 48, "img_size": (80, 200), "patch_size": (16, 4)}
+    for cls, suffix, message in (
+        (Counting, ".pt2", "torch cannot export Counting: "),
+        (Scanning, ".onnx", "ONNX has no operator for audio_mamba.selective_scan"),
+    ):
+        runtime.model = cls(**small).eval()
+        with pytest.raises(ExportError, match=message):
+            export(runtime, tmp_path / f"model{suffix}")
+        assert not list(tmp_path.iterdir())
 
 
 def test_impossible_exports_are_refused(runtime, tmp_path):

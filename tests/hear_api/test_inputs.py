@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import audio_mamba
 from audio_mamba.data.audio import AudioError
 from audio_mamba.hear_api import RuntimeSSAST, clips
 from audio_mamba.hear_api.inputs import InputError
@@ -100,7 +101,9 @@ def test_invalid_audio_is_refused_in_one_sentence(runtime, audio, message):
         ([np.zeros(16000), np.zeros((2, 16000))], {}, r"clip 1 of 2 must be \[n_samples\], got \[2, 16000\]"),
         ([np.zeros(16000), np.zeros(200)], {}, "clip 1 of 2 must have at least 201 samples"),
         ([np.zeros(300)], {"sample_rate": 48000}, "clip 0 of 1, resampled to 16000 Hz, must have at least 201 samples"),
-        ([np.zeros(16000)], {"sample_rate": 0}, "sample_rate must be a positive number of Hz, got 0"),
+        ([np.zeros(16000)], {"sample_rate": 0}, "sample_rate must be a number of Hz, 200 or more, got 0"),
+        ([np.zeros(16000)], {"sample_rate": 16}, "sample_rate must be a number of Hz, 200 or more, got 16"),
+        ([np.zeros(16000)], {"channel": "middle"}, "channel must be a number or one of mix, left, right, got 'middle'"),
         ([np.zeros(16000)], {"kind": "event"}, "unknown kind 'event'; choose from scene, timestamps"),
         ([np.zeros(16000)], {"output": "jax"}, "unknown output 'jax'"),
         (None, {}, "clips must be an array, a path or a list of them, got NoneType"),
@@ -118,6 +121,13 @@ def test_invalid_audio_is_refused_in_one_sentence(runtime, audio, message):
 def test_embed_names_the_clip_and_the_fault(runtime, clips, arguments, message):
     with pytest.raises(ValueError, match=message):
         runtime.embed(clips, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_another_type_point_to_the_precision(dtype):
+    model = audio_mamba.load_model(device="cpu").to(dtype)
+    with pytest.raises(ValueError, match=f"the weights are {dtype}; keep them float32 and load the model with prec"):
+        model.embed([np.zeros(16000)])
 
 
 def test_minimum_length_counts_after_resampling(runtime):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from audio_mamba import train
+from audio_mamba import load_model, train
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.resolve import available_models, load_config, resolve
 from audio_mamba.hear_api.runtime import build_runtime
@@ -169,11 +169,25 @@ def test_an_empty_name_is_not_the_default_model(name, weights):
 def test_only_models_that_can_be_loaded_by_name_are_listed(tmp_path, monkeypatch):
     for name in ("axlstm_tiny_200_16x4", "ssam_base_200_16x4", "whatever"):
         (tmp_path / f"{name}_4x256_fp16_r1").mkdir()
+        (tmp_path / f"{name}_4x256_fp16_r1" / "checkpoint-99.pth").touch()
+    (tmp_path / "ssast_tiny_200_16x4_4x256_fp16_r1").mkdir()  # without weights
     shipped = available_models()
     monkeypatch.setenv("PT_MAMBA_MODEL_DIR", str(tmp_path))
     assert set(available_models()) - set(shipped) == {"ssam_base_200_16x4"}
     monkeypatch.setenv("PT_AXLSTM_MODEL_DIR", str(tmp_path))
     assert set(available_models()) - set(shipped) == {"ssam_base_200_16x4", "axlstm_tiny_200_16x4"}
+
+
+def test_a_name_of_weights_counts_beside_a_config():
+    source = resolve("ssam_tiny_free_audio", "ssam_tiny_free_audio")
+    assert source.weights == resolve("ssam_tiny_free_audio", None).weights
+    with pytest.raises(ValueError, match="another architecture"):
+        load_model("ssast_tiny_free_audio", weights="ssam_tiny_free_audio")
+
+
+def test_a_feature_of_another_type_is_a_value_error():
+    with pytest.raises(ValueError, match="overlap"):
+        resolve(None, None, overlap="0.5")
 
 
 def test_the_default_is_the_small_model_that_comes_with_the_project():
@@ -209,7 +223,7 @@ def test_an_invalid_config_is_reported_before_missing_weights(monkeypatch, named
 @pytest.mark.parametrize(
     "text, message",
     [
-        (None, "cannot tell which config .*checkpoint-0.pth was trained with; pass --config"),
+        (None, "cannot tell which config .*checkpoint-0.pth was trained with, if it holds weights; name the config"),
         ("{}", "cannot tell which config"),
         ("{", "cannot tell which config"),
         ("[1]", "cannot tell which config"),
