@@ -4,7 +4,7 @@ import argparse
 import ast
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -177,8 +177,11 @@ def check_same_config(
         defaults: the values of keys that are younger than `theirs`.
     """
     before, now = (json.loads(json.dumps(entries)) for entries in (theirs, config.to_dict()))  # tuples become lists
-    before, now = (_with_defaults(flattened(entries)) for entries in (before, now))
-    before = flattened(dict(defaults)) | before
+    before, now = flattened(dict(defaults)) | flattened(before), flattened(now)
+    for key in ("model.arch", "opt.objective"):
+        if (name := now.get(key)) == before.get(key) and name is not None:
+            arguments = _argument_defaults(key, name)
+            before, now = arguments | before, arguments | now
     differences = [
         f"{key} is {before.get(key, 'not set')} there and {now.get(key, 'not set')} here"
         for key in sorted({*before, *now})
@@ -188,17 +191,19 @@ def check_same_config(
         raise ValueError(f"{source} belongs to another config: {'; '.join(differences)}; {advice}")
 
 
-def _with_defaults(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config with the default of every argument of the encoder and of the objective that it does not name."""
-    known, arch, objective = models.known_archs(), flat.get("model.arch"), flat.get("opt.objective")
-    defaults: dict[str, Any] = {}
-    if arch in known:
-        defaults |= {f"model.model_args.{key}": value for key, value in argument_defaults(known[arch]).items()}
-    if isinstance(objective, str):
-        with suppress(ValueError):  # a class of one's own that is gone
-            arguments = argument_defaults(objectives.find(objective))
-            defaults |= {f"opt.objective_args.{key}": value for key, value in arguments.items()}
-    return json.loads(json.dumps(defaults, default=str)) | flat
+def _argument_defaults(key: str, name: str) -> dict[str, Any]:
+    """The defaults of the arguments of an encoder (`key` "model.arch") or of an objective ("opt.objective"), by their
+    dotted keys in a config; none of a class that cannot be found."""
+    section = "model.model_args"
+    constructor: Callable[..., Any] | None = None
+    if key == "model.arch":
+        constructor = models.known_archs().get(name)
+    else:
+        section = "opt.objective_args"
+        with suppress(ValueError):
+            constructor = objectives.find(name)
+    found = argument_defaults(constructor) if constructor else {}
+    return json.loads(json.dumps({f"{section}.{argument}": value for argument, value in found.items()}, default=str))
 
 
 def check_same_options(

@@ -440,7 +440,7 @@ def test_a_result_that_another_run_completes_is_kept(audio, tmp_path, monkeypatc
         main([str(audio), *MODEL, "--out", str(out)])
     assert out.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [out]
 
-    lock = journal.folder_lock
+    lock = journal.lock_folder
 
     @contextlib.contextmanager
     def while_the_folder_goes(folder):
@@ -448,7 +448,7 @@ def test_a_result_that_another_run_completes_is_kept(audio, tmp_path, monkeypatc
             folder.rmdir()
             yield
 
-    monkeypatch.setattr(journal, "folder_lock", while_the_folder_goes)
+    monkeypatch.setattr(journal, "lock_folder", while_the_folder_goes)
     with pytest.raises(JournalError, match="j: another run has just completed it"):
         Journal(tmp_path / "j", {}, width=2, resume=True)
 

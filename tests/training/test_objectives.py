@@ -295,7 +295,7 @@ def test_resuming_with_another_objective_is_refused(tmp_path, synthetic_archive)
 
 def test_resuming_with_other_arguments_of_the_objective_is_refused(tmp_path, synthetic_archive):
     run(tmp_path, synthetic_archive, num_epochs=1, **TEACHER)
-    with pytest.raises(SystemExit, match=r"opt.objective_args.decay is None there and 0.5 here; choose another"):
+    with pytest.raises(SystemExit, match=r"opt.objective_args.decay is 0.999 there and 0.5 here; choose another"):
         run(tmp_path, synthetic_archive, opt__objective_args__decay=0.5, **TEACHER)
 
 
