@@ -58,16 +58,12 @@ def add_channel_argument(parser: argparse.ArgumentParser, each: str = "") -> Non
     )
 
 
-def add_file_run_arguments(parser: argparse.ArgumentParser, done: str, workers: str) -> None:
-    """Add --hidden, --workers (None if it is not given), --resume and --strict.
-
-    Args:
-        done: what is done to a file, such as "embedded".
-        workers: the default in words.
-    """
+def add_file_run_arguments(parser: argparse.ArgumentParser, done: str) -> None:
+    """Add --hidden, --workers (None if it is not given), --resume and --strict; `done` is what is done to a file, such
+    as "embedded"."""
     add = parser.add_argument
     add_hidden_argument(parser)
-    add("--workers", type=int, help=f"processes that decode files (default: {workers})")
+    add("--workers", type=int, help="processes that decode files (default: as many as cores)")
     add("--resume", action="store_true", help=f"continue an interrupted run; files that have changed are {done} again")
     add("--strict", action="store_true", help="stop at the first file that fails")
 

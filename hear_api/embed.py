@@ -83,7 +83,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help="embed part I of N, for N machines that see the same folders; the process that completes the last part "
         "writes the whole result (torchrun and srun set this by themselves)",
     )
-    add_file_run_arguments(parser, done="embedded", workers="as many as cores")
+    add_file_run_arguments(parser, done="embedded")
     args = parser.parse_args(arguments)
     try:
         args.share = Share.of_process(args.share)

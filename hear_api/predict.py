@@ -84,7 +84,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     )
     add("--format", choices=FORMATS, help="default: that of the suffix of --out")
     add_channel_argument(parser, each="labels of every channel")
-    add_file_run_arguments(parser, done="labelled", workers="as many as cores")
+    add_file_run_arguments(parser, done="labelled")
     args = parser.parse_args(arguments)
     if args.workers is None:
         args.workers = usable_cores()

@@ -186,7 +186,7 @@ def _report_unless_disconnected(kind: type[BaseException], error: BaseException,
 def _wait_for_the_trainer(trainer: int) -> None:
     if hasattr(signal, "sigwaitinfo"):
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            pass
     else:  # macOS does not tell who sent a signal, so a SIGTERM to all processes ends the workers as well
         signal.sigwait({signal.SIGTERM})
     os._exit(0)

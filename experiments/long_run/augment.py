@@ -2,7 +2,8 @@
 
     python -m experiments.long_run.augment long_run/archives/train long_run/archives/train_augmented
 
-One epoch on the copy is one epoch with augmentation: every clip then has one gain and one other clip in it.
+One epoch on the copy is one epoch with augmentation: every clip has a gain, and half of them have another clip in
+them.
 """
 
 import argparse

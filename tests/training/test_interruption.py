@@ -97,6 +97,9 @@ def send_to_a_worker(number):
     time.sleep(0.1)
     assert seen + [batch.item() for batch in batches] == list(range(8))
     assert worker.is_alive()
+    worker.terminate()  # as the trainer ends it, which it still heeds
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.parametrize("number", SIGNALS)
