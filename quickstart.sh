@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a table of scores on a CPU, within 10 minutes on two cores after the downloads. Sets up .venv (or
-# $VENV), makes demo audio, writes log-mel archives, pretrains SSAM-Tiny for a few minutes, and compares it on a small HEAR task
-# with plain log-mels and with the pretrained SSAM-Tiny that comes with the project.
+# $VENV), generates demo audio, writes log-mel archives, pretrains SSAM-Tiny for a few minutes, and compares it on a
+# small HEAR task with plain log-mels and with the pretrained SSAM-Tiny that comes with the project.
 #
 #     ./quickstart.sh                demo audio
 #     ./quickstart.sh AUDIO_DIR      pretrain on your recordings: wav, flac, mp3, m4a ... (many hours take longer)
@@ -37,7 +37,8 @@ epochs=$((CROPS / samples > 0 ? CROPS / samples : 1))
 batch=$((samples < 16 ? samples : 16))
 python train.py --config configs.ssam_tiny_200_16x4 --workdir "$out/ssam_tiny" --data "$out/archives" --no-wandb \
     --print-freq 20 --num-workers 0 \
-    --set num_epochs=$epochs batch_size=$batch opt.learning_rate=8e-3 opt.warmup_epochs="$(python -c "print($epochs / 10)")"
+    --set num_epochs=$epochs batch_size=$batch opt.learning_rate=8e-3 \
+    opt.warmup_epochs="$(python -c "print($epochs / 10)")"
 
 if [ ! -f "$out/ssam_tiny/checkpoints/checkpoint-$((epochs - 1)).pth" ]; then  # it was told to stop, and has saved
     echo "quickstart: pretraining was interrupted; run the same command again to resume" >&2
@@ -67,8 +68,8 @@ import pandas
 
 results = pandas.read_csv(sys.argv[1])
 rows = {
-    "plain_log_mels": ("plain log-mels", "mean and standard deviation over time of each mel band: no model, the score to beat"),
-    "trained_here": ("trained here", f"SSAM-Tiny, pretrained for minutes on {sys.argv[2]} crops of 2 s: a demonstration"),
+    "plain_log_mels": ("plain log-mels", "mean and standard deviation of each mel band: no model, the score to beat"),
+    "trained_here": ("trained here", f"SSAM-Tiny, pretrained for minutes on {sys.argv[2]} crops of 2 s: a demo"),
     "shipped": ("shipped", "SSAM-Tiny as it comes with the project, pretrained for an hour on 32,000 crops"),
 }
 print("Test accuracy on the demo task (tell eight kinds of sound apart), in percent, mean of two seeds:\n")

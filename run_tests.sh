@@ -4,7 +4,7 @@
 #     ./run_tests.sh                       the default suite, within 10 minutes on two cores
 #     ./run_tests.sh -m slow               the tests that take longer
 #     ./run_tests.sh -m cuda -n 4          those that use a CUDA device, four at a time
-#     VENV=none ./run_tests.sh -m cuda     in the Python at hand: no environment is made, nothing is installed
+#     VENV=none ./run_tests.sh -m cuda     in the current Python: no environment is made, nothing is installed
 #
 # Test files that need a missing package are skipped.
 set -euo pipefail

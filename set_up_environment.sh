@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and run_tests.sh: creates and activates a virtual environment with the packages of the named
-# requirement files. VENV is its folder (default .venv); with VENV=none the Python at hand is used and nothing is
+# requirement files. VENV is its folder (default .venv); with VENV=none the current Python is used and nothing is
 # installed. An environment that is up to date is left alone.
 #
 #     source set_up_environment.sh requirements.txt [FILE...]
@@ -27,7 +27,7 @@ for _file in "$@" requirements-hear.txt; do
 done
 if [ ${#_changed[@]} -gt 0 ]; then
     echo "installing packages into $VENV (minutes, the first time)"
-    _install torch==2.13.0
+    _install "$(grep '^torch==' requirements.txt)"  # first: what needs torch then takes this one
     _install $(printf -- '-r %s ' "$@")
     # The metadata of the HEAR kit pins libraries of 2020; it runs on today's (see external_sources).
     _install --no-deps -r requirements-hear.txt

@@ -93,7 +93,7 @@ def stream_audio(
 ) -> Iterator[np.ndarray]:
     """The same samples as `load_audio`, in blocks of about ten seconds, so that a file of hours needs little memory.
 
-    A file of several recordings, one behind the other, is read to its end. A warning in the log names files that are
+    A file of several recordings, one after another, is read to its end. A warning in the log names files that are
     read although something is odd about them, such as channels of opposite phase, which cancel out in their mean.
 
     Args:

@@ -18,13 +18,13 @@ class Augmentation:
     """How much of each; 0 is none.
 
     Attributes:
-        gain: at most so many dB louder or softer. A clip is normalised, so this moves its quiet parts relative to the
-            front end's floor.
-        filter: at most so many dB louder or softer at some frequencies than at others, as other microphones, rooms and
-            voices are (FilterAugment, Nam et al. 2022, arXiv 2110.03282).
+        gain: the largest change of level, up or down, in dB. A clip is normalised, so this
+            moves its quiet parts relative to the front end's floor.
+        filter: the same for a gain that varies with the frequency, as microphones, rooms and voices do
+            (FilterAugment, Nam et al. 2022, arXiv 2110.03282).
         mixup: probability that a clip is mixed with another one (Zhang et al. 2018).
-        time_shift: at most so many frames, around the end of the crop.
-        freq_shift: at most so many mel bands up or down; the outermost band fills what is left.
+        time_shift: the largest shift, in frames, around the end of the crop.
+        freq_shift: the largest shift, up or down, in mel bands; the outermost band fills what is left.
         time_mask, freq_mask: width of the widest mask, in frames and in mel bands (Park et al. 2019); there is one of
             each.
     """
@@ -65,9 +65,9 @@ def draw_filter(rng: np.random.Generator, most: float, mels: int) -> np.ndarray:
 
 
 def apply_gain(log_mel: np.ndarray, decibels: float | np.ndarray, log_offset: float) -> np.ndarray:
-    """The log-mel, not normalised, that the front end would give for audio so many dB louder.
+    """The log-mel, not normalised, that the front end would give for audio that is so much louder.
 
-    log_mel is float32 [..., mels]; decibels are one number, or one for each mel band.
+    log_mel is float32 [..., mels]; `decibels` is one number, or one for each mel band.
 
     A log-mel is log(power + log_offset), and it is the power that is scaled.
     """

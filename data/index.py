@@ -1,6 +1,6 @@
 """Indexes archives from other programs, such as published ones, so that training starts at once and reads only crops.
 
-    python -m data.index ARCHIVE_DIR... [--workers N]
+    audio-mamba index ARCHIVE_DIR... [--workers N]
 
 Reads each shard that has no index, or one that does not belong to it, and writes <shard>.index.npz beside it. The
 command may be stopped at any time; started again, it continues with the remaining shards. It exits with status 1 if

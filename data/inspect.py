@@ -1,6 +1,6 @@
 """Shows what is in an archive: counts, hours, labels, lengths, mel statistics, and a picture of random clips.
 
-    python -m data.inspect ARCHIVE_DIR [--picture FILE.png]
+    audio-mamba inspect ARCHIVE_DIR [--picture FILE.png]
 
 Counts, hours and lengths are those of the whole archive; labels and mel statistics come from random clips.
 """

@@ -26,7 +26,7 @@ def read_manifest(directory: Path) -> dict | None:
         if not isinstance(manifest, dict) or not {"samples", "settings", "shards"} <= manifest.keys():
             raise ValueError("it must hold samples, settings and shards")
     except (OSError, ValueError, RecursionError) as error:
-        raise ArchiveError(f"{path} is not a manifest written by data.prepare ({error})") from error
+        raise ArchiveError(f"{path} is not a manifest written by `audio-mamba prepare` ({error})") from error
     if problem := _manifest_problem(manifest):
         raise ArchiveError(f"{path} is not valid: {problem}")
     return manifest

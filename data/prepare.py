@@ -1,7 +1,7 @@
 """Turns a tree of audio files into an archive of log-mel spectrograms.
 
-    python -m data.prepare AUDIO_DIR OUT_DIR [--labels labels.csv] [--validation 0.05] [--workers N]
-    torchrun --nnodes=4 ... -m data.prepare AUDIO_DIR OUT_DIR      # or srun: machines that share both folders
+    audio-mamba prepare AUDIO_DIR OUT_DIR [--labels labels.csv] [--validation 0.05] [--workers N]
+    torchrun --nnodes=4 ... -m audio_mamba.data.prepare AUDIO_DIR OUT_DIR    # or srun: machines that share both folders
 
 Files are dealt out to shards before the work begins, so the bytes of a shard do not depend on who makes it. Stopped at
 any moment, the same command resumes with the shards that are not finished. OUT_DIR/manifest.json is written last, by
@@ -29,7 +29,7 @@ from audio_mamba.data.prepare_job import (
     describe,
     finished_archive,
     remove_scaffold,
-    start_or_go_on,
+    start_or_resume,
 )
 from audio_mamba.data.prepare_shards import make_shards
 from audio_mamba.front_end import FrontEnd, parse_settings
@@ -98,7 +98,7 @@ def _make_archive(listed: Listed, out_dir: Path, workers: int, settings: Setting
         return finished
     out_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(out_dir, shared=share.count > 1):
-        job = start_or_go_on(out_dir, described, files, settings)
+        job = start_or_resume(out_dir, described, files, settings)
         if job is None:
             return finished_archive(out_dir, described)
         shards = job.unfinished(share)
@@ -253,7 +253,7 @@ def _folders(out_dir: Path, validation: float | None) -> list[Path]:
     """The folders of the archives to make.
 
     Raises:
-        ValueError: an archive made without `validation` would stand around those made with it, or they inside it.
+        ValueError: out_dir holds an archive made with the other choice; one would lie inside the other.
     """
     whole, parts = [out_dir], [out_dir / "train", out_dir / "validation"]
     others, how = (parts, "with") if validation is None else (whole, "without")

@@ -1,5 +1,5 @@
 """What a run of `data.prepare` has to do and how far it is, as files in its OUT_DIR, so that it can be stopped at any
-moment, go on later, and be shared by several machines.
+moment, resumed later, and shared by several machines.
 
     unfinished                  while the archive is not complete: settings, inputs and plan
     shard-000007.tar            with its .index.npz; there whole or not at all
@@ -234,7 +234,7 @@ def finished_archive(out_dir: Path, described: dict) -> dict | None:
     return manifest
 
 
-def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings) -> Job | None:
+def start_or_resume(out_dir: Path, described: dict, files: list[AudioFile], settings: Settings) -> Job | None:
     """The job of an out_dir that is not complete; None where the other processes have just completed it.
 
     Every process that finds no plan makes one, since they are the same: none waits for another that may have failed.
@@ -251,7 +251,9 @@ def start_or_go_on(out_dir: Path, described: dict, files: list[AudioFile], setti
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise PrepareError(f"{job_file} is not what data.prepare writes; remove {out_dir} and start again") from error
+        raise PrepareError(
+            f"{job_file} is not what `audio-mamba prepare` writes; remove {out_dir} and start again"
+        ) from error
     order = {"labels_sha256": described["labels_sha256"]}  # as above; here nothing tells
     _refuse_other(out_dir, "an unfinished archive", order | job["settings"], described)
     return Job(out_dir, described, [files[a:b] for a, b in zip(first_files, [*first_files[1:], len(files)])])
@@ -262,7 +264,7 @@ def _begin(out_dir: Path, described: dict, files: list[AudioFile], settings: Set
         return (out_dir / UNFINISHED_NAME).exists() or (out_dir / MANIFEST_NAME).exists()
 
     if any(out_dir.glob("*.tar")) and not others_were_faster():
-        raise PrepareError(f"{out_dir} holds tar files that data.prepare did not make; choose another folder")
+        raise PrepareError(f"{out_dir} holds tar files that `audio-mamba prepare` did not make; choose another folder")
     job = {"settings": described, "first_files": plan_shards(files, settings)}
     if not others_were_faster():
         with atomic_write(out_dir / UNFINISHED_NAME) as file:

@@ -120,7 +120,7 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
 def _clips(path: Path, settings: Settings) -> Iterator[tuple[str, np.ndarray]]:
     """The clips of a file, each with its number, behind that of its channel where each channel gives its own.
 
-    AudioError behind the last clip that can be read; with several channels, behind that of the last one.
+    AudioError after the last clip that can be read; with several channels, after that of the last one.
     """
     channels: Iterable[str | int] = [settings.channel]
     if settings.channel == "each":

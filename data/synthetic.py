@@ -1,6 +1,6 @@
 """Demo audio and a small HEAR task made from nothing, the same for the same seed.
 
-    python -m data.synthetic OUT_DIR [--minutes 10]
+    python -m audio_mamba.data.synthetic OUT_DIR [--minutes 10]
 
 writes OUT_DIR/audio/<kind>/*.wav, ten-second clips of eight kinds of sound, and OUT_DIR/tasks/, a HEAR task to tell the
 kinds apart.

@@ -1,6 +1,6 @@
 """Checks every byte of an archive: checksums against the manifest, every sample, every index.
 
-    python -m data.verify ARCHIVE_DIR
+    audio-mamba verify ARCHIVE_DIR
 
 Names the bad shards and samples and exits with status 1 if there are any. Archives without a manifest or indexes, such
 as published ones, are read in full as well.
@@ -32,7 +32,7 @@ from audio_mamba.front_end import PUBLISHED, FrontEnd, FrontEndError
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.system.terminal import given_path, quiet_exit
 
-HOLE_FRAMES = 2  # so many successive frames of one value are not audio
+HOLE_FRAMES = 2  # this many successive frames of one value are not audio
 
 
 def verify_archive(directory: str | Path, n_mels: int | None = None) -> Iterator[tuple[Path, int, list[str]]]:

@@ -149,8 +149,11 @@ def difference_of(then: Origin, now: Origin) -> tuple[str, str, str] | None:
     """The variable of extract_features.sh that differs, with its meaning then and now; None if nothing differs."""
     if then.module != now.module:
         return "CONFIG", then.module, now.module
-    known = then.sha256 and now.sha256
-    if then.sha256 != now.sha256 if known else then.model != now.model:
+    if then.sha256 and now.sha256:
+        same_weights = then.sha256 == now.sha256
+    else:
+        same_weights = then.model == now.model
+    if not same_weights:
         return "MODEL", then.weights(), now.weights()
     encoders = then.encoder or {}, now.encoder or {}
     for key in sorted(encoders[0].keys() & encoders[1].keys()):  # other versions may know other keys

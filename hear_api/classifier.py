@@ -154,7 +154,7 @@ class AudioClassifier(nn.Module):
 
         Args:
             clips, sample_rate, channel: as for `probabilities`.
-            top: only so many classes, at least 1; None for all.
+            top: the number of classes to return, at least 1; None for all.
         """
         if top is not None and (not isinstance(top, Integral) or top < 1):
             raise ValueError(f"top must be a whole number of classes, at least 1, or None; got {top!r}")

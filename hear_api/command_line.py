@@ -1,4 +1,4 @@
-"""Shared options for choosing a model and a device."""
+"""Options and error handling that the commands share."""
 
 import argparse
 import sys

@@ -46,7 +46,7 @@ class Labelling:
         classes: names of all labels.
         temperature: of the classifier, for the settings.
         windows: None for whole files.
-        top: at most so many labels; None for no limit.
+        top: the largest number of labels; None for no limit.
         threshold: the least probability.
         max_hz: the upper edge of the front end's bands.
     """
@@ -224,7 +224,7 @@ def _settings_beside(out: Path) -> str | None:
 def _write_folder(labelling: Labelling, name: str, out: Path, journal: Journal, step_seconds: float) -> None:
     """A label track or selection table per recording, named `<number>_<name of the recording>`, or per channel, named
     `<number>_ch<its number>_<name of the recording>`; index.csv (track, path, duration, labels), with --channel each
-    with a column channel behind path; and settings.json."""
+    with a column channel after path; and settings.json."""
     settings = json.dumps(journal.settings | {"format": name}, ensure_ascii=False)
     with whole_folder(out, journal) as folder, open(folder / INDEX_NAME, "w", newline="", encoding="utf-8") as table:
         (folder / SETTINGS_NAME).write_text(settings, encoding="utf-8")

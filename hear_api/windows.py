@@ -58,6 +58,6 @@ class Windows:
             yield held[: end - begin]
 
     def span(self, number: int, seconds: float) -> tuple[float, float]:
-        """Where a window begins and ends, in seconds, in a clip of so many seconds."""
+        """Where a window begins and ends, in seconds, in a clip of `seconds`."""
         start = number * self.hop / self.rate
         return start, min(start + self.length / self.rate, seconds)

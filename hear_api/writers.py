@@ -156,7 +156,7 @@ def write_parquet(out: Path, journal: Journal | JoinedJournal, step_seconds: flo
 
 def write_npy_folder(out: Path, journal: Journal | JoinedJournal, step_seconds: float) -> None:
     """One `<number>_<name>.npy` [rows, width] per file, index.csv (npy, path, rows, step, duration, model, layout), and
-    settings.json. With `--channel each`, `<number>_ch<channel>_<name>.npy` and a column channel behind path."""
+    settings.json. With `--channel each`, `<number>_ch<channel>_<name>.npy` and a column channel after path."""
     rows, model, layout = _RowReader(journal), journal.settings["model"], journal.settings["layout"]
     with whole_folder(out, journal) as folder, open(folder / INDEX_NAME, "w", newline="", encoding="utf-8") as table:
         (folder / SETTINGS_NAME).write_text(json.dumps(journal.settings))
@@ -213,7 +213,7 @@ def _good(journal: Journal | JoinedJournal) -> list[Entry]:
 def _starts(offset: np.ndarray, step_seconds: float) -> Iterator[np.ndarray]:
     """Start of each row in seconds, in blocks [READ_ROWS] and a smaller one at the end.
 
-    offset: the first row of each file, and behind it the number of all rows.
+    offset: the first row of each file, and at the end the number of all rows.
     """
     for first in range(0, int(offset[-1]), READ_ROWS):
         rows = np.arange(first, min(first + READ_ROWS, int(offset[-1])))

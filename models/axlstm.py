@@ -57,7 +57,9 @@ class Conv(nn.Module):
         self.conv = nn.Conv1d(dim, dim, TAPS, groups=dim, padding=TAPS - 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x.transpose(1, 2))[..., : 1 - TAPS]  # [B, I, L]: the last outputs would see the padding behind
+        y = self.conv(x.transpose(1, 2))[
+            ..., : 1 - TAPS
+        ]  # [B, I, L]: the last outputs would see the padding at the end
         return F.silu(y).transpose(1, 2)
 
 

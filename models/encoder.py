@@ -54,7 +54,7 @@ class MaskedSpectrogramEncoder(nn.Module):
     causal: bool = False  # no output token depends on a later input token, and the class token is the first
     carries_state: bool = False  # it has `step`, so it can continue a segment; only causal encoders can
     blocks: nn.ModuleList
-    blocks_per_layer: int = 1  # so many blocks read the same tokens, side by side
+    blocks_per_layer: int = 1  # number of blocks that read the same tokens, side by side
 
     def __init__(
         self,

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import torch
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-TOO_SLOW = 3.0  # times the time of float32: with instructions for it a precision is faster, without them far beyond
-# Of the product that is timed: large enough that calling it takes no part, and few times where it is slow.
+TOO_SLOW = 3.0  # times as long as float32. A processor made for a precision is faster in it; others are far slower.
+# The product that is timed is large enough for the overhead of a call not to matter.
 _ROWS = 256  # of the input
 _WIDTH = 384  # of the input, and of the output
-_LEAST = 3  # rounds, however slow
-_ROUNDS = 10  # at most
-_PATIENCE = 0.2  # seconds of all products, after which only the least rounds are made
+_LEAST, _ROUNDS = 3, 10  # rounds, at least and at most
+_PATIENCE = 0.2  # seconds in all, after which no rounds are added to the least number
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +42,15 @@ def usable_precision(device: torch.device, precision: str) -> str:
 
 @functools.cache
 def _is_too_slow(precision: str) -> bool:
-    in_it, in_float32 = _seconds([PRECISIONS[precision], torch.float32])
-    share = in_it / in_float32
-    if share > TOO_SLOW:
+    lower, float32 = _seconds([PRECISIONS[precision], torch.float32])
+    ratio = lower / float32
+    if ratio > TOO_SLOW:
         logger.warning(
-            "float32 is used: this processor has no fast products in %s (%.0f times the time)", precision, share
+            "float32 is used: this processor has no fast products in %s (they take %.0f times as long)",
+            precision,
+            ratio,
         )
-    return share > TOO_SLOW
+    return ratio > TOO_SLOW
 
 
 @torch.no_grad()

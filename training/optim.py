@@ -114,9 +114,9 @@ def learning_rate_at(
 ) -> float:
     """The learning rate at a fractional epoch: linear from 0 to `peak`, then half a cosine down to `min_lr`.
 
-    With `decay_epochs` the rate stays at `peak` instead, and falls to `min_lr` on a line over the last so many epochs.
-    A run can then go on from any checkpoint before the fall, to any length (Hu et al. 2024, arXiv 2404.06395; Hägele et
-    al. 2024, arXiv 2405.18392).
+    With `decay_epochs` the rate stays at `peak` instead, and falls linearly to `min_lr` over that many epochs at the
+    end. A run can then go on from any checkpoint before the fall, to any length (Hu et al. 2024, arXiv 2404.06395;
+    Hägele et al. 2024, arXiv 2405.18392).
     """
     if epoch < warmup_epochs:
         return peak * epoch / warmup_epochs

@@ -28,7 +28,7 @@ class Frame(NamedTuple):
 
 
 def flac_parts(file: BinaryIO, end: int) -> list[Part]:
-    """The FLAC files, one behind the other, of a file; DamageError where frames are missing or were not counted."""
+    """The FLAC files in a file, one after another; DamageError where frames are missing or were not counted."""
     starts = [*_beginnings(file, end)]
     if not starts:
         raise DamageError("its header is cut off")
@@ -52,7 +52,7 @@ def _part(file: BinaryIO, start: int, end: int) -> Part:
         raise DamageError("its header is cut off")
     packed = int.from_bytes(info[10:18], "big")  # rate 20 bits, channels - 1 in 3, bits - 1 in 5, samples in 36
     rate, channels, bits, total = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
-    found = ahead = 0  # samples of the frames so far; the number of the first frame behind a hole
+    found = ahead = 0  # samples of the frames so far; the number of the first frame after a hole
     frames = 0
     for frame in _headers(file, _first_frame(file, start, end), end):
         if frame.number == (found if frame.varies else frames):

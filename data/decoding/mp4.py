@@ -11,7 +11,7 @@ FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 
 
 def mp4_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
-    """The mp4 files, one behind the other, between two places; DamageError where the boxes do not fill the file."""
+    """The mp4 files between two places, one after another; DamageError where the boxes do not fill the file."""
     return all_parts(_mp4_part, file, start, end, least=8)
 
 

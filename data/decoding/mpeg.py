@@ -63,7 +63,7 @@ def frame_at(header: bytes) -> Frame | None:
 
 
 def first_frame(file: BinaryIO, start: int) -> int | None:
-    """Where two frames follow each other for the first time, near `start` or behind zeros; None where they do not."""
+    """Where two frames follow each other for the first time, near `start` or after zeros; None where they do not."""
     data = read_at(file, start, LEADING_BYTES)
     i = data.find(b"\xff")
     while i >= 0:
@@ -153,7 +153,7 @@ def _ending(parts: list[Part], part: _PartInProgress, error: DamageError) -> lis
 
 
 class _Break(DamageError):
-    """What was read so far is whole; behind it something is damaged or missing."""
+    """What was read so far is whole; after it something is damaged or missing."""
 
 
 class _OddEnd(DamageError):
@@ -192,7 +192,7 @@ def _walk(file: BinaryIO, place: int, end: int) -> Iterator[tuple[int, Frame, Co
 
 
 def _count(head: bytes, frame: Frame) -> Count | None:
-    """What a frame says of those behind it, if it is such a frame."""
+    """What a frame says of those after it, if it is such a frame."""
     fields = head[frame.count_place :]
     if fields[:4] not in (b"Xing", b"Info"):
         return None
@@ -211,7 +211,7 @@ def _count(head: bytes, frame: Frame) -> Count | None:
 
 
 def _next_chain(file: BinaryIO, place: int, end: int, kind: Kind) -> int | None:
-    """Where, behind something else, two frames of this kind follow each other; None where they do not."""
+    """Where, after something else, two frames of this kind follow each other; None where they do not."""
     while place < end:
         data = read_at(file, place, 1 << 20)
         i = data.find(b"\xff")

@@ -62,7 +62,7 @@ class _Link:
 
 
 def ogg_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
-    """The chained files, one behind the other, of an Ogg file.
+    """The chained files in an Ogg file, one after another.
 
     DamageError, or a part with a fault, where a page is torn, lost or changed.
     """

@@ -32,7 +32,7 @@ class Part:
     samples: int | None = None  # per channel, that the container holds; None where only the decoder can tell
     raw: RawSamples | None = None
     patches: Mapping[int, bytes] = field(default_factory=dict)  # place in the file -> bytes that replace those there
-    fault: str | None = None  # why nothing behind this part can be read
+    fault: str | None = None  # why nothing after this part can be read
     warning: str | None = None  # what the user should know about this part
     next_start: int | None = None  # where the next part begins, if not at the end
 
@@ -125,7 +125,7 @@ def id3_size(header: bytes) -> int:
 
 
 def tag_size(file: BinaryIO, place: int) -> int:
-    """The bytes of a tag (ID3v1, ID3v2, APE, Lyrics3) at a place between or behind audio; 0 where there is none."""
+    """The bytes of a tag (ID3v1, ID3v2, APE, Lyrics3) at a place between or after audio; 0 where there is none."""
     head = read_at(file, place, 32)
     if head.startswith(b"TAG+"):
         return 227

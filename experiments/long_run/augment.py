@@ -26,7 +26,7 @@ def augmented(source: Path, gain: float, mixing: float, seed: int) -> Iterator[t
 
     Args:
         source: the archive.
-        gain: every clip gets at most so many dB, louder or softer.
+        gain: the largest change of a clip's level, up or down, in dB.
         mixing: probability that a clip is mixed with another one, which begins at any of its frames and is repeated
             as often as needed.
         seed: of all draws.

@@ -29,11 +29,11 @@ class Teacher(Objective):
     """The student, the encoder, reads the masked clip; its teacher, an average of its past weights, the whole clip.
 
     The target at a patch is made as in data2vec (arXiv 2202.03555, section 3.3): first normalise what each of the
-    teacher's last K blocks gives, then take the mean of the K. It normalises each patch over its channels (a layer norm
-    without parameters; theirs for images), or each channel over the patches of the clip (an instance norm; theirs for
-    speech), which leaves nothing that all patches of a clip share. The output of a block is the residual stream after
-    it; data2vec takes what its feed-forward layer adds. A head of two layers on the student's tokens predicts the
-    targets of the masked patches.
+    teacher's last K blocks gives, then take the mean of the K. Either each patch is normalised over its channels (a
+    layer norm without parameters; theirs for images), or each channel over the patches of the clip (an instance norm;
+    theirs for speech), which leaves nothing that all patches of a clip share. The output of a block is the residual
+    stream after it; data2vec takes what its feed-forward layer adds. A head of two layers on the student's tokens
+    predicts the targets of the masked patches.
 
     After each step, teacher = decay * teacher + (1 - decay) * student, over all weights; the decay grows linearly over
     the run. The teacher needs no gradients and is not wrapped for several processes: each of them has the same student,

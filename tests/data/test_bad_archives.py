@@ -92,8 +92,8 @@ WRONG_MANIFESTS = {
     "more groups than files": (lambda m: m.update(groups=["a"] * 7), "groups must have a name .*, got 7 for 6 files"),
     "skipped null": (lambda m: m.update(skipped=None), "skipped must be a list of objects"),
     "hours a text": (lambda m: m.update(hours="1"), "hours must be a number"),
-    "a list": (lambda m: [m], "is not a manifest written by data.prepare"),
-    "null": (lambda m: "null", "is not a manifest written by data.prepare"),
+    "a list": (lambda m: [m], "is not a manifest written by `audio-mamba prepare`"),
+    "null": (lambda m: "null", "is not a manifest written by `audio-mamba prepare`"),
 }
 
 
@@ -146,7 +146,7 @@ def test_a_manifest_of_prepare_without_its_own_keys_is_refused_by_prepare(audio,
 @pytest.mark.parametrize("text", ["{", "", "nul", "[" * 100_000, "\ud800"])
 def test_a_manifest_that_is_not_json_is_named(archive, text):
     (archive / "manifest.json").write_text(text, errors="surrogatepass")
-    with pytest.raises(ArchiveError, match="manifest.json is not a manifest written by data.prepare"):
+    with pytest.raises(ArchiveError, match="manifest.json is not a manifest written by `audio-mamba prepare`"):
         read_manifest(archive)
 
 

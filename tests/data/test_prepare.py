@@ -25,7 +25,7 @@ from audio_mamba.data.decoding import parts_of
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.prepare import main, prepare
 from audio_mamba.data.prepare_inputs import held_out
-from audio_mamba.data.prepare_job import AudioFile, Job, PrepareError, Settings, start_or_go_on
+from audio_mamba.data.prepare_job import AudioFile, Job, PrepareError, Settings, start_or_resume
 from audio_mamba.data.prepare_shards import cut_clips, make_shards
 from audio_mamba.data.samples import ArchiveError
 from audio_mamba.data.verify import verify_archive
@@ -468,7 +468,7 @@ def test_the_same_again_does_nothing_and_anything_else_is_refused(tree, tmp_path
 
 def test_somebody_elses_shards_are_not_touched(tree, tmp_path):
     (tmp_path / "shard-000000.tar").write_bytes(b"precious")
-    with pytest.raises(PrepareError, match="tar files that data.prepare did not make"):
+    with pytest.raises(PrepareError, match="tar files that `audio-mamba prepare` did not make"):
         prepare(tree, tmp_path)
     assert (tmp_path / "shard-000000.tar").read_bytes() == b"precious"
 
@@ -651,10 +651,10 @@ def test_a_process_that_merges_while_another_does_finds_the_same_archive(tree, t
         rename(source, target)
 
     def two_jobs(*arguments):
-        jobs.append(start_or_go_on(*arguments))
-        return start_or_go_on(*arguments)
+        jobs.append(start_or_resume(*arguments))
+        return start_or_resume(*arguments)
 
-    monkeypatch.setattr("audio_mamba.data.prepare.start_or_go_on", two_jobs)
+    monkeypatch.setattr("audio_mamba.data.prepare.start_or_resume", two_jobs)
     monkeypatch.setattr("os.replace", other_process_merges_first)
     assert prepare(tree, out, settings=SMALL) == alone
     assert not jobs and contents(out) == contents(tmp_path / "alone")

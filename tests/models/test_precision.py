@@ -35,7 +35,7 @@ def test_a_slow_precision_gives_way_to_float32_once_with_a_warning(measured, cap
     timed = measured(share)
     for _ in range(2):
         assert precision.usable_precision(torch.device("cpu"), "bfloat16") == usable
-    expected = ["float32 is used: this processor has no fast products in bfloat16 (20 times the time)"]
+    expected = ["float32 is used: this processor has no fast products in bfloat16 (they take 20 times as long)"]
     assert [record.message for record in caplog.records] == (expected if usable == "float32" else [])
     assert timed == [torch.bfloat16, torch.float32]
 
