@@ -12,6 +12,8 @@ YOUTUBE_COLUMN = "YTID"  # AudioSet
 LABEL_COLUMNS = ("label", "labels", "positive_labels", "category")
 LAST_LABEL_COLUMN = "class"  # UrbanSound8K; in a table with one of the above it may be anything
 START_COLUMNS = ("start", "start_seconds", "onset")
+CHANNEL_COLUMNS = ("channel",)
+PREDICTED_COLUMNS = ("path", "start", "end", "label", "probability")  # of `predict`, which writes a row for each label
 ID_COLUMNS = ("index", "idx")
 CLASS_COLUMNS = ("mid", "label")  # AudioSet, HEAR
 
@@ -31,7 +33,7 @@ def composed(text: str) -> str:
 
 def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
     """The labels of a table with one row per file; several rows of a file add up, with a warning if they are of several
-    times in it.
+    times or channels. A row has one label or several, separated by , or ;, in a table of `predict` always one.
 
     Returns:
         whether files are named by their YouTube ids, and the labels under each file name.
@@ -52,31 +54,42 @@ def read_label_table(table: Path) -> tuple[bool, dict[str, set[str]]]:
         raise LabelError(
             f"{table} has more than one column of labels, {' and '.join(label_columns)}; rename all but one of them"
         )
-    start_column = _first_of(START_COLUMNS, columns)
+    one_per_row = set(PREDICTED_COLUMNS) <= set(columns)
     labels_under: dict[str, set[str]] = {}
-    first_start: dict[str, str] = {}
-    of_several_times = None
     for line, row in rows:
         name = row[file_column].strip()
         if not name:
             raise LabelError(f"{table}, line {line}: the cell under {file_column!r} is empty")
-        if start_column and first_start.setdefault(name, start := row[start_column].strip()) != start:
-            of_several_times = of_several_times or name
-        labels = (composed(label.strip()) for label in re.split("[,;]", row[label_columns[0]]))
+        cell = row[label_columns[0]]
+        labels = (composed(label.strip()) for label in ([cell] if one_per_row else re.split("[,;]", cell)))
         labels_under.setdefault(name, set()).update(label for label in labels if label)
-    if of_several_times:
-        logger.warning(
-            "%s has labels at several times (%s) in a file, such as %s: each counts for the whole file; "
-            "if that is wrong, cut the file into one for each time",
-            table,
-            start_column,
-            of_several_times,
-        )
+    for accepted, parts, part in ((START_COLUMNS, "times", "time"), (CHANNEL_COLUMNS, "channels", "channel")):
+        column = _first_of(accepted, columns)
+        if column and (of_several := _first_with_several(rows, file_column, column)):
+            logger.warning(
+                "%s has labels of several %s (column %s) of a file, such as %s: each counts for the whole file; "
+                "if that is wrong, make a file of each %s",
+                table,
+                parts,
+                column,
+                of_several,
+                part,
+            )
     return file_column in _named([YOUTUBE_COLUMN], columns), labels_under
 
 
+def _first_with_several(rows: Sequence[Row], file_column: str, column: str) -> str | None:
+    """The first file whose rows differ in a column."""
+    first: dict[str, str] = {}
+    for _, row in rows:
+        name, cell = row[file_column].strip(), row[column].strip()
+        if first.setdefault(name, cell) != cell:
+            return name
+    return None
+
+
 def read_column(table: Path, column: str) -> tuple[bool, dict[str, str]]:
-    """The cells of one column, such as a fold or a speaker, under each file name.
+    """The cells of one column, such as a fold or a speaker, under each file name. Its name counts in any case.
 
     Returns:
         whether files are named by their YouTube ids, and the cell of each file name.
@@ -86,12 +99,13 @@ def read_column(table: Path, column: str) -> tuple[bool, dict[str, str]]:
     """
     columns, rows = _read_csv(table)
     file_column = _first_of((*FILE_COLUMNS, YOUTUBE_COLUMN), columns)
-    if file_column is None or column not in columns:
+    named = column if column in columns else _first_of([column], columns)
+    if file_column is None or named is None:
         needed = repr(column) if file_column else f"one of {[*FILE_COLUMNS, YOUTUBE_COLUMN]}"
         raise LabelError(f"{table} has the columns {columns}; it needs {needed}")
     cells: dict[str, str] = {}
     for line, row in rows:
-        name, cell = row[file_column].strip(), composed(row[column].strip())
+        name, cell = row[file_column].strip(), composed(row[named].strip())
         if cells.setdefault(name, cell) != cell:
             raise LabelError(f"{table}, line {line}: {name} has the {column} {cell!r} here and {cells[name]!r} above")
     return file_column in _named([YOUTUBE_COLUMN], columns), cells

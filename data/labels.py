@@ -153,7 +153,9 @@ def _warn_of_bare_names(
         )
 
 
-def column_of(files: Sequence[Path], directory: Path, table: Path | None, column: str) -> list[str]:
+def column_of(
+    files: Sequence[Path], directory: Path, table: Path | None, column: str, whole_path: bool = False
+) -> list[str]:
     """What a column says of each file: its fold, or the group (speaker, recording) whose files belong together.
 
     Args:
@@ -161,12 +163,14 @@ def column_of(files: Sequence[Path], directory: Path, table: Path | None, column
         directory, table: as for `labels_of`.
         column: of the table; or "folder", the folder of each file; or without a table "split", which a HEAR task has
             in its folders and Speech Commands in its lists (all other files are "train").
+        whole_path: "folder" is the path of the folder below `directory`, not its name alone.
 
     Raises:
         LabelError: there is no such column, or it is empty for a file.
     """
     if column == FOLDER or (column == SPLIT and table is None and (directory / HEAR_METADATA).exists()):
-        return [composed(printable(path.relative_to(directory).parent.name or TOP)) for path in files]
+        folders = [path.relative_to(directory).parent for path in files]
+        return [composed(printable(folder if whole_path and folder.name else folder.name or TOP)) for folder in folders]
     if table is None:
         if column == SPLIT and is_speech_commands(directory):
             return _speech_commands_splits(files, directory)
@@ -199,7 +203,7 @@ def folds_and_groups(
     """What `column_of` says of each file, as "folds" and "groups" where a column is named; a warning if the files of a
     group are in several folds."""
     columns = {
-        name: column_of(files, directory, table, column)
+        name: column_of(files, directory, table, column, whole_path=name == "groups")
         for name, column in (("folds", fold_column), ("groups", group_column))
         if column is not None
     }

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import cache
@@ -21,6 +22,7 @@ from audio_mamba.hear_api.journal import Entry
 from audio_mamba.system.shares import Share
 
 PATH_COLUMNS = ("path", "file", "filename")  # of a csv list
+OWN_COLUMNS = {"error", "probability", "npy", "track"}  # beside the paths in the lists that the commands write
 COUNTS_AHEAD = 64
 
 logger = logging.getLogger(__name__)
@@ -108,8 +110,8 @@ def list_audio(inputs: Iterable[str], hidden: bool = False) -> list[Path]:
     Args:
         inputs: each a file, a folder (all audio below it, sorted), a glob ("takes/**/*.wav", sorted), or a `.csv` list.
             The paths of a list are in its column `path`, `file` or `filename`, or else in its first column. They are
-            relative to the list's folder or, for files that are not there, to the current folder, as in the lists that
-            the commands write.
+            relative to the list's folder or, for files that are not there, to the current folder; in the lists that
+            the commands write, to the current folder first.
         hidden: take hidden, trash and system files and folders too. Those that an input itself names are always taken.
 
     Raises:
@@ -161,12 +163,18 @@ def _read_list(path: Path) -> list[Path]:
     if not rows:
         raise AudioError(f"{path}: the list is empty")
     header = [cell.strip().lower() for cell in rows[0][1]]
+    if len(header) == 1 and any(name in header[0].split(";") for name in PATH_COLUMNS if ";" in header[0]):
+        raise AudioError(f"{path}: it has semicolons between its columns; separate them with commas")
+    own = "path" in header and not OWN_COLUMNS.isdisjoint(header)
+    if own:
+        rows = list(_rows(path, exact=True))
     column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
     if column is not None and len(rows) == 1:
         raise AudioError(f"{path}: the list has a header and no rows, so it names no file")
     names = []
     for line, row in rows if column is None else rows[1:]:
-        name = "".join(row[column or 0 :][:1]).strip()
+        name = "".join(row[column or 0 :][:1])
+        name = name if own else name.strip()
         if not name:
             where = f" in column {header[column]!r}" if column is not None else ""
             raise AudioError(f"{path}, line {line}: the row has no path{where}")
@@ -178,21 +186,31 @@ def _read_list(path: Path) -> list[Path]:
                 "quotes"
             )
         names.append(name)
-    return [_found_from(path.parent, name) for name in names]
+    folders = (Path(), path.parent) if own else (path.parent, Path())
+    return [_found_from(folders, name) for name in names]
 
 
-def _found_from(folder: Path, name: str) -> Path:
-    """A path relative to the folder, or as it is if only that exists."""
-    path = folder / name
-    return Path(name) if os.path.lexists(name) and not os.path.lexists(path) else path
+def _found_from(folders: Sequence[Path], name: str) -> Path:
+    """The file of this name in the first of the folders that has one; without one, its path in the first folder."""
+    paths = [folder / spelling for spelling in _spellings(name) for folder in folders]
+    return next(filter(os.path.lexists, paths), paths[0])
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a csv file with the number of the line where each begins. Empty lines are skipped."""
+def _spellings(name: str) -> list[str]:
+    r"""A name as it is, with / for the \ of Windows, and with accents as Linux and as macOS write them."""
+    names = (name, name.replace("\\", "/"))
+    return list(
+        dict.fromkeys([*names, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD") for text in names)])
+    )
+
+
+def _rows(path: Path, exact: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a csv file with the number of the line where each begins. Empty lines are skipped, and blanks at the
+    beginning of a cell, unless `exact`."""
     line = 0
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            reader = csv.reader(file, skipinitialspace=not exact, strict=True)
             for row in reader:
                 if row:
                     yield line + 1, row

@@ -28,6 +28,8 @@ def parts_of(file: BinaryIO) -> list[Part]:
         return [Part(start, end, "av", "avi")]
     if kind == b"FORM" and form in (b"AIFF", b"AIFC"):
         return riff.aiff_parts(file, start, end)
+    if kind == b"caff":
+        return riff.caf_parts(file, start, end)
     if kind == b"fLaC":
         return flac.flac_parts(file, end)
     if kind == b"OggS":

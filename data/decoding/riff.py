@@ -1,4 +1,4 @@
-"""wav and aiff files: whether their headers agree with themselves and with the bytes that follow."""
+"""wav, aiff and caf files: whether their headers agree with themselves and with the bytes that follow."""
 
 import dataclasses
 import struct
@@ -123,7 +123,8 @@ def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:
     if samples.size > there:
         raise DamageError(f"cut off, {max(0, there - 8)} of {samples.size - 8} bytes of samples are there")
     expected = frames * channels * -(-bits // 8)
-    if (read_at(file, start + 8, 4) == b"AIFF" or content[18:] in AIFC_PCM) and samples.size - 8 != expected:
+    is_pcm = read_at(file, start + 8, 4) == b"AIFF" or content[18:] in AIFC_PCM
+    if is_pcm and samples.size - 8 not in (expected, expected + expected % 2):  # libsndfile counts the padding, too
         raise DamageError(f"its header contradicts itself: {frames} samples are not {samples.size - 8} bytes")
     form_end = start + 8 + int.from_bytes(read_at(file, start + 4, 4), "big")
     samples_end = samples.start + samples.size
@@ -131,6 +132,20 @@ def _aiff_part(file: BinaryIO, start: int, end: int) -> Part:
     if next_file is None:
         raise DamageError(f"its header counts {samples.size} bytes of samples, but {there} follow")
     return Part(start, next_file, "soundfile")
+
+
+def caf_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
+    """A caf file. A recorder that does not know the length yet, or writes to a pipe, gives its data the size -1; FFmpeg
+    takes such data for cut off, so it is given their true size."""
+    place, patches = start + 8, {}
+    while place + 12 <= end:
+        name, size = struct.unpack(">4sq", read_at(file, place, 12))
+        if size < 0:
+            if name == b"data" and size == -1:
+                patches[place + 4] = struct.pack(">q", end - place - 12)
+            break
+        place += 12 + size
+    return [Part(start, end, "av", "caf", patches=patches)]
 
 
 def _chunks_until(file: BinaryIO, place: int, end: int, order: str, last: bytes) -> dict[bytes, Chunk]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from audio_mamba.data.labels import LabelError, column_of, find_labelled, hear_metadata
+from audio_mamba.data.labels import LabelError, column_of, find_labelled, folds_and_groups, hear_metadata
 from audio_mamba.data.synthetic import write_scene_task
 from tests.evaluation.conftest import write_task
 
@@ -203,7 +203,48 @@ def test_labels_of_several_times_in_a_file_are_a_warning(tmp_path, caplog, colum
         assert labels_by_name(found) == {"a.wav": ("cat", "dog") if of_a == 2 else ("dog",), "b.wav": ("cat", "loud")}
         messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(messages) == warnings
-        assert all(f"at several times ({column}) in a file, such as a.wav" in message for message in messages)
+        wanted = f"has labels of several times (column {column}) of a file, such as a.wav"
+        assert all(wanted in message for message in messages)
+
+
+def test_labels_of_several_channels_of_a_file_are_a_warning(tmp_path, caplog):
+    make_files(tmp_path / "audio", "a.wav", "b.wav")
+    rows = [
+        "path,channel,start,end,label,probability",
+        "a.wav,0,0,1,dog,0.9",
+        "a.wav,1,0,1,cat,0.9",
+        "b.wav,0,0,1,cat,1",
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    found = find_labelled(tmp_path / "audio", tmp_path / "labels.csv")
+    assert labels_by_name(found) == {"a.wav": ("cat", "dog"), "b.wav": ("cat",)}
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "has labels of several channels (column channel) of a file, such as a.wav" in message
+
+
+def test_a_label_with_a_comma_survives_a_table_of_predict(tmp_path):
+    """Names of folders may have commas, so its rows have one label each; other tables separate several by commas."""
+    make_files(tmp_path / "audio", "a.wav", "b.wav")
+    rows = ["path,start,end,label,probability", 'a.wav,0,1,"Turdus merula, song",0.9', "b.wav,0,1,dog;bark,0.9"]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    found = find_labelled(tmp_path / "audio", tmp_path / "labels.csv")
+    assert labels_by_name(found) == {"a.wav": ("Turdus merula, song",), "b.wav": ("dog;bark",)}
+    (tmp_path / "labels.csv").write_text('path,label\na.wav,"Turdus merula, song"\nb.wav,dog;bark\n')
+    found = find_labelled(tmp_path / "audio", tmp_path / "labels.csv")
+    assert labels_by_name(found) == {"a.wav": ("Turdus merula", "song"), "b.wav": ("bark", "dog")}
+
+
+def test_folders_of_one_name_are_different_groups_and_the_same_fold(tmp_path):
+    names = ["crow/1/a.wav", "robin/1/b.wav", "robin/2/c.wav", "d.wav"]
+    make_files(tmp_path, *names)
+    found = folds_and_groups([tmp_path / name for name in names], tmp_path, None, "folder", "folder")
+    assert found == {"folds": ["1", "1", "2", "."], "groups": ["crow/1", "robin/1", "robin/2", "."]}
+
+
+def test_columns_are_found_in_any_case(tmp_path):
+    make_files(tmp_path, "a.wav")
+    (tmp_path / "labels.csv").write_text("File,Label,Fold\na.wav,dog,3\n")
+    assert column_of([tmp_path / "a.wav"], tmp_path, tmp_path / "labels.csv", "fold") == ["3"]
 
 
 def test_labels_folds_and_groups_are_composed(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -427,6 +428,32 @@ def aiff_of(content: bytes, samples: int) -> bytes:
     count, size = content.index(b"COMM") + 10, content.index(b"SSND") + 4
     content = content[:count] + samples.to_bytes(4, "big") + content[count + 4 :]
     return content[:size] + (2 * samples + 8).to_bytes(4, "big") + content[size + 4 :]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_aiff_with_an_odd_number_of_bytes_is_read_whole(tmp_path, channels):
+    """libsndfile counts the byte of padding among its samples, other programs do not."""
+    samples = sound(RATE)[:4001, :1].repeat(channels, axis=1)
+    content = io.BytesIO()
+    soundfile.write(content, samples, RATE, format="AIFF", subtype="PCM_24")
+    counted = content.getvalue()
+    uncounted = bytearray(counted)
+    place = counted.index(b"SSND") + 4
+    uncounted[place : place + 4] = (4001 * channels * 3 + 8).to_bytes(4, "big")
+    assert uncounted != counted
+    for form in (counted, bytes(uncounted)):
+        found = load(tmp_path / "odd.aiff", form, sample_rate=RATE)
+        np.testing.assert_allclose(found, samples.mean(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [-1, 2 * 4001])
+def test_a_caf_of_unknown_length_is_read_to_its_end(tmp_path, size):
+    """4 bytes of edit count stand before the samples. FFmpeg reads 4096 bytes at once, so the last packet is short."""
+    values = np.random.default_rng(0).integers(-30000, 30000, 4001).astype(">i2")
+    described = struct.pack(">d4s5I", RATE, b"lpcm", 0, 2, 1, 1, 16)
+    content = b"caff" + struct.pack(">2H", 1, 0) + b"desc" + struct.pack(">q", len(described)) + described
+    content += b"data" + struct.pack(">qI", size + 4 if size > 0 else -1, 0) + values.tobytes()
+    np.testing.assert_array_equal(load(tmp_path / "a.caf", content, sample_rate=RATE), values.astype("f4") / 32768)
 
 
 @pytest.mark.parametrize("samples", [100_000, 1_200_000_000, 1_500_000_000])

@@ -97,6 +97,7 @@ def test_csv_lists(folder, text):
         ("", "list.csv: the list is empty"),
         ("path,label\n", "list.csv: the list has a header and no rows"),
         ("File\r\n\r\n", "list.csv: the list has a header and no rows"),
+        ("path;label\nb.wav;1\n", "list.csv: it has semicolons between its columns"),
         ("label,path\n1,b.wav\n\n2\n", "list.csv, line 4: the row has no path in column 'path'"),
         ("path,label\nb.wav,1\n ,2\n", "list.csv, line 3: the row has no path in column 'path'"),
         ("b.wav,1\n,2\n", "list.csv, line 2: the row has no path"),
@@ -316,9 +317,25 @@ def test_lists_that_commands_write_are_inputs(tmp_path, monkeypatch):
     assert list_audio(["out/all/index.csv"]) == [Path("in/a.wav"), Path("in/c.wav")]
     embed("out/all.failed.csv", "--out", "out/rest.npz")
     assert list(np.load("out/rest.npz")["path"]) == ["in/b.wav"]
-    # What is in the folder of the list comes first.
+    # Another file of that name, beside the list, is not the one that failed; it is for lists that users write.
     write(tmp_path / "out" / "in" / "b.wav", noise(2))
-    assert list_audio(["out/all.failed.csv"]) == [Path("out/in/b.wav")]
+    assert list_audio(["out/all.failed.csv"]) == [Path("in/b.wav")]
+    Path("out/mine.csv").write_text("path\nin/b.wav\n")
+    assert list_audio(["out/mine.csv"]) == [Path("out/in/b.wav")]
+
+
+def test_the_list_of_failures_keeps_blanks_of_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(" a.wav").write_text("not audio")
+    write(tmp_path / "a.wav", noise(0))
+    embed(" a.wav", "--out", "out.npz", status=3)
+    assert list_audio(["out.npz.failed.csv"]) == [Path(" a.wav")]
+
+
+def test_lists_may_write_names_as_other_systems_do(folder):
+    (folder / "list.csv").write_text("path\nsub\\c.MP3\nre\u0301p.wav\n", encoding="utf-8")
+    write(folder / "r\u00e9p.wav", noise(0))
+    assert names(list_audio([str(folder / "list.csv")]), folder) == ["sub/c.MP3", "r\u00e9p.wav"]
 
 
 def interrupt(monkeypatch, group: int) -> list[tuple]:
