@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from audio_mamba.front_end import FrontEnd, FrontEndError
 
-# Every key of a config with its published value. Keys that are "not read" are accepted for published config files.
+# Every key of a config with its published value. Keys that are "not read", those of UNREAD, are accepted for published
+# config files.
 DEFAULTS: dict[str, Any] = {
     "model": {
         "arch": "mamba_ssast_tiny",
@@ -36,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
         "decay_epochs": 10.0,  # of "warmupstabledecay"
         "momentum": 0.9,  # not read
         "grad_accum_steps": 1,
-        "clip_grad_value": None,  # of the total gradient norm
+        "clip_grad_value": None,  # of the total gradient norm; None or 0: no clipping
         "norm_pix_loss": False,  # normalise each target patch
         "masked_only_loss": False,  # count masked patches alone; published: all
         "objective": "reconstruction",  # or "teacher", "joint", "MODULE:CLASS"; see `models.objectives`
@@ -77,6 +78,19 @@ NUMBERS = (  # 0 or more
 )
 STRINGS = ("opt.optimizer", "opt.schedule", "precision")
 FOLDERS = ("data.val_dir",)  # "" or None: there is none
+UNREAD = {  # keys of published configs that nothing reads, and what to use in their place
+    "model.type": "",
+    "model.num_classes": "",
+    "model.patch_embed_args": "",
+    "opt.momentum": "",
+    "num_train_steps": "num_epochs",
+    "steps_per_eval": "",
+    "data.val_samples": "",
+    "data.clip_duration": "data.num_frames",
+    "data.dataset_name": "",
+    "shuffle_buffer_multiplier": "",
+    "half_precision": "--precision",
+}
 LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
 POOLINGS = {"mean": 1, "mean_std": 2}  # of scene features, and the width of the result; see `hear_api.pooling`
 ENCODERS_VARIABLE = "AUDIO_MAMBA_ENCODERS"  # modules that register encoders, see `models.registry`

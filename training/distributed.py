@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,7 +37,7 @@ def init(device_name: str = "auto") -> torch.device:
     """Join the process group if torchrun started this process; return the device of this process.
 
     The back end is nccl for CUDA and gloo for a CPU. On a CPU, the processes of a machine share its cores equally
-    unless OMP_NUM_THREADS is set.
+    unless the user has set OMP_NUM_THREADS.
 
     Args:
         device_name: "auto", "cpu" or "cuda".
@@ -57,10 +58,19 @@ def init(device_name: str = "auto") -> torch.device:
 
 def _share_out_cores(processes: int) -> None:
     # If OMP_NUM_THREADS is not set, torchrun gives each of several processes one thread, which may leave most cores
-    # idle. A single process keeps what its user set: more threads than cores, as with two runs in parallel, wait for
-    # each other and are many times slower.
-    if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+    # idle. What the user set is kept: more threads than cores, as with two runs in parallel, wait for each other and
+    # are many times slower.
+    if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1" and not _launcher_was_given("OMP_NUM_THREADS"):
         torch.set_num_threads(max(1, usable_cores() // processes))
+
+
+def _launcher_was_given(variable: str) -> bool:
+    """Whether the environment in which the parent process was started has a variable; False where nobody can tell."""
+    try:
+        entries = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(entry.startswith(f"{variable}=".encode()) for entry in entries)
 
 
 def _pick_device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ from audio_mamba.training.checkpoint import CheckpointError
 # Rates are quoted for a global batch of this many samples (Goyal et al. 2017, arXiv 1706.02677; as MAE does).
 REFERENCE_BATCH = 256
 SCHEDULES = ("warmupcosine", "warmupstabledecay")
+OF_THE_RUN = ("weight_decay", "betas")  # settings of a group that a run has from its own config, not from a checkpoint
 
 
 def check_names(optimizer: str, schedule: str) -> None:
@@ -54,7 +55,7 @@ def skip_step_if(optimizer: torch.optim.AdamW, bad: torch.Tensor) -> None:
 
 
 def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any], source: str | Path) -> None:
-    """Load the state of an AdamW, fused or not, with the same groups.
+    """Load the state of an AdamW, fused or not, with the same groups, all but their settings `OF_THE_RUN`.
 
     Raises:
         CheckpointError: the groups have other numbers of parameters; the message names `source`.
@@ -67,7 +68,10 @@ def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any], source: str 
             f"{source}: its optimizer has groups of {sizes} parameters instead of {expected}; "
             "there is one group with --bias-decay, two without"
         )
-    groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
+    groups = [
+        {**group, "fused": True, "foreach": None, **{key: own[key] for key in OF_THE_RUN}}
+        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 

@@ -16,7 +16,7 @@ from audio_mamba.hear_api import resolve
 from audio_mamba.models import objectives
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.precision import check_precision
-from audio_mamba.schema import DEFAULTS, argument_defaults, check_config, check_objective, flattened
+from audio_mamba.schema import DEFAULTS, UNREAD, argument_defaults, check_config, check_objective, flattened
 from audio_mamba.training import distributed, optim, resume
 
 # Keys, or their beginnings, that may change when a run is resumed: none of them changes the training objective.
@@ -31,14 +31,12 @@ FREE_KEYS = (
     "opt.decay_epochs",
     "wandb.",
     "precision",
-    "half_precision",
     "batch_size",
     "opt.grad_accum_steps",
     "scene_layout",
     "scene_pooling",
     "overlap",
-    "num_train_steps",
-    "steps_per_eval",
+    *UNREAD,
 )
 
 # Options beside the config that a resumed run must repeat. Others either change rounding and speed alone, as the
@@ -84,6 +82,8 @@ def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"--set {override}: expected KEY=VALUE")
+        if (instead := UNREAD.get(key)) is not None:
+            logger.warning("--set %s: nothing reads this key%s", override, instead and f"; use {instead}")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -56,10 +56,19 @@ def test_in_a_single_process_every_call_does_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "processes, asked, expected", [(1, None, 3), (1, "1", 3), (2, None, 4), (2, "1", 4), (2, "2", 3)]
+    "processes, asked, by_user, expected",
+    [
+        (1, None, False, 3),
+        (1, "1", True, 3),
+        (2, None, False, 4),
+        (2, "1", False, 4),
+        (2, "1", True, 3),
+        (2, "2", True, 3),
+    ],
 )
-def test_cores_are_shared_if_torchrun_gave_each_process_one_thread(monkeypatch, processes, asked, expected):
+def test_cores_are_shared_if_torchrun_gave_each_process_one_thread(monkeypatch, processes, asked, by_user, expected):
     monkeypatch.setattr(distributed, "usable_cores", lambda: 8)
+    monkeypatch.setattr(distributed, "_launcher_was_given", lambda variable: by_user)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
@@ -70,6 +79,22 @@ def test_cores_are_shared_if_torchrun_gave_each_process_one_thread(monkeypatch, 
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_the_launcher_gives_its_processes_is_not_what_the_user_gave_it(given):
+    """torchrun puts OMP_NUM_THREADS into its own environment before it starts processes."""
+    child = "from audio_mamba.training import distributed as d; print(d._launcher_was_given('OMP_NUM_THREADS'))"
+    code = f"""
+import os, subprocess, sys
+os.environ["OMP_NUM_THREADS"] = "1"
+subprocess.run([sys.executable, "-c", {child!r}], check=True)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if given:
+        environment["OMP_NUM_THREADS"] = "1"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str(given)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two processes of the test would need two GPUs")

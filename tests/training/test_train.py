@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from audio_mamba import train
-from audio_mamba.cli import train_data, train_setup
+from audio_mamba.cli import train_config, train_data, train_setup
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.samples import Sample
 from audio_mamba.system import folder_lock
@@ -260,6 +260,15 @@ def test_repeated_data_and_set_options_add_up(tmp_path, synthetic_archive):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["data"]["train_dirs"] == 2 * [str(synthetic_archive)] and config["num_epochs"] == 1
     assert config["opt"]["weight_decay"] == 0.5
+
+
+def test_setting_a_key_that_nothing_reads_is_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        train_config.load_config("ssam_tiny_200_16x4", ["num_train_steps=1", "opt.momentum=0.5", "num_epochs=1"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "--set num_train_steps=1: nothing reads this key; use num_epochs",
+        "--set opt.momentum=0.5: nothing reads this key",
+    ]
 
 
 def test_the_same_command_with_resume_continues_in_the_workdir(tmp_path, synthetic_archive):

@@ -323,10 +323,11 @@ def test_a_published_checkpoint_resumes_with_the_moments_of_each_parameter(tmp_p
         ["--config", f"configs.{config}", "--workdir", str(tmp_path), "--resume", str(tmp_path / "checkpoint-41.pth")],
     )
     fresh = models.build(settings.model.arch, settings.model.model_args.to_dict())
-    optimizer = optim.make_optimizer(fresh, weight_decay=0.05)
+    optimizer = optim.make_optimizer(fresh, weight_decay=0.3)
     scaler = torch.amp.GradScaler(enabled=False)
     start = train_resume.load_state(args, settings, tmp_path, fresh, optimizer, scaler, steps_per_epoch=4, contents={})
     assert start == ((42, 0), 168, None, 0)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.3]  # of this run, not of the file
     parameters = dict(fresh.named_parameters())
     for index, name in enumerate(names):
         moments = optimizer.state[parameters[name]]
