@@ -16,7 +16,8 @@ from audio_mamba.configs.studies import sizes
 from audio_mamba.models import precision
 from audio_mamba.training.records import read_steps
 from experiments import sweep
-from experiments.sweep import Entry, Runner, read_list
+from experiments.sweep import Runner
+from experiments.sweep_plan import Entry, plan, read_list, train_arguments
 from tests.conftest import ROOT
 from tests.training.runs import losses, write_archive
 
@@ -155,7 +156,7 @@ def test_an_unknown_option_is_reported_before_the_first_run(tmp_path, monkeypatc
 
 def test_equal_configs_of_two_modules_are_one_run(tmp_path, golden):
     entries = [Entry("configs.ssam_tiny_200_16x4"), Entry("configs.studies.sizes:ssam_tiny_200_16x4")]
-    (run,) = sweep.plan(entries, tmp_path, [])
+    (run,) = plan(entries, tmp_path, [])
     assert run.parameters == json.loads((golden / "ssam_tiny_200_16x4.json").read_text())["parameters"]
 
 
@@ -225,7 +226,7 @@ def finished(tmp_path_factory, archive):
     folder = tmp_path_factory.mktemp("finished")
     (folder / "list.txt").write_text("ssast_tiny_200_16x4\n")
     entry = Entry("configs.ssast_tiny_200_16x4")
-    train.main(sweep.train_arguments(entry, folder / "runs", options(archive)))
+    train.main(train_arguments(entry, folder / "runs", options(archive)))
     return folder
 
 
@@ -267,7 +268,7 @@ def test_a_run_that_took_float32_for_a_slow_precision_is_finished(archive, comma
     for slow in (True, False):
         monkeypatch.setattr(precision, "_is_too_slow", lambda name, slow=slow: slow)
         if slow:
-            train.main(sweep.train_arguments(entry, tmp_path / "runs", bfloat16))
+            train.main(train_arguments(entry, tmp_path / "runs", bfloat16))
             config = json.loads((tmp_path / "runs" / entry.name / "config.json").read_text())
             assert config["precision"] == "float32"
         sweep.main([str(tmp_path / "list.txt"), "--runs", str(tmp_path / "runs"), *bfloat16])
@@ -315,7 +316,7 @@ def test_torchrun_waits_for_a_run_that_saves(tmp_path):
             return 0
 
     with Started() as runner:
-        sweep.sweep(sweep.plan(read_list("sizes")[:1], tmp_path, []), tmp_path, ["--no-wandb"], 2, runner)
+        sweep.sweep(plan(read_list("sizes")[:1], tmp_path, []), tmp_path, ["--no-wandb"], 2, runner)
     [(python, _, module, *arguments)] = commands
     torchrun = get_args_parser().parse_args(arguments)
     assert (python, module) == (sys.executable, "torch.distributed.run")
