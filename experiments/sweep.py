@@ -86,33 +86,38 @@ class Runner:
             self._process = None
 
 
-def sweep(planned: Sequence[Planned], runs: Path, train_options: list[str], processes: int, runner: Runner) -> None:
+def sweep(planned: Sequence[Planned], runs: Path, train_options: list[str], runner: Runner) -> None:
     """Train what is not finished, until `runner` is stopped; failed and refused runs have a `problem` then."""
-    program = ["-m", "audio_mamba.train"]
-    if processes > 1:
-        patience = f"--shutdown-timeout={SAVING_SECONDS}"
-        program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", patience, *program]
     for number, run in enumerate(planned, start=1):
         if runner.stopped_by:
             return
-        place = f"[{number}/{len(planned)}] {run.entry.name}"
+        label = f"[{number}/{len(planned)}] {run.entry.name}"
         try:
             if run.is_finished():
-                print(f"{place}: is finished", flush=True)
+                print(f"{label}: is finished", flush=True)
                 continue
         except (ValueError, OSError) as error:
             run.problem, run.refused = f"refused: {error}", True
-            print(f"{place}: {run.problem}", file=sys.stderr, flush=True)
+            print(f"{label}: {run.problem}", file=sys.stderr, flush=True)
             continue
         try:
-            print(f"{place}: training in {run.folder}", flush=True)
-            status = runner.run([sys.executable, *program, *train_arguments(run.entry, runs, train_options)])
+            print(f"{label}: training in {run.folder}", flush=True)
+            status = runner.run([*_program(run.processes), *train_arguments(run.entry, runs, train_options)])
             if not runner.stopped_by and not run.is_finished():
                 run.problem = f"failed with status {status}" if status else "was stopped"
         except (ValueError, OSError) as error:
             run.problem = f"failed: {error}"
         if run.problem:
-            print(f"{place}: {run.problem}", file=sys.stderr, flush=True)
+            print(f"{label}: {run.problem}", file=sys.stderr, flush=True)
+
+
+def _program(processes: int) -> list[str]:
+    """The beginning of the command line that trains a run."""
+    train = ["-m", "audio_mamba.train"]
+    if processes == 1:
+        return [sys.executable, *train]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *torchrun, f"--shutdown-timeout={SAVING_SECONDS}", *train]
 
 
 def row(run: Planned) -> dict[str, Any]:
@@ -193,10 +198,10 @@ def main(arguments: list[str] | None = None) -> None:
         if args.share is None and LAUNCHERS[0][0] in os.environ:
             raise ValueError("start the sweep without torchrun; --processes N starts each run under it")
         share = Share.of_process(args.share)
-        planned = plan(read_list(args.list), args.runs, train_options)
+        planned = plan(read_list(args.list), args.runs, train_options, int(args.processes))
         args.runs.mkdir(parents=True, exist_ok=True)
         with Runner() as runner:
-            sweep(share.part(planned), args.runs, train_options, int(args.processes), runner)
+            sweep(share.part(planned), args.runs, train_options, runner)
             if refused := [run.entry.name for run in planned if run.refused]:
                 others = "" if len(refused) == 1 else f" and {len(refused) - 1} more, named above"
                 refusal = f"{refused[0]}{others}: trained with other values than the command says; {ADVICE}"
@@ -209,9 +214,12 @@ def main(arguments: list[str] | None = None) -> None:
     if runner.stopped_by:
         print(f"sweep: {signal.Signals(runner.stopped_by).name}: run the same command to continue", file=sys.stderr)
         raise SystemExit(128 + runner.stopped_by)
-    failed = [run.entry.name for run in planned if run.problem and not run.refused]
-    messages = [f"{len(failed)} run(s) did not finish: {', '.join(failed)}; the same command continues them"]
-    if messages := messages[: len(failed)] + ([refusal] if refused else []):
+    messages = []
+    if failed := [run.entry.name for run in planned if run.problem and not run.refused]:
+        messages.append(f"{len(failed)} run(s) did not finish: {', '.join(failed)}; the same command continues them")
+    if refused:
+        messages.append(refusal)
+    if messages:
         raise SystemExit("\n".join(f"sweep: {message}" for message in messages))
 
 

@@ -77,6 +77,7 @@ class Planned:
     config: ConfigDict  # as train.py sees it
     folder: Path
     parameters: int
+    processes: int  # that train it
     problem: str | None = None  # why it failed now
     refused: bool = False  # the problem is that the work folder is of something else
 
@@ -84,7 +85,8 @@ class Planned:
         """Whether the work folder has the checkpoint after the last epoch.
 
         Raises:
-            ValueError: its checkpoints are of another config or other OPTIONS or, if it is finished, of other data.
+            ValueError: its checkpoints are of another config, other OPTIONS, or steps of another number of samples, or,
+                if it is finished, of other data.
         """
         found = resume.checkpoints(self.folder)
         if not found:
@@ -95,6 +97,12 @@ class Planned:
         state = checkpoint.load_checkpoint(found[0][1], mmap=True)
         trained = state["args"] | {"precision": state["args"].get("asked_precision", state["args"]["precision"])}
         check_same_options(self.args, {"args": trained}, self.folder, OPTIONS)
+        samples = self.config.batch_size * self.processes
+        if state.get("samples_per_step", samples) != samples:
+            raise ValueError(
+                f"{self.folder} was trained with {state['samples_per_step']} samples in a step, not with {samples} "
+                f"(batch_size {self.config.batch_size}, --processes {self.processes}); {ADVICE}"
+            )
         if not done:
             return False
         for name, data in self.contents().items():
@@ -159,8 +167,8 @@ def read_list(name: str) -> list[Entry]:
     return list(dict.fromkeys(entries))
 
 
-def plan(entries: Sequence[Entry], runs: Path, train_options: list[str]) -> list[Planned]:
-    """Check all runs before the first one starts.
+def plan(entries: Sequence[Entry], runs: Path, train_options: list[str], processes: int = 1) -> list[Planned]:
+    """Check all runs, each of which so many processes train, before the first one starts.
 
     Raises:
         ValueError: an invalid config or option, or two different configs with the same name.
@@ -180,7 +188,8 @@ def plan(entries: Sequence[Entry], runs: Path, train_options: list[str]) -> list
                 objectives.build(config.opt, model)
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from error
-        run = Planned(entry, args, config, runs / entry.name, sum(p.numel() for p in model.parameters()))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        run = Planned(entry, args, config, runs / entry.name, parameters, processes)
         other = planned.setdefault(entry.name, run)
         if other.config != config:
             raise ValueError(f"{other.entry.config} and {entry.config} differ, but both would be {run.folder}")

@@ -237,13 +237,14 @@ def finished(tmp_path_factory, archive):
         (["--precision", "bfloat16"], "was trained with --precision float32, not bfloat16"),
         (["--min-lr", "0.01"], "was trained with --min-lr 0.0, not 0.01"),
         (["--bias-decay"], "was trained with --bias-decay False, not True"),
+        (["--processes", "2"], "samples in a step, not with "),
         (
             ["--data", "OTHER"],
             "was trained with other training data: 28 samples in 3 shard(s) instead of 20 samples in 2",
         ),
         (["--val-data", "OTHER"], "was trained with other validation data: 8 samples in 1 shard(s) instead of 20"),
     ],
-    ids=["seed", "precision", "min-lr", "bias-decay", "data", "val-data"],
+    ids=["seed", "precision", "min-lr", "bias-decay", "processes", "data", "val-data"],
 )
 def test_a_finished_run_of_other_options_is_refused(finished, archive, commands, tmp_path, more, message, capfd):
     other = write_archive(tmp_path / "other", [8], seed=1)
@@ -301,7 +302,7 @@ def test_a_signal_stops_the_run_in_progress_and_no_further_one_starts(number, tm
         sender = subprocess.Popen([sys.executable, "-c", SENDER, running, str(os.getpid()), str(int(number))])
         assert runner.run([sys.executable, "-c", SLEEPER, running]) == 3
         assert sender.wait() == 0 and runner.stopped_by == number
-        sweep.sweep([None], tmp_path, [], 1, runner)  # returns before it looks at the run
+        sweep.sweep([None], tmp_path, [], runner)  # returns before it looks at the run
         assert runner.run([sys.executable, "-c", "import time; time.sleep(600)"]) == -signal.SIGTERM
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
 
@@ -316,7 +317,7 @@ def test_torchrun_waits_for_a_run_that_saves(tmp_path):
             return 0
 
     with Started() as runner:
-        sweep.sweep(plan(read_list("sizes")[:1], tmp_path, []), tmp_path, ["--no-wandb"], 2, runner)
+        sweep.sweep(plan(read_list("sizes")[:1], tmp_path, [], 2), tmp_path, ["--no-wandb"], runner)
     [(python, _, module, *arguments)] = commands
     torchrun = get_args_parser().parse_args(arguments)
     assert (python, module) == (sys.executable, "torch.distributed.run")
