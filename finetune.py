@@ -134,15 +134,15 @@ def keep(run: Run, epoch: int, metrics: dict[str, float], outputs: Outputs) -> N
     """Keep the weights of this epoch: by `config.keep` always, or if the validation metric is higher than after every
     earlier epoch; the first of equals stays."""
     metric = run.experiment.metric
-    better = run.kept is None or _rank(metrics[metric]) > _rank(run.kept.metrics[metric])
+    better = run.kept is None or _nan_as_worst(metrics[metric]) > _nan_as_worst(run.kept.metrics[metric])
     if run.config.keep == "last" or better:
         state = {key: value.detach().cpu().clone() for key, value in run.model.state_dict().items()}
         temperature = fit_temperature(outputs.logits, outputs.target, run.experiment.label_mode)
         run.kept = Kept(epoch, metrics, temperature, state)
 
 
-def _rank(value: float) -> float:
-    """A metric for comparison: NaN is worse than every number."""
+def _nan_as_worst(value: float) -> float:
+    """The value of a metric for comparison; NaN counts as worse than every number."""
     return -math.inf if math.isnan(value) else value
 
 

@@ -94,6 +94,38 @@ def train(run: Run, interruption: Interruption) -> None:
         resume.remove_stale(run.workdir, finished=True)
 
 
+def optimizer_step(
+    run: Loop, epoch: int, step: int, loss: torch.Tensor, samples: torch.Tensor, line_follows: bool
+) -> dict[str, torch.Tensor | float]:
+    """Step the optimizer at the end of an accumulation window, unless its gradient is not finite.
+
+    Args:
+        loss: the sum over the window's batches.
+        samples: the numbers of the window's samples, [n].
+        line_follows: a line is written next, so that its costly measures are taken.
+
+    Returns:
+        what `Monitor.step` takes as `latest`.
+    """
+    model, optimizer, scaler = run.parallel_model, run.optimizer, run.scaler
+    scaler.unscale_(optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), run.config.opt.clip_grad_value or float("inf"))
+    bad = run.guard.watch(epoch, step, loss, grad_norm, samples)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    before = [weight.detach().clone() for weight in weights] if line_follows else None
+    if not scaler.is_enabled():  # an enabled GradScaler skips bad steps itself
+        optim.skip_step_if(optimizer, bad)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    latest: dict[str, torch.Tensor | float] = {"grad_norm": grad_norm}
+    if before:
+        latest |= {"update_ratio": update_ratio(before, weights), "skipped": run.guard.skipped}
+        if scaler.is_enabled():
+            latest["loss_scale"] = scaler.get_scale()
+    return latest
+
+
 def train_epoch(run: Loop, epoch: int, monitor: Monitor, interruption: Interruption, loss_of: LossOf) -> int:
     """Train the rest of the epoch; return how many of its steps are complete. finetune.py trains its epochs here, too.
 
@@ -103,7 +135,6 @@ def train_epoch(run: Loop, epoch: int, monitor: Monitor, interruption: Interrupt
     config, model, optimizer, scaler = run.config, run.parallel_model, run.optimizer, run.scaler
     loader, first = run.loaders.train, run.start.progress
     accumulation = config.opt.grad_accum_steps
-    max_norm = config.opt.clip_grad_value or float("inf")
     first_step = first.step if epoch == first.epoch else 0
     rate = 0.0
     window_losses: list[torch.Tensor] = []  # of one accumulation window, as are the samples
@@ -134,23 +165,10 @@ def train_epoch(run: Loop, epoch: int, monitor: Monitor, interruption: Interrupt
         window_samples.append(batch["index"])
 
         if window_ends:
-            scaler.unscale_(optimizer)
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-            bad = run.guard.watch(epoch, step, torch.stack(window_losses).sum(), grad_norm, torch.cat(window_samples))
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            samples = torch.cat(window_samples)
             line_follows = any(map(monitor.line_due, range(step, step + accumulation)))
-            before = [weight.detach().clone() for weight in weights] if line_follows else None
-            if not scaler.is_enabled():  # an enabled GradScaler skips bad steps itself
-                optim.skip_step_if(optimizer, bad)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
+            latest = optimizer_step(run, epoch, step, torch.stack(window_losses).sum(), samples, line_follows)
             run.after_step((epoch + (step + 1) / len(loader)) / config.num_epochs)
-            latest = {"grad_norm": grad_norm}
-            if before:
-                latest |= {"update_ratio": update_ratio(before, weights), "skipped": run.guard.skipped}
-                if scaler.is_enabled():
-                    latest["loss_scale"] = scaler.get_scale()
         monitor.step(loss, rate, averaged=averaged, **latest)
         if run.device.type == "cpu" or monitor.line_due(step):
             run.guard.review()

@@ -187,6 +187,16 @@ def check_objective(
             raise _unknown_key(f"opt.objective_args.{key}", valid, f"{source}, with opt.objective {name!r}")
 
 
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether it is a whole number of at least `least`."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_numbers(
     config: ConfigDict,
     whole: Sequence[str],
@@ -203,10 +213,11 @@ def check_numbers(
         section, _, key = name.rpartition(".")
         value = _value(config, name)
         least = 1 if name in whole else 0
-        kind, words = (numbers.Real, "finite number") if name in real else (numbers.Integral, "whole number")
         if value is None and defaults.get(section, defaults)[key] is None:
             continue
-        if not isinstance(value, kind) or isinstance(value, bool) or not least <= float(value) < math.inf:
+        fits = is_finite(value) and value >= 0 if name in real else is_whole(value, least)
+        words = "finite number" if name in real else "whole number"
+        if not fits:
             raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
 
 
@@ -231,20 +242,20 @@ def _check_values(config: ConfigDict, source: str) -> None:
     check_numbers(config, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source)
     check_strings(config, STRINGS, FOLDERS, source)
     samples = config.data.train_samples
-    if not isinstance(samples, list | tuple) or not all(isinstance(count, numbers.Integral) for count in samples):
+    if not isinstance(samples, list | tuple) or not all(is_whole(count, 0) for count in samples):
         raise ValueError(f"{source}: data.train_samples must be a list of whole numbers, got {samples!r}")
     try:
         FrontEnd.from_settings(config.front_end)
     except FrontEndError as error:
         raise ValueError(f"{source}: {error}") from error
     fraction = config.data.fraction
-    if not isinstance(fraction, numbers.Real) or not 0 < float(fraction) <= 1:
+    if not is_finite(fraction) or not 0 < fraction <= 1:
         raise ValueError(f"{source}: data.fraction must be a number above 0, up to 1, got {fraction!r}")
     if config.scene_layout not in LAYOUTS:
         raise ValueError(f"{source}: scene_layout must be one of {', '.join(LAYOUTS)}, got {config.scene_layout!r}")
     if config.scene_pooling not in list(POOLINGS):  # not in the dict: the value may be unhashable
         raise ValueError(f"{source}: scene_pooling must be one of {', '.join(POOLINGS)}, got {config.scene_pooling!r}")
-    if not isinstance(config.overlap, numbers.Real) or not 0 <= float(config.overlap) <= MAX_OVERLAP:
+    if not is_finite(config.overlap) or not 0 <= config.overlap <= MAX_OVERLAP:
         raise ValueError(f"{source}: overlap must be a number from 0 to {MAX_OVERLAP}, got {config.overlap!r}")
     if config.overlap and config.scene_layout == "published":
         raise ValueError(f'{source}: overlap needs scene_layout "bands", since a published row has no single time')

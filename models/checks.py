@@ -1,22 +1,10 @@
 """Checks of what a config gives to a constructor: its arguments by name, and numbers."""
 
 import inspect
-import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from audio_mamba.schema import argument_names, suggestion
-
-
-def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether it is a whole number of at least `least`."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def is_finite(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+from audio_mamba.schema import argument_names, is_finite, is_whole, suggestion
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:

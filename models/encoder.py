@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from audio_mamba.models import masking
-from audio_mamba.models.checks import check_switch, check_whole, is_finite, is_whole
+from audio_mamba.models.checks import check_switch, check_whole
 from audio_mamba.models.ops.linear import Linear
 from audio_mamba.models.patches import PatchEmbed, patchify, sincos_position_embedding, unpatchify
-from audio_mamba.schema import LAYOUTS
+from audio_mamba.schema import LAYOUTS, is_finite, is_whole
 
 CLS_POSITIONS = ("first", "middle", "last")
 

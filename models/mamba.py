@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audio_mamba.models.checks import check_not_negative, check_switch, check_whole, is_finite, is_whole
+from audio_mamba.models.checks import check_not_negative, check_switch, check_whole
 from audio_mamba.models.ops.calls import BlockCall, MambaPath
 from audio_mamba.models.ops.causal_conv1d import causal_conv1d
 from audio_mamba.models.ops.linear import linear
 from audio_mamba.models.ops.mamba_block import choose_fused
 from audio_mamba.models.ops.selective_scan import selective_scan
+from audio_mamba.schema import is_finite, is_whole
 
 DIRECTIONS = ("forward", "backward", "both")
 

@@ -78,7 +78,7 @@ class Interruption:
         return self.stop_now
 
     def stop(self) -> None:
-        """Set `stop_now`: the processes agreed on it outside of `ask`, in a validation for instance."""
+        """Set `stop_now` when the processes have agreed on it without `poll`, for example during a validation."""
         self.stop_now = True
         self._announce()
 

@@ -113,7 +113,6 @@ class Monitor:
         self,
         loss: torch.Tensor,
         rate: float,
-        grad_norm: torch.Tensor | float | None = None,
         averaged: Mapping[str, torch.Tensor | float] | None = None,
         **latest: torch.Tensor | float,
     ) -> None:
@@ -122,11 +121,10 @@ class Monitor:
         Args:
             loss: of this process, a scalar on its device.
             rate: the learning rate.
-            grad_norm: the gradient norm before clipping, the same in all processes.
             averaged: what an objective gives beside its loss, by name, scalars of this process, on its device or as
                 floats. Lines and epochs show their means, as for the loss; steps.csv gets columns for them.
-            latest: other numbers by name, also the same in all processes. A line shows the latest value of each
-                since the previous line.
+            latest: other numbers by name, the same in all processes, such as the gradient norm before clipping,
+                "grad_norm". A line shows the latest value of each since the previous line.
         """
         loss = loss.detach().double()
         finite = loss.isfinite()
@@ -146,7 +144,7 @@ class Monitor:
         self._since.numbers = sum_by_name(self._since.numbers, counted)
         self._since.steps += 1
         self._rate = rate
-        self._latest |= latest if grad_norm is None else {"grad_norm": grad_norm, **latest}
+        self._latest |= latest
         self._step += 1
         self.global_step += 1
         if self.line_due(self._step - 1):

@@ -9,7 +9,6 @@ import logging
 import random
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,16 +201,14 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def check_space(
-    workdir: str | Path, parameters: int, more_values: int = 0, free: Callable[[Path], int] | None = None
-) -> None:
+def check_space(workdir: str | Path, parameters: int, more_values: int = 0) -> None:
     """Raise OSError if the disk has no space for two checkpoints of a model with this many float32 parameters.
 
     A checkpoint holds each parameter and its two AdamW moments, and `more_values` of an objective's state. A new one is
     written before an old one is deleted.
     """
     needed = 2 * 4 * (3 * parameters + more_values)
-    available = free(Path(workdir)) if free else shutil.disk_usage(workdir).free
+    available = shutil.disk_usage(workdir).free
     if available < needed:
         raise OSError(
             f"{workdir}: two checkpoints need {needed / 2**20:.0f} MiB, but only {available / 2**20:.0f} MiB are free"

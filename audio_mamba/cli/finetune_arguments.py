@@ -65,5 +65,4 @@ def parse_arguments(
         "--folds", choices=[ALL_FOLDS], help="one run for each fold, in WORKDIR/fold-NAME, and their mean"
     )
     add_run_options(parser, "checkpoint of fine-tuning")
-    parser.set_defaults(init=None)  # of train.py
     return parser.parse_args(hyphenated(arguments))

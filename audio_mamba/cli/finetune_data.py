@@ -139,6 +139,7 @@ def _splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) 
     own = np.flatnonzero(clips.directories < len(train_dirs))
     valid = np.flatnonzero(clips.directories == len(train_dirs)) if val_dir else None
     test = np.flatnonzero(clips.directories == len(train_dirs) + bool(val_dir)) if test_dir else None
+    tested = own[:0] if test is None else test
     wanted = args.fold or args.folds
     if wanted and (val_dir or test_dir):
         raise ValueError("--fold and --folds cannot be combined with --val-data or --test-data: folds have their own")
@@ -146,19 +147,36 @@ def _splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) 
     if valid is not None and SPLITS not in kinds.values():
         if FOLDS in kinds.values():
             _log(logging.INFO, "with --val-data, all clips of --data are used for training, whatever their fold")
-        return {"": Split(own, valid, own[:0] if test is None else test)}
-    kind = next(iter(kinds.values()), NO_FOLDS)
-    for name, other in kinds.items():
+        return {"": Split(own, valid, tested)}
+    kind = _one_kind(kinds)
+    folds = [clips.folds[clip] for clip in own]
+    _check_wanted(kind, folds, wanted, test_dir)
+    if kind == SPLITS:
+        return {"": _named_splits(clips, own, valid, test)}
+    if kind == NO_FOLDS:
+        folds = _deal(clips, own)
+    if not wanted:
+        return {"": Split(*_hold_out(own, folds), tested)}
+    names = fold_names(folds)
+    chosen = names if wanted == ALL_FOLDS else [find_fold(names, wanted)]
+    return {name: _of(own, split_by_fold(folds, name)) for name in chosen}
+
+
+def _one_kind(kinds: dict[str, str]) -> str:
+    """What all archives have, folds or splits or neither; FoldError if they differ."""
+    (first, kind), *others = [*kinds.items()] or [("", NO_FOLDS)]
+    for name, other in others:
         if other != kind:
-            first = next(iter(kinds))
             raise FoldError(
                 f"{first} has {kind} and {name} has {other}: prepare both with --fold-column, or leave one out"
             )
-    folds = [clips.folds[clip] for clip in own]
-    if kind == SPLITS:
-        if wanted:
-            raise FoldError(f"the clips have the splits {', '.join(sorted(set(folds)))}, not folds to choose from")
-        return {"": _named_splits(clips, own, valid, test)}
+    return kind
+
+
+def _check_wanted(kind: str, folds: Sequence[str], wanted: str | None, test_dir: str | None) -> None:
+    """FoldError if the folds or splits of the clips do not go with --fold, --folds or --test-data."""
+    if kind == SPLITS and wanted:
+        raise FoldError(f"the clips have the splits {', '.join(sorted(set(folds)))}, not folds to choose from")
     if kind == FOLDS and test_dir:
         raise FoldError(
             f"the clips are in the folds {', '.join(fold_names(folds))}: add --val-data, which takes all of them for "
@@ -168,12 +186,6 @@ def _splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) 
         raise FoldError(
             f"the clips are in the folds {', '.join(fold_names(folds))}: choose one with --fold, or --folds all"
         )
-    folds = folds if kind == FOLDS else _deal(clips, own)
-    if not wanted:
-        return {"": Split(*_hold_out(own, folds), own[:0] if test is None else test)}
-    names = fold_names(folds)
-    chosen = names if wanted == ALL_FOLDS else [find_fold(names, wanted)]
-    return {name: _of(own, split_by_fold(folds, name)) for name in chosen}
 
 
 def _warn_of_divided_groups(clips: LabelledClips, splits: dict[str, Split]) -> None:

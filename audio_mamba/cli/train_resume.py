@@ -58,14 +58,15 @@ def load_state(
     steps_per_epoch: int,
     contents: Mapping[str, Contents],
     objective: Objective | None = None,
+    init: str | None = None,
 ) -> Start:
-    """Load the checkpoint to resume from or, without one, the weights of --init; return where training starts.
+    """Load the checkpoint to resume from or, without one, the weights that `init` names; return where training starts.
 
     `objective` is that of a pretraining run; it is started, or gets its state from the checkpoint.
 
     Raises:
         ValueError: the checkpoint is damaged, incomplete or belongs to another run, or the data have changed.
-        FileNotFoundError: no weights where --init says.
+        FileNotFoundError: no weights where `init` says.
     """
     path, state = find_state(args.resume, workdir)
     found = distributed.gather(str(path))
@@ -76,7 +77,7 @@ def load_state(
         )
     front_end = FrontEnd.from_settings(config.front_end)
     if path is None or state is None:
-        return _start_fresh(args.init, config, model, objective)
+        return _start_fresh(init, config, model, objective)
     _check_belongs(args, config, state, path, front_end, objective)
     if state.get("linear_library") and "processes" in state:
         set_linear_choice(state["linear_library"])  # of the run so far, so that it continues with the same bits

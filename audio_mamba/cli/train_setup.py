@@ -113,7 +113,9 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     optimizer = optim.make_optimizer(objective.module, config.opt.weight_decay, args.bias_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "float16")
     distributed.seed_apart(args.seed)
-    start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents, objective)
+    start = load_state(
+        args, config, workdir, model, optimizer, scaler, len(loaders.train), contents, objective, args.init
+    )
     compiled = cast(nn.Module, torch.compile(objective.module)) if args.compile else objective.module
     parallel_model = distributed.parallel(compiled, device)
     global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()

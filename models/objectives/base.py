@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 
 Batch = Mapping[str, Tensor]
-Losses = tuple[Tensor, dict[str, Tensor]]  # the mean loss of a batch, and further numbers to watch by name
+Losses = tuple[Tensor, Mapping[str, Tensor | float]]  # the mean loss of a batch, and further numbers to watch by name
 
 
 class Objective(ABC):

@@ -52,7 +52,7 @@ class Reconstruction(Objective):
         if not self.visible_weight:
             return error, {}
         visible = reconstruction_loss(pred, target, 1 - mask, masked_only=True)
-        return error + self.visible_weight * visible, {"masked_loss": error, "visible_loss": visible}
+        return error + self.visible_weight * visible, {"masked_loss": error.detach(), "visible_loss": visible.detach()}
 
     def error(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """The loss of predicted patches; arguments as for `reconstruction_loss`."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audio_mamba.models.checks import check_not_negative, is_finite, is_whole
+from audio_mamba.models.checks import check_not_negative
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.loss import mean_over_masked
 from audio_mamba.models.objectives.base import (
@@ -21,6 +21,7 @@ from audio_mamba.models.objectives.base import (
 )
 from audio_mamba.models.objectives.reconstruction import Reconstruction
 from audio_mamba.models.ops.linear import Linear
+from audio_mamba.schema import is_finite, is_whole
 
 TARGET_NORMS = ("layer", "instance")
 

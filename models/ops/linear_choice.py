@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from audio_mamba.models.ops.native.build import cache_directory, processor
 from audio_mamba.models.ops.private_torch import has_onednn_linear, onednn_linear
+from audio_mamba.system.atomic_files import atomic_text
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +93,8 @@ def _of_machine() -> str:
     with contextlib.suppress(*CANNOT_BE_KEPT):
         path = _file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with open(descriptor, "w") as file:
+        with atomic_text(path) as file:
             file.write(choice + "\n")
-        os.replace(unfinished, path)
     return choice
 
 

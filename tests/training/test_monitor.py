@@ -48,7 +48,7 @@ def follow(workdir, losses_by_epoch, first_epoch=0, print_freq=2, trackers=(), v
     watcher = make(workdir, first_epoch, 0, len(losses_by_epoch[0]), print_freq, trackers)
     for epoch, losses in enumerate(losses_by_epoch, start=first_epoch):
         for step, loss in watcher.epoch(epoch, losses):
-            watcher.step(torch.tensor(loss), 0.1 * epoch, torch.tensor(float(step)), **measures)
+            watcher.step(torch.tensor(loss), 0.1 * epoch, grad_norm=torch.tensor(float(step)), **measures)
         watcher.end_epoch(val_loss)
     watcher.close()
 
@@ -145,7 +145,9 @@ def test_no_step_waits_for_the_device_unless_a_line_is_due(tmp_path, monkeypatch
         monkeypatch.setattr(torch.Tensor, name, lambda self, original=original: read.append(1) or original(self))
     reads = []
     for _, loss in watcher.epoch(0, [torch.tensor(1.0)] * 4):
-        watcher.step(loss, 0.1, torch.tensor(1.0), {"part": torch.tensor(1.0), "more": 1.0}, update_ratio=loss)
+        watcher.step(
+            loss, 0.1, grad_norm=torch.tensor(1.0), averaged={"part": torch.tensor(1.0), "more": 1.0}, update_ratio=loss
+        )
         reads.append(len(read))
     assert reads[0] == 0 < reads[1] == reads[2] < reads[3]
 
@@ -211,7 +213,13 @@ def test_a_run_stopped_anywhere_and_resumed_writes_the_same_bits(tmp_path, cut):
     def train(watcher, first_step, end):
         for step, loss in watcher.epoch(2, losses[first_step:], first_step):
             skipped = {"skipped": 1} if step == 2 else {}
-            watcher.step(torch.tensor(loss), 0.1 * step, float(step), {"part": torch.tensor(3.0 * loss)}, **skipped)
+            watcher.step(
+                torch.tensor(loss),
+                0.1 * step,
+                grad_norm=float(step),
+                averaged={"part": torch.tensor(3.0 * loss)},
+                **skipped,
+            )
             if step + 1 == end:
                 break
 
@@ -274,7 +282,7 @@ def test_only_lines_wait_for_cuda(tmp_path):
     losses = torch.tensor([1.0, math.nan, 2.0, 3.0], device="cuda")
     for step, loss in watcher.epoch(0, losses.unbind()):
         torch.cuda.set_sync_debug_mode("default" if watcher.line_due(step) else "error")
-        watcher.step(loss, 0.1, loss, update_ratio=loss)
+        watcher.step(loss, 0.1, grad_norm=loss, update_ratio=loss)
     torch.cuda.set_sync_debug_mode("default")
     watcher.load_state_dict(watcher.state_dict())
     watcher.end_epoch()

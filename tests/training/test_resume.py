@@ -1,4 +1,5 @@
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -117,9 +118,15 @@ def test_partial_files_are_removed_and_step_checkpoints_when_finished(tmp_path):
     assert not (tmp_path / "resume").exists()
 
 
-def test_a_full_disk_is_refused_before_the_run(tmp_path):
-    resume.check_space(tmp_path, parameters=10**6, free=lambda path: 24_000_000)
+def test_a_full_disk_is_refused_before_the_run(tmp_path, monkeypatch):
+    def leave(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
+
+    leave(24_000_000)
+    resume.check_space(tmp_path, parameters=10**6)
+    leave(23_500_000)
     with pytest.raises(OSError, match="two checkpoints need 23 MiB, but only 22 MiB are free"):
-        resume.check_space(tmp_path, parameters=10**6, free=lambda path: 23_500_000)
+        resume.check_space(tmp_path, parameters=10**6)
+    leave(25_500_000)
     with pytest.raises(OSError, match="two checkpoints need 24 MiB, but only 24 MiB are free"):
-        resume.check_space(tmp_path, parameters=10**6, more_values=2 * 10**5, free=lambda path: 25_500_000)
+        resume.check_space(tmp_path, parameters=10**6, more_values=2 * 10**5)
