@@ -46,6 +46,8 @@ from audio_mamba.training.trackers import TensorBoard, Tracker, Wandb
 Batch = dict[str, torch.Tensor]
 LossOf = Callable[[Any, nn.Module, Batch], Losses]  # (run, model, batch) -> its losses
 
+NOTED_OPTIONS = ("seed", "init", "min_lr", "bias_decay")  # in config.json: what changes the weights beside the config
+
 logger = logging.getLogger("train")
 
 if __name__ == "train":  # imported from a checkout
@@ -71,8 +73,9 @@ def train(run: Run, interruption: Interruption) -> None:
             config.opt.grad_accum_steps * run.samples_per_step,
         )
     if distributed.is_main() and first.epoch < config.num_epochs:
+        options = {name: getattr(args, name) for name in NOTED_OPTIONS} | {"processes": distributed.world_size()}
         with atomic_write(run.workdir / "config.json") as file:
-            file.write(json.dumps({"name": args.config, **config.to_dict()}, indent=2).encode())
+            file.write(json.dumps({"name": args.config, **config.to_dict(), "options": options}, indent=2).encode())
     monitor = start_monitor(run)
 
     if first.epoch >= config.num_epochs:

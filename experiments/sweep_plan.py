@@ -28,6 +28,7 @@ ADVICE = "give the same values, or choose another --runs"
 # What may differ between a run in --runs and the command: nothing that changes its weights or its speed.
 FREE_KEYS = (
     "name",
+    "options.",
     "log_every_steps",
     "wandb.",
     "scene_layout",

@@ -30,6 +30,7 @@ def config_of(path: Path) -> tuple[ConfigDict, str]:
     """The config that a weight file was trained with and its name. ValueError if it is not noted."""
     found, entries = read_config_of(path)
     name = short_name(str(entries.pop("name", "unnamed")))
+    entries.pop("options", None)  # of train.py, which say nothing of the model
     try:
         if found and entries.get("format") == FORMAT:
             name = found.parent.name

@@ -22,6 +22,7 @@ from audio_mamba.training import distributed, optim, resume
 # Keys, or their beginnings, that may change when a run is resumed: none of them changes the training objective.
 FREE_KEYS = (
     "name",
+    "options.",  # of train.py, for readers; a checkpoint has those that a resumed run must repeat
     "data.train_",
     "data.val_",
     "data.test_",

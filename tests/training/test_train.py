@@ -15,9 +15,11 @@ from audio_mamba import train
 from audio_mamba.cli import train_config, train_data, train_setup
 from audio_mamba.data.archives import write_shard
 from audio_mamba.data.samples import Sample
+from audio_mamba.hear_api.trained_config import config_of
 from audio_mamba.system import folder_lock
 from audio_mamba.training import checkpoint
 from audio_mamba.training.records import read_log, read_steps
+from audio_mamba.training.report import differing_keys
 from tests.training.runs import EPOCHS, arguments, finish, kill, losses, run_undisturbed, start
 
 needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compares CPU processes bit for bit")
@@ -260,6 +262,20 @@ def test_repeated_data_and_set_options_add_up(tmp_path, synthetic_archive):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["data"]["train_dirs"] == 2 * [str(synthetic_archive)] and config["num_epochs"] == 1
     assert config["opt"]["weight_decay"] == 0.5
+
+
+def test_config_json_has_the_options_that_change_the_weights(tmp_path, synthetic_archive):
+    """So that the report tells apart runs of one config; the folder and its weights stay readable."""
+    for name, options in (("a", []), ("b", ["--seed", "1", "--init", str(tmp_path / "a")])):
+        run(tmp_path / name, synthetic_archive, *options, num_epochs=1)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
+    assert configs[0]["options"] == {"seed": 0, "init": None, "min_lr": 0.0, "bias_decay": False, "processes": 1}
+    assert differing_keys(configs) == {
+        "options.seed": ["0", "1"],
+        "options.init": ["null", json.dumps(str(tmp_path / "a"))],
+    }
+    assert config_of(tmp_path / "a" / "checkpoints" / "checkpoint-0.pth")[1] == configs[0]["name"].split(".")[1]
+    run(tmp_path / "a", synthetic_archive, num_epochs=2)  # resumed
 
 
 def test_setting_a_key_that_nothing_reads_is_a_warning(caplog):
