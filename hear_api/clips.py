@@ -168,7 +168,7 @@ def _measure(path: Path, blocks: Iterable[Tensor], front_end: FrontEnd, channel:
     return LongFile(path, samples, fixed_statistics(front_end) or running.statistics(), front_end, channel)
 
 
-def decode(path: Path, front_end: FrontEnd, channel: str | int) -> Clip | Failure:
+def decode_file(path: Path, front_end: FrontEnd, channel: str | int) -> Clip | Failure:
     """Read a file in a worker process; what is wrong with it comes back as a value."""
     try:
         audio = read_file(path, front_end, channel)
@@ -182,7 +182,7 @@ def decode(path: Path, front_end: FrontEnd, channel: str | int) -> Clip | Failur
 
 
 def start_worker() -> None:
-    """Initialise a process that runs `decode`."""
+    """Initialise a process that runs `decode_file`."""
     torch.set_num_threads(1)
     os.nice(5)  # the model gets the CPU first; workers are usually ahead of it
     exit_with_parent()

@@ -9,15 +9,15 @@ run, 130 after Ctrl-C. Run the same command with --resume to continue an interru
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from audio_mamba.data.audio import AudioFileError
-from audio_mamba.hear_api.clips import Failure, group_clips
+from audio_mamba.hear_api.clips import Clip, Failure
 from audio_mamba.hear_api.command_line import (
     add_channel_argument,
     add_device_argument,
@@ -35,12 +35,10 @@ from audio_mamba.hear_api.file_runs import (
     decode_sources,
     decoding_pool,
     drop_changed,
-    entry_of,
     list_digest,
     print_failures,
+    run_groups,
     say,
-    strict_error,
-    without_failures,
 )
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.output import Output
@@ -116,9 +114,9 @@ def embed(args: argparse.Namespace, output: Output) -> list[Entry]:
         with output.journal(settings, runtime.width_of(args.kind), share) as journal:
             parts = by_share(sources, share.count)
             own = parts[share.number]
-            decoded = partial(decode_sources, pool, args.workers, runtime.front_end, args.channel)
-            drop_changed(journal, own, decoded, "embed", "embedded")
-            _embed_sources(args, own, decoded, runtime, journal)
+            decode = partial(decode_sources, pool, args.workers, runtime.front_end, args.channel)
+            drop_changed(journal, own, decode, "embed", "embedded")
+            _embed_sources(args, own, decode, runtime, journal)
             if share.count == 1:
                 return output.finish(journal, step_seconds)
             failed = output.finish_share(journal, step_seconds, share, parts)
@@ -172,16 +170,11 @@ def _settings(args: argparse.Namespace, files: list[Path], runtime: RuntimeSSAST
 def _embed_sources(
     args: argparse.Namespace,
     sources: Sequence[Source],
-    decoded: Decoder,
+    decode: Decoder,
     runtime: RuntimeSSAST,
     journal: Journal,
 ) -> None:
-    """Embed what the journal lacks, group by group; each group is committed before the next one."""
-    left = sources[len(journal.entries) :]
-    clips = decoded(left)
-    if args.strict:
-        clips = without_failures(left, clips)
-    waiting = iter(left)
+    """Embed what the journal lacks."""
     with tqdm(
         desc="embedding" if args.share.count == 1 else f"embedding share {args.share}",
         unit="channel" if args.channel == "each" else "file",
@@ -191,22 +184,16 @@ def _embed_sources(
         bar_format=PROGRESS,
     ) as bar:
         started, seconds = time.perf_counter(), 0.0
-        for group in group_clips(clips):
-            counts = [0] * len(group)
-            try:
-                for number, rows, share in runtime.embed_group(group, args.kind):
-                    journal.append(rows.numpy())
-                    counts[number] += len(rows)
-                    seconds += share * group[number].seconds
-                    bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} s of audio/s", refresh=False)
-                    bar.update(share)
-            except AudioFileError as error:  # a long file that has changed or gone since it was measured
-                if args.strict:
-                    raise strict_error(error.path, error.reason)
-                journal.drop()
-                group = [Failure(error.reason)]
-            journal.commit(entry_of(*finished) for finished in zip(group, counts, waiting))
-            bar.update(len(journal.entries) - bar.n)
+
+        def embed_group(group: Sequence[Clip | Failure]) -> Iterator[tuple[int, np.ndarray]]:
+            nonlocal seconds
+            for number, rows, fraction in runtime.embed_group(group, args.kind):
+                yield number, rows.numpy()
+                seconds += fraction * group[number].seconds
+                bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} s of audio/s", refresh=False)
+                bar.update(fraction)
+
+        run_groups(embed_group, sources, decode, journal, bar, args.strict)
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.embed") -> None:

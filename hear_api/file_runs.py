@@ -12,11 +12,12 @@ from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from audio_mamba.data.audio import AudioError
+from audio_mamba.data.audio import AudioError, AudioFileError
 from audio_mamba.front_end import FrontEnd
-from audio_mamba.hear_api.clips import Clip, Failure, decode, prefetch, start_worker
+from audio_mamba.hear_api.clips import Clip, Failure, decode_file, group_clips, prefetch, start_worker
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.output import Output
 from audio_mamba.hear_api.sources import Source, count_unchanged
@@ -30,7 +31,7 @@ Decoder = Callable[[Sequence[Source]], Iterator[Clip | Failure]]
 
 @contextmanager
 def decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that run `decode`. After an exception in the block they are killed if they do not end soon."""
+    """Processes that run `decode_file`. After an exception in the block they are killed if they do not end soon."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
@@ -63,10 +64,10 @@ def decode_sources(
 ) -> Iterator[Clip | Failure]:
     """The clips of sources, decoded in advance by a pool of so many workers; `channel` of files that are not split."""
     calls = ((source.path, front_end, channel if source.channel is None else source.channel) for source in sources)
-    return prefetch(pool, decode, calls, FILES_AHEAD * workers)
+    return prefetch(pool, decode_file, calls, FILES_AHEAD * workers)
 
 
-def drop_changed(journal: Journal, sources: Sequence[Source], decoded: Decoder, command: str, done: str) -> None:
+def drop_changed(journal: Journal, sources: Sequence[Source], decode: Decoder, command: str, done: str) -> None:
     """Keep what an interrupted run has finished up to the first file that has changed since, or that failed then and
     can be read now; say what is not kept.
 
@@ -76,7 +77,7 @@ def drop_changed(journal: Journal, sources: Sequence[Source], decoded: Decoder, 
     Args:
         journal: of the run.
         sources: all of its files.
-        decoded: gives the clips of sources.
+        decode: gives the clips of sources.
         command: its name, put before each message.
         done: what it does with files, such as "embedded".
     """
@@ -88,7 +89,7 @@ def drop_changed(journal: Journal, sources: Sequence[Source], decoded: Decoder, 
         )
     same = count_unchanged(entries, sources)
     failed = [number for number in range(same) if entries[number].error]
-    clips = decoded([sources[number] for number in failed])
+    clips = decode([sources[number] for number in failed])
     repaired = [number for number, clip in zip(failed, clips) if not isinstance(clip, Failure)]
     if repaired or same < len(entries):
         versions = {source.name: source.version for source in sources}
@@ -105,27 +106,66 @@ def drop_changed(journal: Journal, sources: Sequence[Source], decoded: Decoder, 
         )
 
 
+def run_groups(
+    rows_of: Callable[[list[Clip | Failure]], Iterator[tuple[int, np.ndarray]]],
+    sources: Sequence[Source],
+    decode: Decoder,
+    journal: Journal,
+    bar: tqdm,
+    strict: bool,
+) -> None:
+    """Add the rows of the sources that the journal lacks, group by group; each is committed before the next one.
+
+    Args:
+        rows_of: gives the rows [n, width] of a group of `clips.group_clips` clip by clip, each time with the number of
+            the clip in the group, and none for failures. It may raise AudioFileError for a long file, which is a group
+            of its own.
+        sources: all of the run.
+        decode: gives the clips of sources.
+        bar: counts sources; `rows_of` may advance it within a group.
+        strict: raise AudioError, which names the file, at the first failure.
+    """
+    left = sources[len(journal.entries) :]
+    clips = decode(left)
+    if strict:
+        clips = _without_failures(left, clips)
+    waiting = iter(left)
+    for group in group_clips(clips):
+        counts = [0] * len(group)
+        try:
+            for number, rows in rows_of(group):
+                journal.append(rows)
+                counts[number] += len(rows)
+        except AudioFileError as error:  # a long file that has changed or gone since it was measured
+            if strict:
+                raise _strict_error(error.path, error.reason)
+            journal.drop()
+            group = [Failure(error.reason)]
+        journal.commit(_entry_of(*finished) for finished in zip(group, counts, waiting))
+        bar.update(len(journal.entries) - bar.n)
+
+
 def say(command: str, text: str) -> None:
     """Print a line of a command above its progress bar."""
     tqdm.write(f"{command}: {text}", file=sys.stderr)
 
 
-def entry_of(clip: Clip | Failure, rows: int, source: Source) -> Entry:
+def _entry_of(clip: Clip | Failure, rows: int, source: Source) -> Entry:
     """What the journal keeps of a source with so many rows."""
     file = str(source.path) if os.fsencode(source.path) != source.name.encode() else None
     entry = Entry(source.name, rows, clip.seconds, channel=source.channel, version=source.version, file=file)
     return replace(entry, rows=0, error=clip.reason) if isinstance(clip, Failure) else entry
 
 
-def without_failures(sources: Sequence[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
+def _without_failures(sources: Sequence[Source], clips: Iterator[Clip | Failure]) -> Iterator[Clip | Failure]:
     """The clips of sources; AudioError, which names the file, at the first failure."""
     for source, clip in zip(sources, clips):
         if isinstance(clip, Failure):
-            raise strict_error(source.path, clip.reason)
+            raise _strict_error(source.path, clip.reason)
         yield clip
 
 
-def strict_error(path: str | Path, reason: str) -> AudioError:
+def _strict_error(path: str | Path, reason: str) -> AudioError:
     """What ends a run with --strict."""
     return AudioError(f"{path}: {reason} (--strict)")
 

@@ -9,14 +9,15 @@ the same command with --resume to continue an interrupted run, even after kill -
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from audio_mamba.data.audio import AudioFileError
 from audio_mamba.hear_api.classifier import AudioClassifier, load_classifier
-from audio_mamba.hear_api.clips import Failure, group_clips
+from audio_mamba.hear_api.clips import Clip, Failure
 from audio_mamba.hear_api.command_line import (
     add_channel_argument,
     add_device_argument,
@@ -31,11 +32,9 @@ from audio_mamba.hear_api.file_runs import (
     decode_sources,
     decoding_pool,
     drop_changed,
-    entry_of,
     list_digest,
     print_failures,
-    strict_error,
-    without_failures,
+    run_groups,
 )
 from audio_mamba.hear_api.journal import Entry, Journal
 from audio_mamba.hear_api.label_files import FORMATS, Labelling, format_for
@@ -113,41 +112,30 @@ def predict(args: argparse.Namespace, output: Output, classifier: AudioClassifie
             tqdm.write(f"{output.path} is complete already", file=sys.stderr)
             return output.read_failures()
         with output.journal(settings, len(classifier.classes)) as journal:
-            decoded = partial(decode_sources, pool, args.workers, classifier.front_end, args.channel)
-            drop_changed(journal, sources, decoded, "predict", "labelled")
-            _label_sources(args, sources, decoded, classifier, labelling, journal)
+            decode = partial(decode_sources, pool, args.workers, classifier.front_end, args.channel)
+            drop_changed(journal, sources, decode, "predict", "labelled")
+            _label_sources(args, sources, decode, classifier, labelling, journal)
             return output.finish(journal, labelling.hop_seconds)
 
 
 def _label_sources(
     args: argparse.Namespace,
     sources: list[Source],
-    decoded: Decoder,
+    decode: Decoder,
     classifier: AudioClassifier,
     labelling: Labelling,
     journal: Journal,
 ) -> None:
-    """Label the files that the journal lacks, group by group; each group is committed before the next one."""
-    left = sources[len(journal.entries) :]
-    clips = decoded(left)
-    if args.strict:
-        clips = without_failures(left, clips)
-    waiting = iter(left)
+    """Label the files that the journal lacks."""
+
+    def label_group(group: Sequence[Clip | Failure]) -> Iterator[tuple[int, np.ndarray]]:
+        numbers = [number for number, clip in enumerate(group) if not isinstance(clip, Failure)]
+        for number, rows in zip(numbers, labelling.rows(classifier, group), strict=True):
+            yield number, rows.numpy()
+
     unit = "channel" if args.channel == "each" else "file"
     with tqdm(desc="labelling", unit=unit, total=len(sources), initial=len(journal.entries)) as bar:
-        for group in group_clips(clips):
-            try:
-                rows = [row.numpy() for row in labelling.rows(classifier, group)]
-            except AudioFileError as error:  # a long file that has changed or gone since it was measured
-                if args.strict:
-                    raise strict_error(error.path, error.reason)
-                group, rows = [Failure(error.reason)], []
-            for row in rows:
-                journal.append(row)
-            counts = map(len, rows)
-            counted = [0 if isinstance(clip, Failure) else next(counts) for clip in group]
-            journal.commit(entry_of(*finished) for finished in zip(group, counted, waiting))
-            bar.update(len(group))
+        run_groups(label_group, sources, decode, journal, bar, args.strict)
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m audio_mamba.hear_api.predict") -> None:

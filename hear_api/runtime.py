@@ -49,7 +49,7 @@ class Part(NamedTuple):
 
     number: int  # of the clip in its group
     rows: Tensor  # embeddings, float32 [n, width], on the CPU; parts of one clip follow each other
-    share: float  # of the clip that was encoded for this part; the shares of a clip add up to 1
+    fraction: float  # of the clip that was encoded for this part; those of a clip add up to 1
 
 
 class RuntimeSSAST(nn.Module):
@@ -252,11 +252,11 @@ class RuntimeSSAST(nn.Module):
             rows = self.encode([chunk], layout)[0].cpu()
             # Context of the chunk, kept from the neighbouring one.
             rows = rows[0 if is_first else self.cut.before : len(rows) - (0 if is_last else self.cut.after)]
-            share = len(rows) / -(-file.frames // self.frames_per_step)
+            fraction = len(rows) / -(-file.frames // self.frames_per_step)
             if kind == "scene":
                 pooled.add(rows)
                 rows = rows.new_zeros(0, self.scene_embedding_size)
-            yield Part(0, rows, share)
+            yield Part(0, rows, fraction)
         if kind == "scene":
             yield Part(0, pooled.result(), 0.0)
 

@@ -75,7 +75,7 @@ def test_all_ways_to_embed_use_the_constants(runtime, audio_dir, monkeypatch):
     torch.testing.assert_close(
         runtime.get_scene_embeddings(torch.stack([audio_of(path) for path in paths])), expected, rtol=0, atol=1e-5
     )
-    worker = clips.decode(paths[0], runtime.front_end, "mix")
+    worker = clips.decode_file(paths[0], runtime.front_end, "mix")
     np.testing.assert_allclose(worker.spectrogram, normalised(audio_of(paths[0])).numpy(), atol=1e-5)
     monkeypatch.setattr(clips, "LONG_SECONDS", 1)
     monkeypatch.setattr(clips, "CHUNK_FRAMES", 400)
