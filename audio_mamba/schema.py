@@ -92,7 +92,7 @@ UNREAD = {  # keys of published configs that nothing reads, and what to use in t
     "half_precision": "--precision",
 }
 LAYOUTS = ("published", "bands")  # of scene features, see `models.encoder`
-POOLINGS = {"mean": 1, "mean_std": 2}  # of scene features, and the width of the result; see `hear_api.pooling`
+POOLINGS = {"mean": 1, "mean_std": 2}  # of scene features, and the width of the result; see `models.pooling`
 ENCODERS_VARIABLE = "AUDIO_MAMBA_ENCODERS"  # modules that register encoders, see `models.registry`
 MAX_OVERLAP = 0.75  # of a segment with the one before; costs four times the work
 

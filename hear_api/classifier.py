@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from audio_mamba.data.normalisation import clip_statistics, fixed_statistics, normalise
 from audio_mamba.hear_api.clips import Clip, Failure, LongFile, ShortClip, group_clips, prefetch_chunks
 from audio_mamba.hear_api.inputs import ClipInput, as_clips, check_sample_rate
-from audio_mamba.hear_api.pooling import RunningPool, pool
 from audio_mamba.hear_api.runtime import RuntimeSSAST, pick_device
 from audio_mamba.hear_api.trained_config import classifier_experiment
 from audio_mamba.hear_api.weights import (
@@ -34,6 +33,7 @@ from audio_mamba.hear_api.weights import (
 )
 from audio_mamba.hear_api.windows import Windows
 from audio_mamba.models.classifier import Classifier, probabilities
+from audio_mamba.models.pooling import RunningPool, pool
 from audio_mamba.training.checkpoint import CheckpointError, load_model_state
 
 WINDOWS_AT_ONCE = 32

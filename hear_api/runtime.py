@@ -28,11 +28,11 @@ from audio_mamba.hear_api.clips import (
     prefetch_chunks,
 )
 from audio_mamba.hear_api.inputs import ClipInput, as_batch, as_clips, check_sample_rate
-from audio_mamba.hear_api.pooling import RunningPool, pool, pooled_width
 from audio_mamba.hear_api.resolve import ModelSource
 from audio_mamba.hear_api.segments import Cut, Segment, batch_segments, plan_segments, stack_segments
 from audio_mamba.hear_api.weights import load_weights
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
+from audio_mamba.models.pooling import RunningPool, pool, pooled_width
 from audio_mamba.models.precision import autocast, check_precision, usable_precision
 from audio_mamba.schema import LAYOUTS
 from audio_mamba.system.machine import bound_threads

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
-from audio_mamba.schema import POOLINGS
+from audio_mamba.models.pooling import pool, pooled_width
 
 EPSILON = 1e-5  # of the head's norm
 
@@ -33,10 +33,8 @@ class Classifier(nn.Module):
         self, encoder: MaskedSpectrogramEncoder, num_classes: int, pooling: str = "mean", frozen: bool = False
     ):
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f"unknown head.pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
         self.encoder, self.pooling = encoder, pooling
-        width = POOLINGS[pooling] * encoder.grid_size()[1] * encoder.embed_dim
+        width = pooled_width(pooling, encoder.grid_size()[1] * encoder.embed_dim)
         linear = nn.Linear(width, num_classes)
         nn.init.zeros_(linear.weight)  # equal probabilities at the start
         nn.init.zeros_(linear.bias)
@@ -92,8 +90,7 @@ class Classifier(nn.Module):
         x = x.transpose(1, 2).flatten(0, 1)  # -> [B*S, 1, F, M]
         rows = self.encoder.forward_features(self.encoder.from_time_first(x), "bands").float()
         rows = rows.unflatten(0, (batch, segments)).flatten(1, 2)[:, :steps]  # [B, t, W]
-        mean = rows.mean(dim=1)
-        return mean if self.pooling == "mean" else torch.cat([mean, rows.std(dim=1, correction=0)], dim=1)
+        return pool(rows, self.pooling)
 
     def _embed_padded(self, spectrogram: Tensor, frames: Tensor) -> Tensor:
         """`embed` of clips of their own lengths; the encoder reads each segment of only those clips that reach it."""

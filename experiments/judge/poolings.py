@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from audio_mamba.hear_api.pooling import pool
+from audio_mamba.models.pooling import pool
 
 
 def _differences(steps: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from audio_mamba.data.audio import load_audio
 from audio_mamba.data.features import log_mel
 from audio_mamba.data.normalisation import normalise, statistics_of
 from audio_mamba.front_end import PUBLISHED, FrontEnd
-from audio_mamba.hear_api.pooling import pool
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.resolve import UNTRAINED, ModelSource, names_a_path, resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST, build_runtime
+from audio_mamba.models.pooling import pool
 from audio_mamba.system.atomic_files import atomic_write, sha256
 
 LOG_MEL = "logmel"

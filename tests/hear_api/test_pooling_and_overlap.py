@@ -8,13 +8,14 @@ import torch
 import audio_mamba
 from audio_mamba import schema
 from audio_mamba.data.features import log_mel
-from audio_mamba.hear_api import RuntimeSSAST, clips, pooling
+from audio_mamba.hear_api import RuntimeSSAST, clips
 from audio_mamba.hear_api.embed import main
 from audio_mamba.hear_api.pretrained import from_pretrained, save_pretrained
 from audio_mamba.hear_api.segments import Cut, plan_segments
 from audio_mamba.hear_api.streaming import StreamingSSAM
 from audio_mamba.hear_api.writers import read_settings
 from audio_mamba.models import ARCHS
+from audio_mamba.models.pooling import RunningPool
 from tests.golden_weights import fill_by_rule, golden_audio
 from tests.hear_api.test_runtime import config_of
 
@@ -112,7 +113,7 @@ def test_mean_and_deviation_over_time():
 
 def test_a_running_pool_equals_numpy_in_float64():
     rows = np.random.default_rng(0).normal(1000.0, 1e-3, (500, 6))  # squares summed in the naive way would cancel
-    running = pooling.RunningPool("mean_std", 6)
+    running = RunningPool("mean_std", 6)
     for start, end in [(0, 1), (1, 7), (7, 300), (300, 500)]:
         running.add(torch.from_numpy(rows[start:end]))
     expected = np.concatenate([rows.mean(axis=0), rows.std(axis=0)])

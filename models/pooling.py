@@ -9,7 +9,7 @@ from audio_mamba.schema import POOLINGS
 def pooled_width(pooling: str, width: int) -> int:
     """Width of the pooled embedding of steps of a width. ValueError for an unknown pooling."""
     if pooling not in POOLINGS:
-        raise ValueError(f"unknown scene_pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
+        raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
     return POOLINGS[pooling] * width
 
 
