@@ -11,7 +11,9 @@ from torch import Tensor
 from audio_mamba.models.ops import native
 from audio_mamba.models.ops.calls import ConvCall
 from audio_mamba.models.ops.causal_conv1d import reference
-from audio_mamba.models.ops.native import View, pointer, rows
+from audio_mamba.models.ops.causal_conv1d.tensors import prepared, setup_context
+from audio_mamba.models.ops.memory_layout import channels_adjacent
+from audio_mamba.models.ops.native import View, pointer
 from audio_mamba.models.ops.private_torch import unwatched
 
 MAX_TAPS = 16  # as in csrc/causal_conv1d.c
@@ -37,7 +39,7 @@ def causal_conv1d(
 def forward_in_c(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool = False) -> Tensor:
     """x [B, L, D], float32 weight [D, K] and bias [D] -> [B, L, D] in x's dtype."""
     y = x.new_empty(x.shape)
-    x, weight, bias = _prepare(x, weight, bias)
+    x, weight, bias = prepared(x, weight, bias)
     native.call(
         "causal_conv1d_forward",
         _Convolution(
@@ -91,7 +93,8 @@ def backward_in_c(
     `more` [B, L, D] is added to dy.
     """
     d_weight, d_bias = weight.new_empty(len(x), *weight.shape), weight.new_empty(len(x), x.shape[-1])
-    dy, more, (x, weight, bias) = rows(dy), more if more is None else rows(more), _prepare(x, weight, bias)
+    dy, more = channels_adjacent(dy), more if more is None else channels_adjacent(more)
+    x, weight, bias = prepared(x, weight, bias)
     native.call(
         "causal_conv1d_backward",
         _Convolution(
@@ -128,11 +131,6 @@ def _(dy, x, weight, bias, silu, reverse=False):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(x.shape[-1])
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.silu, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-
-
 def _autograd(ctx, dy):
     x, weight, bias = ctx.saved_tensors
     if native.unsupported_reason(x, weight) is None:
@@ -145,7 +143,7 @@ def _autograd(ctx, dy):
     return dx, d_weight, None if bias is None else d_bias, None, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+_forward.register_autograd(_autograd, setup_context=setup_context)
 
 
 class _Convolution(ctypes.Structure):
@@ -156,7 +154,3 @@ class _Convolution(ctypes.Structure):
         *((name, View) for name in ("x", "y", "dy", "more", "dx")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "d_weight", "d_bias")),
     ]
-
-
-def _prepare(x, weight, bias):
-    return rows(x), weight.contiguous(), bias if bias is None else bias.contiguous()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from audio_mamba.models.ops import triton_support
 from audio_mamba.models.ops.calls import ConvCall
-from audio_mamba.models.ops.native import rows
+from audio_mamba.models.ops.causal_conv1d.tensors import prepared, setup_context
+from audio_mamba.models.ops.memory_layout import channels_adjacent
 from audio_mamba.models.ops.private_torch import unwatched
 from audio_mamba.models.ops.triton_support import walk_start, walk_strides
 
@@ -41,7 +42,7 @@ def _forward_in_triton(x: Tensor, weight: Tensor, bias: Tensor | None, silu: boo
 
     y = x.new_empty(x.shape)
     if x.numel():
-        x, weight, bias = _prepare(x, weight, bias)
+        x, weight, bias = prepared(x, weight, bias)
         with triton_support.device_of(x):
             kernels.forward_kernel[_grid(x, STEPS)](
                 walk_start(x, reverse),
@@ -78,7 +79,7 @@ def _backward(
     (channels, taps), shares = weight.shape, len(x) * -(-x.shape[1] // STEPS_BACK)
     d_weight, d_bias = weight.new_empty(shares, taps, channels), weight.new_empty(shares, channels)
     if x.numel():
-        dy, (x, weight, bias) = rows(dy), _prepare(x, weight, bias)
+        dy, (x, weight, bias) = channels_adjacent(dy), prepared(x, weight, bias)
         with triton_support.device_of(x):
             kernels.backward_kernel[_grid(x, STEPS_BACK)](
                 walk_start(dy, reverse),
@@ -107,11 +108,6 @@ def _(dy, x, weight, bias, silu, reverse=False):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.silu, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-
-
 def _autograd(ctx, dy):
     x, weight, bias = ctx.saved_tensors
     operator = torch.ops.audio_mamba.causal_conv1d_triton_backward
@@ -119,11 +115,7 @@ def _autograd(ctx, dy):
     return dx, d_weight, None if bias is None else d_bias, None, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _prepare(x, weight, bias):
-    return rows(x), weight.contiguous(), bias if bias is None else bias.contiguous()
+_forward.register_autograd(_autograd, setup_context=setup_context)
 
 
 def _grid(x, steps):

@@ -98,11 +98,6 @@ class View(ctypes.Structure):
         return cls(start, batch, time, last, TYPES[tensor.dtype])
 
 
-def rows(tensor: Tensor) -> Tensor:
-    """[batch, time, channels] with neighbouring channels adjacent in memory, copied only if necessary."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def pointer(tensor: Tensor | None) -> int | None:
     """The address of a tensor's data."""
     return None if tensor is None else tensor.data_ptr()

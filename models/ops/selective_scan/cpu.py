@@ -13,7 +13,8 @@ from torch import Tensor
 
 from audio_mamba.models.ops import native
 from audio_mamba.models.ops.calls import ScanCall
-from audio_mamba.models.ops.native import View, pointer, rows
+from audio_mamba.models.ops.memory_layout import channels_adjacent
+from audio_mamba.models.ops.native import View, pointer
 from audio_mamba.models.ops.private_torch import unwatched
 from audio_mamba.models.ops.selective_scan import chunked, reference
 from audio_mamba.models.ops.selective_scan.groups import register_gradients, scan_by_group
@@ -142,7 +143,7 @@ def backward_in_c(
     dB, dC = d_matrices
     dA, (dD, d_bias) = A.new_empty(batch, channels, state), A.new_empty(2, batch, channels)
     problem, kept = _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts, reverse, add)
-    dy, d_last = rows(dy), d_last if d_last is None else d_last.contiguous()
+    dy, d_last = channels_adjacent(dy), d_last if d_last is None else d_last.contiguous()
     views = (View.of(t, reverse) for t in (dy, du, d_delta, dz, dB.flatten(0, 1), dC.flatten(0, 1)))
     gradients = _Gradients(*views, *map(pointer, (d_last, dA, dD, d_bias)))
     _run("selective_scan_backward", problem, gradients)
@@ -222,7 +223,7 @@ class _Gradients(ctypes.Structure):
 
 def _problem(u, delta, A, B, C, D, z, delta_bias, softplus, starts, reverse, add):
     """The struct, and the tensors that must outlive its pointers."""
-    u, delta, z = rows(u), rows(delta), z if z is None else rows(z)
+    u, delta, z = channels_adjacent(u), channels_adjacent(delta), z if z is None else channels_adjacent(z)
     A, D, delta_bias = (t if t is None else t.contiguous() for t in (A, D, delta_bias))
     problem = _Problem(
         *u.shape,

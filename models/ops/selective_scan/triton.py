@@ -32,7 +32,7 @@ from torch import Tensor
 
 from audio_mamba.models.ops import triton_support
 from audio_mamba.models.ops.calls import ScanCall
-from audio_mamba.models.ops.native import rows
+from audio_mamba.models.ops.memory_layout import channels_adjacent
 from audio_mamba.models.ops.private_torch import unwatched
 from audio_mamba.models.ops.selective_scan.groups import register_gradients, scan_by_group
 from audio_mamba.models.ops.triton_support import power_of_two, walk_start, walk_strides
@@ -180,7 +180,7 @@ def _backward(
     scratch = A.new_empty(*launch.grid, SPAN // GROUP, state, BLOCK)
     shares_of_BC = A.new_empty(2, blocks, batch, length, state)
     shares_of_A, shares_of_D = A.new_empty(parts, state, channels), A.new_empty(2, parts, channels)
-    dy = walk_start(rows(dy), reverse)
+    dy = walk_start(channels_adjacent(dy), reverse)
     with triton_support.device_of(u):
         carry = d_last if d_last is None else _padded_to(d_last, state, dim=1)
         if launch.chunks > 1:
@@ -249,7 +249,9 @@ class _Launch:
 
     def __init__(self, u, delta, A, B, C, D, z, delta_bias, softplus, reverse):
         self.reverse, self.sign = reverse, -1 if reverse else 1
-        self.u, self.delta, self.z = (t if t is None else walk_start(_near_rows(t), reverse) for t in (u, delta, z))
+        self.u, self.delta, self.z = (
+            t if t is None else walk_start(_near_and_adjacent(t), reverse) for t in (u, delta, z)
+        )
         self.D, self.bias = (t if t is None else t.contiguous() for t in (D, delta_bias))
         states = padded(A.shape[1])
         self.A = A.new_zeros(states, len(A))  # [S, D]
@@ -328,9 +330,9 @@ def padded(states: int) -> int:
     return cut["WIDTH"] * cut["PARTS"]
 
 
-def _near_rows(tensor: Tensor) -> Tensor:
-    """`rows`, copied also where the steps of time are very far from each other."""
-    return rows(tensor) if tensor.stride(1) <= MOST_STRIDE else tensor.contiguous()
+def _near_and_adjacent(tensor: Tensor) -> Tensor:
+    """`channels_adjacent`, copied also where the steps of time are very far from each other."""
+    return channels_adjacent(tensor) if tensor.stride(1) <= MOST_STRIDE else tensor.contiguous()
 
 
 def _padded_to(tensor: Tensor, size: int, dim: int) -> Tensor:
