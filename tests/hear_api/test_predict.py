@@ -124,11 +124,11 @@ def test_each_window_is_classified_as_a_clip_of_its_own(tmp_path, weights, recor
 def test_long_files_are_read_in_parts(tmp_path, recording, pooling, monkeypatch):
     classifier = load_classifier(build(tmp_path / "classifier", pooling), "cpu")
     whole = classifier.probabilities([recording[0]])
-    clip = clips_module.decode(recording[0], classifier.front_end, "mix")
+    clip = clips_module.decode_file(recording[0], classifier.front_end, "mix")
     windows = classifier.of_windows(clip, Windows(150, 70, rate=100.0))
     monkeypatch.setattr(clips_module, "LONG_SECONDS", 5)
     monkeypatch.setattr(clips_module, "CHUNK_FRAMES", 400)
-    long = clips_module.decode(recording[0], classifier.front_end, "mix")
+    long = clips_module.decode_file(recording[0], classifier.front_end, "mix")
     assert isinstance(long, clips_module.LongFile)
     np.testing.assert_allclose(classifier.probabilities([recording[0]]), whole, atol=1e-5)
     np.testing.assert_allclose(classifier.of_windows(long, Windows(150, 70, rate=100.0)), windows, atol=1e-4)
