@@ -11,12 +11,11 @@ from audio_mamba.data.audio import one_channel, resampled
 from audio_mamba.data.audio_files import AudioError
 from audio_mamba.data.decoding.mpeg import frame_at
 from audio_mamba.data.decoding.parts import HIGHEST_RATE
-from audio_mamba.data.decoding.riff import WRAP, is_unknown
+from audio_mamba.data.decoding.riff import FORMAT_BYTES, TRAILING_CHUNKS, WRAP, is_unknown, parse_format
 from audio_mamba.front_end import PUBLISHED
 
 JUDGED_AFTER = 5.0  # seconds of a stream, which may have no end: whether its channels cancel out
 HEAD_BYTES = 12  # of a wav file before its first chunk
-FORMAT_BYTES = 40  # of a format chunk, at most
 LONG_BYTES_UNKNOWN = 1 << 62  # 64-bit sizes from here on stand for a length that the program did not know
 # How files begin that cannot be taken for samples.
 OTHER_KINDS = {
@@ -36,10 +35,6 @@ OTHER_KINDS = {
     b"\x30\x26\xb2\x75": "wma",
 }
 COMPRESSED_TAGS = {2: "ADPCM", 6: "A-law", 7: "mu-law", 0x11: "IMA ADPCM", 0x31: "GSM", 0x50: "mp2", 0x55: "mp3"}
-# Chunks that programs write behind the samples of a wav file.
-TRAILING_CHUNKS = {
-    *(b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"cue ", b"smpl", b"fact", b"JUNK", b"PEAK", b"inst", b"_PMX"),
-}
 
 logger = logging.getLogger(__name__)
 
@@ -193,10 +188,8 @@ def _wav_format(stream: BinaryIO, magic: bytes, name: str) -> Format:
         _skip(stream, size + size % 2 - len(content))
         if chunk == b"ds64" and magic in (b"RF64", b"BW64") and len(content) >= 16:
             long_size = int.from_bytes(content[8:16], "little")
-        elif chunk == b"fmt " and len(content) >= 16:
-            tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
-            if tag == 0xFFFE and len(content) >= 26:
-                tag = struct.unpack("<H", content[24:26])[0]
+        elif chunk == b"fmt " and (form := parse_format(content)):
+            tag, channels, rate, _, bits = form
             decoder, kind = DECODERS.get((tag, bits)), COMPRESSED_TAGS.get(tag, kind)
             found = (rate, channels, decoder) if rate and channels and decoder else None
             if rate > HIGHEST_RATE:

@@ -22,6 +22,12 @@ WAV_SUBTYPES = {  # format tag, bits -> libsndfile's name, bytes of a sample
     (7, 8): ("ULAW", 1),
 }
 MPEG_TAGS = (0x50, 0x55)  # mp2 and mp3; libsndfile can only guess how many samples they hold
+EXTENSIBLE = 0xFFFE  # the format tag where a longer header has the real one
+FORMAT_BYTES = 40  # of a format chunk, at most
+# Chunks that programs write behind the samples.
+TRAILING_CHUNKS = {
+    *(b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"cue ", b"smpl", b"fact", b"JUNK", b"PEAK", b"inst", b"_PMX"),
+}
 AIFC_PCM = {b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"fl32", b"FL32", b"fl64", b"FL64"}
 
 
@@ -29,6 +35,16 @@ class Chunk(NamedTuple):
     name: bytes
     start: int  # of its content
     size: int
+
+
+class WavFormat(NamedTuple):
+    """What the format chunk of a wav file says."""
+
+    tag: int
+    channels: int
+    rate: int  # Hz
+    byte_rate: int  # bytes a second
+    bits: int  # of a sample
 
 
 def wav_parts(file: BinaryIO, start: int, end: int) -> list[Part]:
@@ -46,6 +62,19 @@ def is_unknown(size: int) -> bool:
     return any(size in sizes for sizes in UNKNOWN_SIZES)
 
 
+def parse_format(content: bytes, order: str = "<") -> WavFormat | None:
+    """The format chunk of a wav file, of which FORMAT_BYTES are enough; None where it is cut off.
+
+    order: of the bytes, "<" or ">".
+    """
+    if len(content) < 16:
+        return None
+    tag, channels, rate, byte_rate, _, bits = struct.unpack(order + "HHIIHH", content[:16])
+    if tag == EXTENSIBLE and len(content) >= 26:
+        tag = struct.unpack(order + "H", content[24:26])[0]
+    return WavFormat(tag, channels, rate, byte_rate, bits)
+
+
 def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
     kind = read_at(file, start, 4)
     order = ">" if kind == b"RIFX" else "<"
@@ -53,12 +82,10 @@ def _wav_part(file: BinaryIO, start: int, end: int) -> Part:
     data = chunks.get(b"data")
     if data is None or b"fmt " not in chunks:
         raise DamageError("its header has no format or no samples")
-    content = read_at(file, chunks[b"fmt "].start, min(40, chunks[b"fmt "].size))
-    if len(content) < 16:
+    form = parse_format(read_at(file, chunks[b"fmt "].start, min(FORMAT_BYTES, chunks[b"fmt "].size)), order)
+    if form is None:
         raise DamageError("its header is cut off")
-    tag, channels, rate, byte_rate, _, bits = struct.unpack(order + "HHIIHH", content[:16])
-    if tag == 0xFFFE and len(content) >= 26:
-        tag = struct.unpack(order + "H", content[24:26])[0]
+    tag, channels, rate, byte_rate, bits = form
     subtype, width = WAV_SUBTYPES.get((tag, -(-bits // 8) * 8), (None, 0))
     if subtype and byte_rate not in (0, rate * channels * width):
         raise DamageError(
@@ -186,7 +213,7 @@ def _end_of_file(
             place += tag
         elif _is_name(name) and place + 8 + size <= end:
             place = _behind(file, place + 8 + size, size)
-        elif name in (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"cue ", b"smpl", b"fact", b"JUNK", b"PEAK"):
+        elif name in TRAILING_CHUNKS:
             return end  # the last chunk is cut off, the samples are whole
         elif outer_end <= place + 1 and only_zeros(file, place, end):
             return end

@@ -15,6 +15,7 @@ import soundfile
 
 from audio_mamba.data.audio import AudioError, channel_count, estimated_seconds, load_audio, stream_audio
 from audio_mamba.data.decoding import mp4
+from audio_mamba.data.decoding.riff import TRAILING_CHUNKS
 from audio_mamba.data.pcm_stream import stream_pcm
 from tests.data.recordings import (
     CODECS,
@@ -490,6 +491,15 @@ def test_chunks_tags_and_padding_behind_the_samples_are_not_samples(tmp_path):
     tail = b"LIST" + (26).to_bytes(4, "little") + b"INFOISFT" + (14).to_bytes(4, "little") + b"Lavf59.27.100\0"
     for rest in (tail, tail + b"TAG" + bytes(125), tail[:20], bytes(5000), b"id3 \x0a\0\0\0ID3\3\0\0\0\0\0\0"):
         np.testing.assert_array_equal(load(tmp_path / "a.wav", content + rest), load(tmp_path / "b.wav", content))
+
+
+@pytest.mark.parametrize("name", sorted(TRAILING_CHUNKS - {b"PEAK"}))  # libsndfile refuses a cut PEAK
+def test_a_last_chunk_that_is_cut_off_is_not_samples_in_a_file_or_on_a_pipe(tmp_path, name):
+    content = written("wav", sound(), RATE)
+    rest = name + (5000).to_bytes(4, "little") + bytes(range(1, 101))
+    np.testing.assert_array_equal(load(tmp_path / "a.wav", content + rest), load(tmp_path / "b.wav", content))
+    piped = [np.concatenate(list(stream_pcm(io.BytesIO(wav)))) for wav in (content + rest, content)]
+    np.testing.assert_array_equal(*piped)
 
 
 # ---------------------------------------------------------------- channels
