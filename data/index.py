@@ -8,13 +8,11 @@ samples or shards are bad: training finds them too, as it would without an index
 """
 
 import argparse
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +25,7 @@ from audio_mamba.system.atomic_files import remove_partials
 from audio_mamba.system.folder_lock import FolderInUseError, lock_folder
 from audio_mamba.system.machine import usable_cores
 from audio_mamba.system.terminal import given_path, quiet_exit
-from audio_mamba.system.workers import exit_with_parent
-
-
-class _Stopped(Exception):
-    """The main process has asked its workers to stop."""
+from audio_mamba.system.workers import check_stop, stoppable_pool
 
 
 def shards_to_index(directory: Path) -> tuple[list[Path], int]:
@@ -75,19 +69,14 @@ def index_shards(shards: Sequence[Path], workers: int, tell: Callable[[str], Non
     Raises:
         OSError: an index cannot be written.
     """
-    done, stop = np.zeros(3, int), multiprocessing.Event()
-    with ProcessPoolExecutor(min(workers, len(shards)), initializer=_start_worker, initargs=(stop,)) as pool:
+    done = np.zeros(3, int)
+    with stoppable_pool(min(workers, len(shards))) as pool:
         futures = [pool.submit(_index_shard, shard) for shard in shards]
-        try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc="indexing", unit="shard"):
-                counts, problems = future.result()
-                done += counts
-                for problem in problems:
-                    tell(problem)
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for future in tqdm(as_completed(futures), total=len(futures), desc="indexing", unit="shard"):
+            counts, problems = future.result()
+            done += counts
+            for problem in problems:
+                tell(problem)
     indexed, samples, whole = done.tolist()
     return indexed, samples, whole
 
@@ -95,18 +84,9 @@ def index_shards(shards: Sequence[Path], workers: int, tell: Callable[[str], Non
 # ---------------------------------------------------------------- the workers
 
 
-_stop: Event  # of each worker, set by _start_worker
-
-
-def _start_worker(stop: Event) -> None:
-    global _stop
-    _stop = stop
-    exit_with_parent()
-
-
 def _index_shard(shard: Path) -> tuple[tuple[int, int, int], list[str]]:
     problems: list[str] = []
-    index = save_index(shard, problems.append, before_sample=_check_stop)
+    index = save_index(shard, problems.append, before_sample=check_stop)
     if index is None:
         return (0, 0, 0), problems
     problems += [
@@ -114,11 +94,6 @@ def _index_shard(shard: Path) -> tuple[tuple[int, int, int], list[str]]:
         for key in index.keys[~np.isfinite(index.places["std"])]
     ]
     return (1, len(index), int((index.places["values_offset"] == UNKNOWN).sum())), problems
-
-
-def _check_stop() -> None:
-    if _stop.is_set():
-        raise _Stopped
 
 
 # ---------------------------------------------------------------- the command

@@ -7,9 +7,8 @@ however many files there are.
 import multiprocessing
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +23,10 @@ from audio_mamba.data.samples import Sample
 from audio_mamba.data.shard_index import index_path
 from audio_mamba.front_end import PUBLISHED, FrontEnd
 from audio_mamba.system.atomic_files import sha256
-from audio_mamba.system.workers import exit_with_parent
+from audio_mamba.system.workers import check_stop, stoppable_pool
 
 LOUDEST = 1e4  # beyond, samples are not sound, and their power overflows soon
 SHORTEST_REST = 0.1  # what remains after the last whole clip is kept from this part of a clip on
-
-
-class _Stopped(Exception):
-    """The main process has asked its workers to leave."""
 
 
 # ---------------------------------------------------------------- the main process
@@ -39,15 +34,10 @@ class _Stopped(Exception):
 
 def make_shards(job: Job, shards: list[int], settings: Settings, audio_dir: Path, workers: int) -> None:
     """Make shards of the plan, with a progress bar on stderr. Raises what a worker raises."""
-    files_done, stop = multiprocessing.Value("q"), multiprocessing.Event()
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(files_done, stop)) as pool:
+    files_done = multiprocessing.Value("q")
+    with stoppable_pool(workers, _start_worker, (files_done,)) as pool:
         futures = [pool.submit(_make_shard, job.path(i), job.plan[i], settings, audio_dir) for i in shards]
-        try:
-            _watch(futures, files_done, total=sum(len(job.plan[i]) for i in shards))
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        _watch(futures, files_done, total=sum(len(job.plan[i]) for i in shards))
 
 
 def _watch(futures: list[Future], files_done, total: int) -> None:
@@ -65,14 +55,12 @@ def _watch(futures: list[Future], files_done, total: int) -> None:
 
 
 _files_done: Synchronized  # of this worker, set as it starts
-_stop: Event
 
 
-def _start_worker(files_done: Synchronized, stop: Event) -> None:
-    global _files_done, _stop
-    _files_done, _stop = files_done, stop
+def _start_worker(files_done: Synchronized) -> None:
+    global _files_done
+    _files_done = files_done
     torch.set_num_threads(1)
-    exit_with_parent()
 
 
 def _make_shard(path: Path, files: list[AudioFile], settings: Settings, audio_dir: Path) -> None:
@@ -95,8 +83,7 @@ def _samples(files: list[AudioFile], settings: Settings, audio_dir: Path, report
         clips_kept = 0
         try:
             for name, clip in _clips(file.path, settings):
-                if _stop.is_set():
-                    raise _Stopped
+                check_stop()
                 spectrogram = _log_mel(file.path, clip, settings)
                 key = f"{file.number:08d}_{name}_{stem}"
                 yield Sample(key, spectrogram, np.array(file.label_ids, np.int64))
