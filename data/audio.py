@@ -184,34 +184,47 @@ def one_channel(
     Warnings and AudioFileError name `path`: more than two channels are mixed, or the channels cancel out. That is known
     at the end, or already after `judged_after` seconds of a stream that may have none.
     """
+    return _mixed(blocks, path, judged_after) if channel == "mix" else _picked(blocks, path, channel)
+
+
+def _mixed(
+    blocks: Iterable[tuple[int, np.ndarray]], path: str | Path, judged_after: float
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`one_channel` for the mean of all channels."""
     mix_energy = channel_energy = seconds = 0.0
     warned = cancelled = False
+    for rate, samples in blocks:  # [n, channels]
+        channels = samples.shape[1]
+        mixed = samples.mean(axis=1, dtype=np.float32)
+        if channels > 1:
+            mix_energy += float(np.vdot(mixed, mixed))
+            flat = samples.ravel(order="K")
+            channel_energy += float(np.vdot(flat, flat)) / channels
+        seconds += len(samples) / rate
+        if seconds >= judged_after and not cancelled:
+            cancelled = _warn_if_cancelled(mix_energy, channel_energy, path)
+        if channels > 2 and not warned:
+            logger.warning("%s: its %d channels are mixed into one", path, channels)
+            warned = True
+        yield rate, mixed
+    if not cancelled:
+        _warn_if_cancelled(mix_energy, channel_energy, path)
+
+
+def _picked(
+    blocks: Iterable[tuple[int, np.ndarray]], path: str | Path, channel: str | int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`one_channel` for "left", "right" or a number."""
     before = None
     for rate, samples in blocks:  # [n, channels]
         channels = samples.shape[1]
-        if channel != "mix" and channels != (before or channels):
+        if before not in (None, channels):
             logger.warning("%s: has %d, then %d channels; only channel %s is taken", path, before, channels, channel)
         before = channels
-        if channel == "mix":
-            mixed = samples.mean(axis=1, dtype=np.float32)
-            if channels > 1:
-                mix_energy += float(np.vdot(mixed, mixed))
-                flat = samples.ravel(order="K")
-                channel_energy += float(np.vdot(flat, flat)) / channels
-            seconds += len(samples) / rate
-            if seconds >= judged_after and not cancelled:
-                cancelled = _warn_if_cancelled(mix_energy, channel_energy, path)
-            if channels > 2 and not warned:
-                logger.warning("%s: its %d channels are mixed into one", path, channels)
-                warned = True
-            yield rate, mixed
-            continue
         number = min({"left": 0, "right": 1}[channel], channels - 1) if isinstance(channel, str) else channel
         if not 0 <= number < channels:
             raise AudioFileError(path, f"has no channel {number}, it has {channels}")
         yield rate, samples[:, number].copy()
-    if not cancelled:
-        _warn_if_cancelled(mix_energy, channel_energy, path)
 
 
 def _warn_if_cancelled(mix_energy: float, channel_energy: float, path: str | Path) -> bool:

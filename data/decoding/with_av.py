@@ -51,37 +51,20 @@ def blocks(file: BinaryIO, part: Part, seconds: float, warn: Callable[[str], Non
 def _frames(file: BinaryIO, part: Part, warn: Callable[[str], None]) -> Frames:
     """One decoded frame after the other: rate, float32 [n, channels]."""
     clock = _Clock()
-    window = Window(file, part)
     try:
-        with contextlib.closing(_opened(window, part.format)) as container:
-            if not container.streams.audio:
-                raise DamageError("it holds no sound")
-            stream = container.streams.audio[0]
-            if len(container.streams.audio) > 1:
-                warn(f"the first of its {len(container.streams.audio)} sound tracks is taken")
-            if stream.codec_context is None:
-                raise DamageError("its codec is not one that FFmpeg decodes")
-            if stream.codec_context.name in UNPADDED:
-                stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
+        with contextlib.closing(_opened(Window(file, part), part.format)) as container:
+            stream, packet_end = _first_track(container, warn), None
             timed = container.format.name not in UNTIMED
             in_a_row = not timed and container.format.name != "voc"  # whose blocks have headers, see `voc`
-            clock = _Clock(float(stream.time_base) if timed and stream.time_base else None)
-            packet_end = None
-            for packet in container.demux(stream):  # type: ignore[union-attr]  # opened for reading
+            if timed and stream.time_base:
+                clock.unit = float(stream.time_base)
+            for packet in container.demux(stream):
                 if packet.is_corrupt:
                     raise DamageError(f"damaged or cut off at second {clock.seconds:.1f}")
-                if packet.size and in_a_row and packet.pos is not None:
-                    if packet_end is not None and packet.pos != packet_end:
-                        raise DamageError(f"damaged, at second {clock.seconds:.1f} the data are not a frame")
-                    packet_end = packet.pos + packet.size
+                if in_a_row:
+                    packet_end = _end_in_a_row(packet, packet_end, clock)
                 for frame in packet.decode():
-                    if hole := clock.hole_before(frame):
-                        warn(f"{hole:.2f} s are missing at second {clock.seconds:.1f}; silence is put there")
-                        silence = np.zeros((round(hole * frame.sample_rate), frame.layout.nb_channels), np.float32)
-                        clock.seconds += hole
-                        yield frame.sample_rate, silence
-                    clock.tick(frame)
-                    yield frame.sample_rate, _samples(frame)
+                    yield from _after_silence(frame, clock, warn)
             if timed and not container.format.name.startswith("matroska"):  # whose length FFmpeg may have guessed
                 _check_end(stream, clock, 0.5 / clock.rate if container.format.name in COUNTS_SAMPLES else END_SECONDS)
             elif in_a_row:
@@ -99,11 +82,44 @@ def _opened(window: Window, container_format: str | None, formats: str = FORMATS
     return av.open(window, "r", container_format, container_options=options, metadata_errors="replace")
 
 
+def _first_track(container: av.container.InputContainer, warn: Callable[[str], None]) -> av.AudioStream:
+    """The sound that is taken; DamageError where there is none to decode."""
+    tracks = container.streams.audio
+    if not tracks:
+        raise DamageError("it holds no sound")
+    if len(tracks) > 1:
+        warn(f"the first of its {len(tracks)} sound tracks is taken")
+    if tracks[0].codec_context is None:
+        raise DamageError("its codec is not one that FFmpeg decodes")
+    if tracks[0].codec_context.name in UNPADDED:
+        tracks[0].codec_context.flags2 |= av.codec.context.Flags2.skip_manual
+    return tracks[0]
+
+
+def _end_in_a_row(packet: av.Packet, before: int | None, clock: "_Clock") -> int | None:
+    """Where a packet ends; DamageError where it does not begin at the end of the one `before`."""
+    if not packet.size or packet.pos is None:
+        return before
+    if before is not None and packet.pos != before:
+        raise DamageError(f"damaged, at second {clock.seconds:.1f} the data are not a frame")
+    return packet.pos + packet.size
+
+
+def _after_silence(frame: av.AudioFrame, clock: "_Clock", warn: Callable[[str], None]) -> Frames:
+    """The samples of a frame, behind silence where there is a hole before it."""
+    if hole := clock.hole_before(frame):
+        warn(f"{hole:.2f} s are missing at second {clock.seconds:.1f}; silence is put there")
+        clock.seconds += hole
+        yield frame.sample_rate, np.zeros((round(hole * frame.sample_rate), frame.layout.nb_channels), np.float32)
+    clock.tick(frame)
+    yield frame.sample_rate, _samples(frame)
+
+
 class _Clock:
     """The times that packets name, compared with the samples that came out of them."""
 
-    def __init__(self, unit: float | None = None):
-        self._unit = unit  # of the times, in seconds; None where there are none
+    def __init__(self) -> None:
+        self.unit: float | None = None  # of the times, in seconds; None where there are none
         self.seconds = 0.0  # of what was decoded and filled in
         self.samples = 0
         self.rate = 1
@@ -112,9 +128,9 @@ class _Clock:
 
     def hole_before(self, frame: av.AudioFrame) -> float:
         """Seconds of silence that belong before a frame; DamageError where its time cannot be."""
-        if frame.pts is None or self._unit is None:
+        if frame.pts is None or self.unit is None:
             return 0.0
-        time = frame.pts * self._unit
+        time = frame.pts * self.unit
         if self._next is None or self._first is None:
             self._first = self._next = time
         late = time - self._next
@@ -134,8 +150,8 @@ class _Clock:
         self.seconds += duration
         self.samples += frame.samples
         self.rate = frame.sample_rate
-        if frame.pts is not None and self._unit is not None:
-            self._next = frame.pts * self._unit + duration
+        if frame.pts is not None and self.unit is not None:
+            self._next = frame.pts * self.unit + duration
         elif self._next is not None:
             self._next += duration
 
