@@ -172,10 +172,11 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
         yield read_sample(files, path, key.decode(), place)
 
 
-def read_sample(files: ShardFiles, path: Path, key: str, place: np.void) -> Sample:
-    """The sample at a place of the shard's index. ArchiveError, naming shard and key, if it is bad."""
+def read_sample(files: ShardFiles, path: Path, key: str, place: np.void, n_mels: int | None = None) -> Sample:
+    """The sample at a place of the shard's index. ArchiveError, naming shard and key, if it is bad, or has another
+    number of mel bands than `n_mels`."""
     try:
-        spectrogram = decode_spectrogram(files.read(path, place["data_offset"], place["data_size"]))
+        spectrogram = decode_spectrogram(files.read(path, place["data_offset"], place["data_size"]), n_mels)
         labels = np.zeros(0, np.int64)
         if place["labels_size"]:
             labels = decode_labels(files.read(path, place["labels_offset"], place["labels_size"]))

@@ -77,9 +77,7 @@ def crop_member(out: np.ndarray, member: bytes, front_end: FrontEnd, rng: np.ran
         ValueError: the member is not a spectrogram, has another number of mel bands, holds NaN or Inf, or the crop is
             a hole.
     """
-    stored = decode_spectrogram(member)
-    if stored.shape[1] != out.shape[1]:
-        raise ValueError(f"has {stored.shape[1]} mel bands, but {out.shape[1]} are expected")
+    stored = decode_spectrogram(member, n_mels=out.shape[1])
     spectrogram = torch.from_numpy(stored).float()  # [frames, mels]
     clip = normalised_clip(spectrogram, front_end, ddof=0)  # as the published loader
     start, length = crop_place(len(clip), len(out), rng)

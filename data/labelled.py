@@ -279,9 +279,8 @@ class LabelledDataset(Dataset):
         """A clip's log-mel [frames, mels], normalised as the runtime does."""
         shard, offset, size = self.clips.places[clip]
         try:
-            stored = decode_spectrogram(self._files.read(self.clips.shards[shard], offset, size))
-            if stored.shape[1] != self.clips.front_end.n_mels:
-                raise ValueError(f"has {stored.shape[1]} mel bands, but {self.clips.front_end.n_mels} are expected")
+            member = self._files.read(self.clips.shards[shard], offset, size)
+            stored = decode_spectrogram(member, self.clips.front_end.n_mels)
             refuse_constant(stored, self.clips.front_end)
             log_mel = stored.astype(np.float32)
             if np.any(decibels):

@@ -43,8 +43,9 @@ def encode_members(sample: Sample, as_pickle: bool = False) -> dict[str, bytes]:
     return {"data.npy": array_bytes.encode(sample.spectrogram), "target.json": json.dumps(labels).encode()}
 
 
-def decode_spectrogram(data: bytes) -> np.ndarray:
-    """A data member's bytes as a float [frames, mels] array of at least one frame; ValueError for anything else."""
+def decode_spectrogram(data: bytes, n_mels: int | None = None) -> np.ndarray:
+    """A data member's bytes as a float [frames, mels] array of at least one frame; ValueError for anything else, or for
+    another number of mel bands than `n_mels`."""
     spectrogram = array_bytes.decode(data)
     floats = spectrogram.dtype.kind == "f" and spectrogram.itemsize in VALUE_BYTES
     if not floats or spectrogram.ndim != 2 or 0 in spectrogram.shape:
@@ -52,6 +53,8 @@ def decode_spectrogram(data: bytes) -> np.ndarray:
             f"a {spectrogram.dtype} array of shape {list(spectrogram.shape)} is not a spectrogram "
             "(float16, float32 or float64 of shape [frames, mels])"
         )
+    if n_mels is not None and spectrogram.shape[1] != n_mels:
+        raise ValueError(f"has {spectrogram.shape[1]} mel bands, but {n_mels} are expected")
     return spectrogram
 
 
