@@ -71,32 +71,25 @@ def read_results(base_dir: Path, hidden: bool = False) -> pd.DataFrame:
     Raises:
         ValueError: there is no finished run, or `external_sources.result_checks` refuses one.
     """
-    rows, unfinished = [], []
     folders = sorted(folder for folder in base_dir.iterdir() if hidden or not is_hidden(folder.name))
     note = None if hidden else layout.hidden_note([base_dir, *filter(Path.is_dir, folders)])
     if note:
         log.warning(note)
-    runs = [
-        task
-        for folder in folders
-        if layout.parse_run_name(folder.name) and folder.is_dir()
-        for task in task_folders(folder, hidden)
-        if (task / layout.SCORES).is_file()
-    ]
-    check_fresh(runs)
-    check_seeds(runs)
-    check_versions(runs)
-    check_grids(runs)
+    scored, unfinished = [], []
     for folder in folders:
         run = layout.parse_run_name(folder.name)
         if run is None or not folder.is_dir():
             log.warning("skipping %s: its name is not <model>_r<pretraining>_<seed>", folder)
             continue
         for task in task_folders(folder, hidden):
-            if not (task / layout.SCORES).is_file():
-                unfinished.append(f"{folder.name}/{task.name}")
+            if (task / layout.SCORES).is_file():
+                scored.append((run, task))
             else:
-                rows.append((*run, task.name, read_score(task / layout.SCORES)))
+                unfinished.append(f"{folder.name}/{task.name}")
+    tasks = [task for _, task in scored]
+    for check in (check_fresh, check_seeds, check_versions, check_grids):
+        check(tasks)
+    rows = [(*run, task.name, read_score(task / layout.SCORES)) for run, task in scored]
     if not rows:
         raise ValueError(f"--base-dir: {base_dir} has no {layout.SCORES}; run downstream_experiments.sh first")
     if unfinished:
@@ -104,7 +97,7 @@ def read_results(base_dir: Path, hidden: bool = False) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["exp", "ssl_run", "run", "dataset", "scores"])
 
 
-def interval(scores: pd.Series) -> float:
+def half_width(scores: pd.Series) -> float:
     """Half the width of the 95% confidence interval of the mean, by Student's t; NaN for a single score."""
     n = len(scores)
     return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * scores.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
@@ -124,7 +117,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             missing = sorted(set(seeds) - set(found))
             if missing:
                 log.warning("%s on %s: no scores for seeds %s", model, dataset, ", ".join(map(str, missing)))
-    return groups.scores.agg(mean="mean", interval=interval, seeds="count")
+    return groups.scores.agg(mean="mean", interval=half_width, seeds="count")
 
 
 def overall_scores(means: pd.DataFrame) -> pd.Series:

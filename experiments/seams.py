@@ -20,8 +20,8 @@ import audio_mamba
 from audio_mamba.data.audio import find_audio, load_audio
 from audio_mamba.hear_api.listen import Novelty
 
-STARTS = 500
-TOP = 0.02
+STARTS = 500  # of segments, that are measured for each sound and overlap
+TOP = 0.02  # of the steps: those with the highest novelty
 OVERLAPS = (0.0, 0.25, 0.5)
 
 
@@ -60,20 +60,22 @@ def novelties(runtime: audio_mamba.AudioEncoder, audio: torch.Tensor) -> list[np
     return [values[cut.length :] for values in (plain, by_step, np.array(places) == cut.before)]
 
 
-def share_of_starts(values: np.ndarray, starts: np.ndarray) -> float:
-    """Of the steps with the highest values, the share that are starts, by chance 1."""
+def enrichment(values: np.ndarray, starts: np.ndarray) -> float:
+    """The share of starts among the steps with the highest values, divided by that among all steps: 1 is chance."""
     top = np.argsort(-values, kind="stable")[: round(TOP * len(values))]
     return starts[top].mean() / starts.mean()
 
 
-def interval(values: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """`share_of_starts`, and its 95% interval over resampled segments."""
+def enrichment_and_interval(
+    values: np.ndarray, starts: np.ndarray, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """`enrichment`, and the ends of its 95% interval over resampled segments."""
     segments = np.split(np.arange(len(values)), np.flatnonzero(starts)[1:])
     drawn = []
     for _ in range(300):
         chosen = np.concatenate([segments[i] for i in rng.integers(len(segments), size=len(segments))])
-        drawn.append(share_of_starts(values[chosen], starts[chosen]))
-    return share_of_starts(values, starts), *np.quantile(drawn, [0.025, 0.975])
+        drawn.append(enrichment(values[chosen], starts[chosen]))
+    return enrichment(values, starts), *np.quantile(drawn, [0.025, 0.975])
 
 
 def measure(model: str, tasks: Path) -> Iterator[str]:
@@ -89,8 +91,8 @@ def measure(model: str, tasks: Path) -> Iterator[str]:
         *measured, starts = novelties(runtime, clip(pieces, seconds))
         cells = []
         for values in measured:
-            share, low, high = interval(values, starts, np.random.default_rng(0))
-            cells.append(f"{share:.2f} ({low:.2f} to {high:.2f})")
+            ratio, low, high = enrichment_and_interval(values, starts, np.random.default_rng(0))
+            cells.append(f"{ratio:.2f} ({low:.2f} to {high:.2f})")
         yield f"| {sound} | {overlap} | {starts.sum()} | {starts.mean():.3f} | {' | '.join(cells)} |"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from audio_mamba.data.prepare_shards import key_part
-from audio_mamba.hear_api.probe.classify import RESAMPLES, interval
+from audio_mamba.hear_api.probe.classify import RESAMPLES, central_interval
 
 FINETUNED, FROZEN, SCRATCH, PROBE = "fine-tuned", "frozen", "from scratch", "probe"
 RUNS = {FINETUNED: "pretrained", FROZEN: "frozen", SCRATCH: "random"}
@@ -87,7 +87,7 @@ def row(task: str, of_method: dict[str, np.ndarray], seconds: dict[str, float]) 
 
 
 def _cell(values: np.ndarray, drawn: np.ndarray, sign: str = "") -> str:
-    low, high = interval(values[drawn].mean(axis=1))
+    low, high = central_interval(values[drawn].mean(axis=1))
     return f"{100 * values.mean():{sign}.1f} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
 
 

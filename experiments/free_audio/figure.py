@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from audio_mamba.stats_aggregation_v2 import interval
+from audio_mamba.stats_aggregation_v2 import half_width
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training.records import read_log
 from experiments.free_audio.tables import BASELINE
@@ -37,7 +37,7 @@ def learning_curve(results: pd.DataFrame) -> pd.DataFrame:
         Columns model, dataset, percent, mean, interval (half the width of its 95% interval), sorted by percent.
     """
     points = [
-        (model, dataset, percent, 100 * scores.mean(), 100 * interval(scores))
+        (model, dataset, percent, 100 * scores.mean(), 100 * half_width(scores))
         for model in MODELS
         for state, percent in SHARES.items()
         for dataset, scores in results[results.exp == f"{model}_{state}"].groupby("dataset").scores

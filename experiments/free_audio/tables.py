@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from audio_mamba.stats_aggregation_v2 import OVERALL, interval, overall_scores
+from audio_mamba.stats_aggregation_v2 import OVERALL, half_width, overall_scores
 
 SCENES = {
     "drum_hits-v1-full": "9 drum pieces",
@@ -117,8 +117,8 @@ def table(results: pd.DataFrame, rows: Mapping[str, str], tasks: Mapping[str, st
 def _cell(scores: pd.Series | None) -> str:
     if scores is None:
         return "not measured"
-    half_width = f" ± {100 * interval(scores):.1f}" if len(scores) > 1 else ""
-    return f"{100 * scores.mean():.1f}{half_width} ({len(scores)})"
+    margin = f" ± {100 * half_width(scores):.1f}" if len(scores) > 1 else ""
+    return f"{100 * scores.mean():.1f}{margin} ({len(scores)})"
 
 
 def difference_table(results: pd.DataFrame, tasks: Mapping[str, str]) -> str:

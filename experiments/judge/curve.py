@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audio_mamba.hear_api.probe.classify import interval
+from audio_mamba.hear_api.probe.classify import central_interval
 from audio_mamba.hear_api.probe.features import Model
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.training.checkpoint import load_checkpoint
@@ -41,7 +41,7 @@ def rows(judged: Sequence[Judged], crops: Mapping[str, int | None]) -> list[dict
         cells = {"model": model, "layer": layer, "pooling": pooling, "crops": str(seen)}
         for part in ("valid", "test"):
             point = np.mean([task.accuracy[part][row] for task in judged])
-            low, high = interval(np.mean([task.resampled[part][:, row] for task in judged], axis=0))
+            low, high = central_interval(np.mean([task.resampled[part][:, row] for task in judged], axis=0))
             cells |= {part: f"{point:.4f}", f"{part}_low": f"{low:.4f}", f"{part}_high": f"{high:.4f}"}
         cells |= {task.task.rsplit("-v", 1)[0]: f"{task.accuracy['valid'][row]:.4f}" for task in judged}
         found.append((seen, cells))

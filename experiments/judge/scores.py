@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audio_mamba.hear_api.probe.classify import LOGISTIC_REGRESSION, bootstrap, classify, interval, metric
+from audio_mamba.hear_api.probe.classify import LOGISTIC_REGRESSION, bootstrap, central_interval, classify, metric
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.system.atomic_files import atomic_write
 
@@ -89,7 +89,7 @@ def write(folder: Path, judged: Sequence[Judged]) -> None:
         for row, choice in enumerate(task.choices):
             cells = []
             for part in ("valid", "test"):
-                cells += [task.accuracy[part][row], *interval(task.resampled[part][:, row])]
+                cells += [task.accuracy[part][row], *central_interval(task.resampled[part][:, row])]
             table.writerow([task.task, *choice, task.widths[row], *(f"{cell:.4f}" for cell in cells)])
     for name, text in (("tasks.csv", lines.getvalue()), ("summary.md", summary(judged))):
         with atomic_write(folder / name) as file:
@@ -108,8 +108,8 @@ def summary(judged: Sequence[Judged]) -> str:
         for part in ("valid", "test"):
             point = np.array([task.accuracy[part] for task in judged]).mean(axis=0)
             values = np.array([task.resampled[part] for task in judged]).mean(axis=0)
-            means.append(_cell(point[row], *interval(values[:, row])))
-            differences.append(_cell(point[row] - point[0], *interval(values[:, row] - values[:, 0]), "+"))
+            means.append(_cell(point[row], *central_interval(values[:, row])))
+            differences.append(_cell(point[row] - point[0], *central_interval(values[:, row] - values[:, 0]), "+"))
         if row == 0:
             differences = ["", ""]
         lines.append(f"| {' | '.join(map(str, [*choice, first.widths[row], *means, *differences]))} |")

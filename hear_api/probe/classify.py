@@ -194,7 +194,7 @@ def bootstrap(
     return values
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The central 95% of bootstrap values."""
+def central_interval(values: np.ndarray) -> tuple[float, float]:
+    """The lower and the upper end of the central 95% of bootstrap values."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_mamba.hear_api.probe.classify import Result, bootstrap, interval, metric
+from audio_mamba.hear_api.probe.classify import Result, bootstrap, central_interval, metric
 from audio_mamba.hear_api.probe.clips import Clips
 from audio_mamba.hear_api.probe.features import as_file_name
 from audio_mamba.system.atomic_files import atomic_write
@@ -50,9 +50,9 @@ def compare(results: list[tuple[str, Result]], clips: Clips) -> list[Row]:
                 model,
                 result.classifier,
                 points[0],
-                *interval(values[:, number]),
+                *central_interval(values[:, number]),
                 points[0] - points[1],
-                *interval(values[:, number] - values[:, reference]),
+                *central_interval(values[:, number] - values[:, reference]),
             )
         )
     return rows

@@ -22,7 +22,7 @@ from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.probe import report
 from audio_mamba.hear_api.probe.__main__ import main
-from audio_mamba.hear_api.probe.classify import Result, bootstrap, classify, interval, metric
+from audio_mamba.hear_api.probe.classify import Result, bootstrap, central_interval, classify, metric
 from audio_mamba.hear_api.probe.clips import Clips, deal, read_clips
 from audio_mamba.hear_api.resolve import resolve
 from audio_mamba.hear_api.runtime import RuntimeSSAST
@@ -196,7 +196,7 @@ def test_tables_and_pictures_against_counting_by_hand(tmp_path, monkeypatch):
         guessed = ["".join(row["first, one"] for row in csv.DictReader(file))]
     assert guessed == ["aaaabbbaba"]
     np.testing.assert_allclose(drawn, 100 * np.array([[[4, 2], [2, 2]], [[5, 1], [2, 2]]]) / [[6], [4]])
-    assert interval(np.arange(1001) / 1000) == pytest.approx((0.025, 0.975))
+    assert central_interval(np.arange(1001) / 1000) == pytest.approx((0.025, 0.975))
 
 
 def test_clips_of_one_recording_of_an_archive_are_in_one_fold(tmp_path):
