@@ -1,8 +1,10 @@
 import subprocess
 import sys
+import time
 
 import pytest
 
+from audio_mamba.system.workers import Stopped, check_stop, stoppable_pool
 from tests.conftest import ROOT
 
 # A worker that sends itself Ctrl-C and survives; stdout stays open until it ends.
@@ -36,3 +38,23 @@ def test_a_worker_exits_with_a_killed_parent_and_ignores_ctrl_c(tmp_path, start_
     finally:
         main.kill()
     assert main.communicate(timeout=20) == ("", None)
+
+
+def work_until_stopped():
+    while True:
+        check_stop()
+        time.sleep(0.01)
+
+
+def test_an_exception_ends_the_call_at_hand_of_a_stoppable_pool_and_cancels_the_others():
+    with pytest.raises(KeyError), stoppable_pool(1) as pool:
+        calls = [pool.submit(work_until_stopped) for _ in range(6)]
+        while not calls[0].running():
+            time.sleep(0.01)
+        raise KeyError
+    assert isinstance(calls[0].exception(), Stopped) and calls[-1].cancelled()
+
+
+def test_a_stoppable_pool_sets_up_each_worker():
+    with stoppable_pool(1, initializer=sys.setrecursionlimit, initargs=(1234,)) as pool:
+        assert pool.submit(sys.getrecursionlimit).result() == 1234
