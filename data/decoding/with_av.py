@@ -106,7 +106,7 @@ def _end_in_a_row(packet: av.Packet, before: int | None, clock: "_Clock") -> int
 
 
 def _after_silence(frame: av.AudioFrame, clock: "_Clock", warn: Callable[[str], None]) -> Frames:
-    """The samples of a frame, behind silence where there is a hole before it."""
+    """The samples of a frame, after silence where there is a hole before it."""
     if hole := clock.hole_before(frame):
         warn(f"{hole:.2f} s are missing at second {clock.seconds:.1f}; silence is put there")
         clock.seconds += hole
