@@ -181,7 +181,7 @@ def test_steps_that_are_far_apart_in_memory_are_copied(monkeypatch):
     inputs = make_inputs(2, 3, 9, 2)
     wide = inputs["u"].new_zeros(2, 9, 9)
     wide[..., :3] = inputs["u"].transpose(1, 2)
-    assert triton_scan._near_rows(wide[..., :3]).is_contiguous() and not wide[..., :3].is_contiguous()
+    assert triton_scan._near_and_adjacent(wide[..., :3]).is_contiguous() and not wide[..., :3].is_contiguous()
     inputs["u"] = wide[..., :3].transpose(1, 2)
     check_against_float64(triton_scan, inputs, device=DEVICE)
 
