@@ -1,6 +1,5 @@
-"""The clips of a fine-tuning run: archives or a HEAR task, their splits, and what makes them unusable."""
+"""The clips of a fine-tuning run: archives or a HEAR task, and what makes them unusable."""
 
-import argparse
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -10,19 +9,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from audio_mamba.cli.finetune_arguments import ALL_FOLDS
 from audio_mamba.data.contents import ShardContents, stated_checksums
-from audio_mamba.data.folds import (
-    FoldError,
-    Split,
-    deal,
-    file_names,
-    find_fold,
-    fold_names,
-    joined,
-    split_by_fold,
-    split_by_name,
-)
+from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips, read_labelled
 from audio_mamba.data.labels import HEAR_METADATA, hear_metadata
 from audio_mamba.data.manifest import MANIFEST_NAME
@@ -34,7 +22,6 @@ from audio_mamba.training import distributed
 
 FEW = 10  # clips of a class; fewer are worth a warning
 NAMED = 5  # classes in a message
-FOLDS, SPLITS, NO_FOLDS = "folds", "splits", "no folds"  # what an archive has
 LONGEST_CLIP = 600.0  # seconds, of a HEAR task that does not say how long its clips are
 
 logger = logging.getLogger("finetune")
@@ -112,136 +99,6 @@ def _refuse_copies(folders: Sequence[str], archives: Sequence[Path], trained: in
                 "have clips of their own"
             )
         holder |= dict.fromkeys(checksums, folder)
-
-
-def find_splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) -> dict[str, Split]:
-    """The runs to make, by the name of the fold that each tests; "" is the name of a run without folds. A warning says
-    if clips of one group are in several parts of a run.
-
-    The clips of data.train_dirs are split: by their named splits (train, valid, test), or their folds (k tests, k + 1
-    validates), or five folds that are dealt here, of which the first validates and none tests unless --fold or --folds
-    asks for it. Clips of one audio file or group stay together in dealt folds, also those of several archives.
-
-    --val-data and --test-data replace the splits valid and test, whose own clips are left out. Without named splits,
-    --val-data makes all clips training clips, also those in folds.
-
-    Raises:
-        ValueError: folds that are not there, in some archives only or mixed with named splits, or a choice that is
-            missing.
-    """
-    splits = _splits(clips, config, args)
-    _warn_of_divided_groups(clips, splits)
-    return splits
-
-
-def _splits(clips: LabelledClips, config: ConfigDict, args: argparse.Namespace) -> dict[str, Split]:
-    train_dirs, val_dir, test_dir = config.data.train_dirs, config.data.val_dir, config.data.test_dir
-    own = np.flatnonzero(clips.directories < len(train_dirs))
-    valid = np.flatnonzero(clips.directories == len(train_dirs)) if val_dir else None
-    test = np.flatnonzero(clips.directories == len(train_dirs) + bool(val_dir)) if test_dir else None
-    tested = own[:0] if test is None else test
-    wanted = args.fold or args.folds
-    if wanted and (val_dir or test_dir):
-        raise ValueError("--fold and --folds cannot be combined with --val-data or --test-data: folds have their own")
-    kinds = {name: _kind(clips, number, name) for number, name in enumerate(train_dirs) if number in clips.directories}
-    if valid is not None and SPLITS not in kinds.values():
-        if FOLDS in kinds.values():
-            _log(logging.INFO, "with --val-data, all clips of --data are used for training, whatever their fold")
-        return {"": Split(own, valid, tested)}
-    kind = _one_kind(kinds)
-    folds = [clips.folds[clip] for clip in own]
-    _check_wanted(kind, folds, wanted, test_dir)
-    if kind == SPLITS:
-        return {"": _named_splits(clips, own, valid, test)}
-    if kind == NO_FOLDS:
-        folds = _deal(clips, own)
-    if not wanted:
-        return {"": Split(*_hold_out(own, folds), tested)}
-    names = fold_names(folds)
-    chosen = names if wanted == ALL_FOLDS else [find_fold(names, wanted)]
-    return {name: _of(own, split_by_fold(folds, name)) for name in chosen}
-
-
-def _one_kind(kinds: dict[str, str]) -> str:
-    """What all archives have, folds or splits or neither; FoldError if they differ."""
-    (first, kind), *others = [*kinds.items()] or [("", NO_FOLDS)]
-    for name, other in others:
-        if other != kind:
-            raise FoldError(
-                f"{first} has {kind} and {name} has {other}: prepare both with --fold-column, or leave one out"
-            )
-    return kind
-
-
-def _check_wanted(kind: str, folds: Sequence[str], wanted: str | None, test_dir: str | None) -> None:
-    """FoldError if the folds or splits of the clips do not go with --fold, --folds or --test-data."""
-    if kind == SPLITS and wanted:
-        raise FoldError(f"the clips have the splits {', '.join(sorted(set(folds)))}, not folds to choose from")
-    if kind == FOLDS and test_dir:
-        raise FoldError(
-            f"the clips are in the folds {', '.join(fold_names(folds))}: add --val-data, which takes all of them for "
-            "training, or leave out --test-data"
-        )
-    if kind == FOLDS and not wanted:
-        raise FoldError(
-            f"the clips are in the folds {', '.join(fold_names(folds))}: choose one with --fold, or --folds all"
-        )
-
-
-def _warn_of_divided_groups(clips: LabelledClips, splits: dict[str, Split]) -> None:
-    """Warn once if training, validation and test of a run share groups, as several archives may, so that training would
-    know what is judged. In dealt folds none is divided."""
-    divided: dict[str, str] = {}
-    for split in splits.values():
-        parts_of: dict[str, list[str]] = {}
-        for part, chosen in zip(("training", "validation", "test"), split):
-            for group in dict.fromkeys(clips.groups[clip] for clip in chosen):
-                parts_of.setdefault(group, []).append(part)
-        divided |= {group: " and ".join(parts) for group, parts in parts_of.items() if len(parts) > 1}
-    if divided:
-        first = next(iter(divided))
-        count, example = len(divided), f"{first} in {divided[first]}"
-        _log(logging.WARNING, "%d group(s) have clips on several sides, such as %s", count, example)
-
-
-def _kind(clips: LabelledClips, archive: int, name: str) -> str:
-    """How the clips of an archive are divided. FoldError, which has its `name`, if they have folds and splits."""
-    folds = [clips.folds[clip] for clip in np.flatnonzero(clips.directories == archive)]
-    if not any(folds):
-        return NO_FOLDS
-    try:
-        return FOLDS if fold_names(folds) else SPLITS
-    except FoldError as error:
-        raise FoldError(f"{name}: {error}") from error
-
-
-def _named_splits(clips: LabelledClips, own: np.ndarray, valid: np.ndarray | None, test: np.ndarray | None) -> Split:
-    """The clips `own` by their splits, with other validation and test clips where they are given; without any, a fifth
-    of train validates."""
-    split = _of(own, split_by_name([clips.folds[clip] for clip in own]))
-    if valid is not None and len(split.valid):
-        _log(logging.INFO, "left out the %d clips of the split valid, which --val-data replaces", len(split.valid))
-    if test is not None and len(split.test):
-        _log(logging.INFO, "left out the %d clips of the split test, which --test-data replaces", len(split.test))
-    if valid is None and not len(split.valid):
-        split = Split(*_hold_out(split.train, _deal(clips, split.train)), split.test)
-    return Split(split.train, split.valid if valid is None else valid, split.test if test is None else test)
-
-
-def _of(own: np.ndarray, split: Split) -> Split:
-    return Split(*(own[part] for part in split))
-
-
-def _hold_out(chosen: np.ndarray, folds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation clips of the `chosen` in folds from `_deal`, of which the first validates."""
-    validates = np.array(folds) == "fold0"
-    return chosen[~validates], chosen[validates]
-
-
-def _deal(clips: LabelledClips, chosen: Sequence[int] | np.ndarray) -> list[str]:
-    labels = [tuple(clips.labels[clip].tolist()) for clip in chosen]
-    keys = [clips.keys[clip] for clip in chosen]
-    return deal(keys, labels, joined([clips.groups[clip] for clip in chosen], file_names(keys)))
 
 
 def check_clips(clips: LabelledClips, split: Split, label_mode: str, source: str, metric: str | None = None) -> None:

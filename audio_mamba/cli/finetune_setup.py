@@ -14,7 +14,8 @@ from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from audio_mamba import finetune_schema, models
-from audio_mamba.cli.finetune_data import check_clips, find_splits, judged_clips, read_clips
+from audio_mamba.cli.finetune_data import check_clips, judged_clips, read_clips
+from audio_mamba.cli.finetune_splits import find_splits
 from audio_mamba.cli.train_config import apply_overrides, check_same_config, check_same_experiment, check_schedule
 from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, drop_data_of_config
 from audio_mamba.cli.train_resume import find_state, load_state

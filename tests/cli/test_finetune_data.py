@@ -11,7 +11,8 @@ import soundfile
 from ml_collections import ConfigDict
 
 from audio_mamba.cli import finetune_arguments, finetune_setup, train_arguments, train_config, train_data
-from audio_mamba.cli.finetune_data import check_clips, find_splits, read_clips
+from audio_mamba.cli.finetune_data import check_clips, read_clips
+from audio_mamba.cli.finetune_splits import find_splits
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledClips
 from audio_mamba.data.prepare import prepare

@@ -24,7 +24,8 @@ from sklearn.preprocessing import StandardScaler
 
 from audio_mamba import finetune, load_classifier, load_model
 from audio_mamba.cli import finetune_data, finetune_setup
-from audio_mamba.cli.finetune_data import check_clips, find_splits
+from audio_mamba.cli.finetune_data import check_clips
+from audio_mamba.cli.finetune_splits import find_splits
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledDataset, read_labelled
 from audio_mamba.data.prepare import prepare
