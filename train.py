@@ -25,6 +25,7 @@ from torch import nn
 from audio_mamba import published_names
 from audio_mamba.cli.failures import running, setting_up
 from audio_mamba.cli.train_arguments import parse_arguments
+from audio_mamba.cli.train_config import clips_per_update
 from audio_mamba.cli.train_data import check_unchanged
 from audio_mamba.cli.train_resume import tensors_of
 from audio_mamba.cli.train_setup import Loop, Run, set_up
@@ -70,7 +71,7 @@ def train(run: Run, interruption: Interruption) -> None:
             "peak learning rate %.3g: opt.learning_rate %.3g x %d samples / 256",
             run.peak_rate,
             config.opt.learning_rate,
-            config.opt.grad_accum_steps * run.samples_per_step,
+            clips_per_update(config),
         )
     if distributed.is_main() and first.epoch < config.num_epochs:
         options = {name: getattr(args, name) for name in NOTED_OPTIONS} | {"processes": distributed.world_size()}

@@ -16,7 +16,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from audio_mamba import finetune_schema, models
 from audio_mamba.cli.finetune_data import check_clips, judged_clips, read_clips
 from audio_mamba.cli.finetune_splits import find_splits
-from audio_mamba.cli.train_config import apply_overrides, check_same_config, check_same_experiment, check_schedule
+from audio_mamba.cli.train_config import (
+    apply_overrides,
+    check_same_config,
+    check_same_experiment,
+    check_schedule,
+    clips_per_update,
+)
 from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, drop_data_of_config
 from audio_mamba.cli.train_resume import find_state, load_state
 from audio_mamba.cli.train_setup import Loop, join_processes, open_workdir
@@ -88,7 +94,7 @@ class Run(Loop):
         config = self.experiment.config  # a fold of few clips may have smaller batches
         return {
             "num_epochs": config.num_epochs,
-            "clips per step": config.batch_size * config.opt.grad_accum_steps * distributed.world_size(),
+            "clips per step": clips_per_update(config),
             "precision": self.args.precision,
             "encoder": self.experiment.encoder_digest,
             **{name: contents.digest()[:16] for name, contents in self.contents.items()},
@@ -229,7 +235,6 @@ def start_run(experiment: Experiment, fold: str) -> Run:
     kept, trained_before = check_checkpoint(experiment, config, workdir, contents)
     distributed.seed_apart(args.seed)
     start = load_state(args, config, workdir, model, optimizer, scaler, len(loaders.train), contents)
-    global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     return Run(
         args=args,
         config=config,
@@ -241,7 +246,7 @@ def start_run(experiment: Experiment, fold: str) -> Run:
         scaler=scaler,
         loaders=loaders,
         contents=contents,
-        peak_rate=optim.peak_learning_rate(config.opt.learning_rate, global_batch),
+        peak_rate=optim.peak_learning_rate(config.opt.learning_rate, clips_per_update(config)),
         start=start,
         guard=StepGuard(scaler.is_enabled(), clips.name, start.skipped_steps),
         experiment=experiment,

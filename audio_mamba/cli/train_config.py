@@ -108,6 +108,11 @@ def _is_section(config: ConfigDict, key: str) -> bool:
     return isinstance(value, ConfigDict)
 
 
+def clips_per_update(config: ConfigDict) -> int:
+    """Clips of a step of the optimizer: those of all accumulated batches, in all processes together."""
+    return config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
+
+
 def check_schedule(config: ConfigDict, steps_per_epoch: int, min_lr: float) -> None:
     """Raise ValueError if an epoch is too short for a single step, or the learning rate would fall to a higher one than
     its peak; warn if it never reaches the peak."""
@@ -117,8 +122,7 @@ def check_schedule(config: ConfigDict, steps_per_epoch: int, min_lr: float) -> N
             f"opt.grad_accum_steps is {accumulation}, but an epoch has only {steps_per_epoch} batches: "
             "the optimizer would never make a step"
         )
-    global_batch = accumulation * config.batch_size * distributed.world_size()
-    peak = optim.peak_learning_rate(config.opt.learning_rate, global_batch)
+    peak = optim.peak_learning_rate(config.opt.learning_rate, clips_per_update(config))
     if min_lr > peak:
         raise ValueError(
             f"--min-lr {min_lr:g} is above the peak of the learning rate, {peak:g} (opt.learning_rate x samples of a "

@@ -11,7 +11,13 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from audio_mamba.cli.train_config import build_model, check_same_experiment, check_schedule, load_config
+from audio_mamba.cli.train_config import (
+    build_model,
+    check_same_experiment,
+    check_schedule,
+    clips_per_update,
+    load_config,
+)
 from audio_mamba.cli.train_data import Loaders, apply_data_options, build_loaders_together, clips_to_show
 from audio_mamba.cli.train_resume import load_state, tensors_of
 from audio_mamba.data.contents import Contents
@@ -118,7 +124,6 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
     )
     compiled = cast(nn.Module, torch.compile(objective.module)) if args.compile else objective.module
     parallel_model = distributed.parallel(compiled, device)
-    global_batch = config.opt.grad_accum_steps * config.batch_size * distributed.world_size()
     name_clip = getattr(loaders.train.dataset, "name", "sample {}".format)  # remote clips have no names
     return Run(
         args=args,
@@ -131,7 +136,7 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
         scaler=scaler,
         loaders=loaders,
         contents=contents,
-        peak_rate=optim.peak_learning_rate(config.opt.learning_rate, global_batch),
+        peak_rate=optim.peak_learning_rate(config.opt.learning_rate, clips_per_update(config)),
         start=start,
         guard=StepGuard(scaler.is_enabled(), name_clip, start.skipped_steps),
         objective=objective,
@@ -140,27 +145,57 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
 
 
 def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device:
-    """Join the processes of torchrun and start logging; return the device of this process. Errors as for `set_up`."""
+    """Join the processes of torchrun and start logging; return the device of this process.
+
+    It sets what the config decides if no option does: args.print_freq and args.precision.
+
+    Raises:
+        ValueError: as for `set_up`.
+    """
     args.print_freq = args.print_freq or config.log_every_steps
-    precision = args.precision or config.precision
     device = distributed.init(args.device)
-    if device.type == "cpu":  # the processes round alike; a checkpoint may name another library below
+    share_linear_library(device)
+    allow_tf32(device, args.tf32)
+    start_logging()
+    settle_precision(args, config, device)
+    return device
+
+
+def share_linear_library(device: torch.device) -> None:
+    """Compute linear layers on CPUs by the library of the main process, so that all round alike. A checkpoint may name
+    another one later."""
+    if device.type == "cpu":
         set_linear_choice(distributed.gather(linear_choice())[0])
-    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
+
+
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether a GPU may round the factors of float32 products, also those of convolutions, to TF32."""
     if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = args.tf32  # of convolutions, for which PyTorch's default is True
-        if args.tf32:
+        torch.backends.cudnn.allow_tf32 = allowed  # of convolutions, for which PyTorch's default is True
+        if allowed:
             torch.set_float32_matmul_precision("high")
+
+
+def start_logging() -> None:
+    """Log to standard output: everything in the main process, warnings in the others."""
     logging.basicConfig(
         level=logging.INFO if distributed.is_main() else logging.WARNING,
         handlers=[OutputHandler()],
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
     )
-    args.asked_precision = precision
-    config.precision = args.precision = distributed.gather(usable_precision(device, precision))[0]  # what is used
-    return device
+
+
+def settle_precision(args: argparse.Namespace, config: ConfigDict, device: torch.device) -> None:
+    """Set args.precision and config.precision to what all processes use: that of --precision or the config, or float32
+    in its place where a CPU is too slow in it. ValueError if a GPU does not have it."""
+    asked = args.precision or config.precision
+    if asked == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name()} does not support it; use float16")
+    args.precision = config.precision = distributed.gather(usable_precision(device, asked))[0]
+    # Checkpoints keep it with the other options, so that experiments/sweep.py knows a run of its command again although
+    # another precision was used.
+    args.asked_precision = asked
 
 
 def open_workdir(workdir: Path, resources: ExitStack) -> Path:
