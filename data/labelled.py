@@ -154,7 +154,7 @@ def _read_labels(files: ShardFiles, path: Path, key: str, place: np.void, classe
 class LabelledDataset(Dataset):
     """Some of the clips, by (epoch, number).
 
-    A number is a place in `chosen`; adding a multiple of len(chosen) asks for another crop of the same clip, which
+    A number is an index into `chosen`; adding a multiple of len(chosen) asks for another crop of the same clip, which
     sampling with replacement needs.
 
     Args:
@@ -221,13 +221,13 @@ class LabelledDataset(Dataset):
 
     def _draw(self, epoch: int, number: int, faults: list[Fault]) -> tuple[np.ndarray, np.ndarray, int]:
         """Clip or substitute: [frames, mels], target [classes], and the clip's number among all."""
-        place = number % len(self)
+        clip_index = number % len(self)
         if self.crop_frames is None:
-            return self._whole(self.chosen[place]), self._target(place), int(self.chosen[place])
+            return self._whole(self.chosen[clip_index]), self._target(clip_index), int(self.chosen[clip_index])
         rng, augmentation = np.random.default_rng((self.seed, epoch, number)), self.augmentation
         substitutes = np.random.default_rng((self.seed, epoch, number, STAND_IN))
-        crop, place = self._good_crop(place, rng, substitutes, faults)
-        target = self._target(place)
+        crop, clip_index = self._good_crop(clip_index, rng, substitutes, faults)
+        target = self._target(clip_index)
         share = augment.draw_share(rng, augmentation.mixup)
         if share < 1:  # the target becomes soft
             tried: list[Fault] = []
@@ -243,35 +243,35 @@ class LabelledDataset(Dataset):
         if augmentation.freq_shift:
             crop = augment.shift_bands(crop, rng, augmentation.freq_shift)
         augment.mask(crop, rng, augmentation.time_mask, augmentation.freq_mask)
-        return crop, target, int(self.chosen[place])
+        return crop, target, int(self.chosen[clip_index])
 
     def _good_crop(
-        self, place: int, rng: np.random.Generator, substitutes: np.random.Generator, faults: list[Fault]
+        self, clip_index: int, rng: np.random.Generator, substitutes: np.random.Generator, faults: list[Fault]
     ) -> tuple[np.ndarray, int]:
-        """The crop [frames, mels] of a clip or, if that is bad, of a substitute; and the place of the one taken."""
+        """The crop [frames, mels] of a clip or, if that is bad, of a substitute; and the index of the one taken."""
         errors = []
         for _ in range(1 + MAX_SUBSTITUTES):
             try:
-                return self._crop(place, rng), place
+                return self._crop(clip_index, rng), clip_index
             except ArchiveError as error:
                 if self.strict:
                     raise
                 errors.append(error)
-                faults.append((self.clips.shards[self.clips.places[self.chosen[place], 0]], str(error), 1))
-                place = int(substitutes.integers(len(self)))
+                faults.append((self.clips.shards[self.clips.places[self.chosen[clip_index], 0]], str(error), 1))
+                clip_index = int(substitutes.integers(len(self)))
         raise errors[0]
 
-    def _target(self, place: int) -> np.ndarray:
+    def _target(self, clip_index: int) -> np.ndarray:
         target = np.zeros(len(self.clips.classes), np.float32)
-        target[self.clips.labels[self.chosen[place]]] = 1
+        target[self.clips.labels[self.chosen[clip_index]]] = 1
         return target
 
-    def _crop(self, place: int, rng: np.random.Generator) -> np.ndarray:
+    def _crop(self, clip_index: int, rng: np.random.Generator) -> np.ndarray:
         assert self.crop_frames is not None
         louder: float | np.ndarray = augment.draw_gain(rng, self.augmentation.gain)
         if self.augmentation.filter:
             louder = louder + augment.draw_filter(rng, self.augmentation.filter, self.clips.front_end.n_mels)
-        clip = self._whole(self.chosen[place], louder)
+        clip = self._whole(self.chosen[clip_index], louder)
         start, length = crop_place(len(clip), self.crop_frames, rng)
         return clip[start : start + length]
 
@@ -327,10 +327,11 @@ def training_loader(
     **options,
 ) -> ArchiveLoader:
     """The batches of one rank, for `data.loader.set_epoch`; `options` are those of a DataLoader."""
-    place = batch_size, rank, world_size, dataset.seed
-    batches = EpochBatches(len(dataset), *place)
+    sampler_options = batch_size, rank, world_size, dataset.seed
+    batches = EpochBatches(len(dataset), *sampler_options)
     if balanced:
-        batches = BalancedBatches(balanced_weights([dataset.clips.labels[clip] for clip in dataset.chosen]), *place)
+        weights = balanced_weights([dataset.clips.labels[clip] for clip in dataset.chosen])
+        batches = BalancedBatches(weights, *sampler_options)
     return ArchiveLoader(
         dataset,
         len(batches) * batch_size,

@@ -293,5 +293,5 @@ def set_epoch(loader: StatefulDataLoader, epoch: int, first_step: int = 0) -> No
     A loader resumed by `load_state_dict` finishes its own epoch first. The batches are those of the whole epoch from
     that step on; from remote shards, only if the number of processes and workers is the same.
     """
-    place = loader.dataset if loader.batch_sampler is None else loader.batch_sampler
-    place.epoch, place.first_step = epoch, first_step
+    source = loader.dataset if loader.batch_sampler is None else loader.batch_sampler
+    source.epoch, source.first_step = epoch, first_step

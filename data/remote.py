@@ -24,7 +24,7 @@ from audio_mamba.data.contents import Contents, ShardContents
 from audio_mamba.data.crops import DrawMask, crop_member
 from audio_mamba.data.faults import MAX_SHARE, Fault
 from audio_mamba.data.samples import DATA_MEMBERS, ArchiveError
-from audio_mamba.data.subset import place
+from audio_mamba.data.subset import position
 from audio_mamba.data.tar_members import ForwardFile, tar_members
 from audio_mamba.front_end import FrontEnd
 
@@ -34,14 +34,14 @@ BAD_IN_A_ROW = 20  # after so many, and more than may be lost, the search for a 
 RawSample = tuple[str, str, bytes]  # shard, key, data member
 
 
-def is_remote(place: str) -> bool:
-    """Whether the place of data is an address such as `http://...` or `pipe:...`, rather than a folder."""
-    return not os.path.isdir(place) and _scheme(place) is not None  # a folder may be named run:1
+def is_remote(address: str) -> bool:
+    """Whether data are at a URL or command such as `http://...` or `pipe:...`, rather than in a folder."""
+    return not os.path.isdir(address) and _scheme(address) is not None  # a folder may be named run:1
 
 
-def _scheme(place: str) -> str | None:
+def _scheme(address: str) -> str | None:
     """What an address begins with, up to the colon. One letter and a colon is a Windows drive."""
-    match = re.match(r"([a-z0-9]{2,}):", str(place))
+    match = re.match(r"([a-z0-9]{2,}):", str(address))
     return match[1] if match else None
 
 
@@ -92,7 +92,7 @@ class RemoteShards(IterableDataset):
     def members(self, url: str, report: Callable[[str], None]) -> Iterator[RawSample]:
         """The samples of a shard that are used; see `read_members`."""
         for sample in read_members(url, report):
-            if self._fraction >= 1 or place(sample[1].encode(errors="surrogateescape")) < self._fraction:
+            if self._fraction >= 1 or position(sample[1].encode(errors="surrogateescape")) < self._fraction:
                 yield sample
 
     def name(self, index: int) -> str:
@@ -237,8 +237,8 @@ class _Reader(Iterator):
 
 def _pop(buffer: list[RawSample], rng: np.random.Generator) -> RawSample:
     """Take a random entry out and put the last one in its place."""
-    place = rng.integers(len(buffer))
-    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+    number = rng.integers(len(buffer))
+    buffer[number], buffer[-1] = buffer[-1], buffer[number]
     return buffer.pop()
 
 

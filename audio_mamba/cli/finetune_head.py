@@ -62,9 +62,9 @@ def fit_head(run: Run, interruption: Interruption) -> None:
 def _features(run: Run, dataset: LabelledDataset, interruption: Interruption) -> tuple[np.ndarray, np.ndarray]:
     """Normalised features float64 [n, width] and targets bool [n, classes] of whole clips, the same in all processes;
     empty if a signal came."""
-    place = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     options = {"num_workers": run.args.num_workers, "worker_init_fn": begin_worker}
-    loader = whole_clip_loader(dataset, run.config.batch_size, **place, **options)
+    loader = whole_clip_loader(dataset, run.config.batch_size, **ranks, **options)
 
     def normalised(batch: dict[str, Tensor]) -> Tensor:
         spectrogram, frames = (batch[name].to(run.device, non_blocking=True) for name in ("spectrogram", "frames"))

@@ -312,7 +312,7 @@ def build_loaders(
     """The loaders for training and validation and, if there are such clips, for test."""
     args, clips = experiment.args, experiment.clips
     crop_frames = config.data.crop_frames or encoder_frames
-    place = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     options = {
         "num_workers": args.num_workers,
         "pin_memory": experiment.device.type == "cuda",
@@ -320,9 +320,9 @@ def build_loaders(
     }
     augmentation = Augmentation(**config.augment.to_dict())
     training = LabelledDataset(clips, split.train, crop_frames, augmentation, args.seed, args.strict_data)
-    loader = training_loader(training, config.batch_size, config.data.balanced, **place, **options)
+    loader = training_loader(training, config.batch_size, config.data.balanced, **ranks, **options)
     valid, test = (
-        whole_clip_loader(LabelledDataset(clips, chosen), config.batch_size, **place, **options)
+        whole_clip_loader(LabelledDataset(clips, chosen), config.batch_size, **ranks, **options)
         for chosen in (split.valid, split.test)
     )
     return Loaders(loader, valid), test if len(split.test) else None

@@ -11,7 +11,7 @@ from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.data.loader import make_loader, make_remote_loader, set_epoch
 from audio_mamba.data.samples import ArchiveError, Sample
 from audio_mamba.data.shard_index import index_path
-from audio_mamba.data.subset import in_subset, place
+from audio_mamba.data.subset import in_subset, position
 
 KEYS = [f"speaker{number % 7}/clip_{number:05d}" for number in range(60)]
 FRAMES = 12
@@ -67,12 +67,12 @@ def test_a_share_is_decided_by_keys_alone_and_smaller_ones_are_part_of_it():
 
 def test_the_hash_is_fixed():
     """Other numbers would give the runs of today other clips tomorrow."""
-    assert [round(place(key), 6) for key in (b"", b"--0B3G_C3qU_30000", b"clip")] == [0.72824, 0.077471, 0.042774]
+    assert [round(position(key), 6) for key in (b"", b"--0B3G_C3qU_30000", b"clip")] == [0.72824, 0.077471, 0.042774]
 
 
 def test_shares_have_about_their_size():
-    places = np.sort([place(f"Y{number:011x}".encode()) for number in range(20000)])
-    assert np.abs(places - (np.arange(20000) + 0.5) / 20000).max() < 1.95 / 20000**0.5  # Kolmogorov-Smirnov, p = 0.001
+    found = np.sort([position(f"Y{number:011x}".encode()) for number in range(20000)])
+    assert np.abs(found - (np.arange(20000) + 0.5) / 20000).max() < 1.95 / 20000**0.5  # Kolmogorov-Smirnov, p = 0.001
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
