@@ -22,9 +22,8 @@ from audio_mamba import published_names
 from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.result_checks import check_fresh, check_grids, check_seeds, check_versions
-from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
-from audio_mamba.system.terminal import given_path, quiet_exit
+from audio_mamba.system.terminal import given_path, hyphenated, quiet_exit
 
 CONFIDENCE = 0.95
 OVERALL = "s(m)"

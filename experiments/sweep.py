@@ -26,10 +26,9 @@ from types import FrameType
 from typing import Any
 
 from audio_mamba.cli.train_arguments import at_least
-from audio_mamba.published_names import hyphenated
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.shares import LAUNCHERS, Share
-from audio_mamba.system.terminal import given_path, quiet_exit
+from audio_mamba.system.terminal import given_path, hyphenated, quiet_exit
 from audio_mamba.training.report import ReportError, read_run
 from experiments.sweep_plan import ADVICE, Planned, plan, read_list, train_arguments
 

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from audio_mamba.cli.train_arguments import parse_arguments
 from audio_mamba.cli.train_config import build_model, check_same_experiment, check_same_options, load_config
 from audio_mamba.cli.train_data import apply_data_options
+from audio_mamba.config_names import experiments, import_named, short_name, stored_name
 from audio_mamba.data.contents import Contents
 from audio_mamba.data.dataset import LogMelDataset
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.models import objectives
-from audio_mamba.published_names import experiments, import_named, short_name, stored_name
 from audio_mamba.training import checkpoint, resume
 
 STUDIES = "configs.studies."

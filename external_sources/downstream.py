@@ -13,12 +13,12 @@ from typing import NamedTuple, cast
 
 from tqdm import tqdm
 
+from audio_mamba.config_names import stored_name
 from audio_mamba.data.audio_files import is_hidden
 from audio_mamba.external_sources import layout, sources, task_files, worker
 from audio_mamba.external_sources.grid import parse_grid
 from audio_mamba.external_sources.origin import stale_heads
 from audio_mamba.external_sources.task_files import read_json
-from audio_mamba.published_names import stored_name
 from audio_mamba.system import machine
 from audio_mamba.system.terminal import given_path, quiet_exit
 

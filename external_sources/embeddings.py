@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from audio_mamba.config_names import import_named, is_missing, stored_name
 from audio_mamba.external_sources import layout, sources, task_files
 from audio_mamba.external_sources.compat import patch_device_name, stand_ins
 from audio_mamba.external_sources.origin import Origin, check_origin, find_origin, note_origin
 from audio_mamba.external_sources.resample import at_rate
 from audio_mamba.external_sources.task_check import check_task
 from audio_mamba.external_sources.task_files import TaskError, TaskFiles
-from audio_mamba.published_names import import_named, is_missing, stored_name
 from audio_mamba.schema import LAYOUTS, POOLINGS
 from audio_mamba.system.shares import Share
 from audio_mamba.system.terminal import given_path, quiet_exit

@@ -5,10 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from audio_mamba.config_names import import_named
 from audio_mamba.external_sources import layout
 from audio_mamba.external_sources.task_files import read_json
 from audio_mamba.hear_api.api import hear_functions
-from audio_mamba.published_names import import_named
 from audio_mamba.system.atomic_files import atomic_write, sha256
 
 SETTINGS = "embeddings-settings.json"  # in the folder of each task

@@ -16,8 +16,8 @@ import soxr
 import torch
 from torch import Tensor
 
+from audio_mamba.config_names import import_named
 from audio_mamba.external_sources.compat import replaced_modules
-from audio_mamba.published_names import import_named
 
 
 class HearEncoder(torch.nn.Module):

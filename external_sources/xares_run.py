@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from audio_mamba.config_names import import_named
 from audio_mamba.external_sources import layout, sources, task_files, unpack, xares_kit, xares_table, xares_tasks
 from audio_mamba.external_sources.downstream import requested_threads
 from audio_mamba.external_sources.embeddings import plain_name, resolve_module
 from audio_mamba.external_sources.origin import Origin, difference_of, find_origin, origin_in
 from audio_mamba.external_sources.task_files import TaskError, TaskFiles
-from audio_mamba.published_names import import_named
 from audio_mamba.system import machine
 from audio_mamba.system.atomic_files import PARTIAL_SUFFIX, atomic_write
 from audio_mamba.system.folder_lock import FolderInUseError, lock_folder

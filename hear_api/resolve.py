@@ -10,10 +10,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from audio_mamba import models
+from audio_mamba.config_names import experiments, import_named, is_missing, short_name, stored_name
 from audio_mamba.front_end import FrontEnd
 from audio_mamba.hear_api.trained_config import check_same_encoder, config_of, read_config_of
 from audio_mamba.hear_api.weights import find_checkpoint
-from audio_mamba.published_names import experiments, import_named, is_missing, short_name, stored_name
 from audio_mamba.schema import check_config
 
 DEFAULT_MODEL = "ssam_tiny_free_audio"  # its weights come with the project

@@ -7,9 +7,9 @@ from typing import Any, TypeGuard
 from ml_collections import ConfigDict
 
 from audio_mamba import models
+from audio_mamba.config_names import short_name
 from audio_mamba.front_end import FrontEnd, FrontEndError
 from audio_mamba.hear_api.weights import CLASSIFIER_FOLDER, CLASSIFIER_FORMAT, CONFIG_NAME, FORMAT
-from audio_mamba.published_names import short_name
 from audio_mamba.schema import argument_defaults, check_config
 from audio_mamba.training.checkpoint import CheckpointError, load_checkpoint
 

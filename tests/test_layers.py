@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 # The entry points and scripts of floor 5 may import each other; no file may do so in a circle.
 FLOORS = {
     "audio_mamba.published_names": 0,
+    "audio_mamba.config_names": 1,
     "audio_mamba.front_end": 0,
     "audio_mamba.schema": 1,
     "audio_mamba.finetune_schema": 2,

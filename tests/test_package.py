@@ -15,9 +15,10 @@ import soundfile
 import torch
 
 from audio_mamba.cli.main import EXTRAS
+from audio_mamba.config_names import stored_name
 from audio_mamba.hear_api.api import load_model
 from audio_mamba.hear_api.export import export
-from audio_mamba.published_names import hyphenated, stored_name
+from audio_mamba.system.terminal import hyphenated
 from tests.conftest import ROOT
 
 FOREIGN = ("models", "data", "configs", "training", "hear_api")

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from audio_mamba.published_names import stored_name
+from audio_mamba.config_names import stored_name
 from audio_mamba.schema import flattened
 from audio_mamba.system.atomic_files import atomic_write
 from audio_mamba.system.terminal import not_empty, quiet_exit

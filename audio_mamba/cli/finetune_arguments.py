@@ -3,8 +3,7 @@
 import argparse
 
 from audio_mamba.cli.train_arguments import add_run_options
-from audio_mamba.published_names import hyphenated
-from audio_mamba.system.terminal import not_empty
+from audio_mamba.system.terminal import hyphenated, not_empty
 
 DEFAULT_CONFIG = "configs.finetune"
 ALL_FOLDS = "all"

@@ -26,6 +26,7 @@ from audio_mamba.cli.train_config import (
 from audio_mamba.cli.train_data import Loaders, check_same_in_all_processes, drop_data_of_config
 from audio_mamba.cli.train_resume import find_state, load_state
 from audio_mamba.cli.train_setup import Loop, join_processes, open_workdir
+from audio_mamba.config_names import stored_name
 from audio_mamba.data.augment import Augmentation
 from audio_mamba.data.contents import Contents
 from audio_mamba.data.folds import Split
@@ -37,7 +38,6 @@ from audio_mamba.hear_api.weights import read_weights
 from audio_mamba.models.classifier import Classifier
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.precision import check_precision
-from audio_mamba.published_names import stored_name
 from audio_mamba.system.atomic_files import sha256
 from audio_mamba.training import checkpoint, distributed, optim, resume
 from audio_mamba.training.guards import StepGuard

@@ -5,9 +5,8 @@ import math
 from collections.abc import Callable
 
 from audio_mamba.models.precision import PRECISIONS
-from audio_mamba.published_names import hyphenated
 from audio_mamba.system.machine import usable_cores
-from audio_mamba.system.terminal import not_empty
+from audio_mamba.system.terminal import hyphenated, not_empty
 
 FAKE_SAMPLES = 1024
 

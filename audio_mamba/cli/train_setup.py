@@ -20,13 +20,13 @@ from audio_mamba.cli.train_config import (
 )
 from audio_mamba.cli.train_data import Loaders, apply_data_options, build_loaders_together, clips_to_show
 from audio_mamba.cli.train_resume import load_state, tensors_of
+from audio_mamba.config_names import stored_name
 from audio_mamba.data.contents import Contents
 from audio_mamba.models import objectives
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.objectives import Objective
 from audio_mamba.models.ops.linear_choice import linear_choice, set_linear_choice
 from audio_mamba.models.precision import usable_precision
-from audio_mamba.published_names import stored_name
 from audio_mamba.system.folder_lock import lock_folder
 from audio_mamba.system.terminal import OutputHandler
 from audio_mamba.training import distributed, optim, resume

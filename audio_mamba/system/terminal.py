@@ -1,4 +1,4 @@
-"""Commands: paths that are empty, Ctrl-C, and readers of the output that go away, all without a traceback."""
+"""Commands: options in the published spelling, and empty paths, Ctrl-C and closed outputs without a traceback."""
 
 import argparse
 import contextlib
@@ -24,6 +24,16 @@ def not_empty(text: str) -> str:
 def given_path(text: str) -> Path:
     """`not_empty`, as a Path."""
     return Path(not_empty(text))
+
+
+def hyphenated(arguments: list[str] | None) -> list[str]:
+    """Rewrite published options such as `--num_workers` as `--num-workers`; None for the arguments of the process."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    names = (argument.partition("=") for argument in arguments)
+    return [
+        name.replace("_", "-") + equals + value if name.startswith("--") else name + equals + value
+        for name, equals, value in names
+    ]
 
 
 @contextlib.contextmanager

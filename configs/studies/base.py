@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
+from audio_mamba.config_names import stored_name
 from audio_mamba.configs.base import axlstm_config, ssam_config, ssast_config
 from audio_mamba.hear_api.api import hear_functions
-from audio_mamba.published_names import stored_name
 
 MODELS = {"ssam": ssam_config, "ssast": ssast_config, "axlstm": axlstm_config}
 

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from audio_mamba.config_names import import_named, is_missing
 from audio_mamba.models.checks import check_call
 from audio_mamba.models.encoder import MaskedSpectrogramEncoder
 from audio_mamba.models.objectives.base import EncoderWithHead, Objective, check_masking, deviation_over_clips
 from audio_mamba.models.objectives.joint import Joint
 from audio_mamba.models.objectives.reconstruction import Reconstruction
 from audio_mamba.models.objectives.teacher import Teacher
-from audio_mamba.published_names import import_named, is_missing
 
 OBJECTIVES: dict[str, type[Objective]] = {"reconstruction": Reconstruction, "teacher": Teacher, "joint": Joint}
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from audio_mamba import models
+from audio_mamba.config_names import experiments, short_name, stored_name
 from audio_mamba.configs.studies.base import MODELS
 from audio_mamba.data import prepare, synthetic
 from audio_mamba.data.loader import make_loader, set_epoch
 from audio_mamba.hear_api.resolve import get_config, load_config, resolve
 from audio_mamba.models.loss import reconstruction_loss
-from audio_mamba.published_names import experiments, short_name, stored_name
 from audio_mamba.schema import flattened
 from audio_mamba.training import optim
 from audio_mamba.training.checkpoint import save_checkpoint

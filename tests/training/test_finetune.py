@@ -26,6 +26,7 @@ from audio_mamba import finetune, load_classifier, load_model
 from audio_mamba.cli import finetune_data, finetune_setup
 from audio_mamba.cli.finetune_data import check_clips
 from audio_mamba.cli.finetune_splits import find_splits
+from audio_mamba.config_names import experiments
 from audio_mamba.data.folds import Split
 from audio_mamba.data.labelled import LabelledDataset, read_labelled
 from audio_mamba.data.prepare import prepare
@@ -35,7 +36,6 @@ from audio_mamba.front_end import PUBLISHED
 from audio_mamba.hear_api.pretrained import save_pretrained
 from audio_mamba.hear_api.runtime import RuntimeSSAST
 from audio_mamba.models.classifier import Classifier
-from audio_mamba.published_names import experiments
 from audio_mamba.training import resume
 from audio_mamba.training.interruption import Interruption
 from audio_mamba.training.records import read_log, read_steps
