@@ -145,9 +145,9 @@ def set_up(args: argparse.Namespace, resources: ExitStack) -> Run:
 
 
 def join_processes(args: argparse.Namespace, config: ConfigDict) -> torch.device:
-    """Join the processes of torchrun and start logging; return the device of this process.
+    """Join the processes of torchrun, and settle how this one computes and logs; return its device.
 
-    It sets what the config decides if no option does: args.print_freq and args.precision.
+    args.print_freq and args.precision get the values of the config if no option sets them.
 
     Raises:
         ValueError: as for `set_up`.
