@@ -65,7 +65,9 @@ class FrontEnd:
             raise FrontEndError(f"front_end.log_offset must be a positive number, got {self.log_offset!r}")
         if self.mean is None and self.std is None:
             return
-        numbers = [value for value in (self.mean, self.std) if isinstance(value, int | float)]
+        numbers = [
+            value for value in (self.mean, self.std) if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
         if len(numbers) < 2 or not all(map(math.isfinite, numbers)) or not numbers[1] > 0:
             raise FrontEndError(
                 "front_end.mean and front_end.std must be two numbers, the second positive, or both None; got "

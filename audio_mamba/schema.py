@@ -212,13 +212,15 @@ def check_numbers(
     for name in (*whole, *whole_from_0, *real):
         section, _, key = name.rpartition(".")
         value = _value(config, name)
-        least = 1 if name in whole else 0
         if value is None and defaults.get(section, defaults)[key] is None:
             continue
-        fits = is_finite(value) and value >= 0 if name in real else is_whole(value, least)
-        words = "finite number" if name in real else "whole number"
-        if not fits:
-            raise ValueError(f"{source}: {name} must be a {words} of at least {least}, got {value!r}")
+        if name in real:
+            valid, expected = is_finite(value) and value >= 0, "a finite number of at least 0"
+        else:
+            least = 1 if name in whole else 0
+            valid, expected = is_whole(value, least), f"a whole number of at least {least}"
+        if not valid:
+            raise ValueError(f"{source}: {name} must be {expected}, got {value!r}")
 
 
 def check_strings(config: ConfigDict, strings: Sequence[str], folders: Sequence[str], source: str) -> None:
@@ -242,7 +244,7 @@ def _check_values(config: ConfigDict, source: str) -> None:
     check_numbers(config, WHOLE_NUMBERS, NUMBERS, DEFAULTS, source)
     check_strings(config, STRINGS, FOLDERS, source)
     samples = config.data.train_samples
-    if not isinstance(samples, list | tuple) or not all(is_whole(count, 0) for count in samples):
+    if not isinstance(samples, list | tuple) or not all(is_whole(count, least=0) for count in samples):
         raise ValueError(f"{source}: data.train_samples must be a list of whole numbers, got {samples!r}")
     try:
         FrontEnd.from_settings(config.front_end)
@@ -267,7 +269,7 @@ def merge(target: ConfigDict, entries, prefix: str, source: str) -> None:
 
     Raises:
         ValueError: `target` has no such key, a section is not a section, a value is not of builtins, or it is neither
-            True nor False where the default is.
+            True nor False where the default is, or one of them where the default is a number.
     """
     for key in entries:
         name, value = prefix + key, entries[key]
@@ -277,6 +279,8 @@ def merge(target: ConfigDict, entries, prefix: str, source: str) -> None:
             value = as_builtins(value, name, source)
             if isinstance(target[key], bool) and value not in (True, False):
                 raise ValueError(f"{source}: {name} must be True or False, got {value!r}")
+            if isinstance(target[key], float) and isinstance(value, bool):  # ConfigDict would take True for 1.0
+                raise ValueError(f"{source}: {name} must be a number, got {value!r}")
             if isinstance(target[key], float) and type(value) is int:
                 value = float(value)
             with target.ignore_type():

@@ -7,6 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from audio_mamba.schema import is_finite, is_whole
+
 FILTER_POINTS = 3, 6  # fewest and most frequencies between which the gain of a filter changes
 MOST_PLACES = 1_000_000  # frames or mel bands; more is a slip
 MOST_DECIBELS = 100  # a few times more, and float32 overflows
@@ -44,8 +46,7 @@ class Augmentation:
                 most = 1
             else:
                 most = MOST_PLACES if whole else MOST_DECIBELS
-            kinds = int if whole else int | float
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= most:
+            if not (is_whole(value, least=0) if whole else is_finite(value)) or not 0 <= value <= most:
                 kind = "a whole number" if whole else "a number"
                 raise ValueError(f"augment.{field.name} must be {kind} from 0 to {most}, got {value!r}")
 

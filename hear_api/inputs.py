@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from audio_mamba.front_end import FrontEnd
+from audio_mamba.schema import is_finite
 
 ClipInput = np.ndarray | Tensor | str | PathLike
 LOWEST_RATE = 200  # Hz
@@ -59,7 +60,7 @@ def as_samples(audio: np.ndarray | Tensor, name: str) -> Tensor:
 
 def check_sample_rate(sample_rate: float) -> None:
     """InputError unless the rate is a number of Hz; smaller ones than LOWEST_RATE are taken for kHz."""
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or not LOWEST_RATE <= sample_rate < math.inf:
+    if not is_finite(sample_rate) or sample_rate < LOWEST_RATE:
         raise InputError(f"sample_rate must be a number of Hz, {LOWEST_RATE} or more, got {sample_rate!r}")
 
 

@@ -104,6 +104,8 @@ def test_true_is_no_number(name):
     """Though Python takes it for 1."""
     with pytest.raises(FrontEndError, match=f"front_end.{name} must be a .*number of at least ., got True"):
         FrontEnd.from_settings({name: True})
+    with pytest.raises(FrontEndError, match="mean and front_end.std must be two numbers, .*got True and True"):
+        FrontEnd.from_settings({"mean": True, "std": True})
 
 
 def test_a_difference_is_printed_with_all_digits():

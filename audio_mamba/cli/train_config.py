@@ -91,12 +91,14 @@ def apply_overrides(config: ConfigDict, overrides: list[str]) -> None:
             value = text  # an unquoted string
         if _is_section(config, key):
             raise ValueError(f"--set {override}: set its entries, as {key}.NAME=VALUE")
+        now = flattened(config.to_dict()).get(key)
+        if isinstance(value, bool) and isinstance(now, float):  # ConfigDict would take True for 1.0
+            raise ValueError(f"--set {override}: expected a value like {now!r}")
         try:
             config.update_from_flattened_dict({key: value})
         except KeyError as error:
             raise ValueError(f"--set {override}: {error.args[0]}") from error
         except TypeError as error:
-            now = flattened(config.to_dict()).get(key)
             raise ValueError(f"--set {override}: expected a value like {now!r}") from error
 
 

@@ -175,6 +175,9 @@ def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
             ({"data": {"fraction": value}}, f"data.fraction must be a number above 0, up to 1, got {value!r}")
             for value in (0.0, -0.5, 1.5, float("nan"), None, "half", True)
         ),
+        ({"data": {"fraction": True}}, "data.fraction must be a number, got True"),
+        ({"opt": {"learning_rate": np.bool_(True)}}, "opt.learning_rate must be a number, got True"),
+        ({"overlap": False}, "overlap must be a number, got False"),
         ({"scene_layout": "band"}, "scene_layout must be one of published, bands, got 'band'"),
         ({"scene_pooling": ["mean"]}, r"scene_pooling must be one of mean, mean_std, got \['mean'\]"),
         ({"opt": {"schedule": None}}, "opt.schedule must be a string, got None"),
@@ -184,6 +187,7 @@ def test_unknown_keys_are_refused_with_the_nearest_name(changes, message):
         ({"data": {"train_dirs": [5]}}, r"data.train_dirs must be a list of strings, got \[5\]"),
         ({"data": {"train_dirs": "a"}}, "data.train_dirs must be a list of strings, got 'a'"),
         ({"data": {"train_samples": ["a"]}}, r"data.train_samples must be a list of whole numbers, got \['a'\]"),
+        ({"data": {"train_samples": [True]}}, r"data.train_samples must be a list of whole numbers, got \[True\]"),
         ({"data": {"train_samples": 5}}, "data.train_samples must be a list of whole numbers, got 5"),
         *(
             ({"opt": {"norm_pix_loss": value}}, f"opt.norm_pix_loss must be True or False, got {value!r}")

@@ -389,6 +389,7 @@ def test_fake_data_needs_no_archive(tmp_path, monkeypatch):
         ([], {"config": "configs.nope"}, "configs.nope"),
         ([], {"num_epoch": 2}, "'num_epoch'; did you mean 'num_epochs'"),
         ([], {"batch_size": "many"}, "--set batch_size=many: expected a value like 256"),
+        ([], {"data__fraction": True}, "--set data.fraction=True: expected a value like 1.0"),
         ([], {"opt": 1}, "--set opt=1: set its entries, as opt.NAME=VALUE"),
         ([], {"opt": "{'weight_decay':0.1}"}, "--set opt={'weight_decay':0.1}: set its entries, as opt.NAME=VALUE"),
         ([], {"model__model_args": {}}, "--set model.model_args={}: set its entries, as model.model_args.NAME=VALUE"),
