@@ -101,14 +101,15 @@ class TestReconstruction:
         model, clips = encoder(), batch()
         clips["mask"][0, :25] = 1.0  # not as many masked patches as visible ones
         objective = build(model, norm_pix_loss=True, masked_only_loss=True, visible_weight=0.3)
+        loss, numbers = objective.loss(model, clips)
         with torch.no_grad():
-            loss, numbers = objective.loss(model, clips)
             pictured, *_ = objective.picture(clips)
             raw, target, mask = map(float64, model(*clips.values()))
         mean, deviation = target.mean(-1, keepdims=True), np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
         masked = np.square(raw - (target - mean) / deviation)[mask == 1].mean()
         visible = np.square(raw - target)[mask == 0].mean()
         np.testing.assert_allclose(loss.item(), masked + 0.3 * visible, rtol=1e-6)
+        assert not any(value.requires_grad for value in numbers.values())
         found = [numbers["masked_loss"].item(), numbers["visible_loss"].item()]
         np.testing.assert_allclose(found, [masked, visible], rtol=1e-6)
         expected = np.where(mask[..., None] == 1, raw * deviation + mean, raw)
