@@ -21,8 +21,8 @@ class Stopped(Exception):
 def stoppable_pool(
     workers: int, initializer: Callable[..., None] | None = None, initargs: tuple = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """Processes that exit with their parent. After an exception in the block no call is begun, and those at hand end at
-    their next `check_stop`.
+    """Processes that exit with their parent. After an exception in the block no new call starts, and running ones end
+    at their next `check_stop`.
 
     initializer: called with `initargs` at the start of each process.
     """

@@ -165,7 +165,7 @@ def test_a_worker_says_nothing_when_the_trainer_hangs_up(capfd):
 
 
 def kill_a_worker(others=()):
-    """Kill a child process that is none of the `others`, wait for its end, but leave it to torch to be collected."""
+    """Kill a child process other than `others` and wait until it is dead, without reaping it: torch must notice."""
     worker = next(child for child in active_children() if child not in others)
     worker.kill()
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
